@@ -1,0 +1,1 @@
+//! The Google-compatible edge: REST and gRPC handlers, authentication, authorization, conversion, error mapping.

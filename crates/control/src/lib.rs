@@ -1,0 +1,1 @@
+//! The loops: read intent and observation, decide, act through the runtime, write status.

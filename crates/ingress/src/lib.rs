@@ -1,0 +1,1 @@
+//! The data path: host lookup, caller check, queue, instance choice, forwarding, request log.

@@ -1,0 +1,46 @@
+//! What the ingress tells the loops: levels, never events (law 3).
+
+use serde::{Deserialize, Serialize};
+
+use crate::{InstanceId, Timestamp};
+
+/// Demand for one revision at one moment. Counters only grow, so that two samples give exact averages between them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RevisionDemand {
+    /// Requests inside instances now.
+    pub in_flight: u32,
+    /// Requests held because no slot is free.
+    pub queued: u32,
+    /// Integral of (in flight + queued) over time, in request-microseconds since the ingress started.
+    pub concurrency_us: u64,
+    /// Requests accepted since the ingress started.
+    pub arrivals: u64,
+    /// When a request last arrived or ended.
+    pub last_active: Option<Timestamp>,
+    /// Somebody waits and no instance is there or starting.
+    pub wake: bool,
+    pub instances: Vec<InstanceLoad>,
+}
+
+/// One instance as the ingress sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceLoad {
+    pub id: InstanceId,
+    pub reach: Reach,
+    pub in_flight: u32,
+    /// When its last request ended, or when it became ready.
+    pub idle_since: Option<Timestamp>,
+}
+
+/// Whether the ingress itself has reached the instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reach {
+    /// Startup probe under way.
+    Starting,
+    /// Reached; takes requests.
+    Ready,
+    /// Taken out of choice, waiting for its last requests.
+    Retiring,
+    /// The startup probe gave up; the text says what was tried.
+    Failed { message: String },
+}

@@ -1,0 +1,115 @@
+//! One running copy of a revision: how to start it, what is known of it, how it ended.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::quantity::{MemoryBytes, MilliCpu};
+use crate::{InstanceId, RevisionKey, Timestamp};
+
+/// All a driver needs to start an instance. The image must have been prepared under `rootfs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    pub id: InstanceId,
+    pub revision: RevisionKey,
+    pub rootfs: RootfsSpec,
+    pub process: ProcessSpec,
+    pub limits: Limits,
+    /// The container's port: where the ingress will dial `eth0`.
+    pub port: u16,
+}
+
+/// What the root file system is made of: read-only layers under a memory-backed upper directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RootfsSpec {
+    /// Uncompressed layer digests (`sha256:…`), lowest first.
+    pub layers: Vec<String>,
+    /// First uid and gid of the service's own range of 65,536 (decision 7).
+    pub uid_base: u32,
+}
+
+/// The process to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// Program and arguments; never empty. A program without `/` is looked up in the environment's PATH inside the image.
+    pub args: Vec<String>,
+    /// `NAME=VALUE`; later wins.
+    pub env: Vec<String>,
+    /// Absolute; made if missing. Empty means `/`.
+    pub cwd: String,
+    /// As in the image configuration (`user[:group]`, names or numbers); empty means root (inside).
+    pub user: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    pub cpu: MilliCpu,
+    pub memory: MemoryBytes,
+    pub pids: u32,
+}
+
+/// How an instance ended, as far as could be learned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    /// Killed by the kernel because the memory limit was reached.
+    OutOfMemory { limit: MemoryBytes },
+    /// It ended while nobody could be told how (the keeper was gone).
+    Unknown { why: String },
+}
+
+impl Exit {
+    /// In the user's words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Code(code) => format!("exited with status {code}"),
+            Self::Signal(signal) => format!("was ended by signal {signal}{}", signal_name(*signal)),
+            Self::OutOfMemory { limit } => format!(
+                "used more than its memory limit of {limit} and was ended; raise it with --memory"
+            ),
+            Self::Unknown { why } => format!("ended, and how could not be learned: {why}"),
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        1 => " (SIGHUP)",
+        2 => " (SIGINT)",
+        4 => " (SIGILL)",
+        6 => " (SIGABRT)",
+        7 => " (SIGBUS)",
+        8 => " (SIGFPE)",
+        9 => " (SIGKILL)",
+        11 => " (SIGSEGV)",
+        13 => " (SIGPIPE)",
+        15 => " (SIGTERM)",
+        31 => " (SIGSYS: a system call that is not allowed)",
+        _ => "",
+    }
+}
+
+/// What a driver sees of an instance that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceObservation {
+    pub id: InstanceId,
+    pub revision: RevisionKey,
+    pub port: u16,
+    /// Process id on the host.
+    pub pid: u32,
+    pub started: Timestamp,
+    pub limits: Limits,
+}
+
+/// Where the time of a start went, as measured by the driver. Zero for a phase that did not happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StartPhases {
+    /// Waiting for a sandbox (namespaces, network) from the pool.
+    pub sandbox: Duration,
+    /// Mounting the root file system.
+    pub rootfs: Duration,
+    /// Limits, privileges, up to the program's first instruction.
+    pub exec: Duration,
+}

@@ -1,0 +1,114 @@
+//! What the ingress routes by: one immutable snapshot, made by `control`, replaced whole.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::scaling::Ceiling;
+use crate::{InstanceId, RevisionKey, ServiceKey};
+
+/// Host name (lower case, no port) → route. The table is exact: a host that isn't here is a 404.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RouteTable {
+    pub hosts: BTreeMap<String, Arc<HostRoute>>,
+    /// Settings of every revision that some host can reach, or that has instances being proven.
+    pub revisions: BTreeMap<RevisionKey, Arc<RevisionRoute>>,
+}
+
+/// Where requests for one host go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostRoute {
+    pub service: ServiceKey,
+    /// The tag when the host is a tag's own.
+    pub tag: Option<String>,
+    pub access: Access,
+    pub target: Target,
+}
+
+/// Who may call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// `allUsers` has `roles/run.invoker`, or the check is switched off.
+    Public,
+    /// A caller must prove who it is. Until tokens exist: 403.
+    Authenticated,
+    /// The `ingress` setting or `defaultUriDisabled` forbids this way in: 404.
+    Closed,
+}
+
+/// How a host's requests are shared out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// Percentages sum to 100 and none is zero.
+    Split(Vec<(RevisionKey, u32)>),
+    /// The service exists but nothing of it ever became ready: 503, with the reason for the log.
+    NotReady { message: String },
+}
+
+/// What the data path needs to know of a revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RevisionRoute {
+    pub key: RevisionKey,
+    /// Requests in flight per instance; 0 = unlimited.
+    pub concurrency: u32,
+    pub max_instances: Ceiling,
+    pub timeout: Duration,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub session_affinity: bool,
+    pub startup: StartupProbe,
+}
+
+/// How the instance wants to be spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    H2c,
+}
+
+/// How it is judged that an instance has started. Default: TCP on the container's port, up to 240 s.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartupProbe {
+    pub initial_delay: Duration,
+    pub timeout: Duration,
+    pub period: Duration,
+    pub failure_threshold: u32,
+    pub check: StartupCheck,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartupCheck {
+    Tcp { port: u16 },
+    Http { port: u16, path: String, headers: Vec<(String, String)> },
+    Grpc { port: u16, service: String },
+    /// `healthCheckDisabled`: ready as soon as the process runs.
+    None,
+}
+
+impl StartupProbe {
+    /// The default of §2.7 for `port`.
+    #[must_use]
+    pub fn tcp(port: u16) -> Self {
+        Self {
+            initial_delay: Duration::ZERO,
+            timeout: Duration::from_secs(240),
+            period: Duration::from_secs(240),
+            failure_threshold: 1,
+            check: StartupCheck::Tcp { port },
+        }
+    }
+
+    /// The longest the start may take before it counts as failed.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.initial_delay + self.period * self.failure_threshold.max(1)
+    }
+}
+
+/// An instance that `control` hands to the ingress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceRoute {
+    pub id: InstanceId,
+    pub revision: RevisionKey,
+    pub port: u16,
+}

@@ -1,0 +1,32 @@
+//! What loops found out. Written by `control` only, in one transaction with the conditions it belongs to (§1.8, invariant 1).
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Condition, RevisionId};
+
+/// The part of a service that loops write.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Equals `meta.generation` once the loops have answered for it.
+    pub observed_generation: u64,
+    pub conditions: Vec<Condition>,
+    /// Newest revision, ready or not.
+    pub latest_created: Option<RevisionId>,
+    /// Highest-generation revision that became ready.
+    pub latest_ready: Option<RevisionId>,
+    /// What is really routed, `latest` resolved.
+    pub traffic: Vec<TrafficStatus>,
+    /// `http(s)://HOST[:PORT]`, no trailing slash.
+    pub url: String,
+}
+
+/// One routed share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficStatus {
+    pub revision: RevisionId,
+    pub latest: bool,
+    pub percent: Option<u32>,
+    pub tag: Option<String>,
+    /// Address of the tag, empty without one.
+    pub url: String,
+}

@@ -1,0 +1,1 @@
+//! Make containers exist and stop: images, start, stop, stats, logs; a real driver and a fake one.

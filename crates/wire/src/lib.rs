@@ -1,0 +1,1 @@
+//! Google's shapes: generated messages, JSON mapping, field masks, path templates, status details.
