@@ -1,1 +1,3 @@
 //! The loops: read intent and observation, decide, act through the runtime, write status.
+
+pub mod seam;

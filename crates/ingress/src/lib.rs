@@ -1,1 +1,3 @@
 //! The data path: host lookup, caller check, queue, instance choice, forwarding, request log.
+
+pub mod seam;

@@ -1,1 +1,5 @@
 //! Make containers exist and stop: images, start, stop, stats, logs; a real driver and a fake one.
+
+pub mod driver;
+
+pub use driver::{Driver, DriverError, InstanceEvent, Usage};

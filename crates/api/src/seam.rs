@@ -1,0 +1,85 @@
+//! What the edge needs from outside besides the store. Joined in `daemon`.
+
+use std::fmt;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use utsuwa_model::{Because, InstanceId, RevisionKey, ServiceKey, Timestamp};
+
+/// What runs and why, for `--why` and the dashboard. Observed, never stored.
+pub trait Insight: fmt::Debug + Send + Sync + 'static {
+    /// Every revision of the service that is routed or running, with its instances and the reasons of the last decisions.
+    fn explain(&self, service: &ServiceKey) -> Vec<RevisionInsight>;
+    /// The table of loops (§4.5): one line per key.
+    fn loops(&self) -> Vec<LoopInsight>;
+}
+
+#[derive(Debug, Clone)]
+pub struct RevisionInsight {
+    pub revision: RevisionKey,
+    pub percent: u32,
+    pub in_flight: u32,
+    pub queued: u32,
+    pub instances: Vec<InstanceInsight>,
+    pub because: Vec<Because>,
+}
+
+#[derive(Debug, Clone)]
+pub struct InstanceInsight {
+    pub id: InstanceId,
+    pub state: String,
+    pub pid: u32,
+    pub in_flight: u32,
+    pub started: Timestamp,
+}
+
+#[derive(Debug, Clone)]
+pub struct LoopInsight {
+    pub name: String,
+    pub key: String,
+    pub last_pass: Timestamp,
+    pub duration_us: u64,
+    pub because: String,
+    pub next_wake: Option<Timestamp>,
+    pub last_error: Option<String>,
+}
+
+/// Reads what instances wrote.
+pub trait Logs: fmt::Debug + Send + Sync + 'static {
+    /// Lines of a service, oldest first, at most `tail` of the past; goes on with new ones when `follow`.
+    fn lines(&self, service: &ServiceKey, tail: usize, follow: bool) -> BoxStream<'static, LogLine>;
+}
+
+/// One line of an instance. (`instance`, `stream`, `sequence`) is unique.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    pub instance: InstanceId,
+    pub revision: String,
+    /// `stdout`, `stderr`, or `utsuwa` for lines of our own (exits, refused egress, request records).
+    pub stream: String,
+    pub sequence: u64,
+    pub at: Timestamp,
+    pub text: String,
+}
+
+/// Images that a client brings itself (decision 15).
+pub trait Images: fmt::Debug + Send + Sync + 'static {
+    /// Takes an OCI or docker archive (a tar, uncompressed) and answers the reference to deploy it by.
+    fn load(&self, archive: BoxStream<'static, std::io::Result<Bytes>>) -> BoxFuture<'_, Result<LoadedImage, String>>;
+    fn list(&self) -> BoxFuture<'_, Vec<ImageInsight>>;
+}
+
+#[derive(Debug, Clone)]
+pub struct LoadedImage {
+    pub reference: String,
+    pub digest: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct ImageInsight {
+    pub reference: String,
+    pub digest: String,
+    pub size_bytes: u64,
+    pub in_use: bool,
+}

@@ -1,0 +1,70 @@
+//! What the loops need from outside besides the store and the runtime. Joined to ingress and images in `daemon`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use utsuwa_model::demand::RevisionDemand;
+use utsuwa_model::image::ResolvedImage;
+use utsuwa_model::instance::StartPhases;
+use utsuwa_model::route::{InstanceRoute, RouteTable};
+use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
+
+/// The ingress, as the loops see it.
+pub trait FrontDoor: fmt::Debug + Send + Sync + 'static {
+    /// Replaces the route table whole.
+    fn publish(&self, table: Arc<RouteTable>);
+
+    /// Hands over a started instance: the ingress runs its startup probe and takes it into choice once it reached it.
+    /// Repeating it for a known id changes nothing.
+    fn admit(&self, instance: InstanceRoute, phases: StartPhases);
+
+    /// Takes the instance out of choice at once; answers when its last request has ended or `deadline` has passed
+    /// (`true`: nothing was in flight any more). After the answer it may be stopped. Unknown ids answer at once.
+    fn retire(&self, id: &InstanceId, deadline: Duration) -> BoxFuture<'static, bool>;
+
+    /// The instance is dead: forget it; requests inside it are answered 503 (500 when `out_of_memory`).
+    fn forget(&self, id: &InstanceId, out_of_memory: bool);
+
+    /// A revision can't get an instance now: requests waiting for it are answered (429, 500 or 503, see `Refusal`).
+    fn refuse(&self, revision: &RevisionKey, why: Refusal);
+
+    /// Demand of one revision; `None` if the ingress never heard of it.
+    fn demand(&self, revision: &RevisionKey) -> Option<RevisionDemand>;
+}
+
+/// Why waiting requests can't be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The instance could not be started or never listened: 503, and the reason goes to the request log.
+    StartFailed { message: String },
+    /// No memory or processes left on this machine: 500 as the spec says for failed scaling.
+    NoCapacity { message: String },
+}
+
+/// Finds and keeps images.
+pub trait Images: fmt::Debug + Send + Sync + 'static {
+    /// Resolves a reference (after rewrite rules) to content, pulls and unpacks what is missing. Idempotent.
+    fn ensure(&self, reference: &str) -> BoxFuture<'_, Result<ResolvedImage, ImageError>>;
+
+    /// Keeps only what `pinned` (manifest digests) needs. Called by a slow loop.
+    fn collect(&self, pinned: Vec<String>) -> BoxFuture<'_, ()>;
+}
+
+/// Why an image can't be had, in the user's words. `reason` is a condition reason of `cloud-run-spec.md` §1.8
+/// (`ContainerMissing`, `ContainerImageUnauthorized`, …).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ImageError {
+    pub reason: String,
+    pub message: String,
+    /// Whether trying later may help (registry down, disk full).
+    pub transient: bool,
+}
+
+/// Time and chance, given from outside so that passes can be replayed.
+pub trait Environment: fmt::Debug + Send + Sync + 'static {
+    fn now(&self) -> Timestamp;
+    fn random(&self) -> u64;
+}

@@ -1,0 +1,77 @@
+//! What the ingress needs from outside. Joined to the runtime and to files in `daemon`.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::net::TcpStream;
+use utsuwa_model::instance::StartPhases;
+use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
+
+/// Reaches instances. Identity is the id, never an address (decision 9).
+pub trait Connect: fmt::Debug + Send + Sync + 'static {
+    /// One TCP connection to `port` of the instance's `eth0`.
+    ///
+    /// # Errors
+    /// `ConnectionRefused` while nothing listens; `NotFound` when the instance is gone.
+    fn connect(&self, id: &InstanceId, port: u16) -> BoxFuture<'static, io::Result<TcpStream>>;
+}
+
+/// Told of a revision that needs an instance now. Must not block: it only sets a level and wakes a loop.
+pub trait Wake: fmt::Debug + Send + Sync + 'static {
+    fn wake(&self, revision: &RevisionKey);
+    /// An instance became ready, failed its startup probe, or went idle: the loop should look.
+    fn changed(&self, revision: &RevisionKey);
+}
+
+/// Takes one record per request. Must not block; drops (and counts) what it can't take.
+pub trait RequestLog: fmt::Debug + Send + Sync + 'static {
+    fn record(&self, record: RequestRecord);
+}
+
+/// Time as the ingress sees it; paused in tests.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    fn now(&self) -> Timestamp;
+}
+
+/// One request, ended.
+#[derive(Debug, Clone)]
+pub struct RequestRecord {
+    pub at: Timestamp,
+    pub host: String,
+    pub method: String,
+    pub path: String,
+    pub status: u16,
+    /// Whether Utsuwa answered itself (and why) or the app did.
+    pub answered_by: AnsweredBy,
+    pub revision: Option<RevisionKey>,
+    pub instance: Option<InstanceId>,
+    pub remote: String,
+    pub user_agent: String,
+    pub trace: String,
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+    pub latency: Duration,
+    /// Set when the request waited for an instance to start.
+    pub cold: Option<ColdStart>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AnsweredBy {
+    App,
+    Utsuwa { why: String },
+}
+
+/// Where the time of a cold start went, from the request's arrival on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ColdStart {
+    /// Arrival to the loop's decision to start.
+    pub decide: Duration,
+    pub start: StartPhases,
+    /// Program running to the first accepted connection.
+    pub listen: Duration,
+    /// First accepted connection to the first byte of the answer.
+    pub answer: Duration,
+    pub total: Duration,
+}

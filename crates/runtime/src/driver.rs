@@ -1,0 +1,73 @@
+//! The seam between deciding and doing: what any way of running an instance must offer.
+//!
+//! Owns: the [`Driver`] trait and its errors. A driver names things by id and digest, never by path.
+//! Implementations: the sandbox driver (our launcher, through the keeper) and [`crate::fake`] for tests.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::broadcast;
+use utsuwa_model::instance::{Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::{InstanceId, Timestamp};
+
+/// Makes instances exist and stop. All calls may be repeated: starting a running id or stopping a gone one is no error.
+pub trait Driver: fmt::Debug + Send + Sync + 'static {
+    /// Makes `rootfs` ready, so that [`Driver::start`] need not. Idempotent; called when a revision is made and again after
+    /// a restart of the host. The layers must be in the image store.
+    fn prepare(&self, rootfs: RootfsSpec) -> BoxFuture<'_, Result<(), DriverError>>;
+
+    /// Starts the instance and answers once its program runs (it need not listen yet).
+    fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>>;
+
+    /// SIGTERM, then SIGKILL after `grace`; answers when nothing of the instance is left. Its exit is reported as an event.
+    fn stop(&self, id: InstanceId, grace: Duration) -> BoxFuture<'_, Result<(), DriverError>>;
+
+    /// Everything that runs now, whoever started it. This is how a restarted server finds out.
+    fn list(&self) -> BoxFuture<'_, Result<Vec<InstanceObservation>, DriverError>>;
+
+    /// Ends of instances. A receiver that lags must call [`Driver::list`].
+    fn events(&self) -> broadcast::Receiver<InstanceEvent>;
+
+    /// A TCP socket that lives in the instance's network and is not connected yet, and the address to connect it to.
+    fn socket(&self, id: &InstanceId) -> BoxFuture<'_, Result<(OwnedFd, SocketAddr), DriverError>>;
+
+    /// What the instance uses now.
+    fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>>;
+}
+
+/// Memory and CPU of one instance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub memory_bytes: u64,
+    pub cpu_us: u64,
+    pub pids: u32,
+}
+
+/// Something happened to an instance that nobody asked for at that moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InstanceEvent {
+    /// It ended. Sent exactly once for each instance, also after a restart of the server.
+    Exited { id: InstanceId, exit: Exit, at: Timestamp, last_lines: Vec<String> },
+}
+
+/// Why a driver could not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DriverError {
+    /// The image's program can't be started: the user must change something. The text is for the user.
+    #[error("{0}")]
+    Refused(String),
+    #[error("instance {0} is not running")]
+    NotFound(InstanceId),
+    /// A resource ran out (processes, descriptors, memory, disk); later may work.
+    #[error("{0}")]
+    Exhausted(String),
+    /// The keeper can't be reached just now.
+    #[error("reach the keeper: {0}")]
+    Unavailable(String),
+    /// A bug or a kernel that behaves differently than probed.
+    #[error("{0}")]
+    Internal(String),
+}
