@@ -1,0 +1,171 @@
+//! The server's configuration: built-in defaults < one TOML file < environment (`UTSUWA_`) < flags.
+//!
+//! Owns: reading the sources and checking everything before any socket opens, all problems at once.
+//! Deliberately not: a process-wide current configuration; each part of the server gets its own values.
+//!
+//! Invariants: 1. A [`Config`] that exists is valid. 2. Every value knows where it came from ([`Layers::source`]).
+
+mod options;
+mod parse;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use utsuwa_model::{ProjectId, Region};
+
+pub(crate) use options::{OPTIONS, OptionDoc, variable};
+
+/// Where a value came from, for `config show` and error texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    Default,
+    File(PathBuf),
+    Variable(String),
+    Flag(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Variable(name) => write!(f, "variable {name}"),
+            Self::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// All options as text, each with its source; not yet checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Layers {
+    values: BTreeMap<&'static str, (Vec<String>, Source)>,
+}
+
+/// What is wrong with the configuration: every problem, each naming its option and source.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {} problem{}:\n{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, .0.join("\n"))]
+pub(crate) struct ConfigError(pub Vec<String>);
+
+/// An address to listen on. `localhost` means 127.0.0.1 and ::1 (decision 12).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listen {
+    pub host: String,
+    pub port: u16,
+}
+
+impl Listen {
+    /// The addresses to bind, both loopbacks for `localhost`.
+    pub(crate) fn addresses(&self) -> Vec<std::net::SocketAddr> {
+        use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+        match self.host.as_str() {
+            "localhost" => vec![
+                SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port),
+                SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), self.port),
+            ],
+            host => host.parse().map(|ip| SocketAddr::new(ip, self.port)).into_iter().collect(),
+        }
+    }
+
+    /// Whether nothing outside this machine can reach it.
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.addresses().iter().all(|a| a.ip().is_loopback())
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+    }
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub data_dir: PathBuf,
+    pub listen_api: Listen,
+    pub listen_http: Listen,
+    pub domain: String,
+    pub project: ProjectId,
+    pub region: Region,
+    pub idle_timeout: Duration,
+    pub allow_egress: Vec<String>,
+    pub insecure_registries: Vec<String>,
+    pub image_rewrites: Vec<(String, String)>,
+    pub docker_config: Option<PathBuf>,
+    pub log_budget: u64,
+    pub disk_reserve: u64,
+    pub user: String,
+    pub log_format: String,
+    pub log_level: String,
+}
+
+/// What the environment and the command line say. Read in `main` and nowhere else.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Given {
+    pub file: Option<PathBuf>,
+    pub variables: BTreeMap<String, String>,
+    /// Option name → values, as given by flags.
+    pub flags: BTreeMap<&'static str, Vec<String>>,
+}
+
+impl Layers {
+    /// Reads all sources.
+    ///
+    /// # Errors
+    /// The file can't be read or isn't TOML, has an unknown key or a value of the wrong type (with its line).
+    pub(crate) fn read(given: &Given) -> Result<Self, ConfigError> {
+        let mut values: BTreeMap<&'static str, (Vec<String>, Source)> =
+            OPTIONS.iter().map(|o| (o.name, (parse::split_list(o, o.default), Source::Default))).collect();
+        if let Some(path) = &given.file {
+            for (option, value) in parse::file(path)? {
+                values.insert(option.name, (value, Source::File(path.clone())));
+            }
+        }
+        for option in OPTIONS {
+            let name = variable(option.name);
+            if let Some(value) = given.variables.get(&name) {
+                values.insert(option.name, (parse::split_list(option, value), Source::Variable(name)));
+            }
+            if let Some(value) = given.flags.get(option.name) {
+                values.insert(option.name, (value.clone(), Source::Flag(format!("--{}", option.name))));
+            }
+        }
+        Ok(Self { values })
+    }
+
+    /// Option, value and source, in the order of the reference page.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static OptionDoc, &[String], &Source)> {
+        OPTIONS.iter().filter_map(|o| self.values.get(o.name).map(|(value, source)| (o, value.as_slice(), source)))
+    }
+
+    /// The value of `name` as one string.
+    pub(crate) fn text(&self, name: &str) -> &str {
+        self.values.get(name).and_then(|(v, _)| v.first()).map_or("", String::as_str)
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub(crate) fn check(&self) -> Result<Config, ConfigError> {
+        parse::check(self)
+    }
+
+    fn list(&self, name: &str) -> &[String] {
+        self.values.get(name).map_or(&[], |(v, _)| v.as_slice())
+    }
+
+    fn source(&self, name: &str) -> &Source {
+        self.values.get(name).map_or(&Source::Default, |(_, s)| s)
+    }
+}
+
+/// The default place of the configuration file; it need not exist.
+pub(crate) fn default_file() -> &'static Path {
+    Path::new("/etc/utsuwa/config.toml")
+}
+
+#[cfg(test)]
+mod tests;
