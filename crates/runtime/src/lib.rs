@@ -1,5 +1,6 @@
 //! Make containers exist and stop: images, start, stop, stats, logs; a real driver and a fake one.
 
 pub mod driver;
+pub mod network;
 
 pub use driver::{Driver, DriverError, InstanceEvent, Usage};
