@@ -48,7 +48,8 @@ pub struct LoopInsight {
 /// Reads what instances wrote.
 pub trait Logs: fmt::Debug + Send + Sync + 'static {
     /// Lines of a service, oldest first, at most `tail` of the past; goes on with new ones when `follow`.
-    fn lines(&self, service: &ServiceKey, tail: usize, follow: bool) -> BoxStream<'static, LogLine>;
+    fn lines(&self, service: &ServiceKey, tail: usize, follow: bool)
+    -> BoxStream<'static, LogLine>;
 }
 
 /// One line of an instance. (`instance`, `stream`, `sequence`) is unique.
@@ -66,7 +67,10 @@ pub struct LogLine {
 /// Images that a client brings itself (decision 15).
 pub trait Images: fmt::Debug + Send + Sync + 'static {
     /// Takes an OCI or docker archive (a tar, uncompressed) and answers the reference to deploy it by.
-    fn load(&self, archive: BoxStream<'static, std::io::Result<Bytes>>) -> BoxFuture<'_, Result<LoadedImage, String>>;
+    fn load(
+        &self,
+        archive: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> BoxFuture<'_, Result<LoadedImage, String>>;
     fn list(&self) -> BoxFuture<'_, Vec<ImageInsight>>;
 }
 

@@ -1,0 +1,67 @@
+//! From every error a handler can meet to what the caller is told.
+
+use utsuwa_model::{Violations, name::NameError};
+use utsuwa_store::StoreError;
+
+use super::{ApiError, Code, Detail};
+
+impl From<Violations> for ApiError {
+    fn from(violations: Violations) -> Self {
+        Self::violations(violations.0)
+    }
+}
+
+impl From<NameError> for ApiError {
+    fn from(error: NameError) -> Self {
+        Self::invalid(error.kind, format!("{:?} {}", error.value, error.rule))
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::NotFound { what } => {
+                let text = format!("Resource '{what}' does not exist.");
+                Self::new(Code::NotFound, text)
+            }
+            StoreError::AlreadyExists { what } => Self::already_exists(what),
+            StoreError::Conflict { what, sent, now } => Self::new(
+                Code::Aborted,
+                format!(
+                    "Conflict for resource '{what}': version '{}' was specified but current version is '{}'.",
+                    sent.0, now.0
+                ),
+            ),
+            StoreError::StaleEtag => Self::new(
+                Code::Aborted,
+                "There were concurrent policy changes: the etag sent is not the current one. Read the policy again, apply your change \
+                 to what you read, and send it with that etag.",
+            ),
+            StoreError::BadPageToken => {
+                Self::invalid("page_token", "is not a token that this list has answered; start again without one")
+            }
+            StoreError::DiskFull { path } => Self::new(
+                Code::ResourceExhausted,
+                "The server's disk is full: nothing was changed. Free space on the disk of its data directory and try again.",
+            )
+            .with(Detail::QuotaFailure {
+                subject: "data directory".to_owned(),
+                description: "no space left on device".to_owned(),
+            })
+            .because(format!("disk full at {}", path.display())),
+            _ => Self::internal(chain(&error)),
+        }
+    }
+}
+
+/// An error with all its causes, for the log.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
