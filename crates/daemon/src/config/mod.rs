@@ -8,6 +8,7 @@
 mod options;
 mod parse;
 
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use std::time::Duration;
 use utsuwa_model::{ProjectId, Region};
 
 pub(crate) use options::{OPTIONS, OptionDoc, variable};
+pub(crate) use parse::duration;
 
 /// Where a value came from, for `config show` and error texts.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,219 @@
+//! The command line: what can be typed, and which room does it. Every command is one file of the same name.
+
+mod admin;
+mod config;
+mod deploy;
+mod doctor;
+mod down;
+mod env;
+mod images;
+mod logs;
+mod quickstart;
+mod services;
+mod unit;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::client::{Api, Failure};
+use crate::config::{Given, OPTIONS};
+use crate::output::{Format, note};
+
+/// Cloud Run that you own: give it a container image, get an address; instances start when requests come.
+#[derive(Debug, Parser)]
+#[command(name = "utsuwa", version = crate::VERSION, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How commands find the server.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClientArgs {
+    /// Address of the server's API.
+    #[arg(long, global = true, env = "UTSUWA_API", default_value = "http://localhost:8787", value_name = "URL", help_heading = "Server")]
+    pub api: String,
+    /// Project; default: the server's.
+    #[arg(long, global = true, env = "UTSUWA_PROJECT", value_name = "PROJECT", help_heading = "Server")]
+    pub project: Option<String>,
+    /// Region; default: the server's.
+    #[arg(long, global = true, env = "UTSUWA_REGION", value_name = "REGION", help_heading = "Server")]
+    pub region: Option<String>,
+    /// json, yaml, table or value(PATH).
+    #[arg(long, global = true, default_value = "table", value_name = "FORMAT", help_heading = "Server")]
+    pub format: Format,
+}
+
+impl ClientArgs {
+    pub(crate) async fn connect(&self) -> Result<Api, Failure> {
+        Api::connect(&self.api, self.project.clone(), self.region.clone()).await
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the server.
+    Up(Box<ServerArgs>),
+    /// Stop the server, its instances and everything it made on this machine, except its data.
+    Down(down::DownArgs),
+    /// Deploy an image as a service, or change one.
+    Deploy(Box<deploy::DeployArgs>),
+    /// List, describe and delete services; change their traffic.
+    #[command(subcommand)]
+    Services(services::ServicesCommand),
+    /// List, describe and delete revisions.
+    #[command(subcommand)]
+    Revisions(services::RevisionsCommand),
+    /// Load and list images.
+    #[command(subcommand)]
+    Images(images::ImagesCommand),
+    /// Show what a service's instances wrote.
+    Logs(logs::LogsArgs),
+    /// Print shell lines that make gcloud in this shell talk to this server.
+    Env(env::EnvArgs),
+    /// Say what this machine can and can't do, and the command that would fix it.
+    Doctor(doctor::DoctorArgs),
+    /// Deploy the built-in sample, call it cold and warm, and watch it go to sleep.
+    Quickstart(quickstart::QuickstartArgs),
+    /// Print a systemd unit for the server.
+    Unit(Box<ServerArgs>),
+    /// Check or show the configuration.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Show the server's loops: what each looked at last and why.
+    Loops,
+    /// Print completions for a shell.
+    Completions { shell: clap_complete::Shell },
+}
+
+/// The server's options; each is also a variable and a key of the configuration file.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ServerArgs {
+    /// Configuration file (TOML); /etc/utsuwa/config.toml is read when it exists.
+    #[arg(long, value_name = "FILE", env = "UTSUWA_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where state, images, logs and keys are kept.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Address of the API (loopback) [default: localhost:8787]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen_api: Option<String>,
+    /// Address services answer on [default: localhost:8080]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen_http: Option<String>,
+    /// Services are reached as NAME.DOMAIN [default: localhost]
+    #[arg(long)]
+    domain: Option<String>,
+    /// How long an instance without requests is kept [default: 15m]
+    #[arg(long, value_name = "TIME")]
+    idle_timeout: Option<String>,
+    /// Open a closed destination: CIDR[:PORT], or host:PORT for a port of this machine. Repeatable.
+    #[arg(long, value_name = "RULE")]
+    allow_egress: Vec<String>,
+    /// Registry (host or host:port) that may be spoken to over plain HTTP. Repeatable.
+    #[arg(long, value_name = "REGISTRY")]
+    insecure_registry: Vec<String>,
+    /// FROM=TO rule for image references. Repeatable.
+    #[arg(long, value_name = "FROM=TO")]
+    image_rewrite: Vec<String>,
+    /// User the server runs as [default: utsuwa]
+    #[arg(long)]
+    user: Option<String>,
+    /// text, json or auto [default: auto]
+    #[arg(long)]
+    log_format: Option<String>,
+    /// error, warn, info, debug or a filter [default: info]
+    #[arg(long)]
+    log_level: Option<String>,
+}
+
+impl ServerArgs {
+    /// Flags, environment and file path together.
+    pub(crate) fn given(&self, client: &ClientArgs) -> Given {
+        let mut flags: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+        let mut one = |name: &'static str, value: &Option<String>| {
+            if let Some(value) = value {
+                flags.insert(name, vec![value.clone()]);
+            }
+        };
+        one("data-dir", &self.data_dir);
+        one("listen-api", &self.listen_api);
+        one("listen-http", &self.listen_http);
+        one("domain", &self.domain);
+        one("idle-timeout", &self.idle_timeout);
+        one("user", &self.user);
+        one("log-format", &self.log_format);
+        one("log-level", &self.log_level);
+        one("project", &client.project);
+        one("region", &client.region);
+        for (name, values) in [
+            ("allow-egress", &self.allow_egress),
+            ("insecure-registries", &self.insecure_registry),
+            ("image-rewrites", &self.image_rewrite),
+        ] {
+            if !values.is_empty() {
+                flags.insert(name, values.clone());
+            }
+        }
+        let file = self.config.clone().or_else(|| {
+            let path = crate::config::default_file();
+            path.exists().then(|| path.to_owned())
+        });
+        Given { file, variables: crate::environment::variables(OPTIONS.iter().map(|o| o.name)), flags }
+    }
+}
+
+/// Runs the command line.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let client = cli.client;
+    let result = match cli.command {
+        Command::Up(args) => return crate::up::main(&args.given(&client)),
+        Command::Down(args) => down::run(&args, &client),
+        Command::Doctor(args) => doctor::run(&args, &client),
+        Command::Unit(args) => unit::run(&args, &client),
+        Command::Config(command) => config::run(&command, &client),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "utsuwa", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Deploy(args) => block_on(deploy::run(&args, &client)),
+        Command::Services(command) => block_on(services::run(&command, &client)),
+        Command::Revisions(command) => block_on(services::run_revisions(&command, &client)),
+        Command::Images(command) => block_on(images::run(&command, &client)),
+        Command::Logs(args) => block_on(logs::run(&args, &client)),
+        Command::Env(args) => block_on(env::run(&args, &client)),
+        Command::Quickstart(args) => block_on(quickstart::run(&args, &client)),
+        Command::Loops => block_on(admin::loops(&client)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            note(&format!("error: {failure}"));
+            if let Some(hint) = &failure.hint {
+                note(&format!("hint: {hint}"));
+            }
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// Client commands need one thread.
+fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::failed(format!("start the async runtime: {e}")))?
+        .block_on(future)
+}

@@ -1,0 +1,126 @@
+//! `utsuwa quickstart`: the whole story in half a minute: deploy, asleep, woken, warm, asleep again.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::ClientArgs;
+use crate::client::{Api, Failure};
+use crate::output::{line, note, text_at};
+
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartArgs {
+    /// Name of the service.
+    #[arg(long, default_value = "hello")]
+    name: String,
+}
+
+pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<(), Failure> {
+    let api = client.connect().await?;
+    let path = api.service(&args.name);
+    let started = Instant::now();
+    let body = json!({"template": {
+        "annotations": {"autoscaling.knative.dev/window": "6s"},
+        "containers": [{"image": "utsuwa.local/hello"}],
+    }});
+    let operation = match api.get(&path).await {
+        Ok(_) => api.patch(&path, &body).await?,
+        Err(failure) if failure.message.contains("does not exist") => {
+            api.post(&format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name), &body).await?
+        }
+        Err(failure) => return Err(failure),
+    };
+    super::deploy::wait(&api, &operation).await?;
+    let policy = json!({"policy": {"bindings": [{"role": utsuwa_model::iam::INVOKER, "members": ["allUsers"]}]}});
+    api.post(&format!("{path}:setIamPolicy"), &policy).await?;
+    let service = api.get(&path).await?;
+    let uri = text_at(&service, "uri");
+    line(&format!("deployed   {} in {} ms: {uri}", args.name, started.elapsed().as_millis()));
+
+    wait_for_instances(&api, &args.name, 0).await?;
+    line("asleep     no instance runs");
+    let visitor = Visitor::new(&uri)?;
+    let (cold, timing) = visitor.visit().await?;
+    line(&format!("woken      first answer after {:.1} ms ({timing})", cold.as_secs_f64() * 1000.0));
+    let mut warm: Vec<Duration> = Vec::new();
+    for _ in 0..20 {
+        warm.push(visitor.visit().await?.0);
+    }
+    warm.sort();
+    line(&format!("warm       {:.2} ms (median of 20)", warm[warm.len() / 2].as_secs_f64() * 1000.0));
+    let since = Instant::now();
+    wait_for_instances(&api, &args.name, 0).await?;
+    line(&format!("asleep     again after {:.1} s without a request", since.elapsed().as_secs_f64()));
+    line("");
+    line(&format!("Open {uri} in a browser, or: {}", visitor.curl()));
+    line(&format!("Why it does what it does:   utsuwa services describe {} --why", args.name));
+    Ok(())
+}
+
+/// Calls the service like a stranger would: by address, with the Host header.
+struct Visitor {
+    http: reqwest::Client,
+    url: String,
+    host: String,
+}
+
+impl Visitor {
+    fn new(uri: &str) -> Result<Self, Failure> {
+        let (host, address) = super::deploy::host_and_address(uri).ok_or_else(|| Failure::failed(format!("{uri:?}: is no address")))?;
+        let http = reqwest::Client::builder().no_proxy().build().map_err(|e| Failure::failed(format!("set up the HTTP client: {e}")))?;
+        Ok(Self { http, url: format!("http://{address}/"), host })
+    }
+
+    fn curl(&self) -> String {
+        format!("curl -H 'Host: {}' {}", self.host, self.url)
+    }
+
+    async fn call(&self) -> Result<reqwest::Response, Failure> {
+        self.http
+            .get(&self.url)
+            .header("host", &self.host)
+            .header("x-utsuwa-timing", "1")
+            .send()
+            .await
+            .map_err(|e| Failure::failed(format!("call {}: {e}", self.url)))
+    }
+
+    async fn visit(&self) -> Result<(Duration, String), Failure> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let started = Instant::now();
+            let response = self.call().await?;
+            let took = started.elapsed();
+            let status = response.status();
+            let timing = response.headers().get("server-timing").and_then(|t| t.to_str().ok()).unwrap_or("").to_owned();
+            let body = response.text().await.unwrap_or_default();
+            if status.is_success() {
+                return Ok((took, timing));
+            }
+            // The policy is published a moment after it was accepted; a refused call wakes nothing.
+            if status.as_u16() != 403 || Instant::now() > deadline {
+                return Err(Failure::failed(format!("the service answered {status}: {body}")).hint("`utsuwa logs` shows what it wrote"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Waits until the service has exactly `wanted` instances; tells when it takes long.
+async fn wait_for_instances(api: &Api, name: &str, wanted: usize) -> Result<(), Failure> {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    loop {
+        let explained = api.get(&format!("/utsuwa/v1/{}/services/{name}:explain", api.parent())).await?;
+        let count = explained["revisions"].as_array().into_iter().flatten().filter_map(|r| r["instances"].as_array()).map(Vec::len).sum::<usize>();
+        if count == wanted {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let why: Vec<Value> = explained["revisions"].as_array().cloned().unwrap_or_default();
+            note(&serde_json::to_string_pretty(&why).unwrap_or_default());
+            return Err(Failure::failed(format!("{name} still has {count} instances, expected {wanted}")));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

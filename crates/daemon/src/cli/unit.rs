@@ -1,0 +1,56 @@
+//! `utsuwa unit`: a systemd unit with the flags given here.
+
+use super::{ClientArgs, ServerArgs};
+use crate::client::Failure;
+use crate::config::Layers;
+use crate::output::line;
+
+pub(crate) fn run(args: &ServerArgs, client: &ClientArgs) -> Result<(), Failure> {
+    let usage = |e: crate::config::ConfigError| Failure::usage(e.to_string());
+    let given = args.given(client);
+    Layers::read(&given).map_err(usage)?.check().map_err(usage)?;
+    let program = std::env::current_exe().map_err(|e| Failure::failed(format!("find this program: {e}")))?;
+    let mut command = format!("{} up", quote(&program.display().to_string()));
+    if let Some(file) = &args.config {
+        command.push_str(&format!(" --config {}", quote(&file.display().to_string())));
+    }
+    for (name, values) in &given.flags {
+        let flag = match *name {
+            "insecure-registries" => "insecure-registry",
+            "image-rewrites" => "image-rewrite",
+            other => other,
+        };
+        for value in values {
+            command.push_str(&format!(" --{flag} {}", quote(value)));
+        }
+    }
+    line(&format!(
+        "# Install: utsuwa unit > /etc/systemd/system/utsuwa.service && systemctl daemon-reload && systemctl enable --now utsuwa\n\
+         [Unit]\n\
+         Description=Utsuwa: Cloud Run that you own\n\
+         Wants=network-online.target\n\
+         After=network-online.target\n\
+         \n\
+         [Service]\n\
+         Type=exec\n\
+         ExecStart={command}\n\
+         Restart=always\n\
+         RestartSec=100ms\n\
+         # The keeper and the instances outlive the server: a restart or an upgrade does not touch them. `utsuwa down` ends all.\n\
+         KillMode=process\n\
+         # The keeper makes the instances' cgroups below the unit's own.\n\
+         Delegate=yes\n\
+         TasksMax=infinity\n\
+         LimitNOFILE=1048576\n\
+         \n\
+         [Install]\n\
+         WantedBy=multi-user.target"
+    ));
+    Ok(())
+}
+
+/// systemd's own quoting: only when needed, `%` doubled.
+fn quote(text: &str) -> String {
+    let text = text.replace('%', "%%");
+    if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:,=%".contains(c)) { text } else { format!("\"{}\"", text.replace('"', "\\\"")) }
+}

@@ -1,0 +1,166 @@
+//! A client of this server's own API, for the command line: plain HTTP and JSON on the API address.
+//!
+//! Fails with [`Failure`], which knows its exit status: 1 the request failed, 2 usage, 3 the server can't be reached.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// Why a command ended without doing it. `hint` says what to try.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub message: String,
+    pub hint: Option<String>,
+    pub status: u8,
+}
+
+impl Failure {
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, status: 1 }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, status: 2 }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Where the server is and what project and region are meant.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    http: reqwest::Client,
+    base: String,
+    pub project: String,
+    pub region: String,
+}
+
+impl Api {
+    /// Reaches the server at `base` (`http://localhost:8787`) and fills in its default project and region.
+    ///
+    /// # Errors
+    /// Status 3 when nothing answers there or something else does.
+    pub(crate) async fn connect(base: &str, project: Option<String>, region: Option<String>) -> Result<Self, Failure> {
+        let base = base.trim_end_matches('/').to_owned();
+        let base = if base.contains("://") { base } else { format!("http://{base}") };
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(Duration::from_secs(3))
+            .build()
+            .map_err(|e| Failure::failed(format!("set up the HTTP client: {e}")))?;
+        let mut api = Self { http, base, project: String::new(), region: String::new() };
+        let info = api.get("/utsuwa/v1/info").await?;
+        let text = |key: &str| info[key].as_str().unwrap_or_default().to_owned();
+        api.project = project.unwrap_or_else(|| text("project"));
+        api.region = region.unwrap_or_else(|| text("region"));
+        Ok(api)
+    }
+
+    /// `projects/P/locations/R`.
+    pub(crate) fn parent(&self) -> String {
+        format!("projects/{}/locations/{}", self.project, self.region)
+    }
+
+    /// The v2 path of a service.
+    pub(crate) fn service(&self, name: &str) -> String {
+        format!("/run/v2/{}/services/{name}", self.parent())
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, Failure> {
+        self.send(self.http.get(self.url(path))).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.send(self.http.post(self.url(path)).json(body)).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.send(self.http.patch(self.url(path)).json(body)).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Result<Value, Failure> {
+        self.send(self.http.delete(self.url(path))).await
+    }
+
+    /// Uploads `body` with POST.
+    pub(crate) async fn upload(&self, path: &str, body: reqwest::Body) -> Result<Value, Failure> {
+        self.send(self.http.post(self.url(path)).header("content-type", "application/x-tar").body(body)).await
+    }
+
+    /// A GET whose body is read as it comes.
+    pub(crate) async fn stream(&self, path: &str) -> Result<reqwest::Response, Failure> {
+        let response = self.http.get(self.url(path)).send().await.map_err(|e| self.unreachable(&e))?;
+        if response.status().is_success() { Ok(response) } else { Err(refused(response).await) }
+    }
+
+    /// Every item of a paged v2 listing; `field` is the array's name.
+    pub(crate) async fn list(&self, path: &str, field: &str) -> Result<Vec<Value>, Failure> {
+        let mut items = Vec::new();
+        let mut token = String::new();
+        loop {
+            let mut page = self.get(&format!("{path}?pageSize=500&pageToken={token}")).await?;
+            if let Some(Value::Array(more)) = page.get_mut(field).map(Value::take) {
+                items.extend(more);
+            }
+            match page["nextPageToken"].as_str() {
+                Some(next) if !next.is_empty() => token = next.to_owned(),
+                _ => return Ok(items),
+            }
+        }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Value, Failure> {
+        let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        if !response.status().is_success() {
+            return Err(refused(response).await);
+        }
+        response.json().await.map_err(|e| {
+            Failure { message: format!("{}: the answer is not JSON: {e}", self.base), hint: None, status: 3 }
+                .hint("is something else listening on that port? `utsuwa doctor` tells")
+        })
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        Failure { message: format!("could not reach the server at {}: {cause}", self.base), hint: None, status: 3 }
+            .hint("start it with `utsuwa up`, or name another address with --api URL or UTSUWA_API")
+    }
+}
+
+/// Google's error JSON as a sentence; field violations one per line.
+async fn refused(response: reqwest::Response) -> Failure {
+    let status = response.status();
+    let body = response.text().await.unwrap_or_default();
+    let Ok(json) = serde_json::from_str::<Value>(&body) else {
+        return Failure::failed(format!("{status}: {}", body.trim()));
+    };
+    let error = &json["error"];
+    let mut message = error["message"].as_str().unwrap_or(&body).trim().to_owned();
+    for violation in error["details"].as_array().into_iter().flatten().flat_map(|d| d["fieldViolations"].as_array()).flatten() {
+        message.push_str(&format!(
+            "\n  {}: {}",
+            violation["field"].as_str().unwrap_or("?"),
+            violation["description"].as_str().unwrap_or("?")
+        ));
+    }
+    Failure::failed(message)
+}

@@ -1,0 +1,129 @@
+//! Printing results: data on stdout in the format asked for, everything else on stderr.
+
+use std::io::Write;
+
+use serde_json::Value;
+
+use crate::client::Failure;
+
+/// `--format`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Format {
+    Table,
+    Json,
+    Yaml,
+    /// Dotted path into each item: `value(status.url)`.
+    Value(String),
+}
+
+impl std::str::FromStr for Format {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "table" => Ok(Self::Table),
+            "json" => Ok(Self::Json),
+            "yaml" => Ok(Self::Yaml),
+            _ => text
+                .strip_prefix("value(")
+                .and_then(|t| t.strip_suffix(')'))
+                .map(|path| Self::Value(path.to_owned()))
+                .ok_or_else(|| "must be json, yaml, table or value(PATH), for example value(uri)".to_owned()),
+        }
+    }
+}
+
+/// Writes one line to stdout. A reader that went away (`| head`) is no error.
+pub(crate) fn line(text: &str) {
+    drop(writeln!(std::io::stdout(), "{text}"));
+}
+
+/// Writes one line to stderr: progress, hints.
+pub(crate) fn note(text: &str) {
+    drop(writeln!(std::io::stderr(), "{text}"));
+}
+
+/// A column of a table: its head and how to get the cell from an item.
+pub(crate) type Column<'a> = (&'a str, &'a dyn Fn(&Value) -> String);
+
+/// Prints a listing.
+///
+/// # Errors
+/// YAML that can't be written (never seen with JSON values).
+pub(crate) fn items(format: &Format, items: &[Value], columns: &[Column<'_>]) -> Result<(), Failure> {
+    match format {
+        Format::Table => {
+            if items.is_empty() {
+                note("Listed 0 items.");
+                return Ok(());
+            }
+            let mut table = comfy_table::Table::new();
+            table.load_preset(comfy_table::presets::NOTHING);
+            table.set_header(columns.iter().map(|(head, _)| *head));
+            for item in items {
+                table.add_row(columns.iter().map(|(_, cell)| cell(item)));
+            }
+            line(&table.trim_fmt());
+            Ok(())
+        }
+        Format::Value(path) => {
+            for item in items {
+                line(&text_at(item, path));
+            }
+            Ok(())
+        }
+        other => value(other, &Value::Array(items.to_vec())),
+    }
+}
+
+/// Prints one value as JSON, YAML or by path.
+///
+/// # Errors
+/// As [`items`].
+pub(crate) fn value(format: &Format, value: &Value) -> Result<(), Failure> {
+    match format {
+        Format::Value(path) => line(&text_at(value, path)),
+        Format::Yaml => {
+            let text = serde_saphyr::to_string(value).map_err(|e| Failure::failed(format!("write YAML: {e}")))?;
+            line(text.trim_end());
+        }
+        Format::Json | Format::Table => {
+            line(&serde_json::to_string_pretty(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?);
+        }
+    }
+    Ok(())
+}
+
+/// The text at a dotted path (`status.url`, `traffic.0.percent`); empty where there is nothing.
+pub(crate) fn text_at(value: &Value, path: &str) -> String {
+    let mut at = value;
+    for part in path.split('.') {
+        at = match part.parse::<usize>() {
+            Ok(index) if at.is_array() => &at[index],
+            _ => &at[part],
+        };
+    }
+    match at {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_finds_its_way() {
+        let json = serde_json::json!({"a": {"b": ["x", {"c": 7}]}});
+        assert_eq!(text_at(&json, "a.b.0"), "x");
+        assert_eq!(text_at(&json, "a.b.1.c"), "7");
+        assert_eq!(text_at(&json, "a.z.1"), "");
+    }
+
+    #[test]
+    fn formats_are_read_and_others_refused() {
+        assert_eq!("value(uri)".parse(), Ok(Format::Value("uri".to_owned())));
+        assert!("xml".parse::<Format>().is_err());
+    }
+}
