@@ -1,0 +1,54 @@
+# The commands of this repository. `make help` lists them; each installs what it needs where it may (root on Debian or Ubuntu).
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+CARGO ?= cargo
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# cargo-nextest where it is installed, cargo test otherwise (decision 26).
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+
+help: ## What there is
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+run: ## Build, start Utsuwa, deploy the sample, call it, watch it sleep; the server goes on running
+	@scripts/deps.sh run
+	$(CARGO) build --release --package utsuwa-daemon
+	@scripts/run.sh $(TARGET)/release/utsuwa
+
+check: ## Format, lints, laws and test levels 0–4: many times a day
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- --deny warnings
+	$(CARGO) xtask laws
+ifneq ($(NEXTEST),)
+	$(CARGO) nextest run --workspace --profile check
+else
+	$(CARGO) test --workspace --exclude utsuwa-runtime -- --skip e2e
+	$(CARGO) test --package utsuwa-runtime --lib
+endif
+
+test: ## Install what tests need, then run every test
+	@scripts/deps.sh test
+	@scripts/test-inputs.sh $(TARGET)
+	$(CARGO) build --workspace --all-targets
+ifneq ($(NEXTEST),)
+	@scripts/with-inputs.sh $(TARGET) $(CARGO) nextest run --workspace --profile all
+else
+	@scripts/with-inputs.sh $(TARGET) $(CARGO) test --workspace -- --test-threads 2
+endif
+
+test-v2: ## The launcher's smoke tests on Debian's kernel 6.1 with cgroup v2, under qemu
+	@scripts/deps.sh test-v2
+	@tests/v2/run.sh $(TARGET)
+
+bench: ## Cold start and the other promises, side by side with what is installed
+	@scripts/deps.sh bench
+	@scripts/test-inputs.sh $(TARGET)
+	$(CARGO) build --release --package utsuwa-daemon --package utsuwa-bench
+	@scripts/with-inputs.sh $(TARGET) $(TARGET)/release/utsuwa-bench --utsuwa $(TARGET)/release/utsuwa
+
+soak: ## What takes longer: density, kill −9 under load, cgroup v2 under qemu
+	@scripts/deps.sh test
+	@scripts/test-inputs.sh $(TARGET)
+	@scripts/with-inputs.sh $(TARGET) env UTSUWA_SOAK=1 $(CARGO) nextest run --workspace --profile soak --run-ignored all
+	$(MAKE) test-v2
+
+.PHONY: help run check test test-v2 bench soak
