@@ -10,6 +10,7 @@
 //! 2. Time is an argument ([`Timestamp`]), never read.
 //! 3. `observed_generation <= generation` for every resource.
 
+pub mod address;
 pub mod because;
 pub mod condition;
 pub mod demand;

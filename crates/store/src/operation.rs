@@ -1,0 +1,176 @@
+//! Operations and the outcomes of generations. An operation is a view: it reads as done once an outcome exists for its
+//! generation or a later one of the same service. Nothing has to remember to finish it.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use utsuwa_model::operation::{GenerationOutcome, Operation, OperationKind};
+use utsuwa_model::{ProjectId, Region, ServiceKey, Timestamp};
+
+use crate::page::{self, After};
+use crate::{Listing, Page, Store, StoreError, row};
+
+/// Operations kept per service; older ones are forgotten when a new one comes.
+const KEPT: i64 = 100;
+
+const COLUMNS: &str = "id, project, region, service, service_uid, generation, kind, create_time";
+
+type Seen = (Operation, Option<GenerationOutcome>);
+
+impl Store {
+    /// The operation and, when it is done, its outcome.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`], [`StoreError::Corrupt`].
+    pub fn operation(&self, id: &str) -> Result<Option<Seen>, StoreError> {
+        self.read(|c| {
+            let mut statement =
+                c.prepare_cached(&format!("SELECT {COLUMNS} FROM operations WHERE id = ?"))?;
+            let mut rows = statement.query([id])?;
+            rows.next()?.map(|r| see(c, r)).transpose()
+        })
+    }
+
+    /// Operations of one project and region, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::BadPageToken`].
+    pub fn operations(
+        &self,
+        project: &ProjectId,
+        region: &Region,
+        page: Page,
+    ) -> Result<Listing<Seen>, StoreError> {
+        let list = format!("operations {project} {region}");
+        let after = After::of(&page, &list)?;
+        self.read(|c| {
+            let mut statement = c.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM operations WHERE project = ?1 AND region = ?2
+                   AND (create_time < ?3 OR (create_time = ?3 AND id > ?4))
+                 ORDER BY create_time DESC, id LIMIT ?5"
+            ))?;
+            let mut rows = statement.query(params![
+                project.as_str(),
+                region.as_str(),
+                after.time,
+                after.key,
+                page::limit(&page)
+            ])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let seen = see(c, row)?;
+                found.push((
+                    After {
+                        time: seen.0.create_time.0,
+                        key: seen.0.id.clone(),
+                    },
+                    seen,
+                ));
+            }
+            Ok(page::cut(found, &page, &list))
+        })
+    }
+}
+
+/// Writes an operation and forgets the oldest ones of its service.
+pub(crate) fn insert(connection: &Connection, op: &Operation) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(&format!(
+            "INSERT INTO operations ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        ))?
+        .execute(params![
+            op.id,
+            op.service.project.as_str(),
+            op.service.region.as_str(),
+            op.service.service.as_str(),
+            op.service_uid,
+            row::signed(op.generation),
+            row::json(&op.kind)?,
+            op.create_time.0
+        ])?;
+    connection
+        .prepare_cached(
+            "DELETE FROM operations WHERE service_uid = ?1 AND id IN
+             (SELECT id FROM operations WHERE service_uid = ?1 ORDER BY create_time DESC LIMIT -1 OFFSET ?2)",
+        )?
+        .execute(params![op.service_uid, KEPT])?;
+    Ok(())
+}
+
+/// Records what became of a generation. The first record stands: a later look at the same generation can't rewrite a result
+/// that somebody was told already.
+pub(crate) fn record(
+    connection: &Connection,
+    uid: &str,
+    generation: u64,
+    outcome: &GenerationOutcome,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "INSERT OR IGNORE INTO outcomes (service_uid, generation, body) VALUES (?, ?, ?)",
+        )?
+        .execute(params![uid, row::signed(generation), row::json(outcome)?])?;
+    connection
+        .prepare_cached(
+            "DELETE FROM outcomes WHERE service_uid = ?1 AND generation IN
+             (SELECT generation FROM outcomes WHERE service_uid = ?1 ORDER BY generation DESC LIMIT -1 OFFSET ?2)",
+        )?
+        .execute(params![uid, KEPT])?;
+    Ok(())
+}
+
+/// Records that the service is gone: its delete operation is done, and so is everything that still waited.
+pub(crate) fn removed(connection: &Connection, uid: &str) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("INSERT OR IGNORE INTO removals (service_uid) VALUES (?)")?
+        .execute([uid])?;
+    Ok(())
+}
+
+fn see(connection: &Connection, row: &Row<'_>) -> Result<Seen, StoreError> {
+    let (project, region, service): (String, String, String) =
+        (row.get(1)?, row.get(2)?, row.get(3)?);
+    let generation: i64 = row.get(5)?;
+    let kind: OperationKind = row::parse(&row.get::<_, String>(6)?, "an operation")?;
+    let op = Operation {
+        id: row.get(0)?,
+        service: ServiceKey {
+            project: row::name(&project)?,
+            region: row::name(&region)?,
+            service: row::name(&service)?,
+        },
+        service_uid: row.get(4)?,
+        generation: u64::try_from(generation).unwrap_or(0),
+        kind,
+        create_time: Timestamp(row.get(7)?),
+    };
+    let outcome = outcome(connection, &op)?;
+    Ok((op, outcome))
+}
+
+fn outcome(
+    connection: &Connection,
+    op: &Operation,
+) -> Result<Option<GenerationOutcome>, StoreError> {
+    if op.kind != OperationKind::Delete {
+        let found: Option<String> = connection
+            .prepare_cached("SELECT body FROM outcomes WHERE service_uid = ? AND generation >= ? ORDER BY generation LIMIT 1")?
+            .query_row(params![op.service_uid, row::signed(op.generation)], |r| r.get(0))
+            .optional()?;
+        if let Some(body) = found {
+            return row::parse(&body, "an outcome").map(Some);
+        }
+    }
+    let gone: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM removals WHERE service_uid = ?)")?
+        .query_row([&op.service_uid], |r| r.get(0))?;
+    Ok(match (gone, op.kind) {
+        (false, _) => None,
+        (true, OperationKind::Delete) => Some(GenerationOutcome::Succeeded),
+        (true, _) => Some(GenerationOutcome::Failed {
+            reason: "Deleted".to_owned(),
+            message: format!(
+                "Service '{}' was deleted before this change was carried out.",
+                op.service.service
+            ),
+        }),
+    })
+}

@@ -1,0 +1,83 @@
+//! What is decided at the first start and never changes after (decision 13).
+
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+use utsuwa_model::{ProjectId, Region};
+
+use crate::{Store, StoreError, row};
+
+/// Default project, default region and domain of this data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    pub project: ProjectId,
+    pub region: Region,
+    /// The part of host names behind the service's own, such as `localhost` or `run.example.org`.
+    pub domain: String,
+}
+
+impl std::fmt::Display for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "project {}, region {}, domain {}",
+            self.project, self.region, self.domain
+        )
+    }
+}
+
+impl Store {
+    /// What was frozen at the first start.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] before [`Store::freeze_settings`] was called for the first time.
+    pub fn settings(&self) -> Result<Settings, StoreError> {
+        self.read(|c| {
+            frozen(c)?.ok_or_else(|| StoreError::NotFound {
+                what: "the frozen settings".to_owned(),
+            })
+        })
+    }
+
+    /// Writes `wanted` at the first start; later checks that it is what was frozen.
+    ///
+    /// # Errors
+    /// [`StoreError::SettingsDiffer`] if it isn't.
+    pub async fn freeze_settings(&self, wanted: Settings) -> Result<Settings, StoreError> {
+        self.write(move |c| match frozen(c)? {
+            Some(found) if found == wanted => Ok(found),
+            Some(found) => Err(StoreError::SettingsDiffer {
+                frozen: found.to_string(),
+                wanted: wanted.to_string(),
+            }),
+            None => {
+                c.execute(
+                    "INSERT INTO settings (only, project, region, domain) VALUES (1, ?, ?, ?)",
+                    params![
+                        wanted.project.as_str(),
+                        wanted.region.as_str(),
+                        wanted.domain
+                    ],
+                )?;
+                Ok(wanted)
+            }
+        })
+        .await
+    }
+}
+
+/// The frozen settings, if there are any yet.
+pub(crate) fn frozen(connection: &Connection) -> Result<Option<Settings>, StoreError> {
+    let found: Option<(String, String, String)> = connection
+        .prepare_cached("SELECT project, region, domain FROM settings")?
+        .query_row([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        .optional()?;
+    found
+        .map(|(project, region, domain)| {
+            Ok(Settings {
+                project: row::name(&project)?,
+                region: row::name(&region)?,
+                domain,
+            })
+        })
+        .transpose()
+}
