@@ -2,5 +2,6 @@
 
 pub mod driver;
 pub mod network;
+pub mod spawner;
 
 pub use driver::{Driver, DriverError, InstanceEvent, Usage};
