@@ -103,9 +103,7 @@ impl StoreError {
         match self {
             Self::NotFound { .. } => Class::NotFound,
             Self::AlreadyExists { .. } => Class::AlreadyExists,
-            Self::Conflict { .. } | Self::StaleEtag { .. } | Self::Referenced { .. } => {
-                Class::Conflict
-            }
+            Self::Conflict { .. } | Self::StaleEtag | Self::Referenced { .. } => Class::Conflict,
             Self::DiskFull { .. } | Self::NoUidRange { .. } => Class::Exhausted,
             Self::Locked { .. } | Self::Closed => Class::Unavailable,
             Self::BadPageToken | Self::SettingsDiffer { .. } => Class::Caller,
@@ -121,7 +119,7 @@ impl StoreError {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Conflict { .. } | Self::StaleEtag { .. } | Self::Referenced { .. } => {
+            Self::Conflict { .. } | Self::StaleEtag | Self::Referenced { .. } => {
                 Retry::AfterReading
             }
             Self::DiskFull { .. }

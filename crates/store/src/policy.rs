@@ -34,7 +34,7 @@ impl Store {
             }
             let current = load(c, &key)?;
             if expected.is_some_and(|e| e != normal(&current.etag)) {
-                return Err(StoreError::StaleEtag { what: format!("service {key}") });
+                return Err(StoreError::StaleEtag);
             }
             let number: i64 = c
                 .prepare_cached(

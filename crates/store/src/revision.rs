@@ -127,7 +127,7 @@ impl Store {
             let key = &revision.key;
             let service = &key.service;
             if load(c, &service.project, &service.region, &key.revision)?.is_some() {
-                return Err(StoreError::AlreadyExists { what: format!("revision {}", key.revision) });
+                return Err(StoreError::AlreadyExists { what: key.revision.to_string() });
             }
             c.prepare_cached(
                 "INSERT INTO revisions (project, region, service, revision, uid, create_time, service_generation, service_uid,

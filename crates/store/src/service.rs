@@ -112,7 +112,7 @@ impl Store {
         self.write(move |c| {
             let key = &service.key;
             if load(c, key)?.is_some() {
-                return Err(StoreError::AlreadyExists { what: format!("service {key}") });
+                return Err(StoreError::AlreadyExists { what: key.service.to_string() });
             }
             take_hosts(c, &service)?;
             c.prepare_cached(
@@ -160,7 +160,7 @@ impl Store {
             if let Some(sent) = expected
                 && sent != old
             {
-                return Err(StoreError::Conflict { what: format!("service {key}"), sent, now: old });
+                return Err(StoreError::Conflict { what: key.service.to_string(), sent, now: old });
             }
             let traffic = service.spec.traffic.clone();
             if let Err(refused) = change(&mut service) {
@@ -243,7 +243,7 @@ impl Store {
                 .query_row(names, |r| r.get(0))?;
             if children > 0 {
                 let children = format!("{children} revisions");
-                return Err(StoreError::Referenced { what: format!("service {key}"), children });
+                return Err(StoreError::Referenced { what: key.service.to_string(), children });
             }
             for table in ["services", "hosts", "policies"] {
                 c.prepare_cached(&format!("DELETE FROM {table} WHERE project = ? AND region = ? AND service = ?"))?
@@ -275,7 +275,7 @@ pub(crate) fn load(
 
 pub(crate) fn not_found(key: &ServiceKey) -> StoreError {
     StoreError::NotFound {
-        what: format!("service {key}"),
+        what: key.service.to_string(),
     }
 }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use utsuwa_model::iam::{Binding, Policy};
 use utsuwa_model::operation::{GenerationOutcome, Operation, OperationKind};
 use utsuwa_model::revision::{Revision, RevisionStatus};
-use utsuwa_model::service::{Meta, RevisionTemplate, Service, ServiceSpec, ServiceStatus, TrafficTarget};
+use utsuwa_model::service::{
+    Meta, RevisionTemplate, Service, ServiceSpec, ServiceStatus, TrafficTarget,
+};
 use utsuwa_model::{RevisionKey, ServiceKey, Timestamp};
 use utsuwa_store::{AuditEntry, Class, Page, Settings, Store, StoreError};
 
@@ -44,10 +46,18 @@ fn operation(service: &Service, id: &str, kind: OperationKind) -> Operation {
 
 fn revision(service: &Service, name: &str, created: i64, nonce: &str) -> Revision {
     let mut template = RevisionTemplate::default();
-    template.labels.insert("client.knative.dev/nonce".to_owned(), nonce.to_owned());
+    template
+        .labels
+        .insert("client.knative.dev/nonce".to_owned(), nonce.to_owned());
     Revision {
-        key: RevisionKey { service: service.key.clone(), revision: name.parse().unwrap() },
-        meta: Meta { create_time: Timestamp(created), ..Meta::default() },
+        key: RevisionKey {
+            service: service.key.clone(),
+            revision: name.parse().unwrap(),
+        },
+        meta: Meta {
+            create_time: Timestamp(created),
+            ..Meta::default()
+        },
         service_generation: service.meta.generation,
         service_uid: service.meta.uid.clone(),
         template,
@@ -57,7 +67,11 @@ fn revision(service: &Service, name: &str, created: i64, nonce: &str) -> Revisio
 
 async fn create(store: &Store, at: &str, created: i64) -> Service {
     let service = service(at, created);
-    let op = operation(&service, &format!("op-{at}-{created}"), OperationKind::Create);
+    let op = operation(
+        &service,
+        &format!("op-{at}-{created}"),
+        OperationKind::Create,
+    );
     store.create_service(service, op).await.unwrap()
 }
 
@@ -79,9 +93,19 @@ async fn creating_twice_is_refused_and_writes_nothing() {
     let store = Store::open_in_memory().unwrap();
     let first = create(&store, "demo/r/a", 5).await;
     let again = service("demo/r/a", 6);
-    let error = store.create_service(again.clone(), operation(&again, "again", OperationKind::Create)).await.unwrap_err();
+    let error = store
+        .create_service(
+            again.clone(),
+            operation(&again, "again", OperationKind::Create),
+        )
+        .await
+        .unwrap_err();
     assert_eq!(error.class(), Class::AlreadyExists);
-    assert_eq!(store.operation("again").unwrap(), None, "the operation went with its service");
+    assert_eq!(
+        store.operation("again").unwrap(),
+        None,
+        "the operation went with its service"
+    );
     assert_eq!(store.service(&first.key).unwrap(), Some(first));
 }
 
@@ -90,10 +114,22 @@ async fn versions_increase_and_guard() {
     let store = Store::open_in_memory().unwrap();
     let old = create(&store, "demo/r/a", 100).await;
     let stale = store
-        .update_service(&old.key, Some(Timestamp(99)), Timestamp(200), None, |_| Ok::<(), ()>(()))
+        .update_service(&old.key, Some(Timestamp(99)), Timestamp(200), None, |_| {
+            Ok::<(), ()>(())
+        })
         .await
         .unwrap_err();
-    assert!(matches!(stale, StoreError::Conflict { sent: Timestamp(99), now: Timestamp(100), .. }), "{stale:?}");
+    assert!(
+        matches!(
+            stale,
+            StoreError::Conflict {
+                sent: Timestamp(99),
+                now: Timestamp(100),
+                ..
+            }
+        ),
+        "{stale:?}"
+    );
     // A clock that goes backwards doesn't make versions do so.
     let new = store
         .update_service(&old.key, Some(Timestamp(100)), Timestamp(7), None, |s| {
@@ -113,7 +149,12 @@ async fn versions_increase_and_guard() {
         .unwrap();
     assert_eq!(refused.unwrap_err(), "no");
     assert_eq!(store.service(&old.key).unwrap(), Some(new));
-    let missing = store.update_service(&key("demo/r/z"), None, Timestamp(1), None, |_| Ok::<(), ()>(())).await.unwrap_err();
+    let missing = store
+        .update_service(&key("demo/r/z"), None, Timestamp(1), None, |_| {
+            Ok::<(), ()>(())
+        })
+        .await
+        .unwrap_err();
     assert_eq!(missing.class(), Class::NotFound);
 }
 
@@ -130,8 +171,18 @@ async fn status_writes_dont_move_the_version() {
         .await
         .unwrap();
     let new = store.service(&old.key).unwrap().unwrap();
-    assert_eq!((new.meta.version, new.status.url.as_str(), new.spec.description.as_str()), (Timestamp(100), "http://a", ""));
-    store.update_service_status(&key("demo/r/gone"), None, |_| true).await.unwrap();
+    assert_eq!(
+        (
+            new.meta.version,
+            new.status.url.as_str(),
+            new.spec.description.as_str()
+        ),
+        (Timestamp(100), "http://a", "")
+    );
+    store
+        .update_service_status(&key("demo/r/gone"), None, |_| true)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -140,39 +191,87 @@ async fn an_operation_is_done_with_its_generation_or_a_later_one() {
     let made = create(&store, "demo/r/a", 1).await;
     let op = |id: &str, kind| operation(&made, id, kind);
     let update = store
-        .update_service(&made.key, None, Timestamp(2), Some(op("second", OperationKind::Update)), |s| {
-            s.meta.generation += 1;
-            Ok::<(), ()>(())
-        })
+        .update_service(
+            &made.key,
+            None,
+            Timestamp(2),
+            Some(op("second", OperationKind::Update)),
+            |s| {
+                s.meta.generation += 1;
+                Ok::<(), ()>(())
+            },
+        )
         .await
         .unwrap()
         .unwrap();
     let outcome = |id: &str| store.operation(id).unwrap().unwrap().1;
-    assert_eq!(store.operation("second").unwrap().unwrap().0.generation, update.meta.generation);
+    assert_eq!(
+        store.operation("second").unwrap().unwrap().0.generation,
+        update.meta.generation
+    );
     assert_eq!(outcome("op-demo/r/a-1"), None);
-    let failed = GenerationOutcome::Failed { reason: "RevisionFailed".to_owned(), message: "no".to_owned() };
-    store.update_service_status(&made.key, Some((2, failed.clone())), |_| false).await.unwrap();
-    assert_eq!(outcome("op-demo/r/a-1"), Some(failed.clone()), "a later generation's outcome settles it");
+    let failed = GenerationOutcome::Failed {
+        reason: "RevisionFailed".to_owned(),
+        message: "no".to_owned(),
+    };
+    store
+        .update_service_status(&made.key, Some((2, failed.clone())), |_| false)
+        .await
+        .unwrap();
+    assert_eq!(
+        outcome("op-demo/r/a-1"),
+        Some(failed.clone()),
+        "a later generation's outcome settles it"
+    );
     assert_eq!(outcome("second"), Some(failed.clone()));
-    store.update_service_status(&made.key, Some((2, GenerationOutcome::Succeeded)), |_| false).await.unwrap();
-    assert_eq!(outcome("second"), Some(failed), "a result that was told stands");
+    store
+        .update_service_status(&made.key, Some((2, GenerationOutcome::Succeeded)), |_| {
+            false
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        outcome("second"),
+        Some(failed),
+        "a result that was told stands"
+    );
 
     store
-        .update_service(&made.key, None, Timestamp(3), Some(op("third", OperationKind::Delete)), |s| {
-            s.meta.generation += 1;
-            s.meta.delete_time = Some(Timestamp(3));
-            Ok::<(), ()>(())
-        })
+        .update_service(
+            &made.key,
+            None,
+            Timestamp(3),
+            Some(op("third", OperationKind::Delete)),
+            |s| {
+                s.meta.generation += 1;
+                s.meta.delete_time = Some(Timestamp(3));
+                Ok::<(), ()>(())
+            },
+        )
         .await
         .unwrap()
         .unwrap();
-    store.update_service_status(&made.key, Some((3, GenerationOutcome::Succeeded)), |_| false).await.unwrap();
-    assert_eq!(outcome("third"), None, "a deletion is done when the row is gone");
+    store
+        .update_service_status(&made.key, Some((3, GenerationOutcome::Succeeded)), |_| {
+            false
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        outcome("third"),
+        None,
+        "a deletion is done when the row is gone"
+    );
     store.remove_service(&made.key).await.unwrap();
     assert_eq!(outcome("third"), Some(GenerationOutcome::Succeeded));
     let (project, region) = (made.key.project.clone(), made.key.region.clone());
-    let ids: Vec<String> =
-        store.operations(&project, &region, Page::all()).unwrap().items.into_iter().map(|(op, _)| op.id).collect();
+    let ids: Vec<String> = store
+        .operations(&project, &region, Page::all())
+        .unwrap()
+        .items
+        .into_iter()
+        .map(|(op, _)| op.id)
+        .collect();
     assert_eq!(ids.len(), 3);
 }
 
@@ -188,8 +287,21 @@ async fn lists_are_newest_first_and_paged_without_gaps() {
     let mut seen = Vec::new();
     let mut token = None;
     loop {
-        let page = store.services(&demo, Some(&r), Page { size: 2, token: token.take() }).unwrap();
-        seen.extend(page.items.into_iter().map(|s| s.key.service.as_str().to_owned()));
+        let page = store
+            .services(
+                &demo,
+                Some(&r),
+                Page {
+                    size: 2,
+                    token: token.take(),
+                },
+            )
+            .unwrap();
+        seen.extend(
+            page.items
+                .into_iter()
+                .map(|s| s.key.service.as_str().to_owned()),
+        );
         // A row that comes meanwhile must not disturb the pages behind it.
         if seen.len() == 2 {
             create(&store, "demo/r/newest", 99).await;
@@ -200,10 +312,33 @@ async fn lists_are_newest_first_and_paged_without_gaps() {
         }
     }
     assert_eq!(seen, ["c", "a", "b", "d"]);
-    assert_eq!(store.services(&demo, None, Page::all()).unwrap().items.len(), 6);
-    let token = store.services(&demo, Some(&r), Page { size: 1, token: None }).unwrap().next;
-    for (region, token) in [(None, token), (Some(&r), Some("zz".to_owned())), (Some(&r), Some("é".to_owned()))] {
-        let error = store.services(&demo, region, Page { size: 1, token }).unwrap_err();
+    assert_eq!(
+        store
+            .services(&demo, None, Page::all())
+            .unwrap()
+            .items
+            .len(),
+        6
+    );
+    let token = store
+        .services(
+            &demo,
+            Some(&r),
+            Page {
+                size: 1,
+                token: None,
+            },
+        )
+        .unwrap()
+        .next;
+    for (region, token) in [
+        (None, token),
+        (Some(&r), Some("zz".to_owned())),
+        (Some(&r), Some("é".to_owned())),
+    ] {
+        let error = store
+            .services(&demo, region, Page { size: 1, token })
+            .unwrap_err();
         assert!(matches!(error, StoreError::BadPageToken), "{error:?}");
     }
 }
@@ -213,16 +348,46 @@ async fn revisions_are_unique_per_place_and_found_by_nonce() {
     let store = Store::open_in_memory().unwrap();
     let a = create(&store, "demo/r/a", 1).await;
     let b = create(&store, "demo/r/b", 1).await;
-    store.create_revision(revision(&a, "a-00001-abc", 5, "first")).await.unwrap();
-    store.create_revision(revision(&a, "a-00002-abc", 6, "second")).await.unwrap();
-    let clash = store.create_revision(revision(&b, "a-00001-abc", 7, "third")).await.unwrap_err();
+    store
+        .create_revision(revision(&a, "a-00001-abc", 5, "first"))
+        .await
+        .unwrap();
+    store
+        .create_revision(revision(&a, "a-00002-abc", 6, "second"))
+        .await
+        .unwrap();
+    let clash = store
+        .create_revision(revision(&b, "a-00001-abc", 7, "third"))
+        .await
+        .unwrap_err();
     assert_eq!(clash.class(), Class::AlreadyExists);
     let (demo, r) = ("demo".parse().unwrap(), "r".parse().unwrap());
     let found = store.revisions_with_nonce(&demo, &r, "second").unwrap();
-    assert_eq!(found.iter().map(|v| v.key.revision.as_str()).collect::<Vec<_>>(), ["a-00002-abc"]);
-    let oldest: Vec<_> = store.revisions_of(&a.key).unwrap().into_iter().map(|v| v.meta.create_time.0).collect();
+    assert_eq!(
+        found
+            .iter()
+            .map(|v| v.key.revision.as_str())
+            .collect::<Vec<_>>(),
+        ["a-00002-abc"]
+    );
+    let oldest: Vec<_> = store
+        .revisions_of(&a.key)
+        .unwrap()
+        .into_iter()
+        .map(|v| v.meta.create_time.0)
+        .collect();
     assert_eq!(oldest, [5, 6]);
-    let newest = store.revisions(&demo, Some(&r), Some(&a.key.service), Page { size: 1, token: None }).unwrap();
+    let newest = store
+        .revisions(
+            &demo,
+            Some(&r),
+            Some(&a.key.service),
+            Page {
+                size: 1,
+                token: None,
+            },
+        )
+        .unwrap();
     assert_eq!(newest.items[0].meta.create_time, Timestamp(6));
     assert!(newest.next.is_some());
 
@@ -236,7 +401,14 @@ async fn revisions_are_unique_per_place_and_found_by_nonce() {
         .await
         .unwrap();
     let changed = store.revision(&key).unwrap().unwrap();
-    assert_eq!((changed.status.observed_generation, changed.template.concurrency), (4, None), "the template is immutable");
+    assert_eq!(
+        (
+            changed.status.observed_generation,
+            changed.template.concurrency
+        ),
+        (4, None),
+        "the template is immutable"
+    );
 
     let refused = store.remove_service(&a.key).await.unwrap_err();
     assert_eq!(refused.class(), Class::Conflict);
@@ -251,29 +423,63 @@ async fn revisions_are_unique_per_place_and_found_by_nonce() {
 #[tokio::test]
 async fn hosts_are_taken_once() {
     let store = Store::open_in_memory().unwrap();
-    let wanted = Settings { project: "demo".parse().unwrap(), region: "r".parse().unwrap(), domain: "localhost".to_owned() };
+    let wanted = Settings {
+        project: "demo".parse().unwrap(),
+        region: "r".parse().unwrap(),
+        domain: "localhost".to_owned(),
+    };
     assert_eq!(store.settings().unwrap_err().class(), Class::NotFound);
     store.freeze_settings(wanted.clone()).await.unwrap();
     assert_eq!(store.freeze_settings(wanted.clone()).await.unwrap(), wanted);
-    let other = Settings { domain: "example.org".to_owned(), ..wanted.clone() };
-    assert_eq!(store.freeze_settings(other).await.unwrap_err().class(), Class::Caller);
+    let other = Settings {
+        domain: "example.org".to_owned(),
+        ..wanted.clone()
+    };
+    assert_eq!(
+        store.freeze_settings(other).await.unwrap_err().class(),
+        Class::Caller
+    );
     assert_eq!(store.settings().unwrap(), wanted);
 
     let hello = create(&store, "demo/r/hello", 1).await;
     create(&store, "demo/other/hello", 1).await;
     create(&store, "demo/r/blue---hello", 1).await;
-    assert_eq!(store.host_owner("hello.localhost").unwrap(), Some(hello.key.clone()));
+    assert_eq!(
+        store.host_owner("hello.localhost").unwrap(),
+        Some(hello.key.clone())
+    );
     let tag = |tag: &'static str| {
         move |s: &mut Service| {
-            s.spec.traffic = vec![TrafficTarget { latest: true, tag: Some(tag.to_owned()), ..TrafficTarget::default() }];
+            s.spec.traffic = vec![TrafficTarget {
+                latest: true,
+                tag: Some(tag.to_owned()),
+                ..TrafficTarget::default()
+            }];
             Ok::<(), ()>(())
         }
     };
-    let clash = store.update_service(&hello.key, None, Timestamp(2), None, tag("blue")).await.unwrap_err();
-    assert!(matches!(&clash, StoreError::AlreadyExists { what } if what.contains("blue---hello.localhost")), "{clash}");
-    assert_eq!(store.host_owner("hello.localhost").unwrap(), Some(hello.key.clone()), "the refused change gave nothing away");
-    store.update_service(&hello.key, None, Timestamp(2), None, tag("green")).await.unwrap().unwrap();
-    assert_eq!(store.host_owner("green---hello.localhost").unwrap(), Some(hello.key.clone()));
+    let clash = store
+        .update_service(&hello.key, None, Timestamp(2), None, tag("blue"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&clash, StoreError::AlreadyExists { what } if what.contains("blue---hello.localhost")),
+        "{clash}"
+    );
+    assert_eq!(
+        store.host_owner("hello.localhost").unwrap(),
+        Some(hello.key.clone()),
+        "the refused change gave nothing away"
+    );
+    store
+        .update_service(&hello.key, None, Timestamp(2), None, tag("green"))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        store.host_owner("green---hello.localhost").unwrap(),
+        Some(hello.key.clone())
+    );
     store.remove_service(&hello.key).await.unwrap();
     assert_eq!(store.host_owner("green---hello.localhost").unwrap(), None);
 }
@@ -292,18 +498,45 @@ async fn policies_are_guarded_by_their_etag() {
         }],
         ..Policy::default()
     };
-    let set = store.set_policy(&a.key, Some(&empty.etag), public.clone()).await.unwrap();
+    let set = store
+        .set_policy(&a.key, Some(&empty.etag), public.clone())
+        .await
+        .unwrap();
     assert!(set.is_public() && set.etag != empty.etag);
-    let stale = store.set_policy(&a.key, Some(&empty.etag), Policy::default()).await.unwrap_err();
-    assert!(matches!(stale, StoreError::StaleEtag { .. }));
+    let stale = store
+        .set_policy(&a.key, Some(&empty.etag), Policy::default())
+        .await
+        .unwrap_err();
+    assert!(matches!(stale, StoreError::StaleEtag));
     let url_safe = format!("{}=", set.etag.replace('+', "-").replace('/', "_"));
-    let again = store.set_policy(&a.key, Some(&url_safe), public.clone()).await.unwrap();
-    store.set_policy(&a.key, None, public.clone()).await.unwrap();
+    let again = store
+        .set_policy(&a.key, Some(&url_safe), public.clone())
+        .await
+        .unwrap();
+    store
+        .set_policy(&a.key, None, public.clone())
+        .await
+        .unwrap();
     store.remove_service(&a.key).await.unwrap();
-    assert_eq!(store.set_policy(&a.key, None, public).await.unwrap_err().class(), Class::NotFound);
+    assert_eq!(
+        store
+            .set_policy(&a.key, None, public)
+            .await
+            .unwrap_err()
+            .class(),
+        Class::NotFound
+    );
     create(&store, "demo/r/a", 2).await;
-    assert!(store.policy(&a.key).unwrap().bindings.is_empty(), "a new service begins private");
-    assert!(store.set_policy(&a.key, Some(&again.etag), Policy::default()).await.is_err());
+    assert!(
+        store.policy(&a.key).unwrap().bindings.is_empty(),
+        "a new service begins private"
+    );
+    assert!(
+        store
+            .set_policy(&a.key, Some(&again.etag), Policy::default())
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -313,13 +546,23 @@ async fn uid_ranges_are_kept_and_reused() {
     for name in ["a", "b", "c"] {
         let made = create(&store, &format!("demo/r/{name}"), 1).await;
         bases.push(store.uid_base(&made.key).await.unwrap());
-        assert_eq!(store.uid_base(&made.key).await.unwrap(), bases[bases.len() - 1]);
+        assert_eq!(
+            store.uid_base(&made.key).await.unwrap(),
+            bases[bases.len() - 1]
+        );
     }
     assert_eq!(bases, [0x2000_0000, 0x2001_0000, 0x2002_0000]);
     store.remove_service(&key("demo/r/b")).await.unwrap();
     create(&store, "demo/r/d", 1).await;
     assert_eq!(store.uid_base(&key("demo/r/d")).await.unwrap(), bases[1]);
-    assert_eq!(store.uid_base(&key("demo/r/nobody")).await.unwrap_err().class(), Class::NotFound);
+    assert_eq!(
+        store
+            .uid_base(&key("demo/r/nobody"))
+            .await
+            .unwrap_err()
+            .class(),
+        Class::NotFound
+    );
 }
 
 #[tokio::test]
@@ -329,7 +572,10 @@ async fn changes_are_told_once_per_commit_that_changed_something() {
     let before = *changes.borrow_and_update();
     let a = create(&store, "demo/r/a", 1).await;
     assert!(*changes.borrow_and_update() > before);
-    store.update_service_status(&a.key, None, |_| false).await.unwrap();
+    store
+        .update_service_status(&a.key, None, |_| false)
+        .await
+        .unwrap();
     assert!(!changes.has_changed().unwrap(), "nothing was written");
     let entry = AuditEntry {
         at: Timestamp(4),
@@ -348,7 +594,9 @@ async fn a_panicking_change_ends_only_itself() {
     let store = Store::open_in_memory().unwrap();
     let a = create(&store, "demo/r/a", 1).await;
     let error = store
-        .update_service(&a.key, None, Timestamp(2), None, |_| -> Result<(), ()> { panic!("a bug in a caller") })
+        .update_service(&a.key, None, Timestamp(2), None, |_| -> Result<(), ()> {
+            panic!("a bug in a caller")
+        })
         .await
         .unwrap_err();
     assert!(matches!(error, StoreError::Abandoned));
@@ -379,7 +627,10 @@ async fn a_second_server_is_refused_with_the_first_ones_pid() {
     let dir = tempfile::tempdir().unwrap();
     let first = Store::open(dir.path()).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
-    assert!(matches!(&error, StoreError::Locked { pid, .. } if *pid == std::process::id().to_string()), "{error}");
+    assert!(
+        matches!(&error, StoreError::Locked { pid, .. } if *pid == std::process::id().to_string()),
+        "{error}"
+    );
     assert_eq!(error.class(), Class::Unavailable);
     drop(first);
     Store::open(dir.path()).unwrap();
@@ -389,11 +640,19 @@ async fn a_second_server_is_refused_with_the_first_ones_pid() {
 fn files_that_cant_be_used_are_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.sqlite");
-    std::fs::write(&path, "this is no database, however long it may be, and never was one".repeat(40)).unwrap();
+    std::fs::write(
+        &path,
+        "this is no database, however long it may be, and never was one".repeat(40),
+    )
+    .unwrap();
     let error = Store::open(dir.path()).unwrap_err();
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
     assert!(error.to_string().contains("state.sqlite"), "{error}");
-    assert!(std::fs::read_to_string(&path).unwrap().starts_with("this is no database"));
+    assert!(
+        std::fs::read_to_string(&path)
+            .unwrap()
+            .starts_with("this is no database")
+    );
 
     std::fs::remove_file(&path).unwrap();
     let foreign = rusqlite::Connection::open(&path).unwrap();
@@ -408,7 +667,10 @@ fn files_that_cant_be_used_are_left_alone() {
     newer.pragma_update(None, "user_version", 77).unwrap();
     drop(newer);
     let error = Store::open(dir.path()).unwrap_err();
-    assert!(matches!(error, StoreError::Newer { found: 77, .. }), "{error:?}");
+    assert!(
+        matches!(error, StoreError::Newer { found: 77, .. }),
+        "{error:?}"
+    );
     for part in ["state.sqlite", "77", "newer version", "--data-dir"] {
         assert!(error.to_string().contains(part), "{error}");
     }
@@ -425,7 +687,10 @@ async fn a_damaged_page_is_noticed_at_start() {
     }
     let path = dir.path().join("state.sqlite");
     let mut bytes = std::fs::read(&path).unwrap();
-    assert!(bytes.len() > 20_000, "the log was moved into the file when it was closed");
+    assert!(
+        bytes.len() > 20_000,
+        "the log was moved into the file when it was closed"
+    );
     for byte in &mut bytes[4096..12_288] {
         *byte = 0xa5;
     }
@@ -438,7 +703,9 @@ async fn a_damaged_page_is_noticed_at_start() {
 /// acknowledged.
 #[tokio::test]
 async fn child_that_writes() {
-    let Some(dir) = std::env::var_os("UTSUWA_STORE_TEST_DIR") else { return };
+    let Some(dir) = std::env::var_os("UTSUWA_STORE_TEST_DIR") else {
+        return;
+    };
     let store = Store::open(std::path::Path::new(&dir)).unwrap();
     for n in 0.. {
         create(&store, &format!("demo/r/s{n}"), n).await;
@@ -476,7 +743,10 @@ fn acknowledged_writes_survive_kill_9() {
         let last = last.unwrap();
         let store = Store::open(&data).unwrap();
         let found = i64::try_from(store.all_service_keys().unwrap().len()).unwrap();
-        assert!(found > last, "{found} services, but number {last} (counted from 0) was acknowledged");
+        assert!(
+            found > last,
+            "{found} services, but number {last} (counted from 0) was acknowledged"
+        );
         acknowledged += last;
     }
     assert!(acknowledged >= 60);
@@ -494,7 +764,9 @@ async fn a_full_disk_is_an_error_and_nothing_is_half_done() {
         .status()
         .is_ok_and(|s| s.success());
     if !mounted {
-        eprintln!("skipped a_full_disk_is_an_error_and_nothing_is_half_done: can't mount a tmpfs here");
+        eprintln!(
+            "skipped a_full_disk_is_an_error_and_nothing_is_half_done: can't mount a tmpfs here"
+        );
         return;
     }
     let outcome = fill(dir.path()).await;
@@ -517,16 +789,34 @@ async fn fill(dir: &std::path::Path) -> Result<(), String> {
         }
         check(made < 1_000, "the disk never got full")?;
     };
-    check(matches!(error, StoreError::DiskFull { .. }), &format!("expected DiskFull, got {error:?}"))?;
+    check(
+        matches!(error, StoreError::DiskFull { .. }),
+        &format!("expected DiskFull, got {error:?}"),
+    )?;
     let kept = store.all_service_keys().map_err(|e| e.to_string())?.len();
-    check(i64::try_from(kept) == Ok(made), &format!("{kept} services after {made} acknowledgements"))?;
-    let none = store.operation(&format!("op{made}")).map_err(|e| e.to_string())?;
-    check(none.is_none(), "the refused service left its operation behind")?;
+    check(
+        i64::try_from(kept) == Ok(made),
+        &format!("{kept} services after {made} acknowledgements"),
+    )?;
+    let none = store
+        .operation(&format!("op{made}"))
+        .map_err(|e| e.to_string())?;
+    check(
+        none.is_none(),
+        "the refused service left its operation behind",
+    )?;
     drop(store);
-    let grown = Command::new("mount").args(["-o", "remount,size=16m"]).arg(dir).status().map_err(|e| e.to_string())?;
+    let grown = Command::new("mount")
+        .args(["-o", "remount,size=16m"])
+        .arg(dir)
+        .status()
+        .map_err(|e| e.to_string())?;
     check(grown.success(), "remount")?;
     let store = Store::open(dir).map_err(|e| e.to_string())?;
-    check(i64::try_from(store.all_service_keys().map_err(|e| e.to_string())?.len()) == Ok(made), "after reopening")?;
+    check(
+        i64::try_from(store.all_service_keys().map_err(|e| e.to_string())?.len()) == Ok(made),
+        "after reopening",
+    )?;
     create(&store, "demo/r/room-again", 1).await;
     Ok(())
 }
