@@ -43,10 +43,8 @@ pub enum StoreError {
         sent: Timestamp,
         now: Timestamp,
     },
-    #[error(
-        "the policy of {what} was changed by somebody else: read it again and repeat the change"
-    )]
-    StaleEtag { what: String },
+    #[error("the policy was changed by somebody else: read it again and repeat the change")]
+    StaleEtag,
     #[error("{what} still has {children}")]
     Referenced { what: String, children: String },
     #[error(
