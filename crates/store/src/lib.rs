@@ -37,7 +37,7 @@ pub use error::{Class, Retry, StoreError};
 pub use page::{Listing, Page};
 pub use settings::Settings;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rusqlite::Connection;
 use tokio::sync::watch;
@@ -62,10 +62,10 @@ impl Store {
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let readers = &self.inner.readers;
-        let free = readers.iter().find_map(|r| r.try_lock().ok());
+        let free = readers.iter().find_map(|r| r.try_lock());
         let connection = match free {
             Some(connection) => connection,
-            None => lock(&readers[0]),
+            None => readers[0].lock(),
         };
         work(&connection).map_err(|e| e.located(&self.inner.path))
     }
@@ -83,9 +83,4 @@ impl Store {
             .await
             .map_err(|e| e.located(&self.inner.path))
     }
-}
-
-/// A panic while the lock was held can't leave a connection half-way: the transaction it was in is rolled back.
-pub(crate) fn lock(connection: &Mutex<Connection>) -> std::sync::MutexGuard<'_, Connection> {
-    connection.lock().unwrap_or_else(PoisonError::into_inner)
 }

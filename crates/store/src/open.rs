@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
@@ -15,12 +16,14 @@ use crate::{Store, StoreError, lock, schema};
 /// of single rows.
 const READERS: usize = 4;
 
+type Readers = Vec<Arc<Mutex<Connection>>>;
+
 /// What the handles share. Fields drop in order: first the writer (which finishes what is queued), then the readers, then
 /// the lock.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) writer: Writer,
-    pub(crate) readers: Vec<Arc<Mutex<Connection>>>,
+    pub(crate) readers: Readers,
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) path: PathBuf,
     _lock: Option<File>,
@@ -40,7 +43,7 @@ impl Store {
         make_private_dir(dir).map_err(|e| io(dir, e))?;
         let held = lock::take(&dir.join("lock"))?;
         let path = dir.join("state.sqlite");
-        let open = || -> Result<(Connection, Vec<Arc<Mutex<Connection>>>), StoreError> {
+        let open = || -> Result<(Connection, Readers), StoreError> {
             let mut writer = Connection::open(&path)?;
             prepare(&writer)?;
             check(&writer, &path)?;
@@ -78,7 +81,7 @@ impl Store {
 
     fn start(
         writer: Arc<Mutex<Connection>>,
-        readers: Vec<Arc<Mutex<Connection>>>,
+        readers: Readers,
         path: PathBuf,
         held: Option<File>,
     ) -> Result<Self, StoreError> {

@@ -92,7 +92,7 @@ pub(crate) fn cut<T>(mut rows: Vec<(After, T)>, page: &Page, list: &str) -> List
 }
 
 fn unhex(token: &str) -> Option<String> {
-    if token.len() % 2 != 0 || !token.is_ascii() {
+    if !token.len().is_multiple_of(2) || !token.is_ascii() {
         return None;
     }
     let bytes = (0..token.len())

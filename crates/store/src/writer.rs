@@ -6,13 +6,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{StoreError, lock};
+use crate::StoreError;
 
 /// Jobs waiting at most; further callers wait for room.
 const QUEUE: usize = 1024;
@@ -117,7 +118,7 @@ fn serve(
             group.push(next);
         }
         let (verdict, replies) = {
-            let connection = lock(connection);
+            let connection = connection.lock();
             let before = connection.total_changes();
             let (verdict, replies) = run_group(&connection, group);
             (
