@@ -1,5 +1,5 @@
 //! The promises of the store, against real files.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::disallowed_methods, reason = "tests wait for the tasks they spawn")]
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
