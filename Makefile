@@ -42,8 +42,8 @@ test-v2: ## The launcher's smoke tests on Debian's kernel 6.1 with cgroup v2, un
 bench: ## Cold start and the other promises, side by side with what is installed
 	@scripts/deps.sh bench
 	@scripts/test-inputs.sh $(TARGET)
-	$(CARGO) build --release --package utsuwa-daemon --package utsuwa-bench
-	@scripts/with-inputs.sh $(TARGET) $(TARGET)/release/utsuwa-bench --utsuwa $(TARGET)/release/utsuwa
+	$(CARGO) build --release --package utsuwa-daemon --package xtask
+	@scripts/with-inputs.sh $(TARGET) $(TARGET)/release/xtask bench --utsuwa $(TARGET)/release/utsuwa
 
 soak: ## What takes longer: density, kill −9 under load, cgroup v2 under qemu
 	@scripts/deps.sh test
