@@ -8,3 +8,9 @@
 //! Invariants are functions of their own in [`invariant`], used in simulation, crash tests and `debug_assert`s.
 
 pub mod admit;
+pub mod demand;
+pub mod instances;
+pub mod kpa;
+pub mod scale;
+pub mod settings;
+pub mod words;
