@@ -1,0 +1,125 @@
+//! Why an image could not be had. Texts are for the person who deploys: they name the image, what went wrong, and what to do.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::digest::Digest;
+use super::unpack::UnpackError;
+
+/// What a caller can do about an error; branch on this, never on the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorClass {
+    /// No such image or tag.
+    NotFound,
+    /// The registry wants credentials, or other ones.
+    Unauthorized,
+    /// The image or the reference is wrong; only the user can change that.
+    Caller,
+    /// The disk is (nearly) full.
+    Exhausted,
+    /// A registry, the network or the keeper does not answer as it should; later may work.
+    Unavailable,
+    /// The store itself is damaged or a bug showed.
+    Internal,
+}
+
+/// Why [`super::ImageStore`] could not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PullError {
+    #[error("Image reference '{reference}' is not valid: {why}.")]
+    BadReference { reference: String, why: String },
+    /// `cloud-run-spec.md` §1.6: the words of the product we follow.
+    #[error("Image '{image}' not found.")]
+    NotFound { image: String },
+    #[error("Image '{image}' not found. It names an uploaded image, and this server holds none of that name: upload it again, then deploy.")]
+    NotLoaded { image: String },
+    #[error(
+        "Registry '{registry}' refuses access to image '{image}'{detail}. {} (It also answers so when the repository does not exist.)",
+        advice(.registry, *.had_credentials)
+    )]
+    Unauthorized { image: String, registry: String, had_credentials: bool, detail: String },
+    #[error(
+        "Cloud Run does not support image '{image}': Container manifest type '{media_type}' must support {wanted}. It offers: {offered}."
+    )]
+    Architecture { image: String, media_type: String, wanted: String, offered: String },
+    #[error("Image '{image}' can't be used: {why}.")]
+    Unsupported { image: String, why: String },
+    #[error("Credentials for registry '{registry}' can't be read: {why}.")]
+    Credentials { registry: String, why: String },
+    #[error(
+        "Registry '{registry}' can't be reached over https ({why}). If it speaks plain http, name it in the server's configuration: [images] insecure_registries = [\"{registry}\"]."
+    )]
+    NoTls { registry: String, why: String },
+    #[error("Registry '{registry}' redirects from https to plain http ({target}); refused, since anybody on the way could change the answer.")]
+    InsecureRedirect { registry: String, target: String },
+    #[error("Registry '{registry}' can't be used to {doing}: {why}.")]
+    Registry { registry: String, doing: String, why: String },
+    #[error("Registry '{registry}' sent nothing for {} s while the server tried to {doing}.", .waited.as_secs_f32())]
+    Stalled { registry: String, doing: String, waited: Duration },
+    #[error("Registry '{registry}' sent other content for {what} than the image names: expected {expected}, got {found}. Nothing of it was kept.")]
+    Corrupt { registry: String, what: String, expected: String, found: String },
+    #[error(
+        "Not enough disk space at {}: {needed_bytes} more bytes are needed, {available_bytes} are free, and {reserve_bytes} are kept in reserve. Free some space or remove unused images (`utsuwa images prune`).",
+        .path.display()
+    )]
+    DiskReserve { path: PathBuf, needed_bytes: u64, available_bytes: u64, reserve_bytes: u64 },
+    #[error("{doing} at {}: {source}", .path.display())]
+    Disk { doing: &'static str, path: PathBuf, source: Arc<io::Error> },
+    #[error("The uploaded image can't be read: {why}.")]
+    Archive { why: String },
+    #[error("Image '{image}', layer {layer}: {source}")]
+    Unpack { image: String, layer: Digest, source: UnpackError },
+    #[error("This build of the server holds no sample image: its program could not be compiled for {target}. Deploy another image.")]
+    NoSample { target: &'static str },
+    #[error("The index of the image store can't be read at {}: {why}. Move the file away to pull the images again.", .path.display())]
+    Index { path: PathBuf, why: String },
+    /// The server is stopping, or a task of it died.
+    #[error("Pulling was interrupted: {0}.")]
+    Interrupted(String),
+}
+
+impl PullError {
+    /// What a caller can do about it.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::NotFound { .. } | Self::NotLoaded { .. } => ErrorClass::NotFound,
+            Self::Unauthorized { .. } | Self::Credentials { .. } => ErrorClass::Unauthorized,
+            Self::BadReference { .. }
+            | Self::Architecture { .. }
+            | Self::Unsupported { .. }
+            | Self::Archive { .. }
+            | Self::NoSample { .. } => ErrorClass::Caller,
+            Self::DiskReserve { .. } => ErrorClass::Exhausted,
+            Self::Disk { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorClass::Exhausted,
+                _ => ErrorClass::Internal,
+            },
+            Self::NoTls { .. }
+            | Self::InsecureRedirect { .. }
+            | Self::Registry { .. }
+            | Self::Stalled { .. }
+            | Self::Corrupt { .. }
+            | Self::Interrupted(_) => ErrorClass::Unavailable,
+            Self::Unpack { source, .. } => source.class(),
+            Self::Index { .. } => ErrorClass::Internal,
+        }
+    }
+
+    /// For `map_err` on file operations.
+    pub(crate) fn disk(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Disk { doing, path, source: Arc::new(source) }
+    }
+}
+
+fn advice(registry: &str, had_credentials: bool) -> String {
+    if had_credentials {
+        format!("The credentials configured for '{registry}' were refused: renew them (`docker login {registry}`, or [images.credentials] in the server's configuration).")
+    } else {
+        format!(
+            "No credentials are configured for '{registry}': run `docker login {registry}` as the server's operator, or add them under [images.credentials.\"{registry}\"] in the server's configuration."
+        )
+    }
+}

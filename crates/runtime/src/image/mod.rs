@@ -1,0 +1,5 @@
+//! Images: from a reference to layers on disk.
+
+pub mod digest;
+pub mod error;
+pub mod unpack;

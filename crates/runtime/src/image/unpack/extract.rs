@@ -1,0 +1,501 @@
+//! Writes the entries of a layer under a directory, and nowhere else.
+//!
+//! Owns: files, directories, links, FIFOs, whiteouts, ownership, modes, times and extended attributes of one layer.
+//! Doesn't: decompress, check digests, make namespaces, mark opaque directories (that needs a privilege this process
+//! hasn't; they are reported and [`super::mark_opaque`] does it).
+//!
+//! Invariants:
+//! 1. Every path is opened with `openat2` beneath the root, without following any symbolic link; the last component is made
+//!    with a call that doesn't follow links either. So no entry can touch anything outside the root, whatever came before it.
+//! 2. A later entry replaces an earlier one of the same name; two directories are one.
+//! 3. A whiteout hides what is in lower layers, never what this layer brings itself, whatever their order in the archive.
+//! 4. Memory grows with the number of directories only.
+//!
+//! Fails with [`UnpackError`] naming the entry. What is on disk then must be thrown away by the caller.
+
+use std::collections::BTreeSet;
+use std::io::BufRead;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+
+use super::error::{EntryProblem, UnpackError, printable};
+use super::tar::{Entry, Kind, TarReader};
+use super::{Limits, UnpackReport};
+
+const WHITEOUT_PREFIX: &[u8] = b".wh.";
+const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
+/// Owners outside the mapped range of 65,536 can't exist in an instance; such files belong to nobody.
+const NOBODY: u32 = 65_534;
+/// How often the free space is looked at.
+const SPACE_CHECK_BYTES: u64 = 16 << 20;
+/// `PATH_MAX` without its NUL.
+const MAX_PATH_BYTES: usize = 4_095;
+const MAX_NAME_BYTES: usize = 255;
+
+/// Writes one layer under `root`.
+#[derive(Debug)]
+pub(crate) struct Unpacker<'a> {
+    root: BorrowedFd<'a>,
+    limits: Limits,
+    report: UnpackReport,
+    /// The directory of the last entry: most entries follow others of the same directory.
+    parent: Option<(Vec<u8>, OwnedFd)>,
+    directory_times: Vec<(Vec<u8>, (i64, i64))>,
+    opaque: BTreeSet<Vec<u8>>,
+    unchecked_bytes: u64,
+}
+
+impl<'a> Unpacker<'a> {
+    pub(crate) fn new(root: BorrowedFd<'a>, limits: Limits) -> Self {
+        Self {
+            root,
+            limits,
+            report: UnpackReport::default(),
+            parent: None,
+            directory_times: Vec::new(),
+            opaque: BTreeSet::new(),
+            unchecked_bytes: SPACE_CHECK_BYTES,
+        }
+    }
+
+    /// Unpacks everything that `input` (an uncompressed tar stream) holds, and gives it back read to its end.
+    pub(crate) fn run<R: BufRead>(mut self, input: R) -> Result<(UnpackReport, R), UnpackError> {
+        let mut reader = TarReader::new(input);
+        while let Some(entry) = reader.next_entry()? {
+            self.report.entries += 1;
+            if self.report.entries > self.limits.max_entries {
+                return Err(UnpackError::TooManyEntries { limit: self.limits.max_entries });
+            }
+            self.entry(&entry, &mut reader)?;
+        }
+        let input = reader.drain()?;
+        self.parent = None;
+        for (path, mtime) in std::mem::take(&mut self.directory_times) {
+            // A later entry may have replaced the directory.
+            if let Ok(directory) = self.open_beneath(&path, OFlags::RDONLY | OFlags::DIRECTORY) {
+                fs::futimens(&directory, &times(mtime)).map_err(|errno| sys("set the times of", &path, errno))?;
+            }
+        }
+        self.report.opaque = self.opaque.into_iter().collect();
+        Ok((self.report, input))
+    }
+
+    fn entry<R: BufRead>(&mut self, entry: &Entry, reader: &mut TarReader<R>) -> Result<(), UnpackError> {
+        let path = normal_path(&entry.path)?;
+        let Some(name) = base_name(&path) else {
+            // The root itself: only a directory can describe it.
+            if entry.kind == Kind::Directory {
+                self.directory_attributes(&[], entry)?;
+            }
+            return Ok(());
+        };
+        let directory = directory_of(&path);
+        if let Some(hidden) = name.strip_prefix(WHITEOUT_PREFIX) {
+            return self.whiteout(&path, directory, name, hidden);
+        }
+        match entry.kind {
+            Kind::Directory => self.directory(&path, directory, name, entry),
+            Kind::File => self.file(&path, directory, name, entry, reader),
+            Kind::Symlink => {
+                self.make(&path, directory, name, |parent| fs::symlinkat(entry.link.as_slice(), parent, name))?;
+                self.link_attributes(&path, name, entry)
+            }
+            Kind::Fifo => {
+                self.make(&path, directory, name, |parent| {
+                    fs::mknodat(parent, name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+                })?;
+                self.link_attributes(&path, name, entry)?;
+                // The name was made just now in a directory only this process writes to, so it is no symbolic link.
+                let parent = self.parent(directory, &path)?;
+                fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
+                    .map_err(|errno| sys("set the mode of", &path, errno))
+            }
+            Kind::HardLink => self.hard_link(&path, directory, name, entry),
+            Kind::Device | Kind::Other => {
+                self.report.skipped += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn directory(&mut self, path: &[u8], directory: &[u8], name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+        let parent = self.parent(directory, path)?;
+        match fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| sys("look at", path, errno))?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    let was_whiteout = is_whiteout(&stat);
+                    fs::unlinkat(parent, name, AtFlags::empty()).map_err(|errno| sys("replace", path, errno))?;
+                    fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)).map_err(|errno| sys("make the directory", path, errno))?;
+                    if was_whiteout {
+                        self.opaque.insert(path.to_vec());
+                    }
+                }
+            }
+            Err(errno) => return Err(sys("make the directory", path, errno)),
+        }
+        self.directory_attributes(path, entry)
+    }
+
+    fn directory_attributes(&mut self, path: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+        let handle = self
+            .open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|errno| sys("open the directory", path, errno))?;
+        self.attributes(handle.as_fd(), path, entry)?;
+        self.directory_times.push((path.to_vec(), entry.mtime));
+        Ok(())
+    }
+
+    fn file<R: BufRead>(
+        &mut self,
+        path: &[u8],
+        directory: &[u8],
+        name: &[u8],
+        entry: &Entry,
+        reader: &mut TarReader<R>,
+    ) -> Result<(), UnpackError> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = self.make(path, directory, name, |parent| fs::openat(parent, name, flags, Mode::from_raw_mode(0o600)))?;
+        match &entry.sparse {
+            None => {
+                loop {
+                    let written = {
+                        let data = reader.data()?;
+                        if data.is_empty() {
+                            break;
+                        }
+                        rustix::io::write(&file, data).map_err(|errno| sys("write", path, errno))?
+                    };
+                    reader.consume(written);
+                    self.count(written as u64)?;
+                }
+            }
+            Some(map) => self.sparse(&file, path, entry.size, map, reader)?,
+        }
+        self.attributes(file.as_fd(), path, entry)?;
+        fs::futimens(&file, &times(entry.mtime)).map_err(|errno| sys("set the times of", path, errno))
+    }
+
+    fn sparse<R: BufRead>(
+        &mut self,
+        file: &OwnedFd,
+        path: &[u8],
+        size: u64,
+        map: &[(u64, u64)],
+        reader: &mut TarReader<R>,
+    ) -> Result<(), UnpackError> {
+        let bad = || UnpackError::Entry { name: printable(path), problem: EntryProblem::BadSparseMap };
+        if size > self.limits.max_bytes {
+            return Err(UnpackError::TooLarge { limit: self.limits.max_bytes });
+        }
+        let mut end_of_last = 0_u64;
+        for (offset, length) in map {
+            let end = offset.checked_add(*length).ok_or_else(bad)?;
+            if *offset < end_of_last || end > size {
+                return Err(bad());
+            }
+            end_of_last = end;
+            let mut position = *offset;
+            while position < end {
+                let written = {
+                    let data = reader.data()?;
+                    if data.is_empty() {
+                        return Err(bad());
+                    }
+                    let most = usize::try_from(end - position).unwrap_or(usize::MAX).min(data.len());
+                    rustix::io::pwrite(file, &data[..most], position).map_err(|errno| sys("write", path, errno))?
+                };
+                reader.consume(written);
+                position += written as u64;
+                self.count(written as u64)?;
+            }
+        }
+        fs::ftruncate(file, size).map_err(|errno| sys("set the size of", path, errno))
+    }
+
+    fn hard_link(&mut self, path: &[u8], directory: &[u8], name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+        let target = printable(&entry.link);
+        let problem = |problem| UnpackError::Entry { name: printable(path), problem };
+        if entry.link.starts_with(b"/") {
+            return Err(problem(EntryProblem::AbsoluteLink { target }));
+        }
+        let to = normal_path(&entry.link).map_err(|_error| problem(EntryProblem::EscapingLink { target: target.clone() }))?;
+        if to == path {
+            return Err(problem(EntryProblem::MissingLink { target }));
+        }
+        let missing = || problem(EntryProblem::MissingLink { target: target.clone() });
+        let to_name = base_name(&to).ok_or_else(missing)?;
+        let to_parent = match self.open_beneath(directory_of(&to), OFlags::PATH | OFlags::DIRECTORY) {
+            Ok(handle) => handle,
+            Err(Errno::LOOP) => return Err(problem(EntryProblem::EscapingLink { target })),
+            Err(_errno) => return Err(missing()),
+        };
+        let stat = fs::statat(&to_parent, to_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|_errno| missing())?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory || is_whiteout(&stat) {
+            return Err(missing());
+        }
+        self.make(path, directory, name, |parent| fs::linkat(&to_parent, to_name, parent, name, AtFlags::empty()))
+    }
+
+    fn whiteout(&mut self, path: &[u8], directory: &[u8], name: &[u8], hidden: &[u8]) -> Result<(), UnpackError> {
+        if name == OPAQUE_MARKER {
+            self.parent(directory, path)?;
+            self.opaque.insert(directory.to_vec());
+            return Ok(());
+        }
+        if name.starts_with(b".wh..wh.") {
+            // Housekeeping of an old union file system; means nothing to anybody else.
+            self.report.skipped += 1;
+            return Ok(());
+        }
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(UnpackError::Entry { name: printable(path), problem: EntryProblem::BadWhiteout });
+        }
+        let parent = self.parent(directory, path)?;
+        match fs::mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), fs::makedev(0, 0)) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => {
+                let stat = fs::statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| sys("look at", path, errno))?;
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    self.opaque.insert(join(directory, hidden));
+                }
+                Ok(())
+            }
+            Err(errno) => Err(sys("make the whiteout", path, errno)),
+        }
+    }
+
+    /// Calls `make` with the parent; what stands in the way is removed first.
+    fn make<T>(
+        &mut self,
+        path: &[u8],
+        directory: &[u8],
+        name: &[u8],
+        make: impl Fn(BorrowedFd<'_>) -> Result<T, Errno>,
+    ) -> Result<T, UnpackError> {
+        let parent = self.parent(directory, path)?;
+        match make(parent) {
+            Err(Errno::EXIST) => {}
+            other => return other.map_err(|errno| sys("make", path, errno)),
+        }
+        let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| sys("look at", path, errno))?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            remove_tree(parent, name).map_err(|errno| sys("replace", path, errno))?;
+            let mut below = path.to_vec();
+            below.push(b'/');
+            self.opaque.retain(|opaque| opaque != path && !opaque.starts_with(&below));
+            // The directory at hand may have been inside.
+            self.parent = None;
+        } else {
+            fs::unlinkat(parent, name, AtFlags::empty()).map_err(|errno| sys("replace", path, errno))?;
+        }
+        make(self.parent(directory, path)?).map_err(|errno| sys("make", path, errno))
+    }
+
+    /// The directory `path`, made with its parents if missing. `entry` is named in errors.
+    fn parent(&mut self, path: &[u8], entry: &[u8]) -> Result<BorrowedFd<'_>, UnpackError> {
+        if self.parent.as_ref().is_none_or(|(at, _fd)| at != path) {
+            let handle = match self.open_beneath(path, OFlags::PATH | OFlags::DIRECTORY) {
+                Ok(handle) => handle,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => self.make_parents(path, entry)?,
+                Err(errno) => return Err(sys("open the directory of", entry, errno)),
+            };
+            self.parent = Some((path.to_vec(), handle));
+        }
+        match &self.parent {
+            Some((_path, handle)) => Ok(handle.as_fd()),
+            None => Ok(self.root),
+        }
+    }
+
+    fn make_parents(&mut self, path: &[u8], entry: &[u8]) -> Result<OwnedFd, UnpackError> {
+        let problem = |problem| UnpackError::Entry { name: printable(entry), problem };
+        let open = |at: BorrowedFd<'_>, name: &[u8]| open_one(at, name, OFlags::PATH | OFlags::DIRECTORY);
+        let mut at = open(self.root, b".").map_err(|errno| sys("open the root for", entry, errno))?;
+        let mut walked = Vec::new();
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            walked = join(&walked, name);
+            let next = match open(at.as_fd(), name) {
+                Ok(next) => next,
+                Err(Errno::LOOP) => return Err(problem(EntryProblem::ThroughSymlink)),
+                Err(first @ (Errno::NOENT | Errno::NOTDIR)) => {
+                    if first == Errno::NOTDIR {
+                        let stat = fs::statat(&at, name, AtFlags::SYMLINK_NOFOLLOW)
+                            .map_err(|errno| sys("look at the directory of", entry, errno))?;
+                        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+                            return Err(problem(EntryProblem::ThroughSymlink));
+                        }
+                        if !is_whiteout(&stat) {
+                            return Err(problem(EntryProblem::NotADirectory));
+                        }
+                        fs::unlinkat(&at, name, AtFlags::empty()).map_err(|errno| sys("replace a part of", entry, errno))?;
+                        self.opaque.insert(walked.clone());
+                    }
+                    // The umask is zero in the unpacking process; elsewhere it may only take rights away.
+                    fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))
+                        .map_err(|errno| sys("make the directory of", entry, errno))?;
+                    open(at.as_fd(), name).map_err(|errno| sys("open the directory of", entry, errno))?
+                }
+                Err(errno) => return Err(sys("open the directory of", entry, errno)),
+            };
+            at = next;
+        }
+        Ok(at)
+    }
+
+    fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        open_one(self.root, if path.is_empty() { b"." } else { path }, flags)
+    }
+
+    /// Owner, then mode (a change of owner clears setuid), then attributes.
+    fn attributes(&mut self, file: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+        let (uid, gid) = self.owner(entry);
+        fs::fchown(file, Some(uid), Some(gid)).map_err(|errno| sys("set the owner of", path, errno))?;
+        fs::fchmod(file, Mode::from_raw_mode(entry.mode)).map_err(|errno| sys("set the mode of", path, errno))?;
+        for (name, value) in &entry.xattrs {
+            let wanted = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") || name == b"security.capability";
+            if !wanted {
+                self.report.skipped_attributes += 1;
+                continue;
+            }
+            match fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty()) {
+                Ok(()) => {}
+                // Capabilities count for nothing on a nosuid mount; and some file systems have no attributes.
+                Err(Errno::PERM | Errno::NOTSUP | Errno::INVAL) => self.report.skipped_attributes += 1,
+                Err(errno) => return Err(sys("set an attribute of", path, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Owner and times of what can't be opened: symbolic links and FIFOs.
+    fn link_attributes(&mut self, path: &[u8], name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+        let (uid, gid) = self.owner(entry);
+        let parent = self.parent(directory_of(path), path)?;
+        fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| sys("set the owner of", path, errno))?;
+        fs::utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| sys("set the times of", path, errno))
+    }
+
+    fn owner(&mut self, entry: &Entry) -> (Uid, Gid) {
+        let mut remapped = false;
+        let mut id = |id: u64| match u32::try_from(id) {
+            Ok(id) if id < 65_536 => id,
+            _ => {
+                remapped = true;
+                NOBODY
+            }
+        };
+        let owner = (Uid::from_raw(id(entry.uid)), Gid::from_raw(id(entry.gid)));
+        self.report.remapped_owners += u64::from(remapped);
+        owner
+    }
+
+    /// Counts written bytes and looks at the free space now and then.
+    fn count(&mut self, bytes: u64) -> Result<(), UnpackError> {
+        self.report.bytes += bytes;
+        self.unchecked_bytes += bytes;
+        if self.unchecked_bytes < SPACE_CHECK_BYTES {
+            return Ok(());
+        }
+        self.unchecked_bytes = 0;
+        let stat = fs::fstatvfs(self.root).map_err(|errno| sys("look at the free space of", b".", errno))?;
+        let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if available < self.limits.reserve_bytes {
+            return Err(UnpackError::DiskReserve { available, reserve: self.limits.reserve_bytes });
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn open_one(at: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    fs::openat2(at, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// The path without empty and `.` components; empty for the root.
+fn normal_path(name: &[u8]) -> Result<Vec<u8>, UnpackError> {
+    let problem = |problem| UnpackError::Entry { name: printable(name), problem };
+    let mut path = Vec::with_capacity(name.len());
+    if name.contains(&0) || name.is_empty() {
+        return Err(problem(EntryProblem::BadName));
+    }
+    for part in name.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => continue,
+            b".." => return Err(problem(EntryProblem::ParentDirectory)),
+            _ if part.len() > MAX_NAME_BYTES => return Err(problem(EntryProblem::TooLong)),
+            _ => {}
+        }
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(part);
+    }
+    if name[0] == b'/' && !path.is_empty() {
+        return Err(problem(EntryProblem::Absolute));
+    }
+    if path.len() > MAX_PATH_BYTES {
+        return Err(problem(EntryProblem::TooLong));
+    }
+    Ok(path)
+}
+
+fn base_name(path: &[u8]) -> Option<&[u8]> {
+    path.rsplit(|byte| *byte == b'/').next().filter(|name| !name.is_empty())
+}
+
+fn directory_of(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|byte| *byte == b'/').map_or(&[], |slash| &path[..slash])
+}
+
+fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = directory.to_vec();
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+fn is_whiteout(stat: &fs::Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// Removes a directory that an earlier entry of the same layer made. Never leaves it: no symbolic link is followed.
+fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    let directory = open_one(parent, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let mut names = Vec::new();
+    for entry in fs::Dir::read_from(&directory)? {
+        let entry = entry?;
+        let child = entry.file_name().to_bytes();
+        if child != b"." && child != b".." {
+            names.push(child.to_vec());
+        }
+    }
+    for child in names {
+        match fs::unlinkat(&directory, child.as_slice(), AtFlags::empty()) {
+            Err(Errno::ISDIR | Errno::PERM) => remove_tree(directory.as_fd(), &child)?,
+            other => other?,
+        }
+    }
+    fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+}
+
+fn times(mtime: (i64, i64)) -> Timestamps {
+    let time = Timespec { tv_sec: mtime.0, tv_nsec: mtime.1 };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+fn sys(call: &str, path: &[u8], errno: Errno) -> UnpackError {
+    if errno == Errno::NAMETOOLONG {
+        return UnpackError::Entry { name: printable(path), problem: EntryProblem::TooLong };
+    }
+    UnpackError::Sys { call: call.to_owned(), name: printable(path), errno: errno.raw_os_error() }
+}
