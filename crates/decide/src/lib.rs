@@ -10,7 +10,10 @@
 pub mod admit;
 pub mod demand;
 pub mod instances;
+pub mod invariant;
 pub mod kpa;
+pub mod revision;
 pub mod scale;
 pub mod settings;
+pub mod traffic;
 pub mod words;

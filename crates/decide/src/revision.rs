@@ -1,0 +1,420 @@
+//! What becomes of a revision: proving it, failing it in Google's words, naming it, forgetting old ones
+//! (`cloud-run-spec.md` §1.7, §1.8).
+//!
+//! Owns: the judgement over one attempt to serve, the texts users see, automatic names, the choice of revisions to collect.
+//! Deliberately not here: making the attempt.
+//!
+//! Invariants:
+//! 1. A revision is ready only when the ingress itself has reached an instance (or the user asked for no check).
+//! 2. A routed, latest or kept revision is never collected.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use utsuwa_model::instance::Exit;
+use utsuwa_model::revision::Outcome;
+use utsuwa_model::service::Meta;
+use utsuwa_model::{RevisionId, ServiceId, Timestamp};
+
+use crate::words::time;
+
+/// Revisions kept per service (§1.3, quotas).
+pub const KEPT_REVISIONS: usize = 1000;
+
+/// What is known of the attempt to make a revision serve.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Proof {
+    pub image: ImageState,
+    /// The instance that is to prove it.
+    pub instance: ProofInstance,
+    /// `healthCheckDisabled`: running is enough.
+    pub check_disabled: bool,
+    /// The user asked for an initial scale of zero: nothing is started.
+    pub start_none: bool,
+    /// The port the program was told.
+    pub port: u16,
+}
+
+/// The image of the revision.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ImageState {
+    #[default]
+    Resolving,
+    There,
+    /// It can't be had; `reason` is one of §1.8.
+    Refused {
+        reason: String,
+        message: String,
+    },
+}
+
+/// The first instance.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ProofInstance {
+    #[default]
+    None,
+    Starting,
+    Reached,
+    /// The program could not even be started.
+    NotStarted {
+        why: String,
+    },
+    /// It ended before anybody reached it.
+    Ended {
+        exit: Exit,
+        last_lines: Vec<String>,
+    },
+    /// It runs but the startup probe gave up.
+    NotListening {
+        tried: String,
+    },
+}
+
+/// The judgement over `proof`, with the reason and message of the condition that shows it.
+#[must_use]
+pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
+    let failed = |reason: &str, message: String| {
+        (
+            Outcome::Failed {
+                reason: reason.to_owned(),
+                message: message.clone(),
+            },
+            "",
+            message,
+        )
+    };
+    match (&proof.image, &proof.instance) {
+        (ImageState::Refused { reason, message }, _) => failed(reason, message.clone()),
+        (ImageState::Resolving, _) => (
+            Outcome::Pending,
+            "ResolvingDigests",
+            "Pulling the image.".to_owned(),
+        ),
+        (ImageState::There, _) if proof.start_none => (Outcome::Ready, "", String::new()),
+        (ImageState::There, ProofInstance::None) => (
+            Outcome::Pending,
+            "Deploying",
+            "Starting the first instance.".to_owned(),
+        ),
+        (ImageState::There, ProofInstance::Starting) if proof.check_disabled => {
+            (Outcome::Ready, "", String::new())
+        }
+        (ImageState::There, ProofInstance::Starting) => (
+            Outcome::Pending,
+            "Deploying",
+            format!(
+                "Waiting for the container to listen on port {}.",
+                proof.port
+            ),
+        ),
+        (ImageState::There, ProofInstance::Reached) => (Outcome::Ready, "", String::new()),
+        (ImageState::There, ProofInstance::NotStarted { why }) => failed(
+            "HealthCheckContainerError",
+            format!("The user-provided container could not be started: {why}"),
+        ),
+        (ImageState::There, ProofInstance::Ended { exit, last_lines }) => failed(
+            &exit_reason(exit),
+            exit_message(exit, last_lines, proof.port),
+        ),
+        (ImageState::There, ProofInstance::NotListening { tried }) => failed(
+            "HealthCheckContainerError",
+            not_listening(proof.port, tried),
+        ),
+    }
+}
+
+/// `ExitCode1`, as Knative names it; what has no code is a failed health check.
+fn exit_reason(exit: &Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("ExitCode{code}"),
+        _ => "HealthCheckContainerError".to_owned(),
+    }
+}
+
+/// Google's sentence first, since people and scripts look for it; then what we know better.
+fn not_listening(port: u16, detail: &str) -> String {
+    let google = format!(
+        "The user-provided container failed to start and listen on the port defined provided by the PORT={port} environment \
+         variable within the allocated timeout. This can happen when the container port is misconfigured or if the timeout is \
+         too short. The health check timeout can be extended. Logs for this revision might contain more information."
+    );
+    if detail.is_empty() {
+        google
+    } else {
+        format!("{google} {detail}")
+    }
+}
+
+fn exit_message(exit: &Exit, last_lines: &[String], port: u16) -> String {
+    let mut detail = format!("The container {} before it listened.", exit.describe());
+    if *exit == Exit::Code(0) {
+        detail.push_str(" A service's program must keep running and answer requests.");
+    }
+    let lines: Vec<&str> = last_lines
+        .iter()
+        .map(|line| line.trim())
+        .filter(|line| !line.is_empty())
+        .collect();
+    if !lines.is_empty() {
+        detail.push_str(&format!(" Container failed with: {}", lines.join("\n")));
+    }
+    not_listening(port, &detail)
+}
+
+/// What a service says of a revision that failed (§1.8 item 6): image problems speak for themselves.
+#[must_use]
+pub fn service_message(revision: &RevisionId, reason: &str, message: &str) -> String {
+    match reason {
+        "ContainerMissing" | "ContainerImageUnauthorized" | "ContainerPermissionDenied" => {
+            message.to_owned()
+        }
+        _ => format!("Revision '{revision}' is not ready and cannot serve traffic. {message}"),
+    }
+}
+
+/// The automatic name `{service}-{generation:05}-{consonant}{vowel}{consonant}` (§1.7), from `chance`. At most 63 characters:
+/// a service's name has 49 at most.
+#[must_use]
+pub fn automatic_name(service: &ServiceId, generation: u64, chance: u64) -> String {
+    const CONSONANTS: &[u8] = b"bcdfghjklmnpqrstvwxz";
+    const VOWELS: &[u8] = b"aeiou";
+    let mut chance = chance;
+    loop {
+        let mut draw = |letters: &[u8]| {
+            let count = u64::try_from(letters.len()).unwrap_or(1);
+            let index = usize::try_from(chance % count).unwrap_or(0);
+            chance = chance / count + 0x9e37;
+            char::from(letters[index])
+        };
+        let letters = [draw(CONSONANTS), draw(VOWELS), draw(CONSONANTS)];
+        let suffix: String = letters.iter().collect();
+        if !UNKIND.contains(&suffix.as_str()) {
+            return format!("{service}-{generation:05}-{suffix}");
+        }
+    }
+}
+
+/// Three-letter words nobody wants in a name they show around.
+const UNKIND: [&str; 14] = [
+    "cum", "dic", "dik", "fag", "fuc", "fuk", "gay", "jap", "jew", "kik", "nig", "pis", "sex",
+    "tit",
+];
+
+/// How long a crashing revision waits before its next start: 0, then 1 s doubled up to 1 min.
+#[must_use]
+pub fn crash_backoff(crashes_in_a_row: u32) -> Duration {
+    match crashes_in_a_row {
+        0 => Duration::ZERO,
+        n => Duration::from_secs(1 << (n - 1).min(6)).min(Duration::from_secs(60)),
+    }
+}
+
+/// One revision, as the collector sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aged {
+    pub id: RevisionId,
+    pub created: Timestamp,
+    /// `serving.knative.dev/no-gc`.
+    pub kept: bool,
+    pub running: bool,
+}
+
+impl Aged {
+    /// From what is stored.
+    #[must_use]
+    pub fn of(id: &RevisionId, meta: &Meta, no_gc: bool, running: bool) -> Self {
+        Self {
+            id: id.clone(),
+            created: meta.create_time,
+            kept: no_gc,
+            running,
+        }
+    }
+}
+
+/// The revisions to delete so that at most `limit` are left: oldest first, never one in `needed` (routed, tagged, latest),
+/// kept or running.
+#[must_use]
+pub fn collect(revisions: &[Aged], needed: &BTreeSet<RevisionId>, limit: usize) -> Vec<RevisionId> {
+    let surplus = revisions.len().saturating_sub(limit);
+    let mut spare: Vec<&Aged> = revisions
+        .iter()
+        .filter(|r| !needed.contains(&r.id) && !r.kept && !r.running)
+        .collect();
+    spare.sort_by(|a, b| a.created.cmp(&b.created).then_with(|| a.id.cmp(&b.id)));
+    spare
+        .into_iter()
+        .take(surplus)
+        .map(|r| r.id.clone())
+        .collect()
+}
+
+/// The text for a start that is put off because of crashes.
+#[must_use]
+pub fn backoff_summary(crashes: u32, wait: Duration) -> String {
+    format!(
+        "ended {crashes} times in a row right after its start; the next start waits {}",
+        time(wait)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn proof(instance: ProofInstance) -> Proof {
+        Proof {
+            image: ImageState::There,
+            instance,
+            port: 8080,
+            ..Proof::default()
+        }
+    }
+
+    #[test]
+    fn ready_only_when_reached() {
+        assert_eq!(judge(&Proof::default()).0, Outcome::Pending);
+        assert_eq!(judge(&proof(ProofInstance::None)).0, Outcome::Pending);
+        assert_eq!(judge(&proof(ProofInstance::Starting)).0, Outcome::Pending);
+        assert_eq!(judge(&proof(ProofInstance::Reached)).0, Outcome::Ready);
+        assert_eq!(
+            judge(&Proof {
+                check_disabled: true,
+                ..proof(ProofInstance::Starting)
+            })
+            .0,
+            Outcome::Ready
+        );
+        assert_eq!(
+            judge(&Proof {
+                start_none: true,
+                ..proof(ProofInstance::None)
+            })
+            .0,
+            Outcome::Ready
+        );
+    }
+
+    #[test]
+    fn failures_in_googles_words_and_ours() {
+        let google = "failed to start and listen on the port defined provided by the PORT=8080 environment variable";
+        for (instance, reason, parts) in [
+            (
+                ProofInstance::Ended {
+                    exit: Exit::Code(3),
+                    last_lines: vec!["boom".into()],
+                },
+                "ExitCode3",
+                vec![
+                    google,
+                    "exited with status 3",
+                    "Container failed with: boom",
+                ],
+            ),
+            (
+                ProofInstance::Ended {
+                    exit: Exit::Code(0),
+                    last_lines: vec![],
+                },
+                "ExitCode0",
+                vec!["must keep running"],
+            ),
+            (
+                ProofInstance::NotListening {
+                    tried: "Nothing accepted on 10.0.0.2:8080.".into(),
+                },
+                "HealthCheckContainerError",
+                vec![google, "10.0.0.2:8080"],
+            ),
+            (
+                ProofInstance::NotStarted {
+                    why: "no /app".into(),
+                },
+                "HealthCheckContainerError",
+                vec!["could not be started: no /app"],
+            ),
+        ] {
+            let (
+                Outcome::Failed {
+                    reason: got,
+                    message,
+                },
+                ..,
+            ) = judge(&proof(instance))
+            else {
+                unreachable!("failed")
+            };
+            assert_eq!(got, reason);
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+        let refused = ImageState::Refused {
+            reason: "ContainerMissing".into(),
+            message: "Image 'x' not found.".into(),
+        };
+        let (outcome, ..) = judge(&Proof {
+            image: refused,
+            ..Proof::default()
+        });
+        assert_eq!(
+            outcome,
+            Outcome::Failed {
+                reason: "ContainerMissing".into(),
+                message: "Image 'x' not found.".into()
+            }
+        );
+    }
+
+    #[test]
+    fn names_are_well_formed_and_kind() {
+        let service: ServiceId = "a".repeat(49).parse().unwrap();
+        for chance in 0..5000 {
+            let name = automatic_name(&service, 3, chance);
+            assert!(name.parse::<RevisionId>().is_ok(), "{name}");
+            assert!(!UNKIND.contains(&&name[name.len() - 3..]));
+        }
+        let hello = automatic_name(&"hello".parse().unwrap(), 3, 0);
+        assert!(
+            hello.starts_with("hello-00003-") && hello.len() == 15,
+            "{hello}"
+        );
+    }
+
+    #[test]
+    fn collects_the_oldest_spare_ones_only() {
+        let aged = |n: u32, kept, running| Aged {
+            id: format!("a-{n}").parse().unwrap(),
+            created: Timestamp(i64::from(n)),
+            kept,
+            running,
+        };
+        let all = [
+            aged(1, false, false),
+            aged(2, true, false),
+            aged(3, false, true),
+            aged(4, false, false),
+            aged(5, false, false),
+        ];
+        let needed = BTreeSet::from(["a-1".parse().unwrap()]);
+        let names = |limit| {
+            collect(&all, &needed, limit)
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(5), Vec::<String>::new());
+        assert_eq!(names(4), ["a-4"]);
+        assert_eq!(
+            names(1),
+            ["a-4", "a-5"],
+            "never the needed, kept or running ones"
+        );
+    }
+
+    #[test]
+    fn backoff_doubles_to_a_minute() {
+        let seconds: Vec<u64> = (0..9).map(|n| crash_backoff(n).as_secs()).collect();
+        assert_eq!(seconds, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+}
