@@ -13,22 +13,43 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("ingress", &["model", "decide"]),
     ("control", &["model", "decide", "store", "runtime"]),
     ("api", &["model", "decide", "store", "wire"]),
-    ("daemon", &["model", "decide", "wire", "store", "runtime", "ingress", "control", "api"]),
+    (
+        "daemon",
+        &[
+            "model", "decide", "wire", "store", "runtime", "ingress", "control", "api",
+        ],
+    ),
 ];
 
 /// Crates that only think (law 1), and what they may build on.
-const PURE: &[(&str, &[&str])] = &[("model", &["serde", "serde_json", "thiserror"]), ("decide", &["utsuwa-model", "serde"])];
+const PURE: &[(&str, &[&str])] = &[
+    ("model", &["serde", "serde_json", "thiserror"]),
+    ("decide", &["utsuwa-model", "serde"]),
+];
 
 /// Words that give away a clock, chance, I/O or unordered maps.
 const IMPURE: &[&str] = &[
-    "std::fs", "std::net", "std::thread", "std::process", "std::env", "SystemTime", "Instant::now", "HashMap", "HashSet", "async fn", "rand::",
+    "std::fs",
+    "std::net",
+    "std::thread",
+    "std::process",
+    "std::env",
+    "SystemTime",
+    "Instant::now",
+    "HashMap",
+    "HashSet",
+    "async fn",
+    "rand::",
 ];
 
 /// Files longer than this are refused; a file may say why it must be longer in a line `size-waiver: REASON`.
 const MAX_LINES: usize = 1000;
 
 pub(crate) fn check() -> Result<String, Vec<String>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_path_buf)
+        .unwrap_or_default();
     let mut problems = Vec::new();
     dependencies(&root, &mut problems);
     let files = sources(&root);
@@ -36,7 +57,11 @@ pub(crate) fn check() -> Result<String, Vec<String>> {
         source(&root, file, &mut problems);
     }
     if problems.is_empty() {
-        Ok(format!("laws hold: {} crates, {} files", MAY_DEPEND_ON.len(), files.len()))
+        Ok(format!(
+            "laws hold: {} crates, {} files",
+            MAY_DEPEND_ON.len(),
+            files.len()
+        ))
     } else {
         Err(problems)
     }
@@ -44,7 +69,11 @@ pub(crate) fn check() -> Result<String, Vec<String>> {
 
 fn dependencies(root: &Path, problems: &mut Vec<String>) {
     let listed: Vec<String> = std::fs::read_dir(root.join("crates"))
-        .map(|dir| dir.filter_map(Result::ok).map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        .map(|dir| {
+            dir.filter_map(Result::ok)
+                .map(|e| e.file_name().to_string_lossy().into_owned())
+                .collect()
+        })
         .unwrap_or_default();
     for name in &listed {
         if !MAY_DEPEND_ON.iter().any(|(known, _)| known == name) {
@@ -53,31 +82,53 @@ fn dependencies(root: &Path, problems: &mut Vec<String>) {
     }
     for (name, allowed) in MAY_DEPEND_ON {
         let path = root.join("crates").join(name).join("Cargo.toml");
-        let Some(table) = std::fs::read_to_string(&path).ok().and_then(|t| t.parse::<toml::Table>().ok()) else {
+        let Some(table) = std::fs::read_to_string(&path)
+            .ok()
+            .and_then(|t| t.parse::<toml::Table>().ok())
+        else {
             problems.push(format!("{}: can't be read", path.display()));
             continue;
         };
-        if table.get("lints").and_then(|l| l.get("workspace")).and_then(toml::Value::as_bool) != Some(true) {
-            problems.push(format!("crates/{name}/Cargo.toml: must take the workspace's lints"));
+        if table
+            .get("lints")
+            .and_then(|l| l.get("workspace"))
+            .and_then(toml::Value::as_bool)
+            != Some(true)
+        {
+            problems.push(format!(
+                "crates/{name}/Cargo.toml: must take the workspace's lints"
+            ));
         }
-        let direct: Vec<String> = table.get("dependencies").and_then(toml::Value::as_table).map(|d| d.keys().cloned().collect()).unwrap_or_default();
+        let direct: Vec<String> = table
+            .get("dependencies")
+            .and_then(toml::Value::as_table)
+            .map(|d| d.keys().cloned().collect())
+            .unwrap_or_default();
         for dependency in &direct {
             if let Some(ours) = dependency.strip_prefix("utsuwa-")
                 && !allowed.contains(&ours)
             {
-                problems.push(format!("crates/{name}/Cargo.toml: {name} must not depend on {ours}"));
+                problems.push(format!(
+                    "crates/{name}/Cargo.toml: {name} must not depend on {ours}"
+                ));
             }
         }
         if let Some((_, may)) = PURE.iter().find(|(pure, _)| pure == name) {
             for dependency in direct.iter().filter(|d| !may.contains(&d.as_str())) {
-                problems.push(format!("crates/{name}/Cargo.toml: {name} is pure and must not depend on {dependency}"));
+                problems.push(format!(
+                    "crates/{name}/Cargo.toml: {name} is pure and must not depend on {dependency}"
+                ));
             }
         }
     }
 }
 
 fn source(root: &Path, file: &Path, problems: &mut Vec<String>) {
-    let shown = file.strip_prefix(root).unwrap_or(file).display().to_string();
+    let shown = file
+        .strip_prefix(root)
+        .unwrap_or(file)
+        .display()
+        .to_string();
     let Ok(text) = std::fs::read_to_string(file) else {
         problems.push(format!("{shown}: can't be read"));
         return;
@@ -89,17 +140,28 @@ fn source(root: &Path, file: &Path, problems: &mut Vec<String>) {
     if !shown.starts_with("crates/runtime/") && !shown.starts_with("xtask/") {
         for (number, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            if code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl") {
-                problems.push(format!("{shown}:{}: unsafe belongs into crates/runtime only", number + 1));
+            if code.contains("unsafe {")
+                || code.contains("unsafe fn")
+                || code.contains("unsafe impl")
+            {
+                problems.push(format!(
+                    "{shown}:{}: unsafe belongs into crates/runtime only",
+                    number + 1
+                ));
             }
         }
     }
-    let in_pure = PURE.iter().any(|(name, _)| shown.starts_with(&format!("crates/{name}/src/")));
+    let in_pure = PURE
+        .iter()
+        .any(|(name, _)| shown.starts_with(&format!("crates/{name}/src/")));
     if in_pure {
         for (number, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
             if let Some(word) = IMPURE.iter().find(|w| code.contains(**w)) {
-                problems.push(format!("{shown}:{}: {word} in a pure crate (law 1)", number + 1));
+                problems.push(format!(
+                    "{shown}:{}: {word} in a pure crate (law 1)",
+                    number + 1
+                ));
             }
         }
     }
@@ -109,7 +171,11 @@ fn sources(root: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![root.join("crates"), root.join("xtask"), root.join("tests")];
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
+        for entry in std::fs::read_dir(&folder)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+        {
             let path = entry.path();
             if path.is_dir() && entry.file_name() != "target" {
                 folders.push(path);

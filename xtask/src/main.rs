@@ -1,5 +1,6 @@
-//! Repository chores: `cargo xtask laws` checks the dependency law and the size law.
+//! Repository chores: `cargo xtask laws` checks the laws a machine can check; `cargo xtask bench` measures the promises.
 
+mod bench;
 mod laws;
 
 use std::process::ExitCode;
@@ -8,7 +9,11 @@ fn main() -> ExitCode {
     let command = std::env::args().nth(1).unwrap_or_default();
     let result = match command.as_str() {
         "laws" => laws::check(),
-        other => Err(vec![format!("{other:?}: no such chore; there is: laws")]),
+        "bench" => bench::main(&std::env::args().skip(2).collect::<Vec<_>>())
+            .map_err(|e| vec![format!("{e:#}")]),
+        other => Err(vec![format!(
+            "{other:?}: no such chore; there are laws and bench"
+        )]),
     };
     match result {
         Ok(report) => {
@@ -17,14 +22,17 @@ fn main() -> ExitCode {
         }
         Err(problems) => {
             for problem in &problems {
-                say(&format!("law broken: {problem}"));
+                say(&format!("{command}: {problem}"));
             }
             ExitCode::FAILURE
         }
     }
 }
 
-#[expect(clippy::print_stdout, reason = "a chore talks to the person who runs it")]
-fn say(text: &str) {
+#[expect(
+    clippy::print_stdout,
+    reason = "a chore talks to the person who runs it"
+)]
+pub(crate) fn say(text: &str) {
     println!("{text}");
 }

@@ -1,0 +1,309 @@
+//! Cold start: from the request (or the spawn) to the whole first answer.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use super::peers::{App, Peer, load_into_podman};
+use super::server::Server;
+use super::stats::{Series, table};
+use super::{Settings, http};
+
+/// Under which conditions a series is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Quiet,
+    Busy,
+    DroppedCaches,
+}
+
+impl Condition {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Quiet => "quiet",
+            Self::Busy => "both CPUs busy",
+            Self::DroppedCaches => "dropped caches",
+        }
+    }
+}
+
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
+    let mut report = String::from("\n## Cold start (ms)\n");
+    let mut apps = vec![hello(settings)?];
+    match &settings.flask {
+        Some(archive) => apps.push(flask(settings, archive)?),
+        None => report.push_str(
+            "The Flask app was left out: its image was not built (see scripts/test-inputs.sh).\n",
+        ),
+    }
+    for app in &apps {
+        for condition in [Condition::Quiet, Condition::Busy, Condition::DroppedCaches] {
+            report.push_str(&series(settings, app, condition)?);
+        }
+    }
+    Ok(report)
+}
+
+/// One table: everybody under one condition.
+fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Result<String> {
+    let rounds = if condition == Condition::DroppedCaches {
+        settings.rounds.div_ceil(5)
+    } else {
+        settings.rounds
+    };
+    let _burners = (condition == Condition::Busy)
+        .then(Burners::start)
+        .transpose()?;
+    let mut rows = Vec::new();
+    let mut bare = f64::NAN;
+    let mut row = |name: &str, samples: &Series| {
+        if name == Peer::Bare.name() {
+            bare = samples.ms(50);
+        }
+        rows.push(vec![
+            name.to_owned(),
+            format!("{:.2}", samples.ms(50)),
+            format!("{:.2}", samples.ms(95)),
+            format!("{:.2}", samples.ms(99)),
+            format!("{:.2}×", samples.ms(50) / bare),
+            format!("{:+.2}", samples.ms(50) - bare),
+            samples.len().to_string(),
+        ]);
+    };
+    for peer in Peer::ALL {
+        if !peer.available() {
+            continue;
+        }
+        if peer == Peer::Podman {
+            load_into_podman(app)?;
+        }
+        // Engines are slow and steady: fewer rounds say the same.
+        let rounds = if matches!(peer, Peer::Podman | Peer::Docker) {
+            rounds.div_ceil(5)
+        } else {
+            rounds
+        };
+        let mut samples = Series::default();
+        for _ in 0..rounds {
+            if condition == Condition::DroppedCaches {
+                drop_caches()?;
+            }
+            samples.push(
+                peer.start(app, &settings.work)
+                    .with_context(|| format!("{} {}", peer.name(), app.name))?,
+            );
+        }
+        row(peer.name(), &samples);
+    }
+    row(
+        "utsuwa, full isolation, through the ingress",
+        &utsuwa(settings, app, condition, rounds)?,
+    );
+    let head = ["", "p50", "p95", "p99", "p50 ÷ bare", "p50 − bare", "n"];
+    Ok(format!(
+        "\n### {}, {}\n{}",
+        app.name,
+        condition.name(),
+        table(&head, &rows)
+    ))
+}
+
+/// As many services as rounds, each asleep, each called once.
+fn utsuwa(
+    settings: &Settings,
+    app: &App,
+    condition: Condition,
+    rounds: usize,
+) -> anyhow::Result<Series> {
+    let server = Server::start(settings, "cold", &[])?;
+    let image = match &app.archive {
+        None => "utsuwa.local/hello".to_owned(),
+        Some(archive) => {
+            let loaded = Command::new(&settings.utsuwa)
+                .args([
+                    "images",
+                    "load",
+                    &format!("oci-archive:{}", archive.display()),
+                    "--api",
+                    &format!("http://{}", server.api),
+                ])
+                .output()?;
+            if !loaded.status.success() {
+                bail!("images load: {}", String::from_utf8_lossy(&loaded.stderr));
+            }
+            String::from_utf8(loaded.stdout)?.trim().to_owned()
+        }
+    };
+    let names: Vec<String> = (0..rounds).map(|i| format!("cold-{i}")).collect();
+    for name in &names {
+        server.deploy(name, &image, "6s", "512Mi")?;
+    }
+    server.until_asleep(names.iter().map(String::as_str))?;
+    let mut samples = Series::default();
+    for name in &names {
+        if condition == Condition::DroppedCaches {
+            drop_caches()?;
+        }
+        samples.push(server.call(name, app.path)?);
+    }
+    Ok(samples)
+}
+
+fn drop_caches() -> anyhow::Result<()> {
+    std::fs::write("/proc/sys/vm/drop_caches", "3").context("drop caches")
+}
+
+/// Processes that keep every CPU busy until dropped.
+#[derive(Debug)]
+struct Burners(Vec<Child>);
+
+impl Burners {
+    fn start() -> anyhow::Result<Self> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut children = Vec::new();
+        for _ in 0..cpus {
+            // `timeout` bounds them should this program be killed.
+            children.push(
+                Command::new("timeout")
+                    .args(["1200", "sh", "-c", "while :; do :; done"])
+                    .stdin(Stdio::null())
+                    .spawn()?,
+            );
+        }
+        Ok(Self(children))
+    }
+}
+
+impl Drop for Burners {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // `timeout` passes SIGTERM on to the shell; SIGKILL would leave the shell burning.
+            drop(Command::new("kill").arg(child.id().to_string()).status());
+            drop(child.wait());
+        }
+    }
+}
+
+/// The sample program of the built-in image, compiled the same way, alone in a root file system.
+pub(crate) fn hello(settings: &Settings) -> anyhow::Result<App> {
+    let root = settings.work.join("hello-root");
+    for folder in ["proc", "dev", "sys", "tmp", "etc"] {
+        std::fs::create_dir_all(root.join(folder))?;
+    }
+    let source =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/runtime/sample/hello/main.rs");
+    let built = Command::new("rustc")
+        .args([
+            "--edition",
+            "2024",
+            "-C",
+            "opt-level=s",
+            "-C",
+            "panic=abort",
+            "-C",
+            "strip=symbols",
+            "-C",
+            "target-feature=+crt-static",
+            "-o",
+        ])
+        .arg(root.join("hello"))
+        .arg(&source)
+        .status()
+        .context("run rustc")?;
+    if !built.success() {
+        bail!("rustc {}: {built}", source.display());
+    }
+    Ok(App {
+        name: "hello",
+        root,
+        args: vec!["/hello".into()],
+        env: vec!["PATH=/".into()],
+        cwd: "/".into(),
+        path: "/",
+        is_static: true,
+        archive: None,
+    })
+}
+
+/// The Flask app's root file system, unpacked from its archive.
+pub(crate) fn flask(settings: &Settings, archive: &Path) -> anyhow::Result<App> {
+    let layout = settings.work.join("flask-oci");
+    let root = settings.work.join("flask-root");
+    if !root.join("app/main.py").exists() {
+        std::fs::create_dir_all(&layout)?;
+        std::fs::create_dir_all(&root)?;
+        run_tar(&[
+            "-xf",
+            &archive.to_string_lossy(),
+            "-C",
+            &layout.to_string_lossy(),
+        ])?;
+        for layer in layers(&layout)? {
+            run_tar(&[
+                "-xf",
+                &layer.to_string_lossy(),
+                "-C",
+                &root.to_string_lossy(),
+            ])?;
+        }
+    }
+    let args = [
+        "/bin/sh",
+        "-c",
+        "cd /app && exec gunicorn --bind :$PORT --workers 1 --threads 8 --timeout 0 main:app",
+    ];
+    Ok(App {
+        name: "flask-chat",
+        root,
+        args: args.iter().map(|a| (*a).to_owned()).collect(),
+        env: vec![
+            "PATH=/usr/local/bin:/usr/bin:/bin".into(),
+            "OPENAI_API_KEY=none".into(),
+            "LANG=C.UTF-8".into(),
+        ],
+        cwd: "/app".into(),
+        path: "/health",
+        is_static: false,
+        archive: Some(archive.to_owned()),
+    })
+}
+
+fn run_tar(args: &[&str]) -> anyhow::Result<()> {
+    let status = Command::new("tar").args(args).status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("tar {}: {status}", args.join(" "))
+    }
+}
+
+/// The layer files of an OCI layout, lowest first.
+fn layers(layout: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let blob = |digest: &str| layout.join("blobs").join(digest.replace(':', "/"));
+    let read = |path: PathBuf| -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+    };
+    let index = read(layout.join("index.json"))?;
+    let manifest = read(blob(
+        index["manifests"][0]["digest"]
+            .as_str()
+            .context("manifest digest")?,
+    ))?;
+    manifest["layers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|l| l["digest"].as_str().map(blob).context("layer digest"))
+        .collect()
+}
+
+/// Waits until a service answers at all; used by the other sections.
+pub(crate) fn warm_up(server: &Server, name: &str, path: &str) -> anyhow::Result<()> {
+    let (status, body) = http::get(server.http, &format!("{name}.localhost"), path)?;
+    if status == 200 {
+        Ok(())
+    } else {
+        bail!("{name}{path}: {status} {body}")
+    }
+}
