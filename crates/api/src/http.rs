@@ -125,7 +125,7 @@ fn is_grpc(request: &Request<Body>) -> bool {
         .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
 }
 
-async fn call(router: &axum::Router, request: Request<Body>) -> Response {
+pub(crate) async fn call(router: &axum::Router, request: Request<Body>) -> Response {
     use tower::ServiceExt;
     match router.clone().oneshot(request).await {
         Ok(response) => response,

@@ -18,6 +18,7 @@ pub mod admin;
 pub mod error;
 pub mod http;
 pub mod iam;
+pub mod intent;
 pub mod preflight;
 pub mod proxy;
 pub mod seam;

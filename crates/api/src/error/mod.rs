@@ -12,6 +12,7 @@
 mod code;
 mod detail;
 mod from;
+mod grpc;
 #[cfg(test)]
 mod tests;
 

@@ -7,6 +7,6 @@ pub(crate) fn grpc(_state: &ApiState) -> axum::Router {
     axum::Router::new()
 }
 
-pub(crate) fn transcoder(_state: &ApiState) -> Transcoder {
-    Transcoder
+pub(crate) fn transcoder(state: &ApiState) -> Transcoder {
+    Transcoder::new(Vec::new(), Vec::new(), grpc(state))
 }
