@@ -9,6 +9,8 @@
 //! 3. Zero is only answered when nothing is in the system.
 //! 4. Missing data changes nothing: what is there stays.
 //! 5. At rest (nothing there, nothing asked) there is no next look.
+//! 6. Looks may come at any time and as often as wished: averages are judged once per tick, so that many looks don't take
+//!    many steps down; and what a queue asked for is held like a panic, so that it isn't taken away when the queue is empty.
 
 use std::time::Duration;
 
@@ -35,8 +37,10 @@ pub struct ScalerState {
     pub kpa: KpaState,
     /// When a request was last in the system, as far as known.
     pub last_active: Option<Timestamp>,
-    /// Rejections and rises of the initial scale are over.
+    /// As many as the initial scale were ready once.
     pub reached_initial: bool,
+    /// The averages as judged at the last tick.
+    tick: Option<ByWindow>,
 }
 
 impl ScalerState {
@@ -48,6 +52,7 @@ impl ScalerState {
             kpa: KpaState::adopt(ready, now),
             last_active: Some(now),
             reached_initial: true,
+            tick: None,
         }
     }
 }
@@ -111,6 +116,7 @@ pub fn look(input: &ScaleInput<'_>, state: &mut ScalerState) -> ScaleDecision {
     {
         // The next life starts without the memory of this one.
         state.kpa = KpaState::default();
+        state.tick = None;
         Draft::new(0, "want 0: nobody asks for it".to_owned(), None)
     } else {
         automatic(input, state, in_system, present)
@@ -171,7 +177,6 @@ fn automatic(
     let mut draft = match &by_window {
         Some(w) => Draft {
             averages: Some((w.stable, w.panic)),
-            in_panic: w.answer.in_panic,
             excess_burst_capacity: w.answer.excess_burst_capacity,
             ..Draft::new(w.answer.desired, w.summary(settings), None)
         },
@@ -186,26 +191,46 @@ fn automatic(
     // Who waits now doesn't wait for an average. More instances than requests would help nobody.
     if input.queued > 0 {
         let target = target_in_flight(settings);
-        let need = ceil_count(f64::from(in_system) / target)
+        let mut need = ceil_count(f64::from(in_system) / target)
             .min(in_system)
             .max(1);
+        let mut summary = format!(
+            "want {need}: {} in the system, {} waiting, ÷ target {}",
+            many(in_system, "request"),
+            input.queued,
+            number(target)
+        );
+        if present == 0 && settings.activation_scale > need {
+            need = settings.activation_scale;
+            summary = format!("want {need}: waking goes to the activation scale at once");
+        }
         if need > draft.desired || present == 0 {
             draft.desired = draft.desired.max(need);
-            draft.summary = format!(
-                "want {need}: {} in the system, {} waiting, ÷ target {}",
-                many(in_system, "request"),
-                input.queued,
-                number(target)
-            );
-            if present == 0 && settings.activation_scale > draft.desired {
-                draft.desired = settings.activation_scale;
-                draft.summary = format!(
-                    "want {}: waking goes to the activation scale at once",
-                    draft.desired
-                );
-            }
+            draft.summary = summary;
         }
+        // calm or panic → panic, because somebody waits: held for a stable window.
+        state.kpa.panic_since = Some(now);
+        state.kpa.max_panic = state.kpa.max_panic.max(draft.desired);
     }
+    if state.kpa.panic_since.is_some() && state.kpa.max_panic > draft.desired {
+        draft.desired = state.kpa.max_panic;
+        draft.summary = format!(
+            "keep {}: as many were needed within the last {}",
+            draft.desired,
+            time(settings.stable_window)
+        );
+    }
+    // Idle long enough is idle long enough, whatever the averages still remember (decision 19). A scale-down delay was asked for.
+    let idle_end = state
+        .last_active
+        .map(|active| active.plus(settings.retention));
+    if in_system == 0
+        && settings.scale_down_delay.is_zero()
+        && idle_end.is_some_and(|end| end <= now)
+    {
+        draft.desired = 0;
+    }
+    draft.in_panic = state.kpa.panic_since.is_some();
     if in_system > 0 && draft.desired == 0 {
         draft.desired = 1;
         draft.summary = format!("want 1: {} in the system", many(in_system, "request"));
@@ -221,7 +246,14 @@ fn automatic(
     draft.wake_at = if input.queued > 0 {
         Some(now.plus(QUEUE_LOOK))
     } else if in_system > 0 || draft.desired < present || (present > 0 && moving) {
-        Some(hold_until.map_or(now.plus(TICK), |until| until.min(now.plus(TICK))))
+        let tick = now.plus(TICK);
+        let idle_end = idle_end.filter(|end| in_system == 0 && *end > now);
+        Some(
+            [hold_until, idle_end]
+                .into_iter()
+                .flatten()
+                .fold(tick, Timestamp::min),
+        )
     } else {
         hold_until
     };
@@ -277,8 +309,10 @@ fn bound(input: &ScaleInput<'_>, state: &ScalerState, in_system: u32, draft: &mu
     }
 }
 
-/// The arithmetic's part of a look.
+/// The arithmetic's part of a look, as judged at one tick.
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct ByWindow {
+    at: Timestamp,
     stable: f64,
     panic: f64,
     answer: kpa::KpaAnswer,
@@ -313,6 +347,9 @@ impl ByWindow {
 
 fn windows(input: &ScaleInput<'_>, state: &mut ScalerState) -> Option<ByWindow> {
     let settings = input.settings;
+    if let Some(last) = state.tick.filter(|last| input.now.since(last.at) < TICK) {
+        return Some(last);
+    }
     let stable = input.history.average(input.now, settings.stable_window)?;
     let panic = input.history.average(input.now, panic_window(settings))?;
     let (stable, panic) = match settings.metric {
@@ -326,11 +363,13 @@ fn windows(input: &ScaleInput<'_>, state: &mut ScalerState) -> Option<ByWindow> 
         reachable: input.routed,
         now: input.now,
     };
-    Some(ByWindow {
+    state.tick = Some(ByWindow {
+        at: input.now,
         stable,
         panic,
         answer: kpa::look(&kpa_input, settings, &mut state.kpa),
-    })
+    });
+    state.tick
 }
 
 /// A part of the stable window, but at least one bucket: 10 % of 6 s would be too short to hold a measurement.

@@ -72,8 +72,8 @@ pub fn scaling_settings(
     if by_rate {
         settings.metric = Metric::RequestsPerSecond;
         let total = number("target").unwrap_or(200.0);
-        settings.target =
-            total * utilization.unwrap_or(if number("target").is_some() { 1.0 } else { 0.7 });
+        settings.target = total
+            * utilization.unwrap_or_else(|| if number("target").is_some() { 1.0 } else { 0.7 });
     } else {
         let total = f64::from(concurrency);
         settings.target = match number("target") {
@@ -99,7 +99,8 @@ pub fn scaling_settings(
         settings.retention = settings.stable_window;
     }
     if let Some(retention) = retention {
-        settings.retention = retention;
+        // Knative judges zero by a whole window without requests first, and keeps the last one from then on.
+        settings.retention = retention.max(settings.stable_window);
     }
     if let Some(delay) = time("scale-down-delay") {
         settings.scale_down_delay = delay;

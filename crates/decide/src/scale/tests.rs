@@ -159,6 +159,35 @@ fn the_last_one_sleeps_after_its_idle_time() {
 }
 
 #[test]
+fn a_short_idle_time_beats_the_window() {
+    let s = ScalingSettings {
+        retention: Duration::from_secs(5),
+        ..settings()
+    };
+    let past = history(1, 10, 14);
+    let mut state = ScalerState {
+        last_active: Some(at(10)),
+        ..ScalerState::default()
+    };
+    let held = look(
+        &ScaleInput {
+            ready: 1,
+            ..input(&s, &past, 14)
+        },
+        &mut state,
+    );
+    assert_eq!((held.desired, held.wake_at), (1, Some(at(15))));
+    let over = look(
+        &ScaleInput {
+            ready: 1,
+            ..input(&s, &past, 15)
+        },
+        &mut state,
+    );
+    assert_eq!(over.desired, 0, "{}", over.because.summary);
+}
+
+#[test]
 fn proof_only_instances_sleep_soon() {
     let s = settings();
     let calm = history(0, 0, 30);

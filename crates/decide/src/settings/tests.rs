@@ -86,7 +86,7 @@ fn idle_time_by_window_and_retention() {
             6,
             90,
         ),
-        (vec![("scale-to-zero-pod-retention-period", "0s")], 60, 0),
+        (vec![("scale-to-zero-pod-retention-period", "0s")], 60, 60),
     ] {
         let s = settings(&annotations);
         assert_eq!(
