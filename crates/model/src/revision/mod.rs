@@ -1,5 +1,9 @@
 //! A revision: one immutable way to run a service, with its image pinned to a digest (§1.7).
 
+mod defaults;
+
+pub use defaults::automatic_name;
+
 use serde::{Deserialize, Serialize};
 
 use crate::service::{Meta, RevisionTemplate};

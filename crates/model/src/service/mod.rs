@@ -1,7 +1,9 @@
 //! A service: what the user asked for (`spec`) and what became of it (`status`). Shape: v2's Service (§1.2), v1's extras kept.
 
+pub mod defaults;
 mod spec;
 mod status;
+pub mod validate;
 
 pub use spec::*;
 pub use status::*;

@@ -122,7 +122,10 @@ pub struct EnvVar {
 pub enum EnvValue {
     Literal(String),
     /// Secret and version (`latest`, a number or an alias).
-    Secret { secret: String, version: String },
+    Secret {
+        secret: String,
+        version: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,8 +151,14 @@ pub struct Volume {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VolumeSource {
-    EmptyDir { size_limit: Option<String> },
-    Secret { secret: String, items: Vec<SecretItem>, default_mode: Option<u32> },
+    EmptyDir {
+        size_limit: Option<String>,
+    },
+    Secret {
+        secret: String,
+        items: Vec<SecretItem>,
+        default_mode: Option<u32>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,7 +180,16 @@ pub struct Probe {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeAction {
-    Tcp { port: Option<u16> },
-    Http { path: String, port: Option<u16>, headers: Vec<(String, String)> },
-    Grpc { port: Option<u16>, service: String },
+    Tcp {
+        port: Option<u16>,
+    },
+    Http {
+        path: String,
+        port: Option<u16>,
+        headers: Vec<(String, String)>,
+    },
+    Grpc {
+        port: Option<u16>,
+        service: String,
+    },
 }

@@ -1,0 +1,405 @@
+//! What a template means where nothing was written (`cloud-run-spec.md` §1.3, §2.7).
+//!
+//! Owns: every default of a revision. Deliberately not here: writing them into the stored spec. A spec stays as the user wrote
+//! it; these functions are asked when a revision is run, shown or compared.
+//!
+//! Invariants:
+//! 1. Defaulting is idempotent: `defaulted(defaulted(t)) == defaulted(t)`.
+//! 2. A value that validation would refuse is read as absent, so that whatever is stored can be run.
+
+use std::time::Duration;
+
+use super::{Container, ContainerPort, Probe, ProbeAction, RevisionTemplate};
+use crate::quantity::{MemoryBytes, MilliCpu};
+use crate::route::{Protocol, StartupCheck, StartupProbe};
+
+/// Port a container listens on unless it says otherwise.
+pub const PORT: u16 = 8080;
+/// Seconds a request may take unless the template says otherwise.
+pub const TIMEOUT_SECS: u32 = 300;
+/// One core.
+pub const CPU: MilliCpu = MilliCpu(1000);
+/// 512 MiB.
+pub const MEMORY: MemoryBytes = MemoryBytes(512 << 20);
+/// Requests in flight per instance with at least one core.
+pub const CONCURRENCY: u32 = 80;
+
+/// The default startup probe: one attempt to connect that may take 240 s. In these words it stands in answers.
+#[must_use]
+pub fn startup_probe(port: u16) -> Probe {
+    Probe {
+        initial_delay_secs: Some(0),
+        timeout_secs: Some(240),
+        period_secs: Some(240),
+        failure_threshold: Some(1),
+        action: ProbeAction::Tcp { port: Some(port) },
+    }
+}
+
+impl RevisionTemplate {
+    /// The container that takes requests: the one with a port, else the first.
+    #[must_use]
+    pub fn ingress_container(&self) -> Option<&Container> {
+        self.containers
+            .iter()
+            .find(|c| !c.ports.is_empty())
+            .or_else(|| self.containers.first())
+    }
+
+    /// Requests an instance may have in flight: as written, else 80, or 1 with less than one CPU.
+    #[must_use]
+    pub fn effective_concurrency(&self) -> u32 {
+        match self.concurrency {
+            Some(given) if given > 0 => given,
+            _ if self.cpu() < CPU => 1,
+            _ => CONCURRENCY,
+        }
+    }
+
+    /// Longest time a request may take.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(u64::from(
+            self.timeout_secs.filter(|t| *t > 0).unwrap_or(TIMEOUT_SECS),
+        ))
+    }
+
+    /// Where the ingress container listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        let given = self
+            .ingress_container()
+            .and_then(|c| c.ports.first())
+            .map(|p| p.container_port);
+        given.filter(|p| *p > 0).unwrap_or(PORT)
+    }
+
+    /// How the ingress container wants to be spoken to.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        match self.ingress_container().and_then(|c| c.ports.first()) {
+            Some(port) if port.name == "h2c" => Protocol::H2c,
+            _ => Protocol::Http1,
+        }
+    }
+
+    /// CPU of the ingress container.
+    #[must_use]
+    pub fn cpu(&self) -> MilliCpu {
+        self.ingress_container().map_or(CPU, Container::cpu)
+    }
+
+    /// Memory of the ingress container.
+    #[must_use]
+    pub fn memory(&self) -> MemoryBytes {
+        self.ingress_container().map_or(MEMORY, Container::memory)
+    }
+
+    /// How it is judged that an instance has started.
+    #[must_use]
+    pub fn startup(&self) -> StartupProbe {
+        let port = self.port();
+        let probe = match self
+            .ingress_container()
+            .and_then(|c| c.startup_probe.as_ref())
+        {
+            Some(written) => written.defaulted(port),
+            None => startup_probe(port),
+        };
+        let seconds = |value: Option<u32>, default: u32| {
+            Duration::from_secs(u64::from(value.unwrap_or(default)))
+        };
+        let check = match probe.action {
+            _ if self.health_check_disabled == Some(true) => StartupCheck::None,
+            ProbeAction::Tcp { port: given } => StartupCheck::Tcp {
+                port: given.unwrap_or(port),
+            },
+            ProbeAction::Http {
+                path,
+                port: given,
+                headers,
+            } => StartupCheck::Http {
+                port: given.unwrap_or(port),
+                path,
+                headers,
+            },
+            ProbeAction::Grpc {
+                port: given,
+                service,
+            } => StartupCheck::Grpc {
+                port: given.unwrap_or(port),
+                service,
+            },
+        };
+        StartupProbe {
+            initial_delay: seconds(probe.initial_delay_secs, 0),
+            timeout: seconds(probe.timeout_secs, 1),
+            period: seconds(probe.period_secs, 10),
+            failure_threshold: probe.failure_threshold.unwrap_or(3),
+            check,
+        }
+    }
+
+    /// The template with every default written out: what a revision shows, and what two templates are compared by.
+    #[must_use]
+    pub fn defaulted(&self) -> Self {
+        let mut full = self.clone();
+        full.concurrency = Some(self.effective_concurrency());
+        full.timeout_secs = Some(u32::try_from(self.timeout().as_secs()).unwrap_or(TIMEOUT_SECS));
+        let port = self.port();
+        let ingress = self
+            .containers
+            .iter()
+            .position(|c| !c.ports.is_empty())
+            .unwrap_or(0);
+        for (index, container) in full.containers.iter_mut().enumerate() {
+            if index == ingress {
+                if container.ports.is_empty() {
+                    container.ports.push(ContainerPort {
+                        name: String::new(),
+                        container_port: port,
+                    });
+                }
+                for port in &mut container.ports {
+                    if port.name.is_empty() {
+                        "http1".clone_into(&mut port.name);
+                    }
+                }
+                container
+                    .startup_probe
+                    .get_or_insert_with(|| startup_probe(port));
+            }
+            let (cpu, memory) = (container.cpu(), container.memory());
+            container.limits.insert("cpu".to_owned(), cpu.to_string());
+            container
+                .limits
+                .insert("memory".to_owned(), memory.to_string());
+            for probe in [
+                &mut container.startup_probe,
+                &mut container.liveness_probe,
+                &mut container.readiness_probe,
+            ] {
+                if let Some(written) = probe {
+                    *probe = Some(written.defaulted(port));
+                }
+            }
+        }
+        full
+    }
+
+    /// Whether both make the same revision: equal once defaults are written out. The explicit name is compared too, since it
+    /// names the revision that is meant.
+    #[must_use]
+    pub fn same_as(&self, other: &Self) -> bool {
+        self == other || self.defaulted() == other.defaulted()
+    }
+}
+
+impl Container {
+    /// CPU limit, one core unless written.
+    #[must_use]
+    pub fn cpu(&self) -> MilliCpu {
+        self.limits
+            .get("cpu")
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(CPU)
+    }
+
+    /// Memory limit, 512 MiB unless written.
+    #[must_use]
+    pub fn memory(&self) -> MemoryBytes {
+        self.limits
+            .get("memory")
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(MEMORY)
+    }
+}
+
+impl Probe {
+    /// The probe with its defaults: at once, 1 s, every 10 s, 3 times, on the container's port, path `/`.
+    #[must_use]
+    pub fn defaulted(&self, container_port: u16) -> Self {
+        let port = |given: &Option<u16>| Some(given.filter(|p| *p > 0).unwrap_or(container_port));
+        let positive =
+            |given: Option<u32>, default: u32| Some(given.filter(|v| *v > 0).unwrap_or(default));
+        Self {
+            initial_delay_secs: Some(self.initial_delay_secs.unwrap_or(0)),
+            timeout_secs: positive(self.timeout_secs, 1),
+            period_secs: positive(self.period_secs, 10),
+            failure_threshold: positive(self.failure_threshold, 3),
+            action: match &self.action {
+                ProbeAction::Tcp { port: given } => ProbeAction::Tcp { port: port(given) },
+                ProbeAction::Http {
+                    path,
+                    port: given,
+                    headers,
+                } => ProbeAction::Http {
+                    path: if path.is_empty() {
+                        "/".to_owned()
+                    } else {
+                        path.clone()
+                    },
+                    port: port(given),
+                    headers: headers.clone(),
+                },
+                ProbeAction::Grpc {
+                    port: given,
+                    service,
+                } => ProbeAction::Grpc {
+                    port: port(given),
+                    service: service.clone(),
+                },
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_container(container: Container) -> RevisionTemplate {
+        RevisionTemplate {
+            containers: vec![container],
+            ..RevisionTemplate::default()
+        }
+    }
+
+    fn cpu(limit: &str) -> RevisionTemplate {
+        let limits = [("cpu".to_owned(), limit.to_owned())].into();
+        with_container(Container {
+            limits,
+            ..Container::default()
+        })
+    }
+
+    #[test]
+    fn nothing_written_means_cloud_runs_defaults() {
+        let template = with_container(Container::default());
+        assert_eq!(template.effective_concurrency(), 80);
+        assert_eq!(template.timeout(), Duration::from_secs(300));
+        assert_eq!(
+            (template.port(), template.protocol()),
+            (8080, Protocol::Http1)
+        );
+        assert_eq!(
+            (template.cpu(), template.memory()),
+            (MilliCpu(1000), MemoryBytes(512 << 20))
+        );
+        assert_eq!(template.startup(), StartupProbe::tcp(8080));
+        assert_eq!(template.startup().deadline(), Duration::from_secs(240));
+    }
+
+    #[test]
+    fn concurrency_follows_the_cpu_unless_written() {
+        for (limit, written, expected) in [
+            ("1", None, 80),
+            ("1000m", Some(0), 80),
+            ("0.5", None, 1),
+            ("500m", Some(0), 1),
+            ("2", Some(7), 7),
+            ("nonsense", None, 80),
+        ] {
+            let template = RevisionTemplate {
+                concurrency: written,
+                ..cpu(limit)
+            };
+            assert_eq!(
+                template.effective_concurrency(),
+                expected,
+                "{limit} {written:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_container_with_a_port_takes_requests() {
+        let port = ContainerPort {
+            name: "h2c".to_owned(),
+            container_port: 9000,
+        };
+        let template = RevisionTemplate {
+            containers: vec![
+                Container {
+                    name: "side".to_owned(),
+                    ..Container::default()
+                },
+                Container {
+                    name: "app".to_owned(),
+                    ports: vec![port],
+                    ..Container::default()
+                },
+            ],
+            ..RevisionTemplate::default()
+        };
+        assert_eq!(
+            template.ingress_container().map(|c| c.name.as_str()),
+            Some("app")
+        );
+        assert_eq!(
+            (template.port(), template.protocol()),
+            (9000, Protocol::H2c)
+        );
+        let full = template.defaulted();
+        assert!(
+            full.containers[0].startup_probe.is_none(),
+            "only the ingress container is probed by default"
+        );
+        assert_eq!(full.containers[1].startup_probe, Some(startup_probe(9000)));
+    }
+
+    #[test]
+    fn a_written_probe_gets_the_other_defaults() {
+        let probe = Probe {
+            initial_delay_secs: None,
+            timeout_secs: None,
+            period_secs: Some(3),
+            failure_threshold: None,
+            action: ProbeAction::Http {
+                path: String::new(),
+                port: None,
+                headers: Vec::new(),
+            },
+        };
+        let template = with_container(Container {
+            startup_probe: Some(probe),
+            ..Container::default()
+        });
+        let startup = template.startup();
+        assert_eq!(
+            startup.check,
+            StartupCheck::Http {
+                port: 8080,
+                path: "/".to_owned(),
+                headers: Vec::new()
+            }
+        );
+        assert_eq!(
+            (
+                startup.period.as_secs(),
+                startup.timeout.as_secs(),
+                startup.failure_threshold
+            ),
+            (3, 1, 3)
+        );
+        let unchecked = RevisionTemplate {
+            health_check_disabled: Some(true),
+            ..template
+        };
+        assert_eq!(unchecked.startup().check, StartupCheck::None);
+    }
+
+    #[test]
+    fn defaulting_twice_changes_nothing_and_compares_what_is_meant() {
+        let plain = with_container(Container {
+            image: "a".to_owned(),
+            ..Container::default()
+        });
+        let full = plain.defaulted();
+        assert_eq!(full.defaulted(), full);
+        assert!(plain.same_as(&full));
+        let mut other = full.clone();
+        other.concurrency = Some(3);
+        assert!(!plain.same_as(&other));
+    }
+}

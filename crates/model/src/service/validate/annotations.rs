@@ -1,0 +1,240 @@
+//! Rules of annotations: those that the autoscaler reads (§1.9, §3.1), and those that ask for what isn't built yet.
+
+use std::collections::BTreeMap;
+
+use super::{ANNOTATIONS, not_built};
+use crate::Violations;
+use crate::service::RevisionTemplate;
+
+const AUTOSCALING: &str = "autoscaling.knative.dev/";
+const RUN: &str = "run.googleapis.com/";
+
+/// Annotations of a service that ask for something we don't do yet: acting as if we did would mislead.
+const SERVICE_NOT_BUILT: &[&str] = &[
+    "binary-authorization",
+    "binary-authorization-breakglass",
+    "iap-enabled",
+    "regions",
+    "mesh",
+    "overflow-scaling",
+    "encryption-key",
+];
+/// The same for templates.
+const TEMPLATE_NOT_BUILT: &[&str] = &[
+    "cloudsql-instances",
+    "vpc-access-connector",
+    "vpc-access-egress",
+    "network-interfaces",
+    "secrets",
+    "container-dependencies",
+    "encryption-key",
+    "encryption-key-shutdown-hours",
+    "post-key-revocation-action-type",
+    "gpu-zonal-redundancy-disabled",
+    "base-images",
+    "mesh",
+    "mesh-dataplane",
+    "scaling-cpu-target",
+    "scaling-concurrency-target",
+];
+
+pub(super) fn of_service(annotations: &BTreeMap<String, String>, found: &mut Violations) {
+    size("annotations", annotations, found);
+    for (key, value) in annotations {
+        let field = || format!("annotations[{key}]");
+        if key.starts_with("autoscaling.") {
+            found.add(field(), "autoscaling annotations must be put under \"spec.template.metadata.annotations\" to work");
+        } else if let Some(name) = key.strip_prefix(RUN)
+            && SERVICE_NOT_BUILT.contains(&name)
+            && asks(value)
+        {
+            found.add(field(), not_built(&format!("{key} is")));
+        }
+    }
+}
+
+pub(super) fn of_template(template: &RevisionTemplate, found: &mut Violations) {
+    let annotations = &template.annotations;
+    size("template.annotations", annotations, found);
+    for (key, value) in annotations {
+        if let Some(name) = key.strip_prefix(RUN)
+            && TEMPLATE_NOT_BUILT.contains(&name)
+            && asks(value)
+        {
+            found.add(
+                format!("template.annotations[{key}]"),
+                not_built(&format!("{key} is")),
+            );
+        } else if let Some(name) = key.strip_prefix(AUTOSCALING)
+            && let Err(problem) = autoscaling(name, value)
+        {
+            found.add(format!("template.annotations[{key}]"), problem);
+        }
+    }
+    bounds(template, found);
+}
+
+/// Whether a value asks for the feature at all.
+fn asks(value: &str) -> bool {
+    !value.is_empty() && !value.eq_ignore_ascii_case("false")
+}
+
+fn size(field: &str, annotations: &BTreeMap<String, String>, found: &mut Violations) {
+    let bytes: usize = annotations.iter().map(|(k, v)| k.len() + v.len()).sum();
+    if bytes > ANNOTATIONS {
+        found.add(
+            field,
+            format!("annotations have {bytes} bytes together, at most {ANNOTATIONS} are allowed"),
+        );
+    }
+}
+
+/// The value of one autoscaling annotation; names in both of Knative's spellings.
+fn autoscaling(name: &str, value: &str) -> Result<(), String> {
+    match name {
+        "min-scale" | "minScale" | "max-scale" | "maxScale" => whole(value, 0),
+        // Zero asks for a revision that is ready without ever having run.
+        "initial-scale" | "initialScale" => whole(value, 0),
+        "activation-scale" | "activationScale" => whole(value, 2),
+        "class" => match value {
+            "kpa.autoscaling.knative.dev" => Ok(()),
+            "hpa.autoscaling.knative.dev" => {
+                Err(not_built("the class hpa.autoscaling.knative.dev is"))
+            }
+            _ => Err(format!(
+                "invalid value: {value:?} is not a class of autoscaler: write kpa.autoscaling.knative.dev"
+            )),
+        },
+        "metric" => match value {
+            "concurrency" | "rps" => Ok(()),
+            "cpu" | "memory" => Err(format!(
+                "metric {value:?} needs the class hpa.autoscaling.knative.dev, which isn't built in this server yet"
+            )),
+            _ => Err(format!(
+                "invalid value: {value:?} is not a metric: write concurrency or rps"
+            )),
+        },
+        "target" => decimal(value, 0.01, f64::MAX),
+        "target-utilization-percentage" | "targetUtilizationPercentage" => {
+            decimal(value, 1.0, 100.0)
+        }
+        "target-burst-capacity" | "targetBurstCapacity" => match value.trim().parse::<f64>() {
+            Ok(number) if number >= 0.0 || number.to_bits() == (-1.0_f64).to_bits() => Ok(()),
+            _ => Err(format!(
+                "invalid value: {value:?}: write -1 or a number from 0"
+            )),
+        },
+        "panic-window-percentage" | "panicWindowPercentage" => decimal(value, 1.0, 100.0),
+        "panic-threshold-percentage" | "panicThresholdPercentage" => decimal(value, 110.0, 1000.0),
+        "window" => duration(value, 6).and_then(|whole| {
+            if whole {
+                Ok(())
+            } else {
+                Err(format!("invalid value: {value:?}: must be whole seconds"))
+            }
+        }),
+        "scale-down-delay" | "scaleDownDelay" | "scale-to-zero-pod-retention-period" => {
+            duration(value, 0).map(|_| ())
+        }
+        // Others (and those of later versions of Knative) are kept as written.
+        _ => Ok(()),
+    }
+}
+
+fn whole(value: &str, least: u32) -> Result<(), String> {
+    match value.trim().parse::<i64>() {
+        Ok(number) if number >= i64::from(least) && number <= i64::from(i32::MAX) => Ok(()),
+        Ok(number) => Err(format!("expected {least} <= {number} <= {}", i32::MAX)),
+        Err(_) => Err(format!("invalid value: {value:?} is not a whole number")),
+    }
+}
+
+fn decimal(value: &str, least: f64, most: f64) -> Result<(), String> {
+    match value.trim().parse::<f64>() {
+        Ok(number) if number.is_finite() && number >= least && number <= most => Ok(()),
+        Ok(number) if most == f64::MAX => Err(format!("expected {least} <= {number}")),
+        Ok(number) => Err(format!("expected {least} <= {number} <= {most}")),
+        Err(_) => Err(format!("invalid value: {value:?} is not a number")),
+    }
+}
+
+/// Go's spelling (`90s`, `1m30s`, `1h`), from `least` seconds to one hour; answers whether it is whole seconds.
+fn duration(value: &str, least: u64) -> Result<bool, String> {
+    let millis = go_millis(value)
+        .ok_or_else(|| format!("invalid duration {value:?}: write it as 6s, 1m30s or 1h"))?;
+    if millis < least * 1000 || millis > 3_600_000 {
+        return Err(format!("expected {least}s <= {value} <= 1h"));
+    }
+    Ok(millis % 1000 == 0)
+}
+
+fn go_millis(text: &str) -> Option<u64> {
+    if text == "0" {
+        return Some(0);
+    }
+    let mut rest = text.trim();
+    let mut total: f64 = 0.0;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let end = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        total += number
+            * match &rest[..end] {
+                "ms" => 1.0,
+                "s" => 1000.0,
+                "m" => 60_000.0,
+                "h" => 3_600_000.0,
+                _ => return None,
+            };
+        rest = &rest[end..];
+    }
+    // Far beyond what is allowed is all the same.
+    let millis = total.min(1e12);
+    format!("{millis:.0}").parse().ok()
+}
+
+/// Minimum, maximum, first and activation count against each other.
+fn bounds(template: &RevisionTemplate, found: &mut Violations) {
+    let count = |names: [&str; 2]| {
+        names
+            .iter()
+            .find_map(|n| template.annotations.get(&format!("{AUTOSCALING}{n}")))
+            .and_then(|v| v.trim().parse::<u32>().ok())
+    };
+    let min = template
+        .min_instances
+        .or_else(|| count(["min-scale", "minScale"]))
+        .unwrap_or(0);
+    let Some(max) = template
+        .max_instances
+        .or_else(|| count(["max-scale", "maxScale"]))
+        .filter(|m| *m > 0)
+    else {
+        return;
+    };
+    if max < min {
+        found.add(
+            "template.scaling.maxInstanceCount",
+            format!("max-scale={max} is less than min-scale={min}"),
+        );
+    }
+    for (kind, names) in [
+        ("initial-scale", ["initial-scale", "initialScale"]),
+        ("activation-scale", ["activation-scale", "activationScale"]),
+    ] {
+        if let Some(first) = count(names)
+            && first > max
+        {
+            found.add(
+                "template.scaling.maxInstanceCount",
+                format!("max-scale={max} is less than {kind}={first}"),
+            );
+        }
+    }
+}
