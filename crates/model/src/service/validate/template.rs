@@ -64,7 +64,17 @@ fn name(service: &Service, context: &Context<'_>, found: &mut Violations) {
             format!("{:?} must have prefix {prefix:?}", revision.as_str()),
         );
     }
-    if let Some(old) = context.old
+    if let Some(taken) = context
+        .revisions
+        .iter()
+        .find(|r| r.key.revision == *revision)
+        && !taken.is_made_from(template)
+    {
+        found.add(
+            "template.revision",
+            format!("Revision named '{revision}' with different configuration already exists. Give the new one another name, or none."),
+        );
+    } else if let Some(old) = context.old
         && old.spec.template.revision.as_ref() == Some(revision)
         && !old.spec.template.same_as(template)
     {

@@ -569,6 +569,21 @@ fn a_named_revision_changes_only_with_its_name() {
     );
     new.spec.template.revision = Some("hello-b".parse().expect("ok"));
     assert!(said(&new, &context).is_empty());
+    let taken = [revision_named("hello-b")];
+    let context = Context {
+        old: Some(&old),
+        revisions: &taken,
+    };
+    let found = said(&new, &context);
+    assert!(
+        found[0].contains("Revision named 'hello-b' with different configuration already exists."),
+        "{found:?}"
+    );
+    new.spec.template.concurrency = None;
+    assert!(
+        said(&new, &context).is_empty(),
+        "the same configuration under its old name is a way back"
+    );
 }
 
 #[test]
