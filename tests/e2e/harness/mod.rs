@@ -1,0 +1,312 @@
+//! A server under test, and what tests ask of it.
+
+mod kernel;
+mod registry;
+
+pub(crate) use kernel::KernelObjects;
+pub(crate) use registry::Registry;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// Where v2 lives for the default project and region.
+pub(crate) const PARENT: &str = "/run/v2/projects/demo/locations/asia-northeast1";
+
+/// Says by name that a test can't run here, and why; counted at the end of `make test`.
+pub(crate) fn skip(test: &str, why: &str) {
+    println!("SKIPPED {test}: {why}");
+    if let Some(path) = std::env::var_os("UTSUWA_TEST_SKIPPED") {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+        writeln!(file, "{test}: {why}").unwrap();
+    }
+}
+
+/// Root and what the sandbox needs; otherwise the test is skipped by name.
+pub(crate) fn can_run(test: &str) -> bool {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
+    if !root {
+        skip(test, "needs root");
+    }
+    root
+}
+
+/// Waits for a state, never for a time: asks until `what` answers something.
+pub(crate) fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = ask() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        std::thread::yield_now();
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A server of the test's own.
+pub(crate) struct Server {
+    child: Option<Child>,
+    dir: tempfile::TempDir,
+    flags: Vec<String>,
+    program: PathBuf,
+    pub(crate) api: SocketAddr,
+    pub(crate) http: SocketAddr,
+    expected: Vec<String>,
+    before: KernelObjects,
+}
+
+impl Server {
+    /// Starts a server with more flags and waits for `ready`.
+    pub(crate) fn start(more: &[&str]) -> Self {
+        let before = KernelObjects::count();
+        let dir = tempfile::Builder::new().prefix("utsuwa-e2e-").tempdir_in("/var/tmp").unwrap();
+        let mut server = Self {
+            child: None,
+            dir,
+            flags: more.iter().map(|f| (*f).to_owned()).collect(),
+            program: PathBuf::from(env!("CARGO_BIN_EXE_utsuwa")),
+            api: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
+            http: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
+            expected: Vec::new(),
+            before,
+        };
+        server.up();
+        server
+    }
+
+    /// Starts (again) over the same data directory.
+    pub(crate) fn up(&mut self) -> Duration {
+        let started = Instant::now();
+        let mut child = self.spawn();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut seen = Vec::new();
+        for line in lines {
+            let line = line.unwrap();
+            if line == "ready" {
+                self.child = Some(child);
+                return started.elapsed();
+            }
+            seen.push(line);
+        }
+        panic!("the server ended before it was ready ({:?}); it said {seen:?}\n{}", child.wait(), self.log());
+    }
+
+    /// The program started over this data directory, not waited for.
+    pub(crate) fn spawn(&self) -> Child {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        Command::new(&self.program)
+            .arg("up")
+            .args(["--data-dir", &self.data_dir().to_string_lossy()])
+            .args(["--listen-api", &self.api.to_string(), "--listen-http", &self.http.to_string(), "--log-format", "json"])
+            .args(&self.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
+    /// Another build of the program for the next [`Server::up`].
+    pub(crate) fn use_program(&mut self, program: &Path) {
+        self.program = program.to_owned();
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub(crate) fn log_path(&self) -> PathBuf {
+        self.dir.path().join("server.log")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// SIGKILL to the server process alone, and reaps it.
+    pub(crate) fn kill_9(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Waits for the server process to end by itself.
+    pub(crate) fn wait_end(&mut self) {
+        let mut child = self.child.take().unwrap();
+        until("the old server to end", Duration::from_secs(20), || child.try_wait().unwrap());
+    }
+
+    /// The keeper's process id.
+    pub(crate) fn keeper_pid(&self) -> Option<u32> {
+        let data = self.data_dir().to_string_lossy().into_owned();
+        processes().into_iter().find(|(_, words)| words.get(1..3) == Some(&["internal".into(), "keeper".into()][..]) && words.iter().any(|w| w.contains(&data))).map(|(pid, _)| pid)
+    }
+
+    /// A WARN or ERROR whose message contains `text` is expected in this test.
+    pub(crate) fn expect_warning(&mut self, text: &str) {
+        self.expected.push(text.to_owned());
+    }
+
+    /// Runs a command of the program's against this server.
+    pub(crate) fn utsuwa(&self, args: &[&str]) -> Output {
+        Command::new(&self.program).args(args).args(["--api", &format!("http://{}", self.api)]).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// The same, which must succeed; answers stdout.
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
+        let output = self.utsuwa(args);
+        assert!(output.status.success(), "utsuwa {args:?}: {}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Deploys a public service by the command line.
+    pub(crate) fn deploy(&self, name: &str, more: &[&str]) -> String {
+        let mut args = vec!["deploy", name, "--allow-unauthenticated"];
+        if !more.contains(&"--image") {
+            args.extend(["--image", "utsuwa.local/hello"]);
+        }
+        args.extend(more);
+        let printed = self.ok(&args);
+        self.until_public(name);
+        printed
+    }
+
+    /// Access is published a moment after it was accepted.
+    pub(crate) fn until_public(&self, name: &str) {
+        until("the service to be public", Duration::from_secs(10), || (self.get(name, "/healthz-probe").0 != 403).then_some(()));
+    }
+
+    /// GET from a service by its host name.
+    pub(crate) fn get(&self, name: &str, path: &str) -> (u16, String) {
+        let (status, _, body) = self.request(name, &format!("GET {path} HTTP/1.1\r\nhost: {name}.localhost\r\nconnection: close\r\n\r\n"));
+        (status, body)
+    }
+
+    /// One raw exchange with the ingress: status, head, body.
+    pub(crate) fn request(&self, name: &str, raw: &str) -> (u16, String, String) {
+        try_exchange(self.http, raw).unwrap_or_else(|e| panic!("{name}: {e}\n{}", self.log()))
+    }
+
+    /// What `--why` shows.
+    pub(crate) fn explain(&self, name: &str) -> Value {
+        self.api_get(&format!("/utsuwa/v1/projects/demo/locations/asia-northeast1/services/{name}:explain")).1
+    }
+
+    /// Process ids (on the host) of the instances of a service.
+    pub(crate) fn instance_pids(&self, name: &str) -> Vec<u64> {
+        let explained = self.explain(name);
+        explained["revisions"].as_array().into_iter().flatten().filter_map(|r| r["instances"].as_array()).flatten().filter_map(|i| i["pid"].as_u64()).collect()
+    }
+
+    pub(crate) fn until_instances(&self, name: &str, wanted: usize) {
+        until(&format!("{name} to have {wanted} instances"), Duration::from_secs(60), || (self.instance_pids(name).len() == wanted).then_some(()));
+    }
+
+    pub(crate) fn api_get(&self, path: &str) -> (u16, Value) {
+        self.api_call("GET", path, &Value::Null)
+    }
+
+    pub(crate) fn api_call(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let raw = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let (status, _, body) = try_exchange(self.api, &raw).unwrap();
+        (status, serde_json::from_str(&body).unwrap_or(json!({"text": body})))
+    }
+
+    /// `utsuwa down`, then everything the kernel held for it must be gone and the log clean.
+    pub(crate) fn finish(mut self) {
+        self.take_down();
+        self.before.assert_same();
+        self.check_log();
+    }
+
+    fn take_down(&mut self) {
+        let down = Command::new(&self.program).args(["down", "--data-dir"]).arg(self.data_dir()).stdin(Stdio::null()).output().unwrap();
+        assert!(down.status.success(), "utsuwa down: {}\n{}", String::from_utf8_lossy(&down.stderr), self.log());
+        if self.child.is_some() {
+            self.wait_end();
+        }
+    }
+
+    fn check_log(&self) {
+        let unexpected: Vec<String> = self
+            .log()
+            .lines()
+            .filter(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\"") || line.contains("panicked at"))
+            .filter(|line| !self.expected.iter().any(|e| line.contains(e)))
+            .map(str::to_owned)
+            .collect();
+        assert!(unexpected.is_empty(), "unexpected in the server's log:\n{}", unexpected.join("\n"));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // After a failed test: leave nothing behind either.
+        if self.child.is_some() || self.keeper_pid().is_some() {
+            eprintln!("server log:\n{}", self.log());
+            drop(Command::new(&self.program).args(["down", "--data-dir"]).arg(self.data_dir()).output());
+            if let Some(mut child) = self.child.take() {
+                drop(child.kill());
+                drop(child.wait());
+            }
+        }
+    }
+}
+
+/// Every process: id and command line.
+pub(crate) fn processes() -> Vec<(u32, Vec<String>)> {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(Result::ok)
+        .filter_map(|e| e.file_name().to_string_lossy().parse::<u32>().ok())
+        .filter_map(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            Some((pid, line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect()))
+        })
+        .collect()
+}
+
+/// One HTTP/1.1 exchange that ends with the connection: status, head, body (chunks joined).
+pub(crate) fn try_exchange(address: SocketAddr, raw: &str) -> std::io::Result<(u16, String, String)> {
+    use std::io::Read;
+    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(raw.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| std::io::Error::other(format!("no answer: {text:?}")))?;
+    let body = if head.to_lowercase().contains("transfer-encoding: chunked") { join_chunks(body) } else { body.to_owned() };
+    Ok((status, head.to_owned(), body))
+}
+
+fn join_chunks(mut rest: &str) -> String {
+    let mut body = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let Ok(size) = usize::from_str_radix(size.trim(), 16) else { break };
+        if size == 0 || after.len() < size {
+            break;
+        }
+        body.push_str(&after[..size]);
+        rest = after[size..].trim_start_matches("\r\n");
+    }
+    body
+}

@@ -1,0 +1,199 @@
+//! Restarts, kills and upgrades under load: nothing acknowledged is lost, nothing that runs is restarted, nobody is refused.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::harness::{Server, can_run, try_exchange, until};
+
+/// Asks `name` in a loop until told to stop; counts answers and refused connections.
+struct Load<'a> {
+    stop: &'a AtomicBool,
+    answered: AtomicUsize,
+    refused: AtomicUsize,
+    broken: AtomicUsize,
+}
+
+impl<'a> Load<'a> {
+    fn new(stop: &'a AtomicBool) -> Self {
+        Self { stop, answered: AtomicUsize::new(0), refused: AtomicUsize::new(0), broken: AtomicUsize::new(0) }
+    }
+
+    fn run(&self, address: std::net::SocketAddr, name: &str) {
+        let raw = format!("GET / HTTP/1.1\r\nhost: {name}.localhost\r\nconnection: close\r\n\r\n");
+        while !self.stop.load(Ordering::Relaxed) {
+            match try_exchange(address, &raw) {
+                Ok((200, _, _)) => self.answered.fetch_add(1, Ordering::Relaxed),
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => self.refused.fetch_add(1, Ordering::Relaxed),
+                _ => self.broken.fetch_add(1, Ordering::Relaxed),
+            };
+        }
+    }
+}
+
+/// Kills `pid`, which the test knows to be a process of the server it started.
+fn kill_9(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn a_killed_server_loses_nothing_and_refuses_nobody() {
+    if !can_run("lifecycle::a_killed_server_loses_nothing_and_refuses_nobody") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    server.deploy("kept", &["--min-instances", "1"]);
+    server.until_instances("kept", 1);
+    let pids = server.instance_pids("kept");
+    let stop = AtomicBool::new(false);
+    let load = Load::new(&stop);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| load.run(server_http(&server), "kept"));
+        }
+        until("load to flow", Duration::from_secs(5), || (load.answered.load(Ordering::Relaxed) > 20).then_some(()));
+        stop.store(true, Ordering::Relaxed);
+    });
+    let address = server.http;
+    let stop = AtomicBool::new(false);
+    let load = Load::new(&stop);
+    let back = std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| load.run(address, "kept"));
+        }
+        server.kill_9();
+        let back = server.up();
+        let before = load.answered.load(Ordering::Relaxed);
+        until("answers to flow again", Duration::from_secs(5), || (load.answered.load(Ordering::Relaxed) > before + 20).then_some(()));
+        stop.store(true, Ordering::Relaxed);
+        back
+    });
+    println!("ready again {back:?} after kill −9");
+    assert_eq!(load.refused.load(Ordering::Relaxed), 0, "connections were refused");
+    assert!(back < Duration::from_secs(1), "{back:?}");
+    assert_eq!(server.instance_pids("kept"), pids, "instances must keep their process ids");
+    server.finish();
+}
+
+fn server_http(server: &Server) -> std::net::SocketAddr {
+    server.http
+}
+
+#[test]
+fn numbered_lines_survive_every_kill() {
+    if !can_run("lifecycle::numbered_lines_survive_every_kill") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    server.expect_warning("keeper");
+    // The sample writes lines on request; 2,000 lines of some 60 bytes are more than a pipe holds.
+    server.deploy("writer", &["--min-instances", "1"]);
+    server.until_instances("writer", 1);
+    let pids = server.instance_pids("writer");
+    let mut written = 0;
+    let mut write = |server: &Server| {
+        assert_eq!(server.get("writer", &format!("/log?severity=INFO&message=batch-{written}-&lines=2000")).0, 200);
+        written += 1;
+    };
+    write(&server);
+    server.kill_9();
+    server.up();
+    write(&server);
+    kill_9(server.keeper_pid().unwrap());
+    until("a new keeper", Duration::from_secs(10), || server.keeper_pid());
+    until("the service to answer", Duration::from_secs(10), || (server.get("writer", "/").0 == 200).then_some(()));
+    write(&server);
+    let keeper = server.keeper_pid().unwrap();
+    server.kill_9();
+    kill_9(keeper);
+    server.up();
+    until("the service to answer", Duration::from_secs(10), || (server.get("writer", "/").0 == 200).then_some(()));
+    write(&server);
+    assert_eq!(server.instance_pids("writer"), pids, "instances must keep their process ids");
+    let lines = until("all lines", Duration::from_secs(20), || {
+        let lines = server.ok(&["logs", "writer", "--tail", "100000", "--format", "json"]);
+        (lines.matches("batch-3-").count() >= 2000).then_some(lines)
+    });
+    let mut sequences: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut batches: BTreeMap<String, usize> = BTreeMap::new();
+    for line in lines.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()).filter(|l| l["stream"] == "stdout") {
+        let sequence = line["sequence"].as_u64().or_else(|| line["sequence"].as_str()?.parse().ok()).unwrap();
+        *sequences.entry(sequence).or_default() += 1;
+        if let Some(batch) = line["text"].as_str().and_then(|t| t.split("batch-").nth(1)).and_then(|t| t.split('-').next()) {
+            *batches.entry(batch.to_owned()).or_default() += 1;
+        }
+    }
+    assert!(sequences.values().all(|n| *n == 1), "a line was told twice");
+    assert_eq!(batches.values().copied().collect::<Vec<_>>(), vec![2000; 4], "{batches:?}");
+    server.finish();
+}
+
+#[test]
+fn an_end_that_nobody_watched_is_still_told() {
+    if !can_run("lifecycle::an_end_that_nobody_watched_is_still_told") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    server.deploy("mortal", &["--min-instances", "1"]);
+    server.until_instances("mortal", 1);
+    let pid = u32::try_from(server.instance_pids("mortal")[0]).unwrap();
+    server.kill_9();
+    kill_9(pid);
+    server.up();
+    until("the end to be told", Duration::from_secs(10), || server.ok(&["logs", "mortal"]).contains("signal 9").then_some(()));
+    until("a new instance", Duration::from_secs(20), || (server.instance_pids("mortal").len() == 1 && server.instance_pids("mortal")[0] != u64::from(pid)).then_some(()));
+    server.finish();
+}
+
+#[test]
+fn another_build_takes_over_without_refusing_anybody() {
+    if !can_run("lifecycle::another_build_takes_over_without_refusing_anybody") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    server.deploy("upgraded", &["--min-instances", "1"]);
+    server.until_instances("upgraded", 1);
+    let pids = server.instance_pids("upgraded");
+    let copy = server.data_dir().parent().unwrap().join("utsuwa-other");
+    std::fs::copy(env!("CARGO_BIN_EXE_utsuwa"), &copy).unwrap();
+    let address = server.http;
+    let stop = AtomicBool::new(false);
+    let load = Load::new(&stop);
+    std::thread::scope(|scope| {
+        scope.spawn(|| load.run(address, "upgraded"));
+        // An orderly restart: SIGTERM, the old one drains, the new one is already there.
+        assert!(Command::new("kill").arg(server.pid().to_string()).status().unwrap().success());
+        server.wait_end();
+        server.use_program(&copy);
+        server.up();
+        let before = load.answered.load(Ordering::Relaxed);
+        until("answers to flow", Duration::from_secs(5), || (load.answered.load(Ordering::Relaxed) > before + 20).then_some(()));
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(load.refused.load(Ordering::Relaxed), 0, "connections were refused");
+    assert_eq!(load.broken.load(Ordering::Relaxed), 0, "requests were broken");
+    assert_eq!(server.instance_pids("upgraded"), pids);
+    server.finish();
+}
+
+#[test]
+fn acknowledged_deploys_survive_kill_9() {
+    if !can_run("lifecycle::acknowledged_deploys_survive_kill_9") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    for round in 0..3 {
+        let name = format!("deploy-{round}");
+        let (status, answer) = server.api_call(
+            "POST",
+            &format!("{}/services?serviceId={name}", crate::harness::PARENT),
+            &serde_json::json!({"invokerIamDisabled": true, "template": {"containers": [{"image": "utsuwa.local/hello"}]}}),
+        );
+        assert_eq!(status, 200, "{answer}");
+        server.kill_9();
+        server.up();
+        until("the deploy to be finished after the kill", Duration::from_secs(20), || (server.get(&name, "/").0 == 200).then_some(()));
+    }
+    server.finish();
+}

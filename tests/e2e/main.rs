@@ -1,0 +1,14 @@
+//! The whole thing: the real program as root, real containers, real clients, kill −9 and restart.
+//!
+//! Every test starts a server of its own on free ports with its own data directory, and at its end takes it down, checks that the
+//! kernel holds what it held before, and reads the server's log: an unexpected WARN or ERROR fails the test.
+#![expect(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "tests")]
+
+mod bad_input;
+mod clients;
+mod deploy;
+mod flask;
+mod gcloud;
+mod harness;
+mod lifecycle;
+mod scale;

@@ -1,0 +1,83 @@
+//! Instances follow requests: bursts, limits, many wakes at once, ends.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Server, can_run, until};
+
+#[test]
+fn two_hundred_at_once_wake_once_and_stay_within_max() {
+    if !can_run("scale::two_hundred_at_once_wake_once_and_stay_within_max") {
+        return;
+    }
+    let server = Server::start(&["--idle-timeout", "6s"]);
+    server.deploy("burst", &["--concurrency", "80", "--max-instances", "2"]);
+    server.until_instances("burst", 0);
+    let mut seen = BTreeSet::new();
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..200).map(|_| scope.spawn(|| server.get("burst", "/sleep?ms=300").0)).collect();
+        while !calls.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            seen.extend(server.instance_pids("burst"));
+        }
+        calls.into_iter().map(|c| c.join().unwrap()).collect()
+    });
+    assert!(statuses.iter().all(|s| *s == 200), "{statuses:?}");
+    assert!((1..=2).contains(&seen.len()), "instances seen: {seen:?}");
+    server.finish();
+}
+
+#[test]
+fn twenty_sleeping_services_wake_at_once() {
+    if !can_run("scale::twenty_sleeping_services_wake_at_once") {
+        return;
+    }
+    let server = Server::start(&["--idle-timeout", "6s"]);
+    let names: Vec<String> = (0..20).map(|i| format!("many-{i}")).collect();
+    for name in &names {
+        server.deploy(name, &[]);
+    }
+    for name in &names {
+        server.until_instances(name, 0);
+    }
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for name in &names {
+            scope.spawn(|| assert_eq!(server.get(name, "/").0, 200, "{name}"));
+        }
+    });
+    let took = started.elapsed();
+    println!("20 services woken at once: last answer after {took:?}");
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    server.finish();
+}
+
+#[test]
+fn an_instance_that_ends_is_reported_in_words_and_replaced() {
+    if !can_run("scale::an_instance_that_ends_is_reported_in_words_and_replaced") {
+        return;
+    }
+    let server = Server::start(&[]);
+    server.deploy("mortal", &["--memory", "128Mi"]);
+    let (status, body) = server.get("mortal", "/exit?code=7");
+    assert!(matches!(status, 200 | 503), "{status} {body}");
+    until("the exit to be in the log", Duration::from_secs(10), || server.ok(&["logs", "mortal"]).contains("exited with status 7").then_some(()));
+    until("a new instance to answer", Duration::from_secs(20), || (server.get("mortal", "/").0 == 200).then_some(()));
+    let (status, body) = server.get("mortal", "/alloc?mb=400");
+    assert_eq!(status, 500, "{body}");
+    until("the memory limit to be in the log", Duration::from_secs(10), || server.ok(&["logs", "mortal"]).contains("memory limit").then_some(()));
+    until("a new instance to answer again", Duration::from_secs(20), || (server.get("mortal", "/").0 == 200).then_some(()));
+    server.finish();
+}
+
+#[test]
+fn why_tells_the_reason() {
+    if !can_run("scale::why_tells_the_reason") {
+        return;
+    }
+    let server = Server::start(&[]);
+    server.deploy("asked", &["--min-instances", "1"]);
+    server.until_instances("asked", 1);
+    let why = server.ok(&["services", "describe", "asked", "--why"]);
+    assert!(why.contains("because") && why.contains("min"), "{why}");
+    server.finish();
+}
