@@ -1,12 +1,12 @@
 //! The network of instances: one gateway namespace per server, a cable from it to every sandbox, and what may pass.
 //!
 //! Owns: the gateway namespace and its uplink, the nftables tables on both sides, the veth pairs, the sockets that stand
-//! for "this sandbox asked" ([`SocketRole`]), name answers (`dns`), the way to the host's own services (`forward`) and
-//! the report of refused connections (`refusal`).
-//! Doesn't: decide which names are ours (`dns::Zone` does), serve HTTP, or know services: it knows sandbox numbers.
+//! for "this sandbox asked" ([`SocketRole`]), name answers ([`dns`]), the way to the host's own services (`forward`) and
+//! the report of refused connections ([`refusal`]).
+//! Doesn't: decide which names are ours ([`dns::Zone`] does), serve HTTP, or know services: it knows sandbox numbers.
 //!
 //! Two halves: [`Gateway`] and everything below it is blocking, privileged and single-threaded (it lives in the
-//! housekeeper); `serve_internal` and `RefusalReader` are async and need no privilege (they live in the server
+//! housekeeper); [`serve_internal`] and [`RefusalReader`] are async and need no privilege (they live in the server
 //! and work on sockets that the other half made).
 //!
 //! Invariants:
@@ -20,8 +20,17 @@
 //! Failure: every call names the object, the step and the kernel's error ([`NetError`]). [`Gateway::set_up`] may be
 //! repeated over whatever an earlier process left behind.
 
+pub mod dns;
 pub mod egress;
+mod firewall;
+mod forward;
 mod gateway;
+mod internal;
+mod namespace;
+mod netlink;
+pub mod refusal;
+mod rules;
+mod sysctl;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -29,6 +38,8 @@ use serde::{Deserialize, Serialize};
 
 pub use egress::{EgressRule, EgressRuleError};
 pub use gateway::Gateway;
+pub use internal::{Internal, serve_internal};
+pub use refusal::{Refusal, RefusalReader};
 
 /// Inside every instance: name answers, the metadata server and the server's own services.
 pub const INTERNAL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
