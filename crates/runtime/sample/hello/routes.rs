@@ -1,0 +1,150 @@
+//! What each address does.
+
+use std::hint::black_box;
+use std::io::{self, Read};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::process::exit;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::http::{Answer, Body, Request};
+use crate::{json, page, system};
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+/// A forgotten `?ms=` must not hold an instance for ever.
+const LONGEST_MS: u64 = 3_600_000;
+const PAGE_BYTES: usize = 4096;
+
+/// Answers one request.
+pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -> io::Result<()> {
+    let number = |name: &str, default: u64| match request.parameter(name) {
+        None => Ok(default),
+        Some(text) => text.parse::<u64>().map_err(|_error| format!("{name}={text} is not a number\n")),
+    };
+    let result = match request.path.as_str() {
+        "/" => return answer.send("200 OK", HTML, page::render(request).as_bytes()),
+        "/env" => return answer.send("200 OK", JSON, environment().as_bytes()),
+        "/headers" => {
+            let headers = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+            return answer.send("200 OK", JSON, json::object(headers).as_bytes());
+        }
+        "/echo" => return echo(request, body, answer),
+        "/healthz" => Ok("ok\n".to_owned()),
+        "/sleep" => number("ms", 1000).map(|ms| {
+            sleep(Duration::from_millis(ms.min(LONGEST_MS)));
+            format!("slept {ms} ms\n")
+        }),
+        "/burn" => number("ms", 1000).map(|ms| format!("burnt {ms} ms of CPU in {} rounds\n", burn(ms.min(LONGEST_MS)))),
+        "/alloc" => number("mb", 1).and_then(|mb| {
+            let ms = number("ms", 0)?;
+            let memory = allocate(mb);
+            sleep(Duration::from_millis(ms.min(LONGEST_MS)));
+            Ok(format!("held {} MiB\n", black_box(memory).len() >> 20))
+        }),
+        "/exit" => match number("code", 1) {
+            Ok(code) => {
+                system::log("NOTICE", &format!("hello exits with {code} as asked"));
+                exit(i32::try_from(code & 0xff).unwrap_or(1))
+            }
+            Err(why) => Err(why),
+        },
+        "/log" => number("lines", 1).map(|lines| {
+            let severity = request.parameter("severity").unwrap_or("INFO");
+            let message = request.parameter("message").unwrap_or("a line from hello");
+            for line in 1..=lines {
+                let text = if lines == 1 { message.to_owned() } else { format!("{message} {line}") };
+                system::log(severity, &text);
+            }
+            format!("logged {lines} lines\n")
+        }),
+        "/stream" => match (number("n", 10), number("ms", 100)) {
+            (Ok(count), Ok(ms)) => return stream(count, ms.min(LONGEST_MS), answer),
+            (Err(why), _) | (_, Err(why)) => Err(why),
+        },
+        "/egress" => match request.parameter("url") {
+            Some(address) => Ok(egress(address)),
+            None => Err("say where to: /egress?url=host:port\n".to_owned()),
+        },
+        other => return answer.send("404 Not Found", TEXT, format!("hello knows nothing at {other}\n").as_bytes()),
+    };
+    match result {
+        Ok(text) => answer.send("200 OK", TEXT, text.as_bytes()),
+        Err(why) => answer.send("400 Bad Request", TEXT, why.as_bytes()),
+    }
+}
+
+/// The environment, and the name of the instance.
+fn environment() -> String {
+    let mut members: Vec<(String, String)> = std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .collect();
+    members.sort();
+    if !members.iter().any(|(name, _value)| name == "HOSTNAME") {
+        members.push(("HOSTNAME".to_owned(), system::host_name()));
+    }
+    json::object(members.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+}
+
+fn echo(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -> io::Result<()> {
+    answer.begin(request.header("content-type").unwrap_or("application/octet-stream"))?;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let bytes = body.read(&mut buffer)?;
+        if bytes == 0 {
+            return answer.finish();
+        }
+        answer.piece(&buffer[..bytes])?;
+    }
+}
+
+fn stream(count: u64, ms: u64, answer: &mut Answer<'_>) -> io::Result<()> {
+    answer.begin(TEXT)?;
+    for number in 1..=count {
+        answer.piece(format!("{number}\n").as_bytes())?;
+        if number < count {
+            sleep(Duration::from_millis(ms));
+        }
+    }
+    answer.finish()
+}
+
+fn burn(ms: u64) -> u64 {
+    let until = Instant::now() + Duration::from_millis(ms);
+    let mut rounds = 0_u64;
+    while Instant::now() < until {
+        for value in 0..10_000_u64 {
+            black_box(value.wrapping_mul(rounds));
+        }
+        rounds += 1;
+    }
+    rounds
+}
+
+/// Memory that is really there: every page is written to.
+fn allocate(mb: u64) -> Vec<u8> {
+    let bytes = usize::try_from(mb.saturating_mul(1 << 20)).unwrap_or(usize::MAX / 2);
+    let mut memory = vec![0_u8; bytes];
+    for page in memory.chunks_mut(PAGE_BYTES) {
+        page[0] = 1;
+    }
+    memory
+}
+
+fn egress(address: &str) -> String {
+    let address = address.trim_start_matches("http://").trim_start_matches("tcp://").trim_end_matches('/');
+    let begin = Instant::now();
+    let addresses = match address.to_socket_addrs() {
+        Ok(addresses) => addresses,
+        Err(error) => return format!("error: find {address}: {error}\n"),
+    };
+    let mut last = format!("error: {address} has no addresses\n");
+    for found in addresses {
+        match TcpStream::connect_timeout(&found, Duration::from_secs(5)) {
+            Ok(_connection) => return format!("ok: connected to {found} in {} ms\n", begin.elapsed().as_millis()),
+            Err(error) => last = format!("error: connect to {found}: {error}\n"),
+        }
+    }
+    last
+}

@@ -1,0 +1,98 @@
+//! HTTP clients, made when first needed: a machine without certificates can still use plain-http registries.
+
+use std::error::Error;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, ClientBuilder, Url};
+
+use crate::image::error::PullError;
+
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Transport {
+    authorities: Vec<String>,
+    /// For https, through the proxy of the environment if there is one.
+    secure: OnceLock<Client>,
+    /// For plain http elsewhere, through the proxy too.
+    plain: OnceLock<Client>,
+    /// For this machine: never through a proxy.
+    loopback: OnceLock<Client>,
+}
+
+impl Transport {
+    pub(super) fn new(authorities: Vec<String>) -> Self {
+        Self { authorities, secure: OnceLock::new(), plain: OnceLock::new(), loopback: OnceLock::new() }
+    }
+
+    /// The client for `url`.
+    pub(super) fn client(&self, url: &Url) -> Result<&Client, PullError> {
+        let host = url.host_str().unwrap_or_default();
+        let near = host == "localhost" || host.starts_with("127.") || host == "[::1]";
+        let cell = match (url.scheme(), near) {
+            ("https", _) => &self.secure,
+            (_, true) => &self.loopback,
+            (_, false) => &self.plain,
+        };
+        if let Some(client) = cell.get() {
+            return Ok(client);
+        }
+        let failed = |error: &dyn Error| PullError::Registry {
+            registry: host.to_owned(),
+            doing: "set up a connection".to_owned(),
+            why: chain(error),
+        };
+        let mut builder = self.builder();
+        if url.scheme() == "https" {
+            let mut certificates = Vec::new();
+            for pem in &self.authorities {
+                certificates.extend(Certificate::from_pem_bundle(pem.as_bytes()).map_err(|error| failed(&error))?);
+            }
+            builder = builder.tls_certs_merge(certificates);
+        } else {
+            // No certificate is ever needed here, so none must be found either.
+            builder = builder.tls_certs_only([]);
+        }
+        if near {
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|error| failed(&error))?;
+        Ok(cell.get_or_init(|| client))
+    }
+
+    fn builder(&self) -> ClientBuilder {
+        Client::builder()
+            .user_agent(concat!("utsuwa/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_DEADLINE)
+            // Parallel layers on one HTTP/2 connection would share one small window.
+            .http1_only()
+    }
+}
+
+/// The error and its causes in one line, without the address (which may hold a token).
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut parts = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if parts.last() != Some(&text) {
+            parts.push(text);
+        }
+        next = cause.source();
+    }
+    if parts.is_empty() { error.to_string() } else { parts.join(": ") }
+}
+
+/// TLS libraries report through `io::Error` of this kind: the other side spoke, but not TLS we accept.
+pub(super) fn is_tls(error: &(dyn Error + 'static)) -> bool {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(cause) = next {
+        if cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidData) {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
+}

@@ -1,0 +1,493 @@
+//! The image store: from a reference to layers on disk.
+//!
+//! Owns: `images/` in the data directory: `index.json` (see [`index`]), `blobs/sha256/HEX` (manifests, configurations, and
+//! compressed layers until they are safely unpacked), `incoming/` (uploads). `layers/HEX` is made and removed by a
+//! [`LayerUnpacker`] only. Doesn't: decide which images are needed (callers pin them), mount anything.
+//!
+//! Invariants:
+//! 1. What stands in `blobs` or `layers` under a digest was checked against it.
+//! 2. An answer of [`ImageStore::ensure`] means: all layers are there, and stay for [`Settings::grace`] or as long as pinned.
+//! 3. The same content wanted twice at a time is brought once.
+//! 4. A compressed layer is deleted only after the unpacked one was written to the disk (`syncfs`); until then a reboot makes
+//!    the layer suspect, and it is unpacked again. Manifests and configurations stay as long as their image.
+//!
+//! Fails with [`PullError`]. A failed call leaves complete blobs and layers (the next try uses them) and nothing half done.
+
+mod collect;
+mod download;
+mod index;
+mod claims;
+mod upload;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::task::TaskTracker;
+use utsuwa_model::image::ResolvedImage;
+
+pub use collect::Collected;
+pub use upload::LoadRequest;
+
+use self::claims::Claims;
+use self::index::{IndexFile, Layer, Record};
+use super::digest::Digest;
+use super::error::PullError;
+use super::hello;
+use super::layers::LayerUnpacker;
+use super::manifest::{self, Descriptor, ImageManifest, Manifest};
+use super::progress::{LayerProgress, LayerState, PullProgress, Reporter};
+use super::reference::{HELLO, Reference, RewriteRule, rewrite};
+use super::registry::{Registry, RegistrySettings};
+
+/// Layers of one pull that are on their way at a time: more only share the same line.
+const LAYERS_AT_A_TIME: usize = 4;
+/// Downloads of all pulls together.
+const DOWNLOADS_AT_A_TIME: usize = 6;
+/// Unpacking costs a CPU; deploys must not starve what serves.
+const UNPACKS_AT_A_TIME: usize = 2;
+/// Indexes of indexes exist; deeper ones don't.
+const MAX_INDEX_DEPTH: usize = 3;
+
+/// How an image store works.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `images/` in the data directory.
+    pub directory: PathBuf,
+    pub rewrites: Vec<RewriteRule>,
+    pub registry: RegistrySettings,
+    /// Free bytes that pulls leave on the disk (decision 25).
+    pub reserve_bytes: u64,
+    /// Keep compressed layers after they were unpacked.
+    pub keep_blobs: bool,
+    /// How long an image that nobody pins stays after it was last wanted.
+    pub grace: Duration,
+}
+
+impl Settings {
+    /// The defaults, for `images/` at `directory`.
+    pub fn new(directory: PathBuf) -> Self {
+        Self {
+            directory,
+            rewrites: RewriteRule::defaults(),
+            registry: RegistrySettings::default(),
+            reserve_bytes: 512 << 20,
+            keep_blobs: false,
+            grace: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// One image of the store, for listings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredImage {
+    pub image: ResolvedImage,
+    /// The names it can be had by without a registry.
+    pub names: Vec<String>,
+    /// Seconds since 1970 of the last call that wanted it.
+    pub last_used: u64,
+}
+
+/// A cheap handle to the store; clones are the same store.
+#[derive(Debug, Clone)]
+pub struct ImageStore(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    registry: Registry,
+    unpacker: Arc<dyn LayerUnpacker>,
+    index: IndexFile,
+    claims: Arc<Claims>,
+    /// Layers written before the last reboot that may not have reached the disk.
+    suspect: Mutex<BTreeSet<Digest>>,
+    downloads: Semaphore,
+    unpacks: Semaphore,
+    background: TaskTracker,
+    boot: String,
+}
+
+impl ImageStore {
+    /// Opens the store, makes its directories, and removes what an interrupted server left half done. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`PullError::Disk`] or [`PullError::Index`] naming the file.
+    pub fn open(settings: Settings, unpacker: Arc<dyn LayerUnpacker>) -> Result<Self, PullError> {
+        let blobs = settings.directory.join("blobs/sha256");
+        let incoming = settings.directory.join("incoming");
+        match std::fs::remove_dir_all(&incoming) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(PullError::disk("remove an interrupted upload", &incoming)(error));
+            }
+            _ => {}
+        }
+        for directory in [&blobs, &incoming] {
+            std::fs::create_dir_all(directory).map_err(PullError::disk("make the directory", directory))?;
+        }
+        for entry in std::fs::read_dir(&blobs).map_err(PullError::disk("read the directory", &blobs))? {
+            let path = entry.map_err(PullError::disk("read the directory", &blobs))?.path();
+            if path.extension().is_some_and(|extension| extension == "partial") {
+                std::fs::remove_file(&path).map_err(PullError::disk("remove an interrupted download", &path))?;
+            }
+        }
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let index = IndexFile::open(settings.directory.join("index.json"))?;
+        let suspect = index.read(|index| {
+            let safe: BTreeSet<Digest> = index
+                .images
+                .values()
+                .filter(|record| record.durable)
+                .flat_map(|record| record.layers.iter().map(|layer| layer.diff_id))
+                .collect();
+            let unsafe_records = index.images.values().filter(|record| !record.durable && record.boot != boot);
+            unsafe_records.flat_map(|record| record.layers.iter().map(|layer| layer.diff_id)).filter(|id| !safe.contains(id)).collect()
+        });
+        Ok(Self(Arc::new(Inner {
+            registry: Registry::new(settings.registry.clone()),
+            settings,
+            unpacker,
+            index,
+            claims: Arc::default(),
+            suspect: Mutex::new(suspect),
+            downloads: Semaphore::new(DOWNLOADS_AT_A_TIME),
+            unpacks: Semaphore::new(UNPACKS_AT_A_TIME),
+            background: TaskTracker::new(),
+            boot,
+        })))
+    }
+
+    /// Makes the image `reference` names ready to run: resolved to its content, pulled, unpacked.
+    ///
+    /// A digest that is here already needs no registry. A tag is always asked for: it may have moved.
+    ///
+    /// # Errors
+    /// [`PullError`]; its text is for the user.
+    pub async fn ensure(&self, reference: &str) -> Result<ResolvedImage, PullError> {
+        self.ensure_reporting(reference, None).await
+    }
+
+    /// [`ImageStore::ensure`], reporting how far it is.
+    ///
+    /// # Errors
+    /// As [`ImageStore::ensure`].
+    pub async fn ensure_reporting(
+        &self,
+        reference: &str,
+        progress: Option<watch::Sender<PullProgress>>,
+    ) -> Result<ResolvedImage, PullError> {
+        let reporter = Reporter::new(progress);
+        let target = rewrite(&Reference::parse(reference)?, &self.0.settings.rewrites)?;
+        let (mut record, names) = self.resolve(reference, &target).await?;
+        reference.clone_into(&mut record.image.reference);
+        let claim = self.0.claims.claim(record.digests());
+        self.make_ready(&target, &record, &reporter).await?;
+        let image = record.image.clone();
+        self.remember(record, names).await?;
+        // Not before: the index names the content from here on.
+        drop(claim);
+        self.settle();
+        Ok(image)
+    }
+
+    /// All images, by reference.
+    pub fn list(&self) -> Vec<StoredImage> {
+        self.0.index.read(|index| {
+            let mut names: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
+            for (name, manifest) in &index.names {
+                names.entry(*manifest).or_default().push(name.clone());
+            }
+            let stored = |(manifest, record): (&Digest, &Record)| StoredImage {
+                image: record.image.clone(),
+                names: names.remove(manifest).unwrap_or_default(),
+                last_used: record.used,
+            };
+            let mut images: Vec<StoredImage> = index.images.iter().map(stored).collect();
+            images.sort_by(|a, b| a.image.reference.cmp(&b.image.reference));
+            images
+        })
+    }
+
+    /// Waits for what goes on in the background. Call it before the process ends; not needed for correctness.
+    pub async fn close(&self) {
+        self.0.background.close();
+        self.0.background.wait().await;
+    }
+
+    /// Finds out what `target` is, from this store or from its registry, and under which names to remember it.
+    async fn resolve(&self, reference: &str, target: &Reference) -> Result<(Record, Vec<String>), PullError> {
+        if target.is_local() {
+            return self.resolve_local(target).await;
+        }
+        if let Some(digest) = target.digest
+            && let Some(record) = self.known(&target.pinned(digest))
+        {
+            return Ok((record, Vec::new()));
+        }
+        let image = target.to_string();
+        let named = |error: PullError| match error {
+            // In the user's words, not in those of a rewrite rule.
+            PullError::NotFound { .. } => PullError::NotFound { image: reference.to_owned() },
+            other => other,
+        };
+        let mut document = self.0.registry.manifest(target, &target.at()).await.map_err(named)?;
+        let named_digest = document.digest;
+        let mut manifest = Manifest::parse(&image, &document.content, &document.media_type)?;
+        let mut depth = 0;
+        let found = loop {
+            match manifest {
+                Manifest::Image(found) => break found,
+                Manifest::Index { .. } if depth >= MAX_INDEX_DEPTH => {
+                    return Err(PullError::Unsupported { image, why: "its manifest lists are nested too deeply".to_owned() });
+                }
+                Manifest::Index { media_type, entries } => {
+                    depth += 1;
+                    self.put_document(document.digest, &document.content)?;
+                    let entry = manifest::choose(&image, &media_type, &entries)?;
+                    document = self.0.registry.manifest(target, &entry.descriptor.digest.to_string()).await.map_err(named)?;
+                    manifest = Manifest::parse(&image, &document.content, &document.media_type)?;
+                }
+            }
+        };
+        let names = vec![target.pinned(named_digest), target.pinned(document.digest)];
+        if let Some(mut record) = self.0.index.read(|index| index.images.get(&document.digest).cloned()) {
+            record.image.pinned = target.pinned(named_digest);
+            return Ok((record, names));
+        }
+        let config = self.0.registry.document(target, found.config.digest).await.map_err(named)?;
+        let record = self.record(&image, target.pinned(named_digest), document.digest, &found, &config)?;
+        self.put_document(document.digest, &document.content)?;
+        self.put_document(found.config.digest, &config)?;
+        Ok((record, names))
+    }
+
+    async fn resolve_local(&self, target: &Reference) -> Result<(Record, Vec<String>), PullError> {
+        let name = match target.digest {
+            Some(digest) => target.pinned(digest),
+            None => target.to_string(),
+        };
+        if target.name() != HELLO || target.digest.is_some() {
+            let known = self.known(&name);
+            if target.name() != HELLO || known.is_some() {
+                return known.map(|record| (record, Vec::new())).ok_or(PullError::NotLoaded { image: name });
+            }
+        }
+        // Hashing a megabyte and writing it once: too long for the threads that serve.
+        let this = self.clone();
+        let built = tokio::task::spawn_blocking(move || {
+            let built = hello::build()?;
+            let manifest_digest = Digest::of(&built.manifest);
+            this.put_document(manifest_digest, &built.manifest)?;
+            this.put_document(Digest::of(&built.config), &built.config)?;
+            let diff_id = Digest::of(&built.layer);
+            if !this.layer_path(diff_id).exists() {
+                this.put_document(diff_id, &built.layer)?;
+            }
+            Ok::<_, PullError>((manifest_digest, built))
+        });
+        let (digest, built) = built.await.map_err(|error| PullError::Interrupted(error.to_string()))??;
+        let pinned = format!("{HELLO}@{digest}");
+        if target.digest.is_some_and(|wanted| wanted != digest) {
+            // A digest of another build of the server.
+            return Err(PullError::NotFound { image: name });
+        }
+        let Manifest::Image(manifest) = Manifest::parse(HELLO, &built.manifest, manifest::OCI_MANIFEST)? else {
+            return Err(PullError::NotFound { image: name });
+        };
+        let record = self.record(HELLO, pinned.clone(), digest, &manifest, &built.config)?;
+        Ok((record, vec![pinned]))
+    }
+
+    fn record(
+        &self,
+        image: &str,
+        pinned: String,
+        manifest_digest: Digest,
+        manifest: &ImageManifest,
+        config: &[u8],
+    ) -> Result<Record, PullError> {
+        let (parsed, diff_ids) = manifest::parse_config(image, manifest, config)?;
+        let resolved = ResolvedImage {
+            reference: image.to_owned(),
+            pinned,
+            manifest: manifest_digest.to_string(),
+            layers: diff_ids.iter().map(Digest::to_string).collect(),
+            config: parsed,
+            size_bytes: manifest.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size)),
+        };
+        let layers = diff_ids.iter().zip(&manifest.layers).map(|(diff_id, blob)| Layer { diff_id: *diff_id, blob: blob.clone() });
+        Ok(Record {
+            image: resolved,
+            config: manifest.config.digest,
+            layers: layers.collect(),
+            used: now(),
+            durable: false,
+            boot: self.0.boot.clone(),
+        })
+    }
+
+    fn known(&self, name: &str) -> Option<Record> {
+        self.0.index.read(|index| {
+            let manifest = index.names.get(name)?;
+            let mut record = index.images.get(manifest)?.clone();
+            name.clone_into(&mut record.image.pinned);
+            Some(record)
+        })
+    }
+
+    /// Brings and unpacks what is missing. All layers are looked at even if one fails soon: none is left half done.
+    async fn make_ready(&self, source: &Reference, record: &Record, reporter: &Reporter) -> Result<(), PullError> {
+        let begin = |layer: &Layer| LayerProgress {
+            digest: layer.blob.digest,
+            total_bytes: layer.blob.size,
+            done_bytes: 0,
+            state: LayerState::Waiting,
+        };
+        reporter.begin(&record.image.reference, record.layers.iter().map(begin).collect());
+        self.check_space(record)?;
+        futures_util::stream::iter(record.layers.iter().enumerate())
+            .map(|(index, layer)| self.layer(source, layer, index, reporter))
+            .buffer_unordered(LAYERS_AT_A_TIME)
+            .try_collect::<()>()
+            .await
+    }
+
+    async fn layer(&self, source: &Reference, layer: &Layer, index: usize, reporter: &Reporter) -> Result<(), PullError> {
+        let inner = &self.0;
+        let _turn = inner.claims.turn(layer.diff_id).await;
+        let suspect = inner.suspect.lock().contains(&layer.diff_id);
+        let failed = |error| PullError::Unpack { image: source.to_string(), layer: layer.blob.digest, source: error };
+        if suspect {
+            inner.unpacker.remove(layer.diff_id).await.map_err(failed)?;
+            inner.suspect.lock().remove(&layer.diff_id);
+        } else if self.layer_path(layer.diff_id).exists() {
+            reporter.layer(index, |progress| {
+                progress.done_bytes = progress.total_bytes;
+                progress.state = LayerState::Ready;
+            });
+            return Ok(());
+        }
+        let blob = self.blob(source, &layer.blob, index, reporter).await?;
+        reporter.layer(index, |progress| {
+            progress.done_bytes = progress.total_bytes;
+            progress.state = LayerState::Unpacking;
+        });
+        let _permit = inner.unpacks.acquire().await.map_err(|error| PullError::Interrupted(error.to_string()))?;
+        let report = inner.unpacker.unpack(layer.diff_id, layer.blob.media_type.clone(), blob).await.map_err(failed)?;
+        tracing::info!(
+            image = %source, layer = %layer.diff_id, entries = report.entries, bytes = report.bytes,
+            skipped_devices = report.skipped, "unpacked a layer"
+        );
+        reporter.layer(index, |progress| progress.state = LayerState::Ready);
+        Ok(())
+    }
+
+    /// The compressed layer, downloaded unless it is here.
+    async fn blob(
+        &self,
+        source: &Reference,
+        blob: &Descriptor,
+        index: usize,
+        reporter: &Reporter,
+    ) -> Result<OwnedFd, PullError> {
+        let path = self.blob_path(blob.digest);
+        // Another layer may be the same blob; its own turn is another one.
+        let _turn = self.0.claims.turn(blob_turn(blob.digest)).await;
+        if !path.exists() {
+            if source.is_local() {
+                return Err(PullError::NotLoaded { image: source.to_string() });
+            }
+            let _permit = self.0.downloads.acquire().await.map_err(|error| PullError::Interrupted(error.to_string()))?;
+            reporter.layer(index, |progress| progress.state = LayerState::Downloading);
+            let progress = |bytes| reporter.layer(index, |progress| progress.done_bytes = bytes);
+            download::download(&self.0.registry, source, blob, &path, &progress).await?;
+        }
+        File::open(&path).map(OwnedFd::from).map_err(PullError::disk("open a layer", &path))
+    }
+
+    /// Refuses a pull that would eat the reserve, before it starts. Unpacking looks again while it writes.
+    fn check_space(&self, record: &Record) -> Result<(), PullError> {
+        let directory = &self.0.settings.directory;
+        let needed_bytes = record
+            .layers
+            .iter()
+            .filter(|layer| !self.layer_path(layer.diff_id).exists() && !self.blob_path(layer.blob.digest).exists())
+            .fold(0_u64, |sum, layer| sum.saturating_add(layer.blob.size));
+        let stat = rustix::fs::statvfs(directory)
+            .map_err(|errno| PullError::disk("look at the free space", directory)(errno.into()))?;
+        let available_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let reserve_bytes = self.0.settings.reserve_bytes;
+        let nothing_to_do = record.layers.iter().all(|layer| self.layer_path(layer.diff_id).exists());
+        if !nothing_to_do && available_bytes < needed_bytes.saturating_add(reserve_bytes) {
+            let path = directory.clone();
+            return Err(PullError::DiskReserve { path, needed_bytes, available_bytes, reserve_bytes });
+        }
+        Ok(())
+    }
+
+    async fn remember(&self, mut record: Record, names: Vec<String>) -> Result<(), PullError> {
+        let Ok(manifest) = record.image.manifest.parse::<Digest>() else { return Ok(()) };
+        record.used = now();
+        let this = self.clone();
+        let fresh = self.0.index.read(|index| {
+            let same_names = names.iter().all(|name| index.names.get(name) == Some(&manifest));
+            // Once a minute is enough to know what is in use.
+            index.images.get(&manifest).is_some_and(|old| same_names && record.used < old.used + 60)
+        });
+        if fresh {
+            return Ok(());
+        }
+        tokio::task::spawn_blocking(move || {
+            this.0.index.change(|index| {
+                if let Some(old) = index.images.get(&manifest) {
+                    record.durable = old.durable && old.boot == record.boot || old.durable;
+                }
+                index.images.insert(manifest, record);
+                index.names.extend(names.into_iter().map(|name| (name, manifest)));
+            })
+        })
+        .await
+        .map_err(|error| PullError::Interrupted(error.to_string()))?
+    }
+
+    /// Writes a small document under its digest. Blocks on the disk.
+    fn put_document(&self, digest: Digest, content: &[u8]) -> Result<(), PullError> {
+        let path = self.blob_path(digest);
+        if path.exists() {
+            return Ok(());
+        }
+        index::write_whole(&path, content).map_err(PullError::disk("write a document of an image", &path))
+    }
+
+    fn blob_path(&self, digest: Digest) -> PathBuf {
+        self.0.settings.directory.join("blobs/sha256").join(digest.hex())
+    }
+
+    fn layer_path(&self, diff_id: Digest) -> PathBuf {
+        self.layers_path().join(diff_id.hex())
+    }
+
+    fn layers_path(&self) -> PathBuf {
+        self.0.settings.directory.join("layers")
+    }
+
+    fn directory(&self) -> &Path {
+        &self.0.settings.directory
+    }
+}
+
+/// A blob's own turn, different from that of an uncompressed layer with the same digest (plain tar layers).
+fn blob_turn(digest: Digest) -> Digest {
+    Digest::of(digest.hex().as_bytes())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the age of images outlives the process")]
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
