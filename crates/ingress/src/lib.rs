@@ -1,3 +1,43 @@
 //! The data path: host lookup, caller check, queue, instance choice, forwarding, request log.
+//!
+//! Owns: every request from its first byte to its record, and the one count of what is in flight ([`revision`]).
+//! Deliberately not here: the store and the API (law 1 of the crate graph), starting and stopping instances (it asks through
+//! [`seam::Wake`]), and files (records go to [`seam::RequestLog`]).
+//!
+//! Invariants:
+//! 1. One path for traffic: every request waits, is counted and is forwarded in the same way, at zero instances and at a
+//!    hundred (law 4).
+//! 2. Never more than `concurrency` requests in one instance.
+//! 3. Every accepted request ends exactly once, with exactly one record.
+//! 4. After [`Ingress::retire`] answered `true`, nothing of ours is inside the instance, and nothing will be.
+//! 5. An instance takes requests only after the ingress itself reached it.
 
+mod answer;
+mod body;
+mod forward;
+mod front;
+mod grpc;
+mod handle;
+mod headers;
+mod instance;
+mod outside;
+mod pause;
+mod probe;
+mod record;
+mod revision;
+mod revisions;
 pub mod seam;
+mod serve;
+mod settings;
+mod slot;
+mod table;
+mod upstream;
+
+#[cfg(test)]
+mod tests;
+
+pub use front::{Ingress, Refusal};
+pub use serve::Scheme;
+pub use settings::IngressSettings;
+
+pub(crate) use front::Shared;

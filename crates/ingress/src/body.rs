@@ -1,0 +1,269 @@
+//! Bodies on their way through: counted, limited, cut at the deadline; the end of a response body ends the request.
+//!
+//! Owns: [`RequestBody`] (client → instance) and [`ResponseBody`] (instance or us → client). Nothing is ever buffered here:
+//! a frame is taken from one side only when the other side asks for it.
+//!
+//! Invariants:
+//! 1. Dropping a response body frees the slot and writes the record, whatever state it is in.
+//! 2. A body that could not be passed on completely ends in an error, never in a clean end.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::record::Exchange;
+use crate::slot::Slot;
+use crate::upstream::Upstream;
+
+/// What was seen of a request body, shared between the body and the request's record.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    pub(crate) bytes: AtomicU64,
+    pub(crate) too_large: AtomicBool,
+    pub(crate) ended: AtomicBool,
+}
+
+/// A request body.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    Empty,
+    /// Of our own, as in a health check.
+    Bytes(Option<Bytes>),
+    Client {
+        incoming: Incoming,
+        meter: Arc<Meter>,
+        limit: u64,
+    },
+}
+
+/// A body could not be passed on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the request body is larger than {limit} bytes")]
+    TooLarge { limit: u64 },
+    #[error("read the request body from the client: {0}")]
+    Client(#[source] hyper::Error),
+    #[error("read the response body from the instance: {0}")]
+    Instance(#[source] hyper::Error),
+    #[error("the request has reached its timeout")]
+    Timeout,
+    #[error("the instance ended")]
+    InstanceEnded,
+}
+
+impl RequestBody {
+    /// Wraps what the client sends; `limit` in bytes.
+    pub(crate) fn client(incoming: Incoming, limit: u64) -> (Self, Option<Arc<Meter>>) {
+        if incoming.is_end_stream() {
+            return (Self::Empty, None);
+        }
+        let meter = Arc::new(Meter::default());
+        (
+            Self::Client {
+                incoming,
+                meter: Arc::clone(&meter),
+                limit,
+            },
+            Some(meter),
+        )
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Client {
+                incoming,
+                meter,
+                limit,
+            } => match std::task::ready!(Pin::new(&mut *incoming).poll_frame(context)) {
+                None => {
+                    meter.ended.store(true, Ordering::Release);
+                    Poll::Ready(None)
+                }
+                Some(Err(error)) => Poll::Ready(Some(Err(BodyError::Client(error)))),
+                Some(Ok(frame)) => {
+                    let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                    let seen = meter.bytes.fetch_add(length, Ordering::Relaxed) + length;
+                    if seen > *limit {
+                        meter.too_large.store(true, Ordering::Release);
+                        return Poll::Ready(Some(Err(BodyError::TooLarge { limit: *limit })));
+                    }
+                    if incoming.is_end_stream() {
+                        meter.ended.store(true, Ordering::Release);
+                    }
+                    Poll::Ready(Some(Ok(frame)))
+                }
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Bytes(bytes) => bytes.is_none(),
+            Self::Client { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Client { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+/// What goes back to the client.
+pub(crate) enum ResponseBody {
+    Own(Option<Bytes>),
+    App(Box<AppBody>),
+}
+
+/// The body of an app's answer, and all that lives as long as the request.
+pub(crate) struct AppBody {
+    pub(crate) incoming: Incoming,
+    /// The connection, when it is this request's alone (HTTP/1.1).
+    pub(crate) upstream: Option<Upstream>,
+    pub(crate) deadline: Pin<Box<Sleep>>,
+    pub(crate) dead: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    pub(crate) exchange: Exchange,
+    pub(crate) slot: Option<Slot>,
+    pub(crate) complete: bool,
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Own(_) => "ResponseBody::Own",
+            Self::App(_) => "ResponseBody::App",
+        })
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::App(body) => body.poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::App(body) => body.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::App(body) => body.incoming.size_hint(),
+        }
+    }
+}
+
+impl AppBody {
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match self.upstream.as_mut() {
+            Some(upstream) => upstream.poll_frame(&mut self.incoming, context),
+            None => Pin::new(&mut self.incoming).poll_frame(context),
+        };
+        match frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.exchange.sent(frame.data_ref().map_or(0, Bytes::len));
+                if self.incoming.is_end_stream() {
+                    self.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                self.finish();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                Poll::Ready(Some(Err(self.cut(BodyError::Instance(error)))))
+            }
+            Poll::Pending => {
+                if self.deadline.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Some(Err(self.cut(BodyError::Timeout))));
+                }
+                if let Some(slot) = &self.slot {
+                    let dead = self.dead.get_or_insert_with(|| {
+                        Box::pin(slot.instance().dead.clone().cancelled_owned())
+                    });
+                    if dead.as_mut().poll(context).is_ready() {
+                        return Poll::Ready(Some(Err(self.cut(BodyError::InstanceEnded))));
+                    }
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The answer is complete: the connection may serve another request, the slot another client.
+    fn finish(&mut self) {
+        if self.complete {
+            return;
+        }
+        self.complete = true;
+        if let (Some(mut upstream), Some(slot)) = (self.upstream.take(), &self.slot)
+            && upstream.is_reusable()
+        {
+            upstream.idle_since = Some(Instant::now());
+            slot.instance().keep(upstream);
+        }
+        self.slot = None;
+    }
+
+    /// The answer ends here, incomplete.
+    fn cut(&mut self, why: BodyError) -> BodyError {
+        self.exchange.cut(&why.to_string());
+        self.complete = true;
+        self.upstream = None;
+        self.slot = None;
+        why
+    }
+}
+
+impl Drop for AppBody {
+    fn drop(&mut self) {
+        if self.complete {
+            return;
+        }
+        if self.incoming.is_end_stream() {
+            self.finish();
+        } else {
+            self.exchange
+                .cut("the client closed the connection before the end of the response");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The handle others hold: what the loops say to the data path, and what they ask.
+//!
+//! The methods are those of control's `FrontDoor`, one to one. None of them waits for a request except
+//! [`Ingress::retire`]'s future.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use utsuwa_model::demand::RevisionDemand;
+use utsuwa_model::instance::StartPhases;
+use utsuwa_model::route::{InstanceRoute, RevisionRoute, RouteTable};
+use utsuwa_model::{InstanceId, RevisionKey};
+
+use crate::instance::Instance;
+use crate::outside::Outside;
+use crate::probe;
+use crate::revision::Revision;
+use crate::revisions::Revisions;
+use crate::seam::{Clock, Connect, RequestLog, Wake};
+use crate::serve::{self, Scheme};
+use crate::settings::IngressSettings;
+use crate::table::Table;
+
+/// The data path. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Ingress {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// Why waiting requests can't be served. Mirrors control's enum of the same name: siblings don't know each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The instance could not be started or never listened: 503, and the reason goes to the request log.
+    StartFailed { message: String },
+    /// No memory or processes left on this machine: 500 as the spec says for failed scaling.
+    NoCapacity { message: String },
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) outside: Arc<Outside>,
+    pub(crate) table: ArcSwap<Table>,
+    revisions: Revisions,
+    instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
+}
+
+impl Ingress {
+    /// An ingress without routes. It must be made and used inside a tokio runtime.
+    #[must_use]
+    pub fn new(
+        connect: Arc<dyn Connect>,
+        wake: Arc<dyn Wake>,
+        log: Arc<dyn RequestLog>,
+        clock: Arc<dyn Clock>,
+        settings: IngressSettings,
+    ) -> Self {
+        let shared = Shared {
+            outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
+            table: ArcSwap::default(),
+            revisions: Revisions::default(),
+            instances: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Serves `listener` until `shutdown` is cancelled, then drains: what waits for an instance is answered 503, what is in
+    /// flight has `settings.drain` to end. Returns when every connection is closed. May be called for several listeners.
+    pub async fn serve(&self, listener: TcpListener, scheme: Scheme, shutdown: CancellationToken) {
+        serve::serve(self.clone(), listener, scheme, shutdown).await;
+    }
+
+    /// Replaces the route table whole.
+    pub fn publish(&self, table: Arc<RouteTable>) {
+        let shared = &self.shared;
+        for (key, route) in &table.revisions {
+            let revision = shared.revisions.get_or_make(key, &shared.outside);
+            revision.set_route(route);
+        }
+        let compiled = Table::compile(&table, |route| {
+            shared.revisions.get_or_make(&route.key, &shared.outside)
+        });
+        shared.table.store(Arc::new(compiled));
+        for left in shared
+            .revisions
+            .prune(|key| table.revisions.contains_key(key))
+        {
+            left.abandon();
+        }
+        // Instances that were handed over before their revision's settings.
+        let unprobed: Vec<_> = shared
+            .instances
+            .lock()
+            .values()
+            .filter(|instance| !instance.probed.load(Ordering::Acquire))
+            .cloned()
+            .collect();
+        for instance in unprobed {
+            if let Some(revision) = shared.revisions.get(&instance.revision) {
+                start_probe(shared, &revision, &instance);
+            }
+        }
+    }
+
+    /// Takes in a started instance: runs its startup probe and, once it was reached, gives it requests. Repeating it for a
+    /// known id changes nothing. An instance whose revision was not published yet is probed when it is.
+    pub fn admit(&self, instance: InstanceRoute, phases: StartPhases) {
+        let shared = &self.shared;
+        let InstanceRoute {
+            id,
+            revision: key,
+            port,
+        } = instance;
+        let instance = {
+            let mut instances = shared.instances.lock();
+            if instances.contains_key(&id) {
+                return;
+            }
+            let made = Instance::new(
+                id.clone(),
+                key.clone(),
+                port,
+                phases,
+                Arc::clone(&shared.outside),
+            );
+            instances.insert(id, Arc::clone(&made));
+            made
+        };
+        let revision = shared.revisions.get_or_make(&key, &shared.outside);
+        revision.add(Arc::clone(&instance));
+        start_probe(shared, &revision, &instance);
+    }
+
+    /// Takes the instance out of choice at once. The future answers when its last request has ended or `deadline` has passed
+    /// (`true`: nothing was in flight any more). Unknown ids answer at once. The handshake begins with this call, not with
+    /// the first poll of the future.
+    pub fn retire(&self, id: &InstanceId, deadline: Duration) -> BoxFuture<'static, bool> {
+        let shared = &self.shared;
+        let Some(instance) = shared.instances.lock().get(id).cloned() else {
+            return std::future::ready(true).boxed();
+        };
+        instance.leaving.cancel();
+        let waiting = shared
+            .revisions
+            .get(&instance.revision)
+            .and_then(|revision| revision.retire(id));
+        instance.close_idle();
+        async move {
+            let drained = match waiting {
+                None => true,
+                // A dropped sender means that the instance died: nothing is in it either.
+                Some(last) => tokio::time::timeout(deadline, last).await.is_ok(),
+            };
+            instance.close_idle();
+            drained
+        }
+        .boxed()
+    }
+
+    /// The instance is dead: forgets it; requests inside it are answered 503 (500 when `out_of_memory`).
+    pub fn forget(&self, id: &InstanceId, out_of_memory: bool) {
+        let Some(instance) = self.shared.instances.lock().remove(id) else {
+            return;
+        };
+        instance.kill(out_of_memory);
+        if let Some(revision) = self.shared.revisions.get(&instance.revision) {
+            revision.remove(id);
+        }
+    }
+
+    /// A revision can't get an instance now: those who wait for it are answered.
+    pub fn refuse(&self, revision: &RevisionKey, why: Refusal) {
+        if let Some(revision) = self.shared.revisions.get(revision) {
+            revision.refuse(&why);
+        }
+    }
+
+    /// Demand of one revision; `None` if the ingress never heard of it.
+    #[must_use]
+    pub fn demand(&self, revision: &RevisionKey) -> Option<RevisionDemand> {
+        self.shared
+            .revisions
+            .get(revision)
+            .map(|revision| revision.demand())
+    }
+}
+
+/// Begins the startup probe once; later calls do nothing.
+fn start_probe(shared: &Arc<Shared>, revision: &Arc<Revision>, instance: &Arc<Instance>) {
+    let Some(route): Option<Arc<RevisionRoute>> = revision.route() else {
+        return;
+    };
+    if instance.probed.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let (outside, revision, instance) = (
+        Arc::clone(&shared.outside),
+        Arc::clone(revision),
+        Arc::clone(instance),
+    );
+    // Ends by itself at the probe's deadline, or when the instance leaves.
+    let tasks = outside.tasks.clone();
+    tasks.spawn(async move { probe::run(&outside, &revision, &instance, &route).await });
+}

@@ -1,0 +1,402 @@
+//! The way of one request, in the order of `cloud-run-spec.md` §2.5: host, way in, caller, revision, slot, instance, answer.
+//!
+//! Invariants:
+//! 1. Rejections before the slot (404, 403, 405, 413) never wake anything.
+//! 2. The timeout runs from arrival, waiting included. When it strikes the client gets 504 (or a cut body), the slot is
+//!    free again and the app is left alone: its handler may go on, as on Cloud Run.
+//! 3. Every request ends in one record ([`Exchange`]), whatever way it takes.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, HOST, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::time::{Instant, Sleep};
+use utsuwa_decide::admit::pick_revision;
+use utsuwa_model::route::{Access, Protocol, RevisionRoute};
+
+use crate::Shared;
+use crate::answer::Answer;
+use crate::body::{AppBody, RequestBody, ResponseBody};
+use crate::forward::{self, Answered, Asked};
+use crate::headers::{self, ASK_TIMING, SERVER_TIMING, Trace};
+use crate::record::Exchange;
+use crate::revision::Revision;
+use crate::seam::{AnsweredBy, ColdStart, RequestRecord};
+use crate::serve::{Client, Door};
+use crate::slot::{Admitted, Slot};
+use crate::table::{HostTarget, normalise};
+
+/// Answers one request.
+pub(crate) async fn handle(
+    shared: Arc<Shared>,
+    door: Arc<Door>,
+    client: Arc<Client>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let arrived = Instant::now();
+    let trace = Trace::of(request.headers(), || shared.outside.dice());
+    let host = host_of(&request).map(|host| normalise(host).into_owned());
+    let mut exchange = Exchange::new(
+        Arc::clone(&shared.outside),
+        arrived,
+        RequestRecord {
+            at: shared.outside.clock.now(),
+            host: host.clone().unwrap_or_default(),
+            method: request.method().as_str().to_owned(),
+            path: request
+                .uri()
+                .path_and_query()
+                .map_or("*", |path| path.as_str())
+                .to_owned(),
+            status: 0,
+            answered_by: AnsweredBy::App,
+            revision: None,
+            instance: None,
+            remote: client.remote.to_string(),
+            user_agent: request
+                .headers()
+                .get(USER_AGENT)
+                .and_then(|v| v.to_str().ok())
+                .unwrap_or_default()
+                .to_owned(),
+            trace: trace.id.clone(),
+            request_bytes: 0,
+            response_bytes: 0,
+            latency: Duration::ZERO,
+            cold: None,
+        },
+    );
+    let unread = !request.body().is_end_stream();
+    match route(
+        &shared,
+        &door,
+        &client,
+        &trace,
+        host.as_deref(),
+        request,
+        &mut exchange,
+    )
+    .await
+    {
+        Ok(answered) => answered.into_response(exchange, &trace),
+        Err(answer) => {
+            if unread {
+                client.unread.store(true, Ordering::Release);
+            }
+            own(&answer, exchange, &trace)
+        }
+    }
+}
+
+/// An answer of our own, and its record.
+fn own(answer: &Answer, mut exchange: Exchange, trace: &Trace) -> Response<ResponseBody> {
+    let mut response = answer.response();
+    if let Some(context) = trace.context() {
+        response
+            .headers_mut()
+            .insert(headers::TRACE_CONTEXT, context);
+    }
+    exchange.note(|record| {
+        record.status = response.status().as_u16();
+        record.answered_by = AnsweredBy::Utsuwa { why: answer.log() };
+        record.response_bytes = response.body().size_hint().exact().unwrap_or(0);
+    });
+    response
+}
+
+/// The host a request names. `Err`: none, or more than one.
+fn host_of(request: &Request<Incoming>) -> Option<&str> {
+    // An absolute form or HTTP/2's :authority beats the Host header (RFC 9112 §3.2.2).
+    if let Some(authority) = request.uri().authority() {
+        let text = authority.as_str();
+        return Some(text.rsplit_once('@').map_or(text, |(_, host)| host));
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = hosts.next()?.to_str().ok()?;
+    (hosts.next().is_none() && !host.is_empty()).then_some(host)
+}
+
+/// A request with a slot's answer, before the answer's body.
+struct Served {
+    answered: Answered,
+    slot: Slot,
+    deadline: Pin<Box<Sleep>>,
+    timing: bool,
+    cold: Option<ColdStart>,
+}
+
+async fn route(
+    shared: &Arc<Shared>,
+    door: &Arc<Door>,
+    client: &Client,
+    trace: &Trace,
+    host: Option<&str>,
+    request: Request<Incoming>,
+    exchange: &mut Exchange,
+) -> Result<Served, Answer> {
+    if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
+        return Err(Answer::Method);
+    }
+    let Some(host) = host else {
+        // HTTP/1.0 knows no Host header: it is not malformed, there is just no service to find.
+        let old = request.version() <= Version::HTTP_10 && !request.headers().contains_key(HOST);
+        return Err(if old {
+            Answer::UnknownHost
+        } else {
+            Answer::BadHost
+        });
+    };
+    let host = shared
+        .table
+        .load()
+        .host(host)
+        .cloned()
+        .ok_or(Answer::UnknownHost)?;
+    match host.access {
+        Access::Public => {}
+        Access::Closed => return Err(Answer::Closed),
+        Access::Authenticated => {
+            let headers = request.headers();
+            let with_token = headers.contains_key("x-serverless-authorization")
+                || headers
+                    .get(http::header::AUTHORIZATION)
+                    .is_some_and(|value| !value.is_empty());
+            return Err(Answer::Unauthenticated { with_token });
+        }
+    }
+    let (revision, settings) = match &host.target {
+        HostTarget::NotReady { message } => {
+            return Err(Answer::NotReady {
+                message: message.clone(),
+            });
+        }
+        HostTarget::Split { shares, revisions } => {
+            let dice = u32::try_from(shared.outside.dice() >> 32).unwrap_or(0);
+            let picked = if revisions.len() == 1 {
+                0
+            } else {
+                pick_revision(shares, dice)
+            };
+            revisions.get(picked).ok_or(Answer::UnknownHost)?
+        }
+    };
+    exchange.note(|record| record.revision = Some(revision.key.clone()));
+    let limit = match settings.protocol {
+        Protocol::Http1 => shared.outside.settings.max_message_bytes,
+        Protocol::H2c => u64::MAX,
+    };
+    if content_length(request.headers()).is_some_and(|length| length > limit) {
+        return Err(Answer::BodyTooLarge { limit });
+    }
+
+    let mut deadline = Box::pin(tokio::time::sleep_until(
+        exchange.arrived + settings.timeout,
+    ));
+    let (slot, waited) = slot(shared, door, revision, exchange, &mut deadline).await?;
+    exchange.note(|record| record.instance = Some(slot.instance().id.clone()));
+
+    let timing = request
+        .headers()
+        .get(ASK_TIMING)
+        .is_some_and(|value| value == "1");
+    let (mut parts, body) = request.into_parts();
+    let websocket = settings.protocol == Protocol::Http1 && headers::asks_websocket(&parts.headers);
+    let upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| websocket);
+    parts.extensions.clear();
+    let (body, meter) = RequestBody::client(body, limit);
+    exchange.meter = meter;
+    let streams = !body.is_end_stream() && body.size_hint().exact().is_none();
+    headers::for_app(
+        &mut parts.headers,
+        client.remote,
+        door.scheme,
+        trace,
+        websocket,
+        streams,
+    );
+    address(&mut parts, settings);
+
+    let asked = Asked {
+        request: Request::from_parts(parts, body),
+        upgrade,
+        meter: exchange.meter.clone(),
+        limit,
+    };
+    let answered = forward::ask(
+        shared,
+        door,
+        slot.instance(),
+        settings.protocol,
+        asked,
+        &mut deadline,
+    )
+    .await?;
+    let cold = waited.then(|| cold_start(&slot, exchange)).flatten();
+    Ok(Served {
+        answered,
+        slot,
+        deadline,
+        timing,
+        cold,
+    })
+}
+
+/// A slot of the revision, waiting for one if need be. Tells whether it waited.
+async fn slot(
+    shared: &Shared,
+    door: &Door,
+    revision: &Arc<Revision>,
+    exchange: &Exchange,
+    deadline: &mut Pin<Box<Sleep>>,
+) -> Result<(Slot, bool), Answer> {
+    let now = exchange
+        .record
+        .as_ref()
+        .map_or_else(|| shared.outside.clock.now(), |record| record.at);
+    let mut ticket = match revision.admit(now, shared.outside.dice()) {
+        Admitted::Slot(slot) => return Ok((slot, false)),
+        Admitted::QueueFull => return Err(Answer::QueueFull),
+        Admitted::Wait(ticket) => ticket,
+    };
+    let window = tokio::time::sleep_until(exchange.arrived + ticket.window);
+    tokio::select! {
+        biased;
+        answer = ticket.wait() => answer.map(|slot| (slot, true)).map_err(Answer::Refused),
+        () = deadline.as_mut() => Err(Answer::Timeout),
+        () = window => Err(if revision.at_max() { Answer::AtMax } else { Answer::NoInstance }),
+        () = door.closing.cancelled() => Err(Answer::ShuttingDown),
+    }
+}
+
+/// Makes the request line fit the protocol spoken with the instance; the host stays the one asked for.
+fn address(parts: &mut http::request::Parts, settings: &RevisionRoute) {
+    let authority = parts.uri.authority().cloned();
+    let mut uri = http::uri::Parts::default();
+    uri.path_and_query = parts.uri.path_and_query().cloned();
+    match settings.protocol {
+        Protocol::Http1 => {
+            parts.version = Version::HTTP_11;
+            if let Some(authority) = authority
+                && let Ok(value) = HeaderValue::try_from(authority.as_str())
+            {
+                parts.headers.insert(HOST, value);
+            }
+        }
+        Protocol::H2c => {
+            parts.version = Version::HTTP_2;
+            let host = parts.headers.remove(HOST);
+            uri.authority = authority.or_else(|| {
+                host.and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok())
+            });
+            uri.scheme = uri.authority.is_some().then_some(http::uri::Scheme::HTTP);
+            parts.headers.remove(http::header::TRANSFER_ENCODING);
+        }
+    }
+    if uri.path_and_query.is_none() {
+        uri.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
+    }
+    if let Ok(uri) = http::Uri::from_parts(uri) {
+        parts.uri = uri;
+    }
+}
+
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// The phases of the start this request waited for; `None` if its instance was there before it.
+fn cold_start(slot: &Slot, exchange: &Exchange) -> Option<ColdStart> {
+    let instance = slot.instance();
+    let reached = *instance.reached.get()?;
+    if reached < exchange.arrived {
+        return None;
+    }
+    let start = instance.phases;
+    Some(ColdStart {
+        decide: instance
+            .admitted
+            .saturating_duration_since(exchange.arrived)
+            .saturating_sub(start.sandbox + start.rootfs + start.exec),
+        start,
+        listen: reached.saturating_duration_since(instance.admitted),
+        answer: reached.elapsed(),
+        total: exchange.elapsed(),
+    })
+}
+
+fn server_timing(cold: &ColdStart) -> Option<HeaderValue> {
+    let phases = [
+        ("decide", cold.decide),
+        ("sandbox", cold.start.sandbox),
+        ("rootfs", cold.start.rootfs),
+        ("exec", cold.start.exec),
+        ("listen", cold.listen),
+        ("answer", cold.answer),
+        ("total", cold.total),
+    ];
+    let text: Vec<String> = phases
+        .iter()
+        .map(|(name, took)| format!("{name};dur={:.3}", took.as_secs_f64() * 1000.0))
+        .collect();
+    HeaderValue::try_from(text.join(", ")).ok()
+}
+
+impl Served {
+    fn into_response(self, mut exchange: Exchange, trace: &Trace) -> Response<ResponseBody> {
+        let Self {
+            answered,
+            slot,
+            deadline,
+            timing,
+            cold,
+        } = self;
+        let (mut parts, incoming, upstream, tunnel) = match answered {
+            Answered::Plain { response, upstream } => {
+                let (parts, incoming) = response.into_parts();
+                (parts, incoming, upstream, None)
+            }
+            Answered::Upgraded { response, tunnel } => {
+                let (parts, incoming) = response.into_parts();
+                (parts, incoming, None, Some(tunnel))
+            }
+        };
+        headers::for_client(&mut parts.headers, trace, tunnel.is_some());
+        exchange.note(|record| {
+            record.status = parts.status.as_u16();
+            record.cold = cold;
+        });
+        if timing {
+            let plain = ColdStart {
+                answer: exchange.elapsed(),
+                total: exchange.elapsed(),
+                ..ColdStart::default()
+            };
+            if let Some(value) = server_timing(cold.as_ref().unwrap_or(&plain)) {
+                parts.headers.append(SERVER_TIMING, value);
+            }
+        }
+        parts.version = Version::HTTP_11;
+        parts.extensions.clear();
+        if let Some(tunnel) = tunnel {
+            parts.status = StatusCode::SWITCHING_PROTOCOLS;
+            tunnel.start(slot, exchange, deadline);
+            return Response::from_parts(parts, ResponseBody::Own(None));
+        }
+        let body = AppBody {
+            incoming,
+            upstream,
+            deadline,
+            dead: None,
+            exchange,
+            slot: Some(slot),
+            complete: false,
+        };
+        Response::from_parts(parts, ResponseBody::App(Box::new(body)))
+    }
+}

@@ -1,0 +1,184 @@
+//! One instance as the data path reaches it: its connections and the signal of its end.
+//!
+//! Owns: the pool of idle HTTP/1.1 connections, the shared HTTP/2 connection, the times of its start, and whether it died.
+//! Deliberately not here: how many requests are inside (`revision`), and what is said over a connection (`forward`).
+//!
+//! Invariants:
+//! 1. A connection belongs to one instance id for ever, so a request can't reach another instance through it.
+//! 2. Once dead, no new connection is made and nothing returns to the pool.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use utsuwa_model::instance::StartPhases;
+use utsuwa_model::{InstanceId, RevisionKey};
+
+use crate::body::RequestBody;
+use crate::outside::Outside;
+use crate::upstream::Upstream;
+
+/// An HTTP/2 connection, shared by all requests of the instance.
+pub(crate) type Http2 = http2::SendRequest<RequestBody>;
+
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub(crate) id: InstanceId,
+    pub(crate) revision: RevisionKey,
+    pub(crate) port: u16,
+    pub(crate) phases: StartPhases,
+    pub(crate) admitted: Instant,
+    /// When the ingress first reached it.
+    pub(crate) reached: OnceLock<Instant>,
+    /// Cancelled when the instance has died.
+    pub(crate) dead: CancellationToken,
+    /// Cancelled when it is retired or dead: its startup probe ends.
+    pub(crate) leaving: CancellationToken,
+    /// Whether a startup probe runs or ran for it.
+    pub(crate) probed: AtomicBool,
+    out_of_memory: AtomicBool,
+    outside: Arc<Outside>,
+    /// Last in, first out: the warmest connection is used again, the others age and are closed by the app.
+    idle: Mutex<Vec<Upstream>>,
+    http2: Mutex<Option<Http2>>,
+}
+
+impl Instance {
+    pub(crate) fn new(
+        id: InstanceId,
+        revision: RevisionKey,
+        port: u16,
+        phases: StartPhases,
+        outside: Arc<Outside>,
+    ) -> Arc<Self> {
+        let dead = CancellationToken::new();
+        Arc::new(Self {
+            id,
+            revision,
+            port,
+            phases,
+            admitted: Instant::now(),
+            reached: OnceLock::new(),
+            leaving: dead.child_token(),
+            dead,
+            probed: AtomicBool::new(false),
+            out_of_memory: AtomicBool::new(false),
+            outside,
+            idle: Mutex::default(),
+            http2: Mutex::default(),
+        })
+    }
+
+    /// Ends everything that is going on inside; what was idle is closed.
+    pub(crate) fn kill(&self, out_of_memory: bool) {
+        self.out_of_memory.store(out_of_memory, Ordering::Release);
+        self.dead.cancel();
+        self.idle.lock().clear();
+        self.http2.lock().take();
+    }
+
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        self.out_of_memory.load(Ordering::Acquire)
+    }
+
+    /// An idle connection that was alive a moment ago, newest first.
+    pub(crate) fn idle(&self) -> Option<Upstream> {
+        self.idle.lock().pop()
+    }
+
+    /// Keeps `upstream` for a later request.
+    pub(crate) fn keep(&self, upstream: Upstream) {
+        if self.dead.is_cancelled() {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        let dropped =
+            if idle.len() >= self.outside.settings.max_idle_per_instance && !idle.is_empty() {
+                Some(idle.remove(0))
+            } else {
+                None
+            };
+        idle.push(upstream);
+        drop(idle);
+        drop(dropped);
+    }
+
+    /// Closes idle connections, as when the instance is retired.
+    pub(crate) fn close_idle(&self) {
+        let idle = std::mem::take(&mut *self.idle.lock());
+        drop(idle);
+    }
+
+    /// A new TCP connection.
+    pub(crate) async fn dial(&self, port: u16) -> io::Result<TcpStream> {
+        if self.dead.is_cancelled() {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the instance has ended",
+            ));
+        }
+        let stream = self.outside.connect.connect(&self.id, port).await?;
+        // Answers are written in one piece where possible; waiting for more only adds latency.
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// The HTTP/2 connection, made if there is none. Two callers may make one each; the later stays.
+    pub(crate) async fn http2(&self) -> Result<Http2, ConnectFailure> {
+        if let Some(sender) = self
+            .http2
+            .lock()
+            .as_ref()
+            .filter(|sender| !sender.is_closed())
+        {
+            return Ok(sender.clone());
+        }
+        let stream = self.dial(self.port).await.map_err(ConnectFailure::Dial)?;
+        self.adopt_http2(stream).await
+    }
+
+    /// Speaks HTTP/2 over `stream` from now on.
+    pub(crate) async fn adopt_http2(&self, stream: TcpStream) -> Result<Http2, ConnectFailure> {
+        let sender = self.handshake_http2(stream).await?;
+        *self.http2.lock() = Some(sender.clone());
+        Ok(sender)
+    }
+
+    /// An HTTP/2 connection of its own, as for a health check on another port.
+    pub(crate) async fn handshake_http2(&self, stream: TcpStream) -> Result<Http2, ConnectFailure> {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            // Streaming of large messages must not be slowed by the 64 KiB the protocol starts with.
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(ConnectFailure::Handshake)?;
+        let dead = self.dead.clone();
+        self.outside.tasks.spawn(async move {
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "HTTP/2 connection to an instance ended");
+                },
+                () = dead.cancelled() => {}
+            }
+        });
+        Ok(sender)
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectFailure {
+    #[error("connect to the instance: {0}")]
+    Dial(#[source] io::Error),
+    #[error("speak HTTP with the instance: {0}")]
+    Handshake(#[source] hyper::Error),
+}

@@ -1,0 +1,56 @@
+//! The seams and settings that every part of the data path holds.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio_util::task::TaskTracker;
+
+use crate::seam::{Clock, Connect, RequestLog, Wake};
+use crate::settings::IngressSettings;
+
+/// What lies outside this crate.
+#[derive(Debug)]
+pub(crate) struct Outside {
+    pub(crate) connect: Arc<dyn Connect>,
+    pub(crate) wake: Arc<dyn Wake>,
+    pub(crate) log: Arc<dyn RequestLog>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) settings: IngressSettings,
+    /// Startup probes and HTTP/2 connections to instances. Each ends with its instance.
+    pub(crate) tasks: TaskTracker,
+    dice: AtomicU64,
+}
+
+impl Outside {
+    pub(crate) fn new(
+        connect: Arc<dyn Connect>,
+        wake: Arc<dyn Wake>,
+        log: Arc<dyn RequestLog>,
+        clock: Arc<dyn Clock>,
+        settings: IngressSettings,
+    ) -> Self {
+        // The standard library's hash keys come from the kernel's random source: the one seed we need.
+        let seed = RandomState::new().build_hasher().finish();
+        Self {
+            connect,
+            wake,
+            log,
+            clock,
+            settings,
+            tasks: TaskTracker::new(),
+            dice: AtomicU64::new(seed),
+        }
+    }
+
+    /// 64 well-mixed bits (splitmix64). For choice and trace ids, never for secrets.
+    pub(crate) fn dice(&self) -> u64 {
+        let mut bits = self
+            .dice
+            .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+}

@@ -1,0 +1,297 @@
+//! The startup probe: whether the ingress itself can reach an instance (`cloud-run-spec.md` §2.7).
+//!
+//! Owns: the pace of attempts and the words of failure. Deliberately not here: liveness and readiness.
+//!
+//! Invariants:
+//! 1. An instance becomes ready only through a connection the ingress made itself, and that connection serves its first
+//!    request where it can.
+//! 2. A probe ends: at its deadline, at success, or when the instance leaves.
+//!
+//! While nothing listens, attempts follow each other quickly at first (a fast app must not wait for us) and more slowly the
+//! longer it takes: the pause is a fiftieth of the time gone, so waiting costs at most 2 % more than the app needs.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{HOST, USER_AGENT};
+use http::{HeaderName, HeaderValue, Request};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use utsuwa_model::RevisionKey;
+use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
+
+use crate::body::RequestBody;
+use crate::instance::Instance;
+use crate::outside::Outside;
+use crate::pause::Pause;
+use crate::revision::Revision;
+use crate::upstream::Upstream;
+
+/// The shortest time an attempt to connect gets: a first packet that is lost (the interface comes up) must not cost TCP's
+/// own second.
+const SHORT_ATTEMPT: Duration = Duration::from_millis(50);
+
+/// Probes `instance` and tells the revision how it came out.
+pub(crate) async fn run(
+    outside: &Outside,
+    revision: &Arc<Revision>,
+    instance: &Arc<Instance>,
+    route: &RevisionRoute,
+) {
+    let outcome = tokio::select! {
+        () = instance.leaving.cancelled() => return,
+        outcome = check(outside, instance, route) => outcome,
+    };
+    match outcome {
+        Ok(()) => {
+            let reached = Instant::now();
+            // Set once: a probe runs once.
+            instance.reached.get_or_init(|| reached);
+            let phases = instance.phases;
+            let took = phases.sandbox
+                + phases.rootfs
+                + phases.exec
+                + reached.duration_since(instance.admitted);
+            tracing::info!(revision = %revision.key, instance = %instance.id, took_ms = took.as_millis(), "instance is ready");
+            revision.set_ready(&instance.id, took);
+        }
+        Err(tried) => {
+            let message = words(&revision.key, route, &tried);
+            tracing::info!(revision = %revision.key, instance = %instance.id, %tried, "startup probe failed");
+            revision.set_failed(&instance.id, message);
+        }
+    }
+}
+
+async fn check(
+    outside: &Outside,
+    instance: &Arc<Instance>,
+    route: &RevisionRoute,
+) -> Result<(), String> {
+    let probe = &route.startup;
+    tokio::time::sleep(probe.initial_delay).await;
+    let end = instance.admitted + probe.deadline();
+    let port = match &probe.check {
+        StartupCheck::None => return Ok(()),
+        StartupCheck::Tcp { port }
+        | StartupCheck::Http { port, .. }
+        | StartupCheck::Grpc { port, .. } => *port,
+    };
+    let stream = reach(outside, instance, port, probe, end).await?;
+    let what = match &probe.check {
+        StartupCheck::None | StartupCheck::Tcp { .. } => {
+            keep(outside, instance, route, port, stream).await;
+            return Ok(());
+        }
+        StartupCheck::Http { path, .. } => format!("GET {path} on port {port}"),
+        StartupCheck::Grpc { service, .. } => {
+            format!("grpc.health.v1.Health/Check for service {service:?} on port {port}")
+        }
+    };
+    // One check per period, as many as may fail; the first uses the connection that was just made.
+    let mut stream = Some(stream);
+    let mut times = 0;
+    loop {
+        let began = Instant::now();
+        times += 1;
+        let last = match timeout(
+            probe.timeout,
+            ask(outside, instance, route, port, stream.take()),
+        )
+        .await
+        {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error,
+            Err(_) => format!("no answer within {:?}", probe.timeout),
+        };
+        let next = began + probe.period;
+        if times >= probe.failure_threshold.max(1) || next > end {
+            return Err(format!("{what}, {times} times; the last: {last}"));
+        }
+        tokio::time::sleep_until(next).await;
+    }
+}
+
+/// One HTTP or gRPC check.
+async fn ask(
+    outside: &Outside,
+    instance: &Arc<Instance>,
+    route: &RevisionRoute,
+    port: u16,
+    stream: Option<TcpStream>,
+) -> Result<(), String> {
+    let same_port = port == instance.port;
+    let stream = match stream {
+        Some(stream) => stream,
+        None => instance
+            .dial(port)
+            .await
+            .map_err(|error| error.to_string())?,
+    };
+    match &route.startup.check {
+        StartupCheck::None | StartupCheck::Tcp { .. } => Ok(()),
+        StartupCheck::Http { path, headers, .. } => {
+            let upstream = get(outside, stream, path, headers).await?;
+            if let Some(upstream) = upstream
+                && same_port
+                && route.protocol == Protocol::Http1
+            {
+                instance.keep(upstream);
+            }
+            Ok(())
+        }
+        StartupCheck::Grpc { service, .. } => {
+            let sender = if same_port && route.protocol == Protocol::H2c {
+                instance.adopt_http2(stream).await
+            } else {
+                instance.handshake_http2(stream).await
+            };
+            crate::grpc::check(sender.map_err(|error| error.to_string())?, service).await
+        }
+    }
+}
+
+/// One accepted connection to `port`.
+async fn reach(
+    outside: &Outside,
+    instance: &Instance,
+    port: u16,
+    probe: &StartupProbe,
+    end: Instant,
+) -> Result<TcpStream, String> {
+    let (shortest, longest) = outside.settings.probe_pause;
+    let mut pause = Pause::new();
+    let began = Instant::now();
+    let mut attempts = 0_u64;
+    loop {
+        attempts += 1;
+        let gone = began.elapsed();
+        let left = end.saturating_duration_since(Instant::now());
+        let patience = (gone / 2)
+            .clamp(SHORT_ATTEMPT, probe.timeout.max(SHORT_ATTEMPT))
+            .min(left);
+        let last = match timeout(patience, instance.dial(port)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(format!(
+                    "connecting to port {port}; the instance ended before it listened"
+                ));
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {patience:?}"),
+        };
+        if Instant::now() >= end {
+            return Err(format!(
+                "connecting to port {port} of the instance's address for {:?}, {attempts} times; the last: {last}",
+                probe.deadline()
+            ));
+        }
+        pause
+            .wait((began.elapsed() / 50).clamp(shortest, longest))
+            .await;
+    }
+}
+
+/// Keeps the connection that proved the instance for its first request.
+async fn keep(
+    outside: &Outside,
+    instance: &Instance,
+    route: &RevisionRoute,
+    port: u16,
+    stream: TcpStream,
+) {
+    if port != instance.port {
+        return;
+    }
+    match route.protocol {
+        Protocol::Http1 => {
+            if let Ok(upstream) =
+                Upstream::handshake(stream, outside.settings.max_header_bytes).await
+            {
+                instance.keep(upstream);
+            }
+        }
+        // A failure here shows with the first request, which makes its own connection.
+        Protocol::H2c => drop(instance.adopt_http2(stream).await),
+    }
+}
+
+/// GET `path`; success is 2xx and 3xx. Answers the connection if it may be used again.
+async fn get(
+    outside: &Outside,
+    stream: TcpStream,
+    path: &str,
+    headers: &[(String, String)],
+) -> Result<Option<Upstream>, String> {
+    let mut upstream = Upstream::handshake(stream, outside.settings.max_header_bytes)
+        .await
+        .map_err(|error| error.to_string())?;
+    let uri: http::Uri = path
+        .parse()
+        .map_err(|error| format!("the path {path:?} is not valid: {error}"))?;
+    let mut request = Request::new(RequestBody::Empty);
+    *request.uri_mut() = uri;
+    request
+        .headers_mut()
+        .insert(HOST, HeaderValue::from_static("localhost"));
+    request
+        .headers_mut()
+        .insert(USER_AGENT, HeaderValue::from_static("utsuwa-startup-probe"));
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            request.headers_mut().insert(name, value);
+        }
+    }
+    let mut answer = upstream.send(request);
+    let mut response = std::future::poll_fn(|context| upstream.poll_answer(&mut answer, context))
+        .await
+        .map_err(|error| error.into_error().to_string())?;
+    let status = response.status();
+    if !status.is_success() && !status.is_redirection() {
+        return Err(format!("HTTP status {status}"));
+    }
+    let whole = drain(&mut upstream, response.body_mut()).await;
+    Ok((whole && upstream.is_reusable()).then(|| {
+        upstream.idle_since = Some(Instant::now());
+        upstream
+    }))
+}
+
+/// Reads a body to its end, within reason.
+async fn drain(upstream: &mut Upstream, body: &mut Incoming) -> bool {
+    const ENOUGH: usize = 64 << 10;
+    let mut seen = 0;
+    loop {
+        match std::future::poll_fn(|context| upstream.poll_frame(body, context)).await {
+            None => return true,
+            Some(Ok(frame)) => seen += frame.data_ref().map_or(0, bytes::Bytes::len),
+            Some(Err(_)) => return false,
+        }
+        if seen > ENOUGH {
+            return false;
+        }
+    }
+}
+
+/// Google's text (§1.8.6), then what was tried and what to do.
+fn words(revision: &RevisionKey, route: &RevisionRoute, tried: &str) -> String {
+    let revision = &revision.revision;
+    match &route.startup.check {
+        StartupCheck::None | StartupCheck::Tcp { .. } => {
+            let port = route.port;
+            format!(
+                "Revision '{revision}' is not ready and cannot serve traffic. The user-provided container failed to start and \
+                 listen on the port defined provided by the PORT={port} environment variable within the allocated timeout. \
+                 This can happen when the container port is misconfigured or if the timeout is too short. The health check \
+                 timeout can be extended. Logs for this revision might contain more information.\n\nTried: {tried}. An app \
+                 that listens on 127.0.0.1 only can't be reached: it must listen on 0.0.0.0:{port}."
+            )
+        }
+        StartupCheck::Http { .. } | StartupCheck::Grpc { .. } => format!(
+            "Revision '{revision}' is not ready and cannot serve traffic. The user-provided container failed the configured \
+             startup probe checks. Logs for this revision might contain more information.\n\nTried: {tried}."
+        ),
+    }
+}

@@ -1,0 +1,501 @@
+//! The one place where requests are counted: slots, the queue and the demand of one revision.
+//!
+//! Owns: which instances may be chosen, how many requests are in each, who waits, and when somebody must be woken.
+//! Deliberately not here: HTTP, connections, and the rules of choice ([`utsuwa_decide::admit`]).
+//!
+//! Invariants:
+//! 1. Never more than `concurrency` requests hold a [`Slot`](crate::slot::Slot) of one instance.
+//! 2. First come, first served: nobody takes a slot while another waits.
+//! 3. A slot is given back exactly once, by dropping it; a place in the queue is left exactly once, by dropping the [`Ticket`](crate::slot::Ticket).
+//! 4. While somebody waits and no instance is there or starting, [`Wake::wake`](crate::seam::Wake::wake) has been called
+//!    once since the last moment that was otherwise.
+//! 5. Nothing is called out of this module with the lock held, except waking tasks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use utsuwa_decide::admit::{self, SlotView};
+use utsuwa_model::demand::{InstanceLoad, Reach, RevisionDemand};
+use utsuwa_model::route::RevisionRoute;
+use utsuwa_model::scaling::Ceiling;
+use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
+
+use crate::Refusal;
+use crate::instance::Instance;
+use crate::outside::Outside;
+use crate::slot::{Admitted, Slot, Ticket};
+
+/// The loops are told of going on activity at most this often: they look at levels on their own timer besides.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Live state of one revision.
+#[derive(Debug)]
+pub(crate) struct Revision {
+    pub(crate) key: RevisionKey,
+    outside: Arc<Outside>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    route: Option<Arc<RevisionRoute>>,
+    /// Oldest first.
+    seats: Vec<Seat>,
+    /// Seats that may be chosen, as `decide` sees them, and where they are in `seats`. Rebuilt when membership changes.
+    loads: Vec<SlotView>,
+    ready: Vec<usize>,
+    queue: BTreeMap<u64, oneshot::Sender<Result<Slot, Refusal>>>,
+    next_ticket: u64,
+    in_flight: u32,
+    arrivals: u64,
+    concurrency_us: u64,
+    integrated_at: Timestamp,
+    last_active: Option<Timestamp>,
+    told_at: Timestamp,
+    wake_raised: bool,
+    /// The largest number of missing instances the loops were told of since the queue was last empty.
+    shortage_told: u32,
+    average_start: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Seat {
+    instance: Arc<Instance>,
+    reach: Reach,
+    in_flight: u32,
+    idle_since: Option<Timestamp>,
+    /// Its place in `loads`.
+    choice: Option<usize>,
+    /// Told when the last request of a retiring instance has ended.
+    drained: Vec<oneshot::Sender<()>>,
+}
+
+/// What the loops must hear, once the lock is free.
+#[derive(Debug, Default, Clone, Copy)]
+struct Nudge {
+    wake: bool,
+    changed: bool,
+}
+
+impl Revision {
+    pub(crate) fn new(key: RevisionKey, outside: Arc<Outside>) -> Arc<Self> {
+        let inner = Inner {
+            integrated_at: outside.clock.now(),
+            ..Inner::default()
+        };
+        Arc::new(Self {
+            key,
+            outside,
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// Takes new settings; a changed concurrency applies to the next choice.
+    pub(crate) fn set_route(self: &Arc<Self>, route: &Arc<RevisionRoute>) {
+        let mut inner = self.inner.lock();
+        if inner.route.as_ref().is_some_and(|known| known == route) {
+            return;
+        }
+        inner.route = Some(Arc::clone(route));
+        inner.rebuild();
+        let nudge = self.hand_out(&mut inner);
+        drop(inner);
+        self.tell(nudge);
+    }
+
+    pub(crate) fn route(&self) -> Option<Arc<RevisionRoute>> {
+        self.inner.lock().route.clone()
+    }
+
+    /// Nothing in flight, queued or running: the state may be forgotten when no route names it.
+    pub(crate) fn is_unused(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.in_flight == 0 && inner.queue.is_empty() && inner.seats.is_empty()
+    }
+
+    /// A slot, a place in the queue, or a refusal.
+    pub(crate) fn admit(self: &Arc<Self>, now: Timestamp, dice: u64) -> Admitted {
+        let mut inner = self.inner.lock();
+        inner.integrate(now);
+        inner.arrivals += 1;
+        inner.last_active = Some(now);
+        let starting = inner.starting();
+        let queued = u32::try_from(inner.queue.len()).unwrap_or(u32::MAX);
+        let admitted = match admit::admit(&inner.loads, None, queued, starting, dice) {
+            admit::Admission::Take(choice) => {
+                let instance = inner.take(choice);
+                Admitted::Slot(Slot::new(Arc::clone(self), instance))
+            }
+            admit::Admission::Wait { .. } => {
+                let (sender, receiver) = oneshot::channel();
+                let number = inner.next_ticket;
+                inner.next_ticket += 1;
+                inner.queue.insert(number, sender);
+                let window = inner.window();
+                Admitted::Wait(Ticket::new(Arc::clone(self), number, receiver, window))
+            }
+            admit::Admission::QueueFull => Admitted::QueueFull,
+        };
+        let mut nudge = inner.weigh();
+        if nudge.wake {
+            inner.told_at = now;
+        } else if now.since(inner.told_at) >= TELL_EVERY {
+            inner.told_at = now;
+            nudge.changed = true;
+        }
+        drop(inner);
+        self.tell(nudge);
+        admitted
+    }
+
+    /// Takes an instance in, not yet to be chosen.
+    pub(crate) fn add(&self, instance: Arc<Instance>) {
+        let mut inner = self.inner.lock();
+        inner.seats.push(Seat {
+            instance,
+            reach: Reach::Starting,
+            in_flight: 0,
+            idle_since: None,
+            choice: None,
+            drained: Vec::new(),
+        });
+        let nudge = inner.weigh();
+        drop(inner);
+        self.tell(nudge);
+    }
+
+    /// The ingress reached it: requests may go there. `took` is the time from its start on.
+    pub(crate) fn set_ready(self: &Arc<Self>, id: &InstanceId, took: Duration) {
+        let now = self.outside.clock.now();
+        let mut inner = self.inner.lock();
+        let Some(seat) = inner.seats.iter_mut().find(|seat| seat.instance.id == *id) else {
+            return;
+        };
+        if seat.reach != Reach::Starting {
+            return; // retired or dead meanwhile
+        }
+        seat.reach = Reach::Ready;
+        seat.idle_since = Some(now);
+        // Weighs the newest start with a quarter: slow to forget, quick enough to follow a new disk cache.
+        inner.average_start = Some(
+            inner
+                .average_start
+                .map_or(took, |average| (average * 3 + took) / 4),
+        );
+        inner.integrate(now);
+        inner.rebuild();
+        let nudge = self.hand_out(&mut inner);
+        drop(inner);
+        self.tell(Nudge {
+            changed: true,
+            ..nudge
+        });
+    }
+
+    /// The startup probe gave up.
+    pub(crate) fn set_failed(&self, id: &InstanceId, message: String) {
+        let mut inner = self.inner.lock();
+        let Some(seat) = inner.seats.iter_mut().find(|seat| seat.instance.id == *id) else {
+            return;
+        };
+        if seat.reach != Reach::Starting {
+            return;
+        }
+        seat.reach = Reach::Failed { message };
+        let nudge = inner.weigh();
+        drop(inner);
+        self.tell(Nudge {
+            changed: true,
+            ..nudge
+        });
+    }
+
+    /// Out of choice at once. `None`: nothing is in flight; else the receiver fires when the last request has ended.
+    pub(crate) fn retire(&self, id: &InstanceId) -> Option<oneshot::Receiver<()>> {
+        let mut inner = self.inner.lock();
+        let seat = inner
+            .seats
+            .iter_mut()
+            .find(|seat| seat.instance.id == *id)?;
+        if !matches!(seat.reach, Reach::Failed { .. }) {
+            seat.reach = Reach::Retiring;
+        }
+        let waiting = (seat.in_flight > 0).then(|| {
+            let (sender, receiver) = oneshot::channel();
+            seat.drained.push(sender);
+            receiver
+        });
+        inner.rebuild();
+        let nudge = inner.weigh();
+        drop(inner);
+        self.tell(nudge);
+        waiting
+    }
+
+    /// The instance is gone. Requests in it keep their slots until they have been answered.
+    pub(crate) fn remove(&self, id: &InstanceId) {
+        let now = self.outside.clock.now();
+        let mut inner = self.inner.lock();
+        inner.integrate(now);
+        let Some(index) = inner.seats.iter().position(|seat| seat.instance.id == *id) else {
+            return;
+        };
+        let seat = inner.seats.remove(index);
+        // Its requests end on their own; they no longer load anything that exists.
+        inner.in_flight -= seat.in_flight;
+        inner.rebuild();
+        let nudge = inner.weigh();
+        drop(inner);
+        drop(seat);
+        self.tell(nudge);
+    }
+
+    /// Answers everybody who waits with `why`.
+    pub(crate) fn refuse(&self, why: &Refusal) {
+        let now = self.outside.clock.now();
+        let mut inner = self.inner.lock();
+        inner.integrate(now);
+        let waiting = std::mem::take(&mut inner.queue);
+        inner.last_active = Some(now);
+        inner.weigh();
+        drop(inner);
+        for sender in waiting.into_values() {
+            // Fails only when the client is gone.
+            drop(sender.send(Err(why.clone())));
+        }
+    }
+
+    /// No route names it any more. Who waits is served while it has instances; without any, waiting is in vain.
+    pub(crate) fn abandon(&self) {
+        let hopeless = {
+            let inner = self.inner.lock();
+            inner.ready.is_empty() && inner.starting() == 0 && !inner.queue.is_empty()
+        };
+        if hopeless {
+            self.refuse(&Refusal::StartFailed {
+                message: "no route leads to its revision any more".to_owned(),
+            });
+        }
+    }
+
+    pub(crate) fn demand(&self) -> RevisionDemand {
+        let now = self.outside.clock.now();
+        let mut inner = self.inner.lock();
+        inner.integrate(now);
+        RevisionDemand {
+            in_flight: inner.in_flight,
+            queued: u32::try_from(inner.queue.len()).unwrap_or(u32::MAX),
+            concurrency_us: inner.concurrency_us,
+            arrivals: inner.arrivals,
+            last_active: inner.last_active,
+            wake: !inner.queue.is_empty() && inner.starting() == 0 && inner.ready.is_empty(),
+            instances: inner
+                .seats
+                .iter()
+                .map(|seat| InstanceLoad {
+                    id: seat.instance.id.clone(),
+                    reach: seat.reach.clone(),
+                    in_flight: seat.in_flight,
+                    idle_since: seat.idle_since.filter(|_| seat.in_flight == 0),
+                })
+                .collect(),
+        }
+    }
+
+    /// As many instances are there or starting as there may be.
+    pub(crate) fn at_max(&self) -> bool {
+        let inner = self.inner.lock();
+        let there = inner
+            .seats
+            .iter()
+            .filter(|seat| matches!(seat.reach, Reach::Starting | Reach::Ready))
+            .count();
+        match inner.route.as_ref().map(|route| route.max_instances) {
+            Some(Ceiling::AtMost(max)) => u32::try_from(there).is_ok_and(|there| there >= max),
+            Some(Ceiling::Unlimited) | None => false,
+        }
+    }
+
+    pub(crate) fn release(self: &Arc<Self>, instance: &Arc<Instance>) {
+        let now = self.outside.clock.now();
+        let mut inner = self.inner.lock();
+        inner.integrate(now);
+        inner.last_active = Some(now);
+        inner.give_back(instance, now);
+        let mut nudge = self.hand_out(&mut inner);
+        if inner.in_flight == 0 && inner.queue.is_empty() && now.since(inner.told_at) >= TELL_EVERY
+        {
+            inner.told_at = now;
+            nudge.changed = true;
+        }
+        drop(inner);
+        self.tell(nudge);
+    }
+
+    pub(crate) fn leave(&self, number: u64) {
+        let now = self.outside.clock.now();
+        let mut inner = self.inner.lock();
+        inner.integrate(now);
+        // None: it has been served or refused.
+        let sender = inner.queue.remove(&number);
+        if sender.is_some() {
+            inner.last_active = Some(now);
+        }
+        inner.weigh();
+        drop(inner);
+    }
+
+    /// Gives free slots to those who wait, first come first served.
+    fn hand_out(self: &Arc<Self>, inner: &mut Inner) -> Nudge {
+        while !inner.queue.is_empty() {
+            // Any die will do: a freed slot is the only one, or nearly.
+            let Some(choice) = admit::choose_instance(&inner.loads, inner.arrivals) else {
+                break;
+            };
+            let Some((_, sender)) = inner.queue.pop_first() else {
+                break;
+            };
+            let instance = inner.take(choice);
+            let slot = Slot::new(Arc::clone(self), instance);
+            if let Err(Ok(slot)) = sender.send(Ok(slot)) {
+                // Its client is gone and is just about to leave the queue. We hold the lock: no giving back by drop.
+                let now = inner.integrated_at;
+                inner.give_back(&slot.spend(), now);
+            }
+        }
+        inner.weigh()
+    }
+
+    fn tell(&self, nudge: Nudge) {
+        if nudge.wake {
+            self.outside.wake.wake(&self.key);
+        }
+        if nudge.changed {
+            self.outside.wake.changed(&self.key);
+        }
+    }
+}
+
+impl Inner {
+    /// Adds the time since the last look to the integral. Must precede every change of the counts.
+    fn integrate(&mut self, now: Timestamp) {
+        let present = u64::from(self.in_flight) + self.queue.len() as u64;
+        let micros = u64::try_from(now.since(self.integrated_at).as_micros()).unwrap_or(u64::MAX);
+        self.concurrency_us = self
+            .concurrency_us
+            .saturating_add(present.saturating_mul(micros));
+        self.integrated_at = self.integrated_at.max(now);
+    }
+
+    fn starting(&self) -> u32 {
+        let count = self
+            .seats
+            .iter()
+            .filter(|seat| seat.reach == Reach::Starting)
+            .count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    fn limit(&self) -> u32 {
+        self.route.as_ref().map_or(1, |route| route.concurrency)
+    }
+
+    fn rebuild(&mut self) {
+        let limit = self.limit();
+        self.loads.clear();
+        self.ready.clear();
+        for (index, seat) in self.seats.iter_mut().enumerate() {
+            seat.choice = (seat.reach == Reach::Ready).then_some(self.loads.len());
+            if seat.choice.is_some() {
+                self.loads.push(SlotView {
+                    in_flight: seat.in_flight,
+                    limit,
+                });
+                self.ready.push(index);
+            }
+        }
+    }
+
+    fn take(&mut self, choice: usize) -> Arc<Instance> {
+        self.loads[choice].in_flight += 1;
+        self.in_flight += 1;
+        let seat = &mut self.seats[self.ready[choice]];
+        seat.in_flight += 1;
+        debug_assert!(
+            self.loads[choice].limit == 0 || seat.in_flight <= self.loads[choice].limit,
+            "invariant 1"
+        );
+        Arc::clone(&seat.instance)
+    }
+
+    fn give_back(&mut self, instance: &Arc<Instance>, now: Timestamp) {
+        // Not found: the instance died and took its requests out of the count.
+        let Some(seat) = self
+            .seats
+            .iter_mut()
+            .find(|seat| Arc::ptr_eq(&seat.instance, instance))
+        else {
+            return;
+        };
+        seat.in_flight -= 1;
+        self.in_flight -= 1;
+        if let Some(choice) = seat.choice {
+            self.loads[choice].in_flight -= 1;
+        }
+        if seat.in_flight == 0 {
+            seat.idle_since = Some(now);
+            for sender in seat.drained.drain(..) {
+                // Fails only when nobody waits for the retirement any more.
+                let _unheard = sender.send(());
+            }
+        }
+    }
+
+    /// What the loops must hear now.
+    fn weigh(&mut self) -> Nudge {
+        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        let starting = self.starting();
+        if waiting == 0 {
+            self.wake_raised = false;
+            self.shortage_told = 0;
+            return Nudge::default();
+        }
+        if starting == 0 && self.ready.is_empty() {
+            let wake = !self.wake_raised;
+            self.wake_raised = true;
+            return Nudge {
+                wake,
+                changed: false,
+            };
+        }
+        self.wake_raised = false;
+        let limit = self.limit();
+        let shortage = match waiting.checked_sub(starting.saturating_mul(limit)) {
+            Some(rest) if limit > 0 => rest.div_ceil(limit),
+            _ => 0,
+        };
+        // At 1, 2, 4, 8… missing instances: the loop reads the level, so more calls would say nothing new.
+        let changed = shortage > 0 && shortage >= self.shortage_told.saturating_mul(2);
+        if changed {
+            self.shortage_told = shortage;
+        }
+        Nudge {
+            wake: false,
+            changed,
+        }
+    }
+
+    /// §2.6. While no start of this revision was ever seen, its startup probe says how long one may take.
+    fn window(&self) -> Duration {
+        let usual = admit::pending_window(self.average_start);
+        match &self.route {
+            Some(route) if self.average_start.is_none() && self.ready.is_empty() => {
+                usual.max(route.startup.deadline())
+            }
+            _ => usual,
+        }
+    }
+}

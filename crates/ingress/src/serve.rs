@@ -1,0 +1,316 @@
+//! Client connections: accepting, telling HTTP/1.1 from HTTP/2, limits, and the orderly end.
+//!
+//! Owns: every client socket from accept to close. Deliberately not here: what a request means (`handle`).
+//!
+//! Invariants:
+//! 1. At most `max_connections` client sockets are open; the next is accepted when one closes.
+//! 2. After the shutdown token nothing is accepted, what waits is answered 503, what is in flight has `drain` to end.
+//! 3. A client that neither sends a head nor takes its answer is cut off in bounded time.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::Ingress;
+use crate::handle::handle;
+
+/// How long a client may leave the bytes of an answer lying before the connection is cut.
+const STALL: Duration = Duration::from_secs(60);
+
+/// Pause after the system could not give us a socket (descriptors or memory used up).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long and how much we go on reading what a client still sends after we answered and closed: closing at once would
+/// make its kernel throw away our answer.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 64 << 20;
+
+/// What the client used to reach us, as `X-Forwarded-Proto` says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// One listener while it serves.
+#[derive(Debug)]
+pub(crate) struct Door {
+    pub(crate) scheme: Scheme,
+    /// No new requests.
+    pub(crate) closing: CancellationToken,
+    /// The end, finished or not.
+    pub(crate) cut: CancellationToken,
+    /// Connections and tunnels.
+    pub(crate) tasks: TaskTracker,
+}
+
+/// One client connection, as its requests see it.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) remote: IpAddr,
+    /// A request was answered before its body was read: read on for a moment when closing.
+    pub(crate) unread: AtomicBool,
+}
+
+/// Accepts until `shutdown`, then drains.
+pub(crate) async fn serve(
+    ingress: Ingress,
+    listener: TcpListener,
+    scheme: Scheme,
+    shutdown: CancellationToken,
+) {
+    let settings = ingress.shared.outside.settings.clone();
+    let door = Arc::new(Door {
+        scheme,
+        closing: shutdown.clone(),
+        cut: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    });
+    let places = Arc::new(Semaphore::new(settings.max_connections));
+    loop {
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            () = shutdown.cancelled() => break,
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept a client connection; next try in {ACCEPT_PAUSE:?}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (ingress, served) = (ingress.clone(), Arc::clone(&door));
+        door.tasks.spawn(async move {
+            connection(ingress, served, stream, peer).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    door.tasks.close();
+    if tokio::time::timeout(settings.drain, door.tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            left = door.tasks.len(),
+            "requests did not end within {:?} and are cut off",
+            settings.drain
+        );
+        door.cut.cancel();
+        door.tasks.wait().await;
+    }
+}
+
+async fn connection(ingress: Ingress, door: Arc<Door>, stream: TcpStream, peer: SocketAddr) {
+    let settings = &ingress.shared.outside.settings;
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, %peer, "client connection ended at once");
+        return;
+    }
+    let first = tokio::select! {
+        first = tokio::time::timeout(settings.header_timeout, is_http2(&stream)) => first,
+        () = door.closing.cancelled() => return,
+    };
+    let Ok(Ok(http2)) = first else { return };
+    let client = Arc::new(Client {
+        remote: peer.ip().to_canonical(),
+        unread: AtomicBool::new(false),
+    });
+    let io = TokioIo::new(ClientStream {
+        stream,
+        client: Arc::clone(&client),
+        stalled: None,
+        lingering: None,
+        lingered: 0,
+    });
+    let service = {
+        let (shared, door) = (Arc::clone(&ingress.shared), Arc::clone(&door));
+        service_fn(move |request| {
+            let (shared, door, client) =
+                (Arc::clone(&shared), Arc::clone(&door), Arc::clone(&client));
+            async move { Ok::<_, std::convert::Infallible>(handle(shared, door, client, request).await) }
+        })
+    };
+    // The two kinds of connection share no trait; the loop is the same.
+    macro_rules! drive {
+        ($connection:expr) => {{
+            let mut connection = pin!($connection);
+            let mut closing = false;
+            loop {
+                tokio::select! {
+                    ended = connection.as_mut() => {
+                        if let Err(error) = ended {
+                            tracing::debug!(%error, %peer, "client connection ended");
+                        }
+                        break;
+                    }
+                    () = door.closing.cancelled(), if !closing => {
+                        closing = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    () = door.cut.cancelled() => break,
+                }
+            }
+        }};
+    }
+    if http2 {
+        drive!(
+            http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(settings.max_streams)
+                .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
+                .initial_stream_window_size(1 << 20)
+                .initial_connection_window_size(4 << 20)
+                .keep_alive_interval(Some(settings.header_timeout))
+                .serve_connection(io, service)
+        );
+    } else {
+        drive!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(settings.header_timeout)
+                .max_header_size(settings.max_header_bytes)
+                .max_buf_size(settings.max_header_bytes.max(64 << 10))
+                .serve_connection(io, service)
+                .with_upgrades()
+        );
+    }
+}
+
+/// Whether the client begins with HTTP/2's preface (`PRI * HTTP/2.0`). Waits for the first bytes and leaves them in place.
+async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut head = [0_u8; 4];
+    let seen = stream.peek(&mut head).await?;
+    if seen == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // A client that splits its first four bytes is taken for HTTP/1.1: none that speaks HTTP/2 does.
+    Ok(&head[..seen] == b"PRI ")
+}
+
+/// The client's socket, watched: writing that makes no progress ends it, closing reads on for a moment.
+#[derive(Debug)]
+struct ClientStream {
+    stream: TcpStream,
+    client: Arc<Client>,
+    stalled: Option<Pin<Box<Sleep>>>,
+    lingering: Option<Pin<Box<Sleep>>>,
+    lingered: usize,
+}
+
+impl ClientStream {
+    fn watch<T>(
+        &mut self,
+        progress: Poll<io::Result<T>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if progress.is_ready() {
+            self.stalled = None;
+            return progress;
+        }
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+        if stalled.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the client does not take its answer",
+            )));
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let progress = Pin::new(&mut self.stream).poll_write(context, buffer);
+        self.watch(progress, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let progress = Pin::new(&mut self.stream).poll_write_vectored(context, buffers);
+        self.watch(progress, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.lingering.is_none() {
+            std::task::ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+            if !self.client.unread.load(Ordering::Acquire) {
+                return Poll::Ready(Ok(()));
+            }
+            self.lingering = Some(Box::pin(tokio::time::sleep(LINGER)));
+        }
+        let mut scratch = [std::mem::MaybeUninit::uninit(); 8192];
+        while self.lingered < LINGER_BYTES {
+            let mut buffer = ReadBuf::uninit(&mut scratch);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.lingered += buffer.filled().len()
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    return match self.lingering.as_mut() {
+                        Some(until) => until.as_mut().poll(context).map(Ok),
+                        None => Poll::Ready(Ok(())),
+                    };
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

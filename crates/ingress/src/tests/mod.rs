@@ -1,0 +1,1 @@
+//! The data path in one process: real loopback sockets, scripted apps.

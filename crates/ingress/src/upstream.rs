@@ -1,0 +1,142 @@
+//! One HTTP/1.1 connection to an instance, driven by the task of the request that uses it.
+//!
+//! Owns: the connection's two halves and when each is polled. hyper expects its connection to run in a task of its own; doing
+//! so costs two task switches per message and moves requests between cores. Here whoever waits for the answer (first the
+//! handler, then the response body) polls the connection itself.
+//!
+//! Invariants:
+//! 1. Nothing but [`Upstream`]'s own methods polls the connection, so the halves can be polled with a waker that does
+//!    nothing: their state only changes inside such a poll.
+//! 2. A connection goes back to the pool only after its last message ended on both sides.
+//!
+//! Fails: an error of either half ends the connection; a request that never left comes back with it.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::body::RequestBody;
+use crate::instance::ConnectFailure;
+
+type Driver = http1::Connection<TokioIo<TcpStream>, RequestBody>;
+type Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+
+pub(crate) struct Upstream {
+    sender: http1::SendRequest<RequestBody>,
+    /// `None` once it has ended.
+    driver: Option<Box<dyn Drive>>,
+    /// Since when it idles in the pool; `None` for a connection that was never used.
+    pub(crate) idle_since: Option<Instant>,
+}
+
+/// hyper's connection, with upgrades, whose type can't be named.
+trait Drive: Future<Output = Result<(), hyper::Error>> + Send + Unpin {}
+impl<F: Future<Output = Result<(), hyper::Error>> + Send + Unpin> Drive for F {}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("open", &self.driver.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Upstream {
+    /// Speaks HTTP/1.1 over `stream` from now on. Nothing is sent yet.
+    pub(crate) async fn handshake(
+        stream: TcpStream,
+        max_header_bytes: usize,
+    ) -> Result<Self, ConnectFailure> {
+        let (sender, driver): (_, Driver) = http1::Builder::new()
+            .max_buf_size(max_header_bytes.max(64 << 10))
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(ConnectFailure::Handshake)?;
+        Ok(Self {
+            sender,
+            driver: Some(Box::new(driver.with_upgrades())),
+            idle_since: None,
+        })
+    }
+
+    /// Whether a request may be sent: polls the connection once, so that a close by the app is seen.
+    pub(crate) fn poll_usable(&mut self, context: &mut Context<'_>) -> bool {
+        self.drive(context);
+        self.driver.is_some() && !self.sender.is_closed()
+    }
+
+    /// Whether its last message is over on both sides, so that it may be kept for another.
+    pub(crate) fn is_reusable(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.driver.is_some() && self.sender.is_ready()
+    }
+
+    /// Begins to send. The answer comes from [`Upstream::poll_answer`].
+    pub(crate) fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        Box::pin(self.sender.try_send_request(request))
+    }
+
+    /// Drives the connection until `answer` is there.
+    pub(crate) fn poll_answer(
+        &mut self,
+        answer: &mut Pin<Box<dyn Future<Output = Answer> + Send>>,
+        context: &mut Context<'_>,
+    ) -> Poll<Answer> {
+        self.drive(context);
+        // With the driver gone, what was not sent comes back in an error.
+        answer
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// Drives the connection until `body` has a frame.
+    pub(crate) fn poll_frame(
+        &mut self,
+        body: &mut Incoming,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let idle = &mut Context::from_waker(Waker::noop());
+        // The first look says that a frame is wanted; without it the connection would not read on.
+        match Pin::new(&mut *body).poll_frame(idle) {
+            Poll::Ready(frame) => Poll::Ready(frame),
+            Poll::Pending => {
+                self.drive(context);
+                Pin::new(body).poll_frame(idle)
+            }
+        }
+    }
+
+    /// Drives the connection to its end, as an upgrade needs.
+    pub(crate) async fn finish(mut self) {
+        if let Some(driver) = self.driver.take()
+            && let Err(error) = driver.await
+        {
+            tracing::debug!(%error, "connection to an instance ended");
+        }
+    }
+
+    fn drive(&mut self, context: &mut Context<'_>) {
+        if let Some(driver) = self.driver.as_mut()
+            && let Poll::Ready(ended) = Pin::new(driver).poll(context)
+        {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection to an instance ended");
+            }
+            // Dropping it hands back a request that was not yet taken up, and fails a body that is not complete.
+            self.driver = None;
+        }
+    }
+}
