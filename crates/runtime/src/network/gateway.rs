@@ -8,31 +8,32 @@
 //! a sandbox has no neighbours, only a default route to the gateway.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
-
-use super::netlink::{End, Message, Netlink, Route};
+use super::addresses::{RANGE_PREFIX, RANGE6_PREFIX, choose_range, hardware, range6, tag};
+use super::netlink::{End, Link, Message, Netlink, Route};
+use super::prepare::{forward, prepare_namespace, prepare_sandbox, sandbox_sockets};
 use super::rules::{self, CABLE_PREFIX, UPLINK_INSIDE};
 use super::sysctl::{self, Record};
-use super::{EgressRule, HOST_ADDRESS, INTERNAL_ADDRESS, NetConfig, NetError, NetInfo, SocketRole};
+use super::{HOST_ADDRESS, INTERNAL_ADDRESS, NetConfig, NetError, NetInfo};
 use super::{firewall, namespace, refusal};
 
 /// The gateway as a next hop inside sandboxes (IPv6).
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 const FIRST_INDEX: u32 = 16;
 const LAST_INDEX: u32 = 65_533;
-const RANGE_PREFIX: u8 = 16;
-const RANGE6_PREFIX: u8 = 64;
 /// A cable vanishes with its sandbox's namespace, which the kernel clears away in batches. Removing one by hand takes up to
 /// tens of milliseconds, so it is done only for those that stay longer than this.
 const FADE: Duration = Duration::from_secs(5);
 /// Cables removed by hand in one go.
 const SWEEP: usize = 4;
-/// Waiting connections per listener; the kernel caps it at `net.core.somaxconn`.
-const BACKLOG: i32 = 1024;
+/// Devices of other software that needs forwarding and may have found it switched on by us (docker, libvirt, CNI, podman,
+/// LXD and Incus): it stays on for them.
+const FORWARDERS: [&str; 8] = [
+    "docker", "br-", "virbr", "cni", "podman", "lxcbr", "lxdbr", "incusbr",
+];
 
 /// The gateway namespace of one server and everything joined to it.
 #[derive(Debug)]
@@ -133,8 +134,7 @@ impl Gateway {
         policy.group = outer_group;
         rules::load(&policy.host())?;
         firewall::open(&tag, &tag)?;
-        forward(&mut record, v6)?;
-        record.save(&config.id)?;
+        forward(&mut record, &config.id, v6)?;
         gateway.find_cables()?;
         Ok(gateway)
     }
@@ -211,32 +211,42 @@ impl Gateway {
     /// The first [`NetError`]; what can be removed is removed regardless.
     pub fn tear_down(id: &str) -> Result<(), NetError> {
         let tag = tag(id)?;
-        let mut outcome = Ok(());
-        if let Some(netns) = namespace::find(id) {
-            // Sockets of a server that still runs would keep the namespace and its cables alive.
-            let emptied = namespace::inside(netns.as_fd(), || {
+        let mut host = Netlink::open()?;
+        // Sockets of a server that still runs would keep the namespace and its cables alive, so it is emptied first.
+        let emptied = namespace::find(id).map_or(Ok(()), |netns| {
+            namespace::inside(netns.as_fd(), || {
                 let mut netlink = Netlink::open()?;
-                let cables = netlink
-                    .links()?
-                    .into_iter()
-                    .filter(|link| link.name.starts_with(CABLE_PREFIX));
+                let mut links = netlink.links()?;
+                links.retain(|link| link.name.starts_with(CABLE_PREFIX));
                 netlink.run(
-                    cables
+                    links
+                        .iter()
                         .map(|link| Message::remove_link(&link.name))
                         .collect(),
                 )?;
                 rules::unload(&tag)
-            });
-            outcome = outcome.and(emptied);
-        }
-        let mut host = Netlink::open()?;
-        outcome = outcome.and(host.run(vec![Message::remove_link(&tag)]));
-        outcome = outcome.and(rules::unload(&tag));
-        outcome = outcome.and(firewall::close(&tag));
-        outcome = outcome.and(Record::load(id).restore(id));
-        outcome = outcome.and(Record::remove(id));
-        outcome = outcome.and(namespace::release(id));
-        outcome
+            })
+        });
+        let steps: [Result<(), NetError>; 7] = [
+            emptied,
+            host.run(vec![Message::remove_link(&tag)]),
+            rules::unload(&tag),
+            firewall::close(&tag),
+            host.links().and_then(|links| {
+                let forwards = |link: &&Link| {
+                    FORWARDERS
+                        .iter()
+                        .any(|prefix| link.name.starts_with(prefix))
+                };
+                Record::load(id).restore(
+                    id,
+                    links.iter().find(forwards).map(|link| link.name.as_str()),
+                )
+            }),
+            Record::remove(id),
+            namespace::release(id),
+        ];
+        steps.into_iter().collect()
     }
 
     /// Makes the uplink, unless it is there and leads to this namespace, and (again) all that belongs to it.
@@ -416,187 +426,6 @@ impl Gateway {
     }
 }
 
-/// The name of the uplink, the tables and the tag of rules: at most 15 characters.
-fn tag(id: &str) -> Result<String, NetError> {
-    let fits = (1..=8).contains(&id.len())
-        && id
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    if fits {
-        Ok(format!("utsuwa-{id}"))
-    } else {
-        Err(NetError::BadId(id.to_owned()))
-    }
-}
-
 fn cable(sandbox: u32) -> String {
     format!("{CABLE_PREFIX}{sandbox}")
-}
-
-/// A locally administered unicast hardware address.
-fn hardware(number: u32) -> [u8; 6] {
-    let [a, b, c, d] = number.to_be_bytes();
-    [0x02, 0x75, a, b, c, d]
-}
-
-/// FNV-1a: spreads ids over ranges, nothing more.
-fn spread(id: &str) -> u64 {
-    id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
-fn range6(id: &str) -> Ipv6Addr {
-    let [.., a, b, c, d, e] = spread(id).to_be_bytes();
-    Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
-}
-
-/// The range of an earlier run, or else the first free one, starting at a place that differs by id.
-fn choose_range(
-    id: &str,
-    earlier: Option<Ipv4Addr>,
-    routes: &[Route],
-) -> Result<Ipv4Addr, NetError> {
-    let candidates: Vec<Ipv4Addr> = [198_u8, 198]
-        .iter()
-        .zip([18_u8, 19])
-        .map(|(a, b)| (*a, b))
-        .chain((64..128).map(|b| (100, b)))
-        .map(|(a, b)| Ipv4Addr::new(a, b, 0, 0))
-        .collect();
-    let overlaps = |range: Ipv4Addr| {
-        routes.iter().any(|route| {
-            let IpAddr::V4(destination) = route.destination else {
-                return false;
-            };
-            // Wider than /8 is a default route in disguise (a VPN's 0.0.0.0/1).
-            let common = u32::from(route.prefix.min(RANGE_PREFIX));
-            route.prefix >= 8 && (u32::from(destination) ^ u32::from(range)) >> (32 - common) == 0
-        })
-    };
-    let start = usize::try_from(spread(id) % candidates.len() as u64).unwrap_or(0);
-    earlier
-        .into_iter()
-        .chain(
-            candidates[start..]
-                .iter()
-                .chain(&candidates[..start])
-                .copied(),
-        )
-        .find(|range| !overlaps(*range))
-        .ok_or_else(|| NetError::NoFreeRange {
-            tried: "198.18.0.0/15 and 100.64.0.0/10 (in steps of /16)".to_owned(),
-        })
-}
-
-/// Switches of the gateway namespace. Defaults first: new links take them over.
-fn prepare_namespace() -> Result<(), NetError> {
-    quiet_ipv6()?;
-    for which in ["all", "default"] {
-        sysctl::write(&format!("net/ipv4/conf/{which}/send_redirects"), "0")?;
-        sysctl::write(&format!("net/ipv4/conf/{which}/accept_redirects"), "0")?;
-        sysctl::write(&format!("net/ipv4/conf/{which}/arp_ignore"), "8")?;
-    }
-    sysctl::write("net/ipv4/ip_forward", "1")?;
-    sysctl::write("net/ipv6/conf/all/forwarding", "1")
-}
-
-/// Switches of a sandbox: low ports and ping for everybody in it, as on Cloud Run.
-fn prepare_sandbox() -> Result<(), NetError> {
-    quiet_ipv6()?;
-    sysctl::write("net/ipv4/ip_unprivileged_port_start", "0")?;
-    sysctl::write("net/ipv4/ping_group_range", "0 2147483647")
-}
-
-/// No addresses of the kernel's own making, no waiting for duplicates, no routers found by themselves.
-fn quiet_ipv6() -> Result<(), NetError> {
-    for (switch, value) in [
-        ("addr_gen_mode", "1"),
-        ("accept_dad", "0"),
-        ("accept_ra", "0"),
-        ("router_solicitations", "0"),
-    ] {
-        sysctl::write(&format!("net/ipv6/conf/default/{switch}"), value)?;
-    }
-    Ok(())
-}
-
-/// Lets the host forward. An interface that learned its IPv6 routes from announcements would stop to do so when
-/// forwarding starts, hence the 2.
-fn forward(record: &mut Record, v6: bool) -> Result<(), NetError> {
-    record.change("net/ipv4/ip_forward", "1")?;
-    if v6 && sysctl::read("net/ipv6/conf/all/forwarding").as_deref() == Some("0") {
-        let names = std::fs::read_dir("/proc/sys/net/ipv6/conf").map(|entries| {
-            entries
-                .flatten()
-                .map(|entry| entry.file_name().to_string_lossy().into_owned())
-                .collect::<Vec<_>>()
-        });
-        for name in names
-            .unwrap_or_default()
-            .iter()
-            .filter(|name| *name != "all")
-        {
-            let path = format!("net/ipv6/conf/{name}/accept_ra");
-            if sysctl::read(&path).as_deref() == Some("1") {
-                record.change(&path, "2")?;
-            }
-        }
-        record.change("net/ipv6/conf/all/forwarding", "1")?;
-    }
-    Ok(())
-}
-
-/// The sockets of one cable, in the thread's namespace. Many cables have sockets with the same address and port; bound to
-/// their device they don't collide, and each hears only its own cable.
-fn sandbox_sockets(
-    config: &NetConfig,
-    name: &str,
-) -> Result<(Vec<SocketRole>, Vec<OwnedFd>), NetError> {
-    let mut roles = vec![SocketRole::DnsUdp, SocketRole::DnsTcp];
-    roles.extend(
-        config
-            .ingress_ports
-            .iter()
-            .map(|port| SocketRole::Ingress { port: *port }),
-    );
-    roles.extend(config.allow.iter().filter_map(|rule| match rule {
-        EgressRule::Host { port } => Some(SocketRole::HostForward { port: *port }),
-        EgressRule::Network { .. } => None,
-    }));
-    let mut unique = Vec::new();
-    roles.retain(|role| {
-        !unique.contains(role) && {
-            unique.push(*role);
-            true
-        }
-    });
-    let sockets: Result<Vec<_>, _> = roles.iter().map(|role| bound_socket(*role, name)).collect();
-    Ok((roles, sockets?))
-}
-
-fn bound_socket(role: SocketRole, device: &str) -> Result<OwnedFd, NetError> {
-    let (address, port, kind) = match role {
-        SocketRole::DnsUdp => (INTERNAL_ADDRESS, 53, Type::DGRAM),
-        SocketRole::DnsTcp => (INTERNAL_ADDRESS, 53, Type::STREAM),
-        SocketRole::Ingress { port } => (INTERNAL_ADDRESS, port, Type::STREAM),
-        SocketRole::HostForward { port } => (HOST_ADDRESS, port, Type::STREAM),
-    };
-    let open = || -> std::io::Result<OwnedFd> {
-        let protocol = if kind == Type::DGRAM {
-            Protocol::UDP
-        } else {
-            Protocol::TCP
-        };
-        let socket = Socket::new(Domain::IPV4, kind.cloexec().nonblocking(), Some(protocol))?;
-        // The device first: without it the second cable's bind would collide with the first's.
-        socket.bind_device(Some(device.as_bytes()))?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((address, port)).into())?;
-        if kind == Type::STREAM {
-            socket.listen(BACKLOG)?;
-        }
-        Ok(socket.into())
-    };
-    open().map_err(|error| NetError::sys(format!("listen at {address}:{port} on {device}"), error))
 }

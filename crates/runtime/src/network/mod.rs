@@ -20,6 +20,7 @@
 //! Failure: every call names the object, the step and the kernel's error ([`NetError`]). [`Gateway::set_up`] may be
 //! repeated over whatever an earlier process left behind.
 
+mod addresses;
 pub mod dns;
 pub mod egress;
 mod firewall;
@@ -28,6 +29,7 @@ mod gateway;
 mod internal;
 mod namespace;
 mod netlink;
+mod prepare;
 pub mod refusal;
 mod rules;
 mod sysctl;

@@ -99,7 +99,11 @@ pub(super) fn release(id: &str) -> Result<(), NetError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(NetError::sys(format!("remove {}", path.display()), error))
         }
-        _ => Ok(()),
+        _ => {
+            // The directory is the keeper's; it goes only if nothing else is in it.
+            let _ = std::fs::remove_dir(runtime_dir(id));
+            Ok(())
+        }
     }
 }
 

@@ -19,6 +19,8 @@ use super::netlink::{find, push, read_i32, read_u16, read_u32};
 use super::{NetError, rules};
 
 const SUBSYSTEM: u16 = 4;
+/// `NLM_F_REQUEST | NLM_F_ACK`
+const REQUEST_WITH_ANSWER: u16 = 5;
 const PACKET: u16 = SUBSYSTEM << 8;
 const CONFIG: u16 = SUBSYSTEM << 8 | 1;
 const CONFIG_COMMAND: u16 = 1;
@@ -151,9 +153,9 @@ pub(super) fn subscribe() -> Result<(OwnedFd, u16), NetError> {
 fn configure(socket: &Socket, group: u16, attribute: u16, value: &[u8]) -> io::Result<()> {
     let mut message = vec![0; 16];
     message[4..6].copy_from_slice(&CONFIG.to_ne_bytes());
-    message[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
-    // struct nfgenmsg: family, version, group in network order.
-    message.extend_from_slice(&[libc::AF_UNSPEC as u8, 0]);
+    message[6..8].copy_from_slice(&REQUEST_WITH_ANSWER.to_ne_bytes());
+    // struct nfgenmsg: any family, version, group in network order.
+    message.extend_from_slice(&[0, 0]);
     message.extend_from_slice(&group.to_be_bytes());
     push(&mut message, attribute, value);
     let length = u32::try_from(message.len()).expect("a few dozen bytes");

@@ -154,7 +154,7 @@ set reported6 {{ type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeo
 
     fn refuse(&self, text: &mut String, chain: &str, prefix: &str) {
         let group = self.group;
-        let _ = write!(text, "chain {chain} {{\n");
+        let _ = writeln!(text, "chain {chain} {{");
         for (set, family) in [("reported4", "ip"), ("reported6", "ip6")] {
             let _ = writeln!(
                 text,

@@ -1,8 +1,7 @@
 //! Switches of the kernel's network: set, remembered, put back.
 //!
 //! Owns: the record `/run/utsuwa/ID/network.json`. Doesn't: judge which switches are needed.
-//! A switch of the host that we changed is put back by the last server that needs it: when another server's record lists
-//! none for it, its value stays with that server's record (see [`Record::restore`]).
+//! A switch of the host that we changed is put back by the last server that needs it ([`Record::restore`]).
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -66,10 +65,19 @@ impl Record {
         write().map_err(|error| NetError::sys(format!("write {}", path.display()), error))
     }
 
-    /// Sets a switch of the host and remembers what it was. One that already has the value isn't ours to put back.
-    pub(super) fn change(&mut self, path: &str, value: &str) -> Result<(), NetError> {
+    /// Sets a switch of the host and remembers, on disk first, what it was. One that already has the value isn't ours to put
+    /// back.
+    pub(super) fn change(&mut self, id: &str, path: &str, value: &str) -> Result<(), NetError> {
         match read(path) {
             Some(before) if before != value => {
+                if !self.changed.iter().any(|change| change.path == path) {
+                    self.changed.push(Change {
+                        path: path.to_owned(),
+                        before: before.clone(),
+                        ours: value.to_owned(),
+                    });
+                    self.save(id)?;
+                }
                 write(path, value)?;
                 tracing::info!(
                     switch = path,
@@ -77,13 +85,6 @@ impl Record {
                     now = value,
                     "changed a switch of the host's network; `utsuwa down` puts it back"
                 );
-                if !self.changed.iter().any(|change| change.path == path) {
-                    self.changed.push(Change {
-                        path: path.to_owned(),
-                        before,
-                        ours: value.to_owned(),
-                    });
-                }
             }
             _ => {}
         }
@@ -91,8 +92,8 @@ impl Record {
     }
 
     /// Puts the host's switches back, last first, unless someone else changed them since. If another server lives here,
-    /// its record takes them over.
-    pub(super) fn restore(&mut self, id: &str) -> Result<(), NetError> {
+    /// its record takes them over; forwarding also stays on for `dependent`, a network device of other software that forwards.
+    pub(super) fn restore(&mut self, id: &str, dependent: Option<&str>) -> Result<(), NetError> {
         if self.changed.is_empty() {
             return Ok(());
         }
@@ -107,8 +108,17 @@ impl Record {
         }
         let mut outcome = Ok(());
         for change in self.changed.drain(..).rev() {
+            if let Some(device) = dependent {
+                tracing::info!(
+                    switch = change.path,
+                    device,
+                    "left a switch on because this device may need it"
+                );
+                continue;
+            }
             if read(&change.path).as_deref() == Some(&change.ours) {
-                outcome = outcome.and(write(&change.path, &change.before));
+                let written = write(&change.path, &change.before);
+                outcome = outcome.and(written);
             }
         }
         outcome

@@ -93,20 +93,20 @@ impl Query {
         reply[6..HEADER].fill(0);
         let mut count: u16 = 0;
         for address in addresses {
-            let (kind, data) = match address {
-                IpAddr::V4(v4) => (TYPE_A, v4.octets().to_vec()),
-                IpAddr::V6(v6) => (TYPE_AAAA, v6.octets().to_vec()),
+            let (kind, length, data) = match address {
+                IpAddr::V4(v4) => (TYPE_A, 4_u16, v4.octets().to_vec()),
+                IpAddr::V6(v6) => (TYPE_AAAA, 16, v6.octets().to_vec()),
             };
             if self.kind != kind && self.kind != TYPE_ANY {
                 continue;
             }
             count += 1;
-            // The name: a pointer to the question.
-            reply.extend_from_slice(&[0xc0, HEADER as u8]);
+            // The name: a pointer to the question behind the header.
+            reply.extend_from_slice(&[0xc0, 12]);
             reply.extend_from_slice(&kind.to_be_bytes());
             reply.extend_from_slice(&CLASS_IN.to_be_bytes());
             reply.extend_from_slice(&TIME_TO_LIVE.to_be_bytes());
-            reply.extend_from_slice(&(data.len() as u16).to_be_bytes());
+            reply.extend_from_slice(&length.to_be_bytes());
             reply.extend_from_slice(&data);
         }
         reply[6..8].copy_from_slice(&count.to_be_bytes());
