@@ -1,11 +1,32 @@
 //! The spawner role: makes sandboxes and starts instances in them, at the keeper's request.
+//!
+//! Owns: the two processes *starter* (on the way of a wake: nothing slow) and *housekeeper* (everything else), their loop and
+//! the protocol. Doesn't: keep or reap sandboxes (the keeper is their parent), or know services.
+//!
+//! Invariants
+//! 1. Single-threaded: `clone3` from a process with threads would copy locks nobody can release.
+//! 2. Works in a mount namespace of its own; nothing it mounts is seen by the host.
+//! 3. Answers every request once, by id, not necessarily in order.
+//!
+//! Failure: errors of requests are values. When the keeper is gone the starter becomes a keeper ([`SpawnerConfig::on_keeper_gone`]),
+//! others end.
 
 pub mod error;
+mod housekeeper;
 pub mod protocol;
+mod starter;
+mod unpacker;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitCode;
 
 pub use error::SpawnError;
-
+use protocol::{Channel, Request, Response};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};
+
+use crate::keeper::held::Held;
+use crate::sandbox::{probe, sys};
 
 /// Descriptor on which a spawner finds its [`protocol::Channel`] to the keeper.
 pub const CHANNEL_FD: i32 = 3;
@@ -20,6 +41,15 @@ pub enum Role {
     Housekeeper,
 }
 
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Starter => "starter",
+            Self::Housekeeper => "housekeeper",
+        }
+    }
+}
+
 /// All a spawner needs to know. The keeper runs `internal spawner JSON` with the channel as descriptor [`CHANNEL_FD`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpawnerConfig {
@@ -30,8 +60,129 @@ pub struct SpawnerConfig {
     pub runtime_dir: std::path::PathBuf,
     /// `images` in the data directory: `layers/`, `shifted/`.
     pub images_dir: std::path::PathBuf,
-    /// The gateway; `None` gives sandboxes no network but loopback (their [`NetInfo`](crate::network::NetInfo) is then all zeros).
+    /// The gateway; `None` gives sandboxes no network but loopback (their [`NetInfo`](crate::network::NetInfo) is then all
+    /// zeros).
     pub network: Option<crate::network::NetConfig>,
     /// What to re-execute as (`/proc/self/exe` with these arguments) when the keeper is gone; empty: exit.
     pub on_keeper_gone: Vec<String>,
+}
+
+/// Runs the role until the keeper is gone. `arguments` is what follows `internal spawner`: one [`SpawnerConfig`] as JSON.
+///
+/// Must be called before any thread exists.
+#[must_use]
+pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
+    let config = match arguments.next().as_deref().map(serde_json::from_str::<SpawnerConfig>) {
+        Some(Ok(config)) => config,
+        Some(Err(error)) => {
+            tracing::error!(%error, "spawner: its configuration is not readable");
+            return ExitCode::from(64);
+        }
+        None => {
+            tracing::error!("spawner: started without its configuration; it is started by the keeper, not by hand");
+            return ExitCode::from(64);
+        }
+    };
+    let channel = match sys::adopt(CHANNEL_FD) {
+        Ok(socket) => Channel::from(socket),
+        Err(error) => {
+            tracing::error!(%error, "spawner: descriptor 3 should be the keeper's socket");
+            return ExitCode::from(64);
+        }
+    };
+    let _ = sys::cloexec_from(3);
+    let role = config.role.name();
+    let _ = rustix::thread::set_name(match config.role {
+        Role::Starter => c"utsuwa-starter",
+        Role::Housekeeper => c"utsuwa-houseke",
+    });
+    let held = match serve(&channel, &config) {
+        Ok(held) => held,
+        Err(error) => {
+            tracing::error!(%error, role, "spawner: ends");
+            return ExitCode::FAILURE;
+        }
+    };
+    if config.on_keeper_gone.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    drop(channel);
+    crate::keeper::become_keeper(&config.on_keeper_gone, held)
+}
+
+/// What both roles have in common.
+trait Worker {
+    /// Serves one request: answers now, or later through `wake`.
+    fn serve(&mut self, channel: &Channel, request: Request, descriptors: Vec<std::os::fd::OwnedFd>);
+    /// Descriptors whose readability means that something under way has gone on.
+    fn waiting(&self) -> Vec<BorrowedFd<'_>>;
+    /// One of them (by index) is readable.
+    fn wake(&mut self, channel: &Channel, index: usize);
+    /// When [`Worker::tick`] wants to be called at the latest; `None`: not at all.
+    fn next_tick(&self) -> Option<std::time::Duration>;
+    /// Nothing else was to be done, or the time has come.
+    fn tick(&mut self, channel: &Channel);
+    /// The keeper is gone: what it had deposited here.
+    fn end(self: Box<Self>) -> Held;
+}
+
+fn serve(channel: &Channel, config: &SpawnerConfig) -> Result<Held, SpawnError> {
+    own_mount_namespace()?;
+    let features = probe::probe();
+    let mut worker: Box<dyn Worker> = match config.role {
+        Role::Starter => Box::new(starter::Starter::new(config, &features)?),
+        Role::Housekeeper => Box::new(housekeeper::Housekeeper::new(config, &features)?),
+    };
+    loop {
+        let waiting = worker.waiting();
+        let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(waiting.len() + 1);
+        polled.push(PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN));
+        polled.extend(waiting.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let timeout = worker.next_tick().map(|after| Timespec {
+            tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(after.subsec_nanos()),
+        });
+        let ready = match rustix::event::poll(&mut polled, timeout.as_ref()) {
+            Ok(ready) => ready,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(SpawnError::sys("poll", error, "wait for requests")),
+        };
+        let readable: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(polled);
+        if ready == 0 {
+            worker.tick(channel);
+            continue;
+        }
+        // Highest index first: a worker removes what it has finished.
+        for index in (1..readable.len()).rev().filter(|index| readable[*index]) {
+            worker.wake(channel, index - 1);
+        }
+        if readable[0] {
+            match channel.receive::<Request>() {
+                Ok(Some((request, descriptors))) => worker.serve(channel, request, descriptors),
+                Ok(None) => return Ok(worker.end()),
+                Err(error) => return Err(SpawnError::sys("recvmsg", error, "read a request of the keeper")),
+            }
+        }
+    }
+}
+
+/// What is mounted here is seen by nobody else.
+fn own_mount_namespace() -> Result<(), SpawnError> {
+    use rustix::mount::MountPropagationFlags;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+        .map_err(|e| SpawnError::sys("unshare", e, "own mount namespace"))?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(|e| SpawnError::sys("mount", e, "make mounts private"))
+}
+
+/// Sends a response; a keeper that is gone is noticed by the loop.
+fn respond(channel: &Channel, id: u64, result: Result<protocol::Reply, SpawnError>, descriptors: &[BorrowedFd<'_>]) {
+    if let Err(error) = channel.send(&Response { id, result }, descriptors) {
+        tracing::warn!(%error, request = id, "spawner: an answer did not reach the keeper");
+    }
+}
+
+fn wrong_role(op: &str, role: Role) -> SpawnError {
+    SpawnError::WrongRole { op: op.to_owned(), role: role.name().to_owned() }
 }

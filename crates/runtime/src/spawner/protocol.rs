@@ -68,6 +68,12 @@ pub enum Op {
     RemoveLayer { diff_id: String },
     /// Reply: [`Reply::Done`] with the sockets of `Gateway::refusal_sockets` as descriptors. Housekeeper only.
     RefusalSockets,
+    /// Keeps the descriptors that come along under `name` (a name held before is replaced), in a
+    /// [`Held`](crate::keeper::held::Held), so that they outlive a keeper that is killed. No reply. Starter only: when the
+    /// channel ends it calls `crate::keeper::become_keeper(&config.on_keeper_gone, held)`.
+    Hold { name: String },
+    /// Closes what is held under `name`. No reply.
+    Release { name: String },
 }
 
 /// From a spawner to the keeper.

@@ -1,0 +1,401 @@
+//! The cgroup of each sandbox, on v2 and on v1 controllers.
+//!
+//! Owns: where our tree is (`utsuwa-ID`), creation, limits, usage, out-of-memory kills, removal.
+//! Doesn't: decide limits, or kill on v1 (ending PID 1 of the sandbox ends all of it).
+//!
+//! Invariants
+//! 1. Everything lies below a directory named `utsuwa-ID`, one directory `s<number>` per sandbox.
+//! 2. All calls are idempotent: making what is there and removing what is gone succeed.
+//!
+//! Failure: [`SpawnError::Sys`] naming the file; a missing controller is found at [`Cgroups::open`], not at a start.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use utsuwa_model::instance::Limits;
+
+use super::process::write_file;
+use crate::driver::Usage;
+use crate::spawner::SpawnError;
+
+/// CPU quota is given per this many microseconds: the kernel's default, and what Kubernetes uses.
+const CPU_PERIOD_US: u64 = 100_000;
+/// The kernel refuses quotas below 1 ms.
+const CPU_QUOTA_FLOOR_US: u64 = 1_000;
+const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Which kernel interface holds the controllers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Tree {
+    V2 { root: PathBuf },
+    /// Directories `…/utsuwa-ID` of each hierarchy; `cpu` and `cpuacct` may be the same one.
+    V1 { cpu: PathBuf, cpuacct: PathBuf, memory: PathBuf, pids: PathBuf },
+}
+
+/// The tree of one server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroups {
+    tree: Tree,
+}
+
+/// The cgroup of one sandbox; a name, not a handle: it needn't exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxCgroup {
+    tree: Tree,
+}
+
+/// A mounted hierarchy with controllers, as `/proc/self/mountinfo` tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hierarchy {
+    pub(crate) mount: PathBuf,
+    /// Empty for v2.
+    pub(crate) controllers: Vec<String>,
+    pub(crate) v2: bool,
+}
+
+/// Mounted cgroup hierarchies of this process's mount namespace.
+pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
+    Ok(parse_hierarchies(&fs::read_to_string("/proc/self/mountinfo")?))
+}
+
+fn parse_hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
+    let known = ["cpu", "cpuacct", "memory", "pids", "cpuset", "freezer", "devices", "blkio"];
+    mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (head, tail) = line.split_once(" - ")?;
+            let mount = PathBuf::from(head.split(' ').nth(4)?);
+            let mut tail = tail.split(' ');
+            let (kind, options) = (tail.next()?, tail.nth(1)?);
+            match kind {
+                "cgroup2" => Some(Hierarchy { mount, controllers: Vec::new(), v2: true }),
+                "cgroup" => {
+                    let controllers =
+                        options.split(',').filter(|o| known.contains(o)).map(str::to_owned).collect::<Vec<_>>();
+                    Some(Hierarchy { mount, controllers, v2: false })
+                }
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+impl Cgroups {
+    /// Finds the controllers and makes our directory in each hierarchy that is needed.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the directory or the missing controller.
+    pub fn open(id: &str) -> Result<Self, SpawnError> {
+        let found = hierarchies().map_err(|e| SpawnError::sys("read", e, "/proc/self/mountinfo"))?;
+        for hierarchy in found.iter().filter(|h| h.v2) {
+            let offered = fs::read_to_string(hierarchy.mount.join("cgroup.controllers")).unwrap_or_default();
+            if NEEDED.iter().all(|needed| offered.split_whitespace().any(|o| o == *needed)) {
+                return Self::open_v2(&hierarchy.mount, id);
+            }
+        }
+        let v1 = |controller: &str| {
+            found
+                .iter()
+                .find(|h| h.controllers.iter().any(|c| c == controller))
+                .map(|h| h.mount.join(format!("utsuwa-{id}")))
+                .ok_or_else(|| {
+                    let context = format!("find the cgroup controller {controller} (v1 or v2): mount it or enable it at boot");
+                    SpawnError::Sys { call: "mountinfo".to_owned(), errno: libc::ENODEV, context }
+                })
+        };
+        let tree = Tree::V1 { cpu: v1("cpu")?, cpuacct: v1("cpuacct")?, memory: v1("memory")?, pids: v1("pids")? };
+        for directory in tree.directories() {
+            make_directory(directory)?;
+        }
+        if let Tree::V1 { memory, .. } = &tree {
+            // Without it (kernels before 5.11) limits of a parent would not hold for children; refused where it is fixed.
+            let _ = write_file(memory.join("memory.use_hierarchy"), "1");
+        }
+        Ok(Self { tree })
+    }
+
+    fn open_v2(mount: &Path, id: &str) -> Result<Self, SpawnError> {
+        let parent = v2_parent(mount);
+        if let Err(error) = enable_controllers(&parent) {
+            if error.raw_os_error() != Some(libc::EBUSY) {
+                return Err(SpawnError::sys("write", error, format!("enable controllers in {}", parent.display())));
+            }
+            // A cgroup with processes of its own can't hand out controllers; this happens at the root of a container,
+            // never at the real root. Its processes move aside.
+            let aside = parent.join(format!("utsuwa-{id}-main"));
+            make_directory(&aside)?;
+            for pid in fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default().lines() {
+                let _ = write_file(aside.join("cgroup.procs"), pid);
+            }
+            enable_controllers(&parent)
+                .map_err(|e| SpawnError::sys("write", e, format!("enable controllers in {}", parent.display())))?;
+        }
+        let root = parent.join(format!("utsuwa-{id}"));
+        make_directory(&root)?;
+        enable_controllers(&root)
+            .map_err(|e| SpawnError::sys("write", e, format!("enable controllers in {}", root.display())))?;
+        Ok(Self { tree: Tree::V2 { root } })
+    }
+
+    /// The cgroup of sandbox `number`.
+    #[must_use]
+    pub fn sandbox(&self, number: u32) -> SandboxCgroup {
+        SandboxCgroup { tree: self.tree.map(|directory| directory.join(format!("s{number}"))) }
+    }
+
+    /// Whether processes are cloned into their cgroup (v2) rather than moved (v1).
+    #[must_use]
+    pub fn is_v2(&self) -> bool {
+        matches!(self.tree, Tree::V2 { .. })
+    }
+
+    /// Numbers of the sandboxes that have a cgroup: what a sweep compares with what should be.
+    #[must_use]
+    pub fn list(&self) -> Vec<u32> {
+        let mut numbers: Vec<u32> = Vec::new();
+        for directory in self.tree.directories() {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                numbers.extend(entry.file_name().to_str().and_then(|n| n.strip_prefix('s')).and_then(|n| n.parse::<u32>().ok()));
+            }
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+
+    /// Removes our directories; fails with `EBUSY` while a sandbox is left.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the directory.
+    pub fn remove(&self) -> Result<(), SpawnError> {
+        remove_directories(&self.tree)
+    }
+}
+
+impl SandboxCgroup {
+    /// Makes it, without limits.
+    ///
+    /// # Errors
+    /// [`SpawnError`] naming the directory; `ENOSPC` when the kernel has no more cgroup ids.
+    pub fn create(&self) -> Result<(), SpawnError> {
+        self.tree.directories().into_iter().try_for_each(make_directory)
+    }
+
+    /// For `CLONE_INTO_CGROUP`; `None` on v1.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the directory.
+    pub(crate) fn clone_target(&self) -> Result<Option<OwnedFd>, SpawnError> {
+        match &self.tree {
+            Tree::V1 { .. } => Ok(None),
+            Tree::V2 { root } => {
+                let file = fs::File::open(root).map_err(|e| SpawnError::sys("open", e, root.display().to_string()))?;
+                Ok(Some(file.into()))
+            }
+        }
+    }
+
+    /// Moves `pid` in. On v1 this takes 4–16 ms per hierarchy while CPUs are busy (an RCU grace period): never on a wake.
+    ///
+    /// # Errors
+    /// [`SpawnError`] naming the directory.
+    pub fn attach(&self, pid: u32) -> Result<(), SpawnError> {
+        for directory in self.tree.directories() {
+            let file = directory.join("cgroup.procs");
+            write_file(&file, &pid.to_string())
+                .map_err(|e| SpawnError::sys("write", e, format!("attach {pid} to {}", directory.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Sets CPU, memory (swap included: none) and process limits.
+    ///
+    /// # Errors
+    /// [`SpawnError`] naming the file.
+    pub fn apply(&self, limits: &Limits) -> Result<(), SpawnError> {
+        let write = |path: PathBuf, text: String| {
+            write_file(&path, &text).map_err(|e| SpawnError::sys("write", e, format!("set {} to {text}", path.display())))
+        };
+        self.set_cpu(limits.cpu)?;
+        let memory_bytes = limits.memory.0.to_string();
+        match &self.tree {
+            Tree::V2 { root } => {
+                write(root.join("memory.max"), memory_bytes)?;
+                // Absent where the kernel has no swap accounting: then there is nothing to forbid.
+                optional(write_file(root.join("memory.swap.max"), "0"), root)?;
+                // One process killed for memory means the instance is: no half-dead apps.
+                optional(write_file(root.join("memory.oom.group"), "1"), root)?;
+                write(root.join("pids.max"), limits.pids.to_string())
+            }
+            Tree::V1 { memory, pids, .. } => {
+                write(memory.join("memory.limit_in_bytes"), memory_bytes.clone())?;
+                optional(write_file(memory.join("memory.memsw.limit_in_bytes"), &memory_bytes), memory)?;
+                write(pids.join("pids.max"), limits.pids.to_string())
+            }
+        }
+    }
+
+    /// Sets the CPU quota alone (startup boost, throttling between requests).
+    ///
+    /// # Errors
+    /// [`SpawnError`] naming the file.
+    pub fn set_cpu(&self, cpu: utsuwa_model::quantity::MilliCpu) -> Result<(), SpawnError> {
+        // 500m of 100 ms are 50 ms.
+        let quota = (u64::from(cpu.0) * CPU_PERIOD_US / 1000).max(CPU_QUOTA_FLOOR_US);
+        let (path, text) = match &self.tree {
+            Tree::V2 { root } => (root.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}")),
+            // The period's default is the 100 ms we use.
+            Tree::V1 { cpu, .. } => (cpu.join("cpu.cfs_quota_us"), quota.to_string()),
+        };
+        write_file(&path, &text).map_err(|e| SpawnError::sys("write", e, format!("set {} to {text}", path.display())))
+    }
+
+    /// How many processes the kernel killed here because of the memory limit; `None` when the cgroup is gone.
+    #[must_use]
+    pub fn oom_kills(&self) -> Option<u64> {
+        let file = match &self.tree {
+            Tree::V2 { root } => root.join("memory.events"),
+            Tree::V1 { memory, .. } => memory.join("memory.oom_control"),
+        };
+        keyed(&fs::read_to_string(file).ok()?, "oom_kill")
+    }
+
+    /// Memory (page cache of its files included), CPU time and processes.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`], for example `ENOENT` once removed.
+    pub fn usage(&self) -> Result<Usage, SpawnError> {
+        let number = |path: PathBuf| -> Result<u64, SpawnError> {
+            let text = read(&path)?;
+            Ok(text.trim().parse().unwrap_or(0))
+        };
+        let (memory_bytes, cpu_us, pids) = match &self.tree {
+            Tree::V2 { root } => (
+                number(root.join("memory.current"))?,
+                keyed(&read(&root.join("cpu.stat"))?, "usage_usec").unwrap_or(0),
+                number(root.join("pids.current"))?,
+            ),
+            Tree::V1 { cpuacct, memory, pids, .. } => (
+                number(memory.join("memory.usage_in_bytes"))?,
+                number(cpuacct.join("cpuacct.usage"))? / 1000,
+                number(pids.join("pids.current"))?,
+            ),
+        };
+        Ok(Usage { memory_bytes, cpu_us, pids: u32::try_from(pids).unwrap_or(u32::MAX) })
+    }
+
+    /// Kills everything in it with one write (v2, kernel 5.14); `false` where that isn't possible: kill the sandbox's PID 1.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the file.
+    pub fn kill(&self) -> Result<bool, SpawnError> {
+        let Tree::V2 { root } = &self.tree else { return Ok(false) };
+        let file = root.join("cgroup.kill");
+        match write_file(&file, "1") {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(SpawnError::sys("write", error, file.display().to_string())),
+        }
+    }
+
+    /// Removes it; `EBUSY` while a process is still ending in it: try again a little later.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the directory.
+    pub fn remove(&self) -> Result<(), SpawnError> {
+        remove_directories(&self.tree)
+    }
+}
+
+impl Tree {
+    fn map(&self, f: impl Fn(&Path) -> PathBuf) -> Self {
+        match self {
+            Self::V2 { root } => Self::V2 { root: f(root) },
+            Self::V1 { cpu, cpuacct, memory, pids } => {
+                Self::V1 { cpu: f(cpu), cpuacct: f(cpuacct), memory: f(memory), pids: f(pids) }
+            }
+        }
+    }
+
+    /// Each directory once.
+    fn directories(&self) -> Vec<&Path> {
+        match self {
+            Self::V2 { root } => vec![root],
+            Self::V1 { cpu, cpuacct, memory, pids } => {
+                let mut all: Vec<&Path> = vec![memory, pids, cpu];
+                if same_hierarchy(cpu, cpuacct) { all } else { all.push(cpuacct); all }
+            }
+        }
+    }
+}
+
+/// `cpu` and `cpuacct` usually are symbolic links to one hierarchy `cpu,cpuacct`, listed once in mountinfo.
+fn same_hierarchy(a: &Path, b: &Path) -> bool {
+    a == b
+}
+
+/// Where on v2 our directory goes.
+///
+/// Beside our own leaf when systemd delegated the parent to us (`DelegateSubgroup=`), else at the top: a delegated unit
+/// without a subgroup can't hold a tree that outlives a restart, since systemd could not put the new process back into a
+/// cgroup that hands out controllers.
+fn v2_parent(mount: &Path) -> PathBuf {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let Some(parent) = mount.join(own).parent().map(Path::to_owned).filter(|_| !own.is_empty()) else {
+        return mount.to_owned();
+    };
+    let mut value = [0u8; 4];
+    let delegated = ["trusted.delegate", "user.delegate"]
+        .iter()
+        .any(|name| matches!(rustix::fs::getxattr(&parent, *name, &mut value), Ok(1..)) && value[0] == b'1');
+    if delegated { parent } else { mount.to_owned() }
+}
+
+fn enable_controllers(directory: &Path) -> io::Result<()> {
+    let file = directory.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&file)?;
+    let missing: Vec<String> =
+        NEEDED.iter().filter(|n| !enabled.split_whitespace().any(|e| e == **n)).map(|n| format!("+{n}")).collect();
+    if missing.is_empty() { Ok(()) } else { write_file(file, &missing.join(" ")) }
+}
+
+fn make_directory(directory: &Path) -> Result<(), SpawnError> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(SpawnError::sys("mkdir", error, directory.display().to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_directories(tree: &Tree) -> Result<(), SpawnError> {
+    for directory in tree.directories() {
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(SpawnError::sys("rmdir", error, directory.display().to_string()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn optional(result: io::Result<()>, directory: &Path) -> Result<(), SpawnError> {
+    match result {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            Err(SpawnError::sys("write", error, format!("set limits in {}", directory.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read(path: &Path) -> Result<String, SpawnError> {
+    fs::read_to_string(path).map_err(|e| SpawnError::sys("read", e, path.display().to_string()))
+}
+
+fn keyed(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}

@@ -1,0 +1,122 @@
+//! A copy of a layer with its owners shifted, where the kernel or the file system can't idmap.
+//!
+//! Owns: copying; the copies live in `images/shifted/UID_BASE/HEX`. Doesn't: decide when (the probe does).
+//! The source is a finished layer that nobody writes; links are copied, never followed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, Timespec, Timestamps, XattrFlags};
+
+use super::process::{ID_COUNT, IMAGE_BASE};
+use crate::spawner::SpawnError;
+
+/// The shifted copy of `layer`, made if missing.
+///
+/// # Errors
+/// [`SpawnError::Sys`] naming the layer; half a copy is never found by a later call.
+pub(crate) fn ensure(layer: &Path, directory: &Path, hex: &str, uid_base: u32) -> Result<PathBuf, SpawnError> {
+    let target = directory.join(hex);
+    if target.is_dir() {
+        return Ok(target);
+    }
+    let at = |e: io::Error| SpawnError::sys("copy", e, format!("copy layer {hex} for ids {uid_base}…"));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at)?;
+    let partial = directory.join(format!("{hex}.partial"));
+    match fs::remove_dir_all(&partial) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(error)),
+        _ => {}
+    }
+    let mut links = BTreeMap::new();
+    copy(layer, &partial, uid_base, &mut links).map_err(at)?;
+    fs::rename(&partial, &target).map_err(at)?;
+    Ok(target)
+}
+
+/// `links`: inode of a file with several names → its copy.
+fn copy(from: &Path, to: &Path, uid_base: u32, links: &mut BTreeMap<u64, PathBuf>) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(from)?;
+    let kind = metadata.file_type();
+    if !kind.is_dir() && metadata.nlink() > 1 {
+        if let Some(first) = links.get(&metadata.ino()) {
+            return fs::hard_link(first, to);
+        }
+        links.insert(metadata.ino(), to.to_owned());
+    }
+    if kind.is_dir() {
+        fs::DirBuilder::new().mode(0o700).create(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            copy(&entry.path(), &to.join(entry.file_name()), uid_base, links)?;
+        }
+    } else if kind.is_symlink() {
+        symlink(fs::read_link(from)?, to)?;
+    } else if kind.is_file() {
+        fs::copy(from, to)?;
+    } else {
+        let file_type = if kind.is_char_device() {
+            FileType::CharacterDevice
+        } else if kind.is_fifo() {
+            FileType::Fifo
+        } else {
+            // Sockets and block devices have no use in a layer, and unpacking makes none.
+            return Ok(());
+        };
+        rustix::fs::mknodat(rustix::fs::CWD, to, file_type, Mode::from_raw_mode(0o600), metadata.rdev())?;
+    }
+    lchown(to, Some(shifted(metadata.uid(), uid_base)), Some(shifted(metadata.gid(), uid_base)))?;
+    if !kind.is_symlink() {
+        // After chown, which takes set-id bits away.
+        fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+    }
+    copy_attributes(from, to)?;
+    let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let times = Timestamps {
+        last_access: time(metadata.atime(), metadata.atime_nsec()),
+        last_modification: time(metadata.mtime(), metadata.mtime_nsec()),
+    };
+    rustix::fs::utimensat(rustix::fs::CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(())
+}
+
+fn shifted(id: u32, uid_base: u32) -> u32 {
+    match id.checked_sub(IMAGE_BASE) {
+        Some(offset) if offset < ID_COUNT => uid_base + offset,
+        // Not an image's id: nobody's, rather than the host's.
+        _ => uid_base + ID_COUNT - 1,
+    }
+}
+
+/// Opaque directories above all (`trusted.overlay.opaque`). File capabilities name their user namespace's root and are
+/// void on a nosuid mount: left out.
+fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
+    let mut names = vec![0u8; 64 * 1024];
+    let length = match rustix::fs::llistxattr(from, &mut names[..]) {
+        Ok(length) => length,
+        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut value = vec![0u8; 64 * 1024];
+    for name in names[..length].split(|b| *b == 0).filter(|n| n.starts_with(b"trusted.overlay.") || n.starts_with(b"user.")) {
+        let size = rustix::fs::lgetxattr(from, name, &mut value[..])?;
+        rustix::fs::lsetxattr(to, name, &value[..size], XattrFlags::empty())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn ids_outside_the_image_range_become_nobody() {
+        assert_eq!(shifted(IMAGE_BASE, 100_000), 100_000);
+        assert_eq!(shifted(IMAGE_BASE + 33, 100_000), 100_033);
+        assert_eq!(shifted(0, 100_000), 165_535);
+        assert_eq!(shifted(IMAGE_BASE + 65_536, 100_000), 165_535);
+    }
+}

@@ -1,0 +1,260 @@
+//! Unpacking a layer in a child that can do no harm.
+//!
+//! Owns: that child (its namespaces, privileges, descriptors), the partial directory and its final name, opaque marks.
+//! Doesn't: read archives (`image::unpack` does, in the child).
+//!
+//! Invariants
+//! 1. The child's root is the id range of images ([`IMAGE_BASE`]); it has no network, no privilege outside its user
+//!    namespace and three descriptors.
+//! 2. A layer's directory appears under its final name only when its digest was right.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, lchown};
+use std::path::{Path, PathBuf};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+
+use super::protocol::{Reply, SpawnError};
+use crate::image::unpack::{self, Limits, UnpackReport, UnpackSpec};
+use crate::sandbox::layers::digest_hex;
+use crate::sandbox::process::{IMAGE_BASE, map_ids, reap};
+use crate::sandbox::sys::{self, Cloned};
+use crate::sandbox::seccomp;
+
+/// What giving files their owners and modes takes.
+const NEEDED: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP);
+const ANSWER_LIMIT: usize = 64 << 20;
+
+/// A layer being unpacked.
+#[derive(Debug)]
+pub(super) struct Job {
+    request: u64,
+    diff_id: String,
+    partial: PathBuf,
+    target: PathBuf,
+    directory: File,
+    pidfd: Option<OwnedFd>,
+    answer_pipe: File,
+    answer: Vec<u8>,
+}
+
+/// The child has said all it will.
+#[derive(Debug)]
+pub(super) struct Answer;
+
+/// What to tell the keeper.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) request: u64,
+    pub(super) result: Result<Reply, SpawnError>,
+}
+
+impl Job {
+    /// Starts unpacking `blob`.
+    ///
+    /// # Errors
+    /// [`SpawnError`]; nothing is left on disk then.
+    pub(super) fn begin(
+        request: u64, images: &Path, diff_id: &str, media_type: &str, blob: Option<OwnedFd>,
+    ) -> Result<Self, SpawnError> {
+        let hex = digest_hex(diff_id)?;
+        let refuse = |why: String| SpawnError::Unpack { diff_id: diff_id.to_owned(), why };
+        let blob = blob.ok_or_else(|| refuse("the request came without its blob".to_owned()))?;
+        let spec = UnpackSpec {
+            diff_id: diff_id.parse().map_err(|_| refuse("this is no digest".to_owned()))?,
+            media_type: media_type.to_owned(),
+            limits: Limits::default(),
+        };
+        let at = |call: &'static str| move |e: io::Error| SpawnError::sys(call, e, format!("unpack layer {diff_id}"));
+        let layers = images.join("layers");
+        fs::create_dir_all(&layers).map_err(at("mkdir"))?;
+        let (target, partial) = (layers.join(hex), layers.join(format!("{hex}.partial-{request}")));
+        fs::DirBuilder::new().mode(0o755).create(&partial).map_err(at("mkdir"))?;
+        let begun = (|| {
+            lchown(&partial, Some(IMAGE_BASE), Some(IMAGE_BASE)).map_err(at("chown"))?;
+            let directory = File::open(&partial).map_err(at("open"))?;
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| at("pipe")(e.into()))?;
+            let pidfd = start_child(&spec, &blob, &directory, &writer)?;
+            Ok((directory, pidfd, File::from(reader)))
+        })();
+        match begun {
+            Ok((directory, pidfd, answer_pipe)) => Ok(Self {
+                request,
+                diff_id: diff_id.to_owned(),
+                partial,
+                target,
+                directory,
+                pidfd: Some(pidfd),
+                answer_pipe,
+                answer: Vec::new(),
+            }),
+            Err(error) => {
+                let _ = fs::remove_dir_all(&partial);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn waits_for(&self) -> BorrowedFd<'_> {
+        self.answer_pipe.as_fd()
+    }
+
+    /// Reads what is there; `Some` at the end.
+    pub(super) fn advance(&mut self) -> Option<Answer> {
+        let mut chunk = [0u8; 64 * 1024];
+        match self.answer_pipe.read(&mut chunk) {
+            Ok(0) => Some(Answer),
+            Ok(_) if self.answer.len() > ANSWER_LIMIT => Some(Answer),
+            Ok(length) => {
+                self.answer.extend_from_slice(&chunk[..length]);
+                None
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+            Err(_) => Some(Answer),
+        }
+    }
+
+    /// Ends the child, and names the directory or removes it.
+    pub(super) fn finish(mut self, _: Answer) -> Finished {
+        self.end_child();
+        let result = self.settle();
+        if result.is_err() {
+            let _ = fs::remove_dir_all(&self.partial);
+        }
+        Finished { request: self.request, result }
+    }
+
+    fn end_child(&mut self) {
+        if let Some(pidfd) = self.pidfd.take() {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            reap(&pidfd);
+        }
+    }
+
+    fn settle(&self) -> Result<Reply, SpawnError> {
+        let refuse = |why: String| SpawnError::Unpack { diff_id: self.diff_id.clone(), why };
+        let report = unpack::read_report(&self.answer[..]).map_err(|error| refuse(error.to_string()))?;
+        unpack::mark_opaque(self.directory.as_fd(), &report.opaque).map_err(|error| refuse(error.to_string()))?;
+        match fs::rename(&self.partial, &self.target) {
+            Ok(()) => {}
+            // Unpacked twice at the same time: the first one stays.
+            Err(_) if self.target.is_dir() => {
+                let _ = fs::remove_dir_all(&self.partial);
+            }
+            Err(error) => return Err(SpawnError::sys("rename", error, format!("unpack layer {}", self.diff_id))),
+        }
+        Ok(Reply::Unpacked { entries: report.entries, bytes: report.bytes, skipped: skipped(&report) })
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.end_child();
+    }
+}
+
+/// Removes what an interrupted unpacking left behind. Only when no job can be under way.
+pub(super) fn sweep(images: &Path) {
+    for entry in fs::read_dir(images.join("layers")).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().contains(".partial") {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn skipped(report: &UnpackReport) -> Vec<String> {
+    let notes = [
+        (report.skipped, "device nodes or entries of unknown types left out"),
+        (report.skipped_attributes, "extended attributes left out"),
+        (report.remapped_owners, "entries of owners above 65535 given to nobody"),
+    ];
+    notes.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect()
+}
+
+fn start_child(spec: &UnpackSpec, blob: &OwnedFd, directory: &File, result: &OwnedFd) -> Result<OwnedFd, SpawnError> {
+    let context = "start the unpacking process";
+    let argument = std::ffi::CString::new(spec.to_argument())
+        .map_err(|_| SpawnError::Invalid { field: "media type".to_owned(), why: "it contains a NUL character".to_owned() })?;
+    let arguments = [c"utsuwa".to_owned(), c"internal".to_owned(), c"unpack".to_owned(), argument];
+    let (go_reader, go_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| SpawnError::sys("pipe", e, context))?;
+    // Opened before privileges go: the child need not be able to reach the file by its path.
+    let program = File::open("/proc/self/exe").map_err(|e| SpawnError::sys("open", e, "/proc/self/exe"))?;
+    let namespaces =
+        (libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID) as u64;
+    let cloned = sys::clone_process(namespaces, false, None).map_err(|e| SpawnError::sys("clone3", e, context))?;
+    match cloned {
+        Cloned::Child => {
+            drop(go_writer);
+            let failure = become_unpacker(go_reader, &program, [blob.as_fd(), directory.as_fd(), result.as_fd()], &arguments);
+            // The reader of descriptor 5 understands only reports; this one it can show.
+            let answer: Result<UnpackReport, unpack::UnpackError> =
+                Err(unpack::UnpackError::Unavailable { why: failure.to_string() });
+            let _ = rustix::io::write(result, &serde_json::to_vec(&answer).unwrap_or_default());
+            sys::leave(1)
+        }
+        Cloned::Parent { pid, pidfd } => {
+            drop(go_reader);
+            match map_ids(pid, 0, IMAGE_BASE) {
+                Ok(()) => {
+                    let _ = rustix::io::write(&go_writer, b"g");
+                    Ok(pidfd)
+                }
+                Err(error) => {
+                    drop(go_writer);
+                    reap(&pidfd);
+                    Err(error)
+                }
+            }
+        }
+    }
+}
+
+/// Returns only when something failed.
+fn become_unpacker(
+    go: OwnedFd, program: &File, descriptors: [BorrowedFd<'_>; 3], arguments: &[std::ffi::CString],
+) -> SpawnError {
+    let prepare = || -> Result<(OwnedFd, [OwnedFd; 3]), SpawnError> {
+        let mut byte = [0];
+        match File::from(go).read(&mut byte) {
+            Ok(1) => {}
+            _ => sys::leave(1),
+        }
+        let step = |call: &'static str| move |e: rustix::io::Errno| SpawnError::sys(call, e, "give up privileges");
+        sys::reset_signals();
+        rustix::thread::set_thread_groups(&[]).map_err(step("setgroups"))?;
+        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(step("setresgid"))?;
+        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(step("setresuid"))?;
+        for bit in 0..64 {
+            let capability = CapabilitySet::from_bits_retain(1 << bit);
+            if !NEEDED.contains(capability) {
+                let _ = rustix::thread::remove_capability_from_bounding_set(capability);
+            }
+        }
+        let sets = CapabilitySets { effective: NEEDED, permitted: NEEDED, inheritable: CapabilitySet::empty() };
+        rustix::thread::set_capabilities(None, sets).map_err(step("capset"))?;
+        rustix::thread::set_no_new_privs(true).map_err(step("prctl"))?;
+        // Out of the way of 3, 4 and 5 first.
+        let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 10).map_err(step("fcntl"));
+        let program = above(program.as_fd())?;
+        let moved = [above(descriptors[0])?, above(descriptors[1])?, above(descriptors[2])?];
+        sys::cloexec_from(3).map_err(|e| SpawnError::sys("close_range", e, "descriptors of the maker"))?;
+        for (descriptor, number) in moved.iter().zip(3..) {
+            sys::place(descriptor.as_fd(), number).map_err(|e| SpawnError::sys("dup2", e, "descriptors of the unpacker"))?;
+        }
+        sys::install_seccomp(&seccomp::compile()).map_err(|e| SpawnError::sys("seccomp", e, "install the filter"))?;
+        Ok((program, moved))
+    };
+    match prepare() {
+        // `moved` lives until exec; placing has closed what the borrowed numbers 3 to 5 meant before.
+        Ok((program, _moved)) => SpawnError::sys("execveat", sys::exec_descriptor(&program, arguments, &[]), "run the unpacker"),
+        Err(error) => error,
+    }
+}
