@@ -168,8 +168,6 @@ impl Worker for Starter {
             Op::DestroySandbox { .. } => Err(wrong_role("DestroySandbox", Role::Starter)),
             Op::Unpack { .. } => Err(wrong_role("Unpack", Role::Starter)),
             Op::RefusalSockets => Err(wrong_role("RefusalSockets", Role::Starter)),
-            Op::Hold { name } => return self.held.hold(name, descriptors),
-            Op::Release { name } => return self.held.release(&name),
         };
         respond(channel, request.id, result, &[]);
     }
@@ -179,10 +177,6 @@ impl Worker for Starter {
         let _ = rustix::process::chdir("/");
         let _ = rustix::mount::unmount(&self.mounts, rustix::mount::UnmountFlags::DETACH);
         self.held
-    }
-
-    fn held(&mut self) -> crate::keeper::held::Held {
-        std::mem::take(&mut self.held)
     }
 
     fn waiting(&self) -> Vec<BorrowedFd<'_>> {
