@@ -17,8 +17,9 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{Request, header};
 pub use server::serve;
+pub(crate) use target::Arrival;
 pub use target::CallContext;
-use target::{Arrival, Target};
+use target::Target;
 
 use crate::error::Code;
 use crate::proxy::Proxy;

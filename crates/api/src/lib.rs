@@ -23,6 +23,8 @@ pub mod preflight;
 pub mod proxy;
 pub mod seam;
 mod state;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod transcode;
 pub mod v1;
 pub mod v2;
