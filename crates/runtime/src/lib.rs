@@ -1,9 +1,13 @@
 //! Make containers exist and stop: images, start, stop, stats, logs; a real driver and a fake one.
 
 pub mod driver;
+pub mod fake;
 pub mod privilege;
 pub mod image;
+pub mod keeper;
+pub mod logs;
 pub mod network;
+pub mod sandbox;
 pub mod spawner;
 
 pub use driver::{Driver, DriverError, InstanceEvent, Usage};

@@ -1,0 +1,193 @@
+//! Takes over what an earlier keeper left: instances that run or ended meanwhile, and leftovers to sweep away.
+//!
+//! Invariant: only what carries our own id is touched: our runtime directory's records, our cgroups.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use utsuwa_model::instance::Exit;
+
+use super::core::{Keeper, Token, Watch, wall};
+use super::exit;
+use super::held::Held;
+use super::instances::{Instance, Phase};
+use super::listeners;
+use super::record::{InstanceRecord, ProcessRecord};
+use super::sandboxes::{Sandbox, SandboxRole, held_name, open_fifo};
+use super::spawners::to_pid;
+use crate::network::NetInfo;
+
+/// What was deposited of a sandbox.
+struct Deposit {
+    pidfd: OwnedFd,
+    netns: OwnedFd,
+    fifos: [OwnedFd; 2],
+    internal: Vec<OwnedFd>,
+}
+
+impl Keeper {
+    /// Adopts instances. Returns numbers of sandboxes to remove once there is a housekeeper.
+    pub(crate) fn adopt(&mut self, mut held: Held) -> io::Result<BTreeSet<u32>> {
+        for name in held.names("listener:") {
+            if let (Some(key), Some(Some(socket))) = (listeners::from_held_name(&name), held.take(&name).map(|mut all| all.pop())) {
+                self.listeners.insert(key, socket);
+            }
+        }
+        for record in self.records.instances()? {
+            if let Some(report) = record.exit.clone() {
+                self.exits.insert(record.spec.id.clone(), report);
+                continue;
+            }
+            let id = record.spec.id.clone();
+            let number = record.sandbox;
+            let deposit = held.take(&held_name(number)).and_then(Deposit::sort);
+            if let Err(error) = self.adopt_instance(record, deposit) {
+                tracing::error!(%id, number, %error, "adopt an instance");
+            }
+        }
+        let mut leftovers: BTreeSet<u32> = self.records.sandboxes()?.into_iter().collect();
+        leftovers.extend(self.cgroups.iter().flat_map(crate::sandbox::cgroup::Cgroups::list));
+        leftovers.retain(|number| !self.sandboxes.contains_key(number));
+        leftovers.retain(|number| !self.kill_leftover(*number));
+        self.next_sandbox = self.sandboxes.keys().chain(&leftovers).max().map_or(1, |last| last + 1);
+        Ok(leftovers)
+    }
+
+    fn adopt_instance(&mut self, record: InstanceRecord, deposit: Option<Deposit>) -> io::Result<()> {
+        let number = record.sandbox;
+        let id = record.spec.id.clone();
+        let alive = self.same_process(&record.process);
+        let (pidfd, netns, fifos, internal) = match deposit {
+            Some(deposit) => (Some(deposit.pidfd), Some(deposit.netns), Some(deposit.fifos), deposit.internal),
+            None => (None, None, None, Vec::new()),
+        };
+        let pidfd = match pidfd {
+            Some(pidfd) => Some(pidfd),
+            // Opened by number, it is only right if the process is the same before and after.
+            None if alive => pidfd_open(to_pid(record.process.pid)?, PidfdFlags::empty())
+                .ok()
+                .filter(|_| self.same_process(&record.process)),
+            None => None,
+        };
+        if alive && exit::executable(record.process.pid) == Some(record.process.executable) {
+            // Its program never began, and nobody was told that it did.
+            self.records.remove_instance(&id);
+            return Ok(());
+        }
+        let directory = self.records.make_sandbox(number)?;
+        let fifos = match fifos {
+            Some(fifos) => fifos,
+            None => match (open_fifo(&directory.join("out"), true), open_fifo(&directory.join("err"), true)) {
+                (Ok(out), Ok(err)) => [out, err],
+                // Gone with the boot; an empty pipe in their place.
+                _ => [empty_pipe()?, empty_pipe()?],
+            },
+        };
+        let netns = match netns {
+            Some(netns) => Some(netns),
+            None => std::fs::File::open(format!("/proc/{}/ns/net", record.process.pid)).ok().filter(|_| alive).map(OwnedFd::from),
+        };
+        let captures = self.captures(&record, fifos, true)?;
+        let before = record.process.boot != self.boot;
+        tracing::info!(%id, number, pid = record.process.pid, alive, "adopted an instance");
+        match pidfd {
+            Some(pidfd) => {
+                self.watch(&pidfd, Token::SandboxEnded(number), Watch::Level)?;
+                let sandbox = Sandbox {
+                    process: record.process.clone(),
+                    net: record.net.clone(),
+                    pidfd,
+                    netns,
+                    control: None,
+                    internal,
+                    fifos: None,
+                    role: SandboxRole::Instance(id.clone()),
+                };
+                self.sandboxes.insert(number, sandbox);
+                self.instances.insert(id, adopted(record, captures));
+            }
+            None => {
+                // Out of memory is known from its cgroup even now.
+                let oom = !before && self.oom_kills(number) > 0;
+                let limit = record.spec.limits.memory;
+                self.instances.insert(id.clone(), adopted(record, captures));
+                let why = if before { "the host was restarted" } else { "no keeper was running when it ended" };
+                let exit = if oom { Exit::OutOfMemory { limit } } else { Exit::Unknown { why: why.to_owned() } };
+                self.finish(&id, exit);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the process still runs (or is a zombie) that the record means.
+    fn same_process(&self, process: &ProcessRecord) -> bool {
+        process.boot == self.boot && exit::start_time(process.pid) == Some(process.start_time)
+    }
+
+    /// Kills the process of a sandbox that nobody needs; it is removed when its end is seen. `false`: it has none.
+    fn kill_leftover(&mut self, number: u32) -> bool {
+        let Some(process) = self.records.sandbox_process(number).filter(|process| self.same_process(process)) else { return false };
+        let Some(pidfd) = to_pid(process.pid).ok().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return false };
+        if !self.same_process(&process) || self.watch(&pidfd, Token::SandboxEnded(number), Watch::Level).is_err() {
+            return false;
+        }
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        let net = NetInfo {
+            index: 0,
+            host_veth: String::new(),
+            address: std::net::Ipv4Addr::UNSPECIFIED,
+            address6: None,
+            sockets: Vec::new(),
+        };
+        let role = SandboxRole::Ending;
+        let sandbox = Sandbox { process, net, pidfd, netns: None, control: None, internal: Vec::new(), fifos: None, role };
+        self.sandboxes.insert(number, sandbox);
+        true
+    }
+
+    /// Everything that shall live on in this process's next executable.
+    pub(crate) fn hold_all(&self) -> io::Result<Held> {
+        let mut held = Held::default();
+        held.hold("lock", vec![self.lock.try_clone()?]);
+        held.hold("listen", vec![self.listen.try_clone()?]);
+        for (key, socket) in &self.listeners {
+            held.hold(listeners::held_name(key), vec![socket.try_clone()?]);
+        }
+        for (number, sandbox) in &self.sandboxes {
+            let (SandboxRole::Instance(id), Some(netns)) = (&sandbox.role, &sandbox.netns) else { continue };
+            let Some(instance) = self.instances.get(id) else { continue };
+            let mut all = vec![sandbox.pidfd.try_clone()?, netns.try_clone()?];
+            for capture in &instance.captures {
+                all.push(capture.fifo().try_clone()?);
+            }
+            for socket in &sandbox.internal {
+                all.push(socket.try_clone()?);
+            }
+            held.hold(held_name(*number), all);
+        }
+        Ok(held)
+    }
+}
+
+impl Deposit {
+    fn sort(descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut all = descriptors.into_iter();
+        let (pidfd, netns, out, err) = (all.next()?, all.next()?, all.next()?, all.next()?);
+        Some(Self { pidfd, netns, fifos: [out, err], internal: all.collect() })
+    }
+}
+
+fn adopted(mut record: InstanceRecord, captures: [super::capture::Capture; 2]) -> Instance {
+    if record.started.0 == 0 {
+        record.started = wall();
+    }
+    Instance { record, phase: Phase::Running, captures, stopping: false, killed: false }
+}
+
+/// Reads as ended at once.
+fn empty_pipe() -> io::Result<OwnedFd> {
+    let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
+    Ok(rustix::pipe::pipe_with(flags)?.0)
+}

@@ -1,0 +1,46 @@
+//! The keeper: the privileged process that outlives the server and holds what must not die with it.
+//!
+//! Owns: the parenthood of instances, their log FIFOs and files, pidfds, network namespaces, the pool of sandboxes, the
+//! listening sockets, and the protocol by which a server (new, restarted, upgraded) gets at them.
+//! Doesn't: clone, mount or unpack (the spawners do), decide what should run, or read what strangers send: it takes
+//! typed requests that name things by id or pass descriptors (decision 1).
+//!
+//! Invariants
+//! 1. One keeper per data directory (a lock in the runtime directory).
+//! 2. An exit is told until it is acknowledged; a log byte is stored exactly once.
+//! 3. A killed keeper loses nothing: the starter spawner holds copies of its descriptors (`held`) and takes its place.
+//!
+//! Failure: requests are answered with [`protocol::KeeperError`]; a keeper that can't go on ends, and is replaced.
+
+mod adopt;
+mod capture;
+mod config;
+mod core;
+mod demand;
+mod ending;
+mod exit;
+pub mod held;
+mod instances;
+mod link;
+mod listeners;
+mod process;
+pub mod protocol;
+mod record;
+mod sandboxes;
+mod sessions;
+mod spawners;
+mod up;
+mod visitor;
+
+pub use capture::LogLimits;
+pub use config::{BUILD, KeeperConfig, PoolLimits, data_id, runtime_dir, socket_path};
+pub use process::{become_keeper, main};
+pub use up::{UpError, down, ensure_keeper};
+pub(crate) use visitor::connect_socket;
+pub use visitor::{VisitError, Visitor};
+
+/// Arguments with which the starter takes the place of a keeper that died.
+pub(crate) fn successor_arguments(config: &KeeperConfig) -> Vec<String> {
+    let file = config.file().display().to_string();
+    ["internal", "keeper", "--config", &file].map(str::to_owned).to_vec()
+}

@@ -1,0 +1,189 @@
+//! What the server and the keeper say to each other.
+//!
+//! Owns: the messages and their version. One JSON value per SOCK_SEQPACKET packet (see [`crate::spawner::protocol::Channel`]).
+//!
+//! Invariants:
+//! 1. Requests carry an id; exactly one reply with that id comes back unless the connection ends. Replies may overtake.
+//! 2. The keeper answers this version and the one before. Fields are only ever added, with defaults.
+//! 3. No request names a path: things are named by id or passed as descriptors. (A listening Unix socket is bound by the
+//!    server itself and given; its name is only a label.)
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use utsuwa_model::instance::{Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
+
+use crate::network::NetInfo;
+
+/// Version of this protocol.
+pub const VERSION: u32 = 1;
+/// Oldest version still answered.
+pub const OLDEST: u32 = 1;
+/// Instances in one page of [`Reply::List`].
+pub const LIST_PAGE: usize = 128;
+
+/// Who connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientKind {
+    /// The one server: gets events and internal sockets, and supersedes the server before it.
+    Server,
+    /// Asks and leaves (`down`, `doctor`, `up` before it becomes the server); gets no events.
+    Visitor,
+}
+
+/// To the keeper.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToKeeper {
+    /// The first packet of each connection.
+    Hello {
+        version: u32,
+        /// Build of the client, for the keeper's log.
+        build: String,
+        /// The id of the data directory: guards against talking to somebody else's keeper.
+        data_id: String,
+        kind: ClientKind,
+        /// Sandboxes whose internal sockets the client holds already (after the keeper was replaced).
+        #[serde(default)]
+        holds: Vec<u32>,
+    },
+    Request { id: u64, op: Op },
+}
+
+/// What can be asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// Reply [`Reply::Started`] with a few unconnected sockets.
+    Start { spec: InstanceSpec },
+    /// Reply [`Reply::Done`] once nothing of it is left.
+    Stop { id: InstanceId, grace_ms: u64 },
+    /// Running instances with an id after `after`, in order.
+    List { after: Option<InstanceId> },
+    /// Reply [`Reply::Sockets`] with `count` descriptors.
+    Sockets { id: InstanceId, count: u32 },
+    Usage { id: InstanceId },
+    Prepare { rootfs: RootfsSpec },
+    /// With one descriptor: the compressed blob.
+    Unpack { diff_id: String, media_type: String },
+    RemoveLayer { diff_id: String },
+    /// Reply [`Reply::Listener`], with the socket if there is one. `bind`: make it where there is none.
+    TakeListener { name: String, address: String, bind: bool },
+    /// With one descriptor: a listening socket that shall survive the server.
+    GiveListener { name: String, address: String },
+    /// Closes all listening sockets but these (name, address).
+    RetainListeners { keep: Vec<(String, String)> },
+    /// With the descriptors of [`NetInfo::sockets`], in order: gives back what an earlier keeper handed out.
+    GiveSandboxSockets { sandbox: u32 },
+    /// The exit was passed on; it needn't be told again.
+    AckExit { id: InstanceId },
+    Status,
+    /// Root only. With one descriptor: an executable that takes the keeper's place with all its descriptors.
+    Upgrade { build: String },
+    /// Root only. Reply [`Reply::ShutDown`], then the keeper ends.
+    Shutdown { stop_instances: bool, tear_down: bool, grace_ms: u64 },
+}
+
+/// From the keeper.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromKeeper {
+    Welcome { version: u32, build: String, pid: u32 },
+    /// Instead of [`FromKeeper::Welcome`]; the connection ends.
+    Refused { reason: String },
+    /// A newer server connected: this one gets nothing more and must end.
+    Superseded { by: String },
+    Reply { id: u64, result: Result<Reply, KeeperError> },
+    Event(Event),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    Done,
+    Started { phases: StartPhases, sandbox: u32, address: SocketAddr },
+    List { instances: Vec<InstanceObservation>, more: bool },
+    Sockets { address: SocketAddr },
+    Usage { memory_bytes: u64, cpu_us: u64, pids: u32 },
+    Unpacked { entries: u64, bytes: u64, skipped: Vec<String> },
+    Listener { found: bool },
+    Status(Status),
+    ShutDown(DownReport),
+}
+
+/// Unasked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// Repeated to each new server until acknowledged.
+    Exited(ExitReport),
+    /// With descriptors in the order of `net.sockets`.
+    SandboxSockets { sandbox: u32, net: NetInfo },
+    /// From now on the sandbox is this instance.
+    SandboxAssigned { sandbox: u32, instance: InstanceId, revision: RevisionKey },
+    SandboxGone { sandbox: u32 },
+    /// With descriptors: sockets that tell of refused connections.
+    RefusalSockets,
+}
+
+/// How an instance ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    pub id: InstanceId,
+    pub exit: Exit,
+    pub at: Timestamp,
+    /// The last lines it wrote, oldest first, standard error after standard output.
+    pub last_lines: Vec<String>,
+}
+
+/// What the keeper holds; for `doctor` and tests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub pid: u32,
+    pub build: String,
+    pub instances: usize,
+    pub exits_unacknowledged: usize,
+    pub pool_ready: usize,
+    pub pool_making: usize,
+    pub pool_target: usize,
+    pub sandboxes: usize,
+    pub spawner_pids: Vec<u32>,
+    pub listeners: Vec<(String, String)>,
+    /// Why the last sandbox could not be made; empty when the last one could.
+    pub pool_error: String,
+}
+
+/// What `utsuwa down` removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownReport {
+    pub instances_stopped: usize,
+    pub instances_killed: usize,
+    pub sandboxes_removed: usize,
+    /// What could not be removed, in the user's words.
+    pub problems: Vec<String>,
+}
+
+/// Why the keeper could not do it. The texts are for the user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum KeeperError {
+    #[error("{0}")]
+    Refused(String),
+    #[error("instance {0} is not running")]
+    NotFound(InstanceId),
+    #[error("{0}")]
+    Exhausted(String),
+    #[error("{0}")]
+    Internal(String),
+    /// Only root may ask for this.
+    #[error("only root may ask the keeper for this")]
+    NotPermitted,
+}
+
+/// Where the ingress dials an instance.
+#[must_use]
+pub fn dial_address(net: &NetInfo, port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(net.address), port)
+}

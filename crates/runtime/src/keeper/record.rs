@@ -1,0 +1,140 @@
+//! What a keeper writes down so that its successor can adopt what runs.
+//!
+//! `instances/ID.json` is there from just before an instance starts until its exit was acknowledged; `sandboxes/N/` is
+//! there from before a sandbox is made until nothing of it is left.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use utsuwa_model::instance::InstanceSpec;
+use utsuwa_model::{InstanceId, Timestamp};
+
+use super::protocol::ExitReport;
+use crate::network::NetInfo;
+
+/// One instance.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct InstanceRecord {
+    pub(crate) spec: InstanceSpec,
+    pub(crate) sandbox: u32,
+    pub(crate) process: ProcessRecord,
+    pub(crate) net: NetInfo,
+    pub(crate) started: Timestamp,
+    pub(crate) exit: Option<ExitReport>,
+}
+
+/// Identifies a process beyond doubt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessRecord {
+    pub(crate) pid: u32,
+    /// Field 22 of `/proc/PID/stat`.
+    pub(crate) start_time: u64,
+    pub(crate) boot: String,
+    /// Device and inode of what it executed as a pooled sandbox: while it still does, no instance has begun.
+    pub(crate) executable: (u64, u64),
+}
+
+/// The files of one server.
+#[derive(Debug, Clone)]
+pub(crate) struct Records {
+    root: PathBuf,
+}
+
+impl Records {
+    pub(crate) fn open(root: &Path) -> io::Result<Self> {
+        for name in ["instances", "sandboxes"] {
+            make_private_directory(&root.join(name))?;
+        }
+        Ok(Self { root: root.to_owned() })
+    }
+
+    fn instance(&self, id: &InstanceId) -> PathBuf {
+        self.root.join("instances").join(format!("{id}.json"))
+    }
+
+    pub(crate) fn sandbox(&self, number: u32) -> PathBuf {
+        self.root.join("sandboxes").join(number.to_string())
+    }
+
+    pub(crate) fn write_instance(&self, record: &InstanceRecord) -> io::Result<()> {
+        replace(&self.instance(&record.spec.id), record)
+    }
+
+    pub(crate) fn remove_instance(&self, id: &InstanceId) {
+        let _ = fs::remove_file(self.instance(id));
+    }
+
+    /// All instances written down. An unreadable file is moved aside and reported.
+    pub(crate) fn instances(&self) -> io::Result<Vec<InstanceRecord>> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(self.root.join("instances"))? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match read(&path) {
+                Ok(record) => all.push(record),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "a record can't be read; moved aside");
+                    fs::rename(&path, path.with_extension("unreadable"))?;
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    pub(crate) fn make_sandbox(&self, number: u32) -> io::Result<PathBuf> {
+        let directory = self.sandbox(number);
+        make_private_directory(&directory)?;
+        Ok(directory)
+    }
+
+    pub(crate) fn write_sandbox(&self, number: u32, process: &ProcessRecord) -> io::Result<()> {
+        replace(&self.sandbox(number).join("process.json"), process)
+    }
+
+    pub(crate) fn sandbox_process(&self, number: u32) -> Option<ProcessRecord> {
+        read(&self.sandbox(number).join("process.json")).ok()
+    }
+
+    pub(crate) fn remove_sandbox(&self, number: u32) {
+        if let Err(error) = fs::remove_dir_all(self.sandbox(number))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(number, %error, "remove the directory of a sandbox");
+        }
+    }
+
+    pub(crate) fn sandboxes(&self) -> io::Result<Vec<u32>> {
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(self.root.join("sandboxes"))? {
+            numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+        }
+        Ok(numbers)
+    }
+}
+
+/// This boot of this host.
+pub(crate) fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+fn make_private_directory(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn replace<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, serde_json::to_vec(value)?)?;
+    fs::rename(temporary, path)
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}

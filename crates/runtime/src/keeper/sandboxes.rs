@@ -1,0 +1,331 @@
+//! The pool of sandboxes: made ahead, taken by starts, removed when ended.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode};
+use rustix::process::{Signal, pidfd_send_signal};
+use utsuwa_model::InstanceId;
+
+use super::core::{Keeper, Timer, Token, Watch, now};
+use super::exit::{self, Ending};
+use super::protocol::Event;
+use super::record::ProcessRecord;
+use super::spawners::{HOUSEKEEPER, Pending, STARTER};
+use crate::network::NetInfo;
+use crate::spawner::protocol::{Op, Reply, SpawnError};
+
+/// Sandbox numbers go round below this; names of kernel objects have room for five digits.
+const NUMBERS: u32 = 99_999;
+/// Made at the same time.
+const MAKING: usize = 4;
+/// How often to ask again for the removal of a sandbox; the kernel needs a moment for cgroups.
+const DESTROY_ATTEMPTS: u32 = 40;
+/// Each 10 ms: how long the end of a process that isn't our child may remain unknown.
+const LEARN_ATTEMPTS: u32 = 100;
+
+/// A process with its namespaces, and what the keeper holds of it.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub(crate) process: ProcessRecord,
+    pub(crate) net: NetInfo,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) netns: Option<OwnedFd>,
+    /// Until it was started.
+    pub(crate) control: Option<OwnedFd>,
+    /// The gateway's side, in the order of `net.sockets`; empty if they were lost with an earlier keeper.
+    pub(crate) internal: Vec<OwnedFd>,
+    /// Our ends of the log FIFOs, until captures take them.
+    pub(crate) fifos: Option<[OwnedFd; 2]>,
+    pub(crate) role: SandboxRole,
+}
+
+/// What a sandbox is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SandboxRole {
+    Ready,
+    Instance(InstanceId),
+    /// Ended or to be thrown away; stays until nothing of it is left.
+    Ending,
+}
+
+impl Keeper {
+    /// Asks for as many sandboxes as the pool lacks.
+    pub(crate) fn refill(&mut self) {
+        if self.ending.is_some() || self.spawner(HOUSEKEEPER).is_none() {
+            return;
+        }
+        let now = now();
+        if self.refill_not_before.is_some_and(|at| at > now) {
+            return;
+        }
+        let target = self.demand.target(now).max(self.queue.len().min(self.config.pool.max));
+        while self.ready.len() + self.making.len() < target && self.making.len() < MAKING {
+            let number = self.free_number();
+            if let Err(error) = self.records.make_sandbox(number) {
+                self.make_failed(&format!("{}: {error}", self.records.sandbox(number).display()));
+                return;
+            }
+            self.making.insert(number);
+            self.ask(HOUSEKEEPER, Op::MakeSandbox { sandbox: number }, Vec::new(), Pending::Make(number));
+        }
+    }
+
+    fn free_number(&mut self) -> u32 {
+        loop {
+            let number = self.next_sandbox;
+            self.next_sandbox = number % NUMBERS + 1;
+            if !self.sandboxes.contains_key(&number) && !self.making.contains(&number) {
+                return number;
+            }
+        }
+    }
+
+    fn make_failed(&mut self, why: &str) {
+        self.pool_failures += 1;
+        if self.pool_error != why {
+            tracing::error!(why, "a sandbox could not be made");
+            why.clone_into(&mut self.pool_error);
+        }
+        let delay = Duration::from_millis(50 << self.pool_failures.min(7));
+        self.refill_not_before = Some(now() + delay);
+        self.after(delay, Timer::Refill);
+    }
+
+    pub(crate) fn made(&mut self, number: u32, result: Result<Reply, SpawnError>, descriptors: Vec<OwnedFd>) {
+        self.making.remove(&number);
+        let outcome = match result {
+            Ok(Reply::Made { pid, net }) => {
+                self.adopt_made(number, pid, net, descriptors).map_err(|error| format!("take over sandbox {number}: {error}"))
+            }
+            Ok(other) => Err(format!("the spawner answered {other:?} when asked for a sandbox")),
+            Err(error) => Err(error.to_string()),
+        };
+        match outcome {
+            Ok(()) => {
+                self.pool_error.clear();
+                self.pool_failures = 0;
+                self.pump();
+            }
+            Err(why) => {
+                self.make_failed(&why);
+                // What was begun is removed under its number.
+                if !self.sandboxes.contains_key(&number) {
+                    self.destroy(number, 0);
+                }
+            }
+        }
+        self.refill();
+    }
+
+    fn adopt_made(&mut self, number: u32, pid: u32, net: NetInfo, descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        let mut descriptors = descriptors.into_iter();
+        let mut next = |what: &str| {
+            descriptors.next().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {what} came along")))
+        };
+        let (pidfd, netns, control) = (next("pidfd")?, next("network namespace")?, next("control socket")?);
+        let internal: Vec<OwnedFd> = descriptors.collect();
+        let process = ProcessRecord {
+            pid,
+            start_time: exit::start_time(pid).unwrap_or(0),
+            boot: self.boot.clone(),
+            executable: exit::executable(pid).unwrap_or((0, 0)),
+        };
+        let fifos = self.records.write_sandbox(number, &process).and_then(|()| make_fifos(&self.records.sandbox(number)));
+        let fifos = fifos.inspect_err(|_| {
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        })?;
+        let sandbox = Sandbox {
+            process,
+            net,
+            pidfd,
+            netns: Some(netns),
+            control: Some(control),
+            internal,
+            fifos: Some(fifos),
+            role: SandboxRole::Ready,
+        };
+        self.watch(&sandbox.pidfd, Token::SandboxEnded(number), Watch::Level)?;
+        self.sandboxes.insert(number, sandbox);
+        self.deposit(number);
+        self.announce_sockets(number);
+        self.ready.push_back(number);
+        Ok(())
+    }
+
+    /// Gives the starter copies of what can't be made again, so that they outlive this process.
+    pub(crate) fn deposit(&mut self, number: u32) {
+        let Some(sandbox) = self.sandboxes.get(&number) else { return };
+        let mut borrowed = vec![sandbox.pidfd.as_fd()];
+        let Some(netns) = &sandbox.netns else { return };
+        borrowed.push(netns.as_fd());
+        match (&sandbox.fifos, &sandbox.role) {
+            (Some([out, err]), _) => borrowed.extend([out.as_fd(), err.as_fd()]),
+            (None, SandboxRole::Instance(id)) => match self.instances.get(id) {
+                Some(instance) => borrowed.extend(instance.captures.iter().map(|capture| capture.fifo().as_fd())),
+                None => return,
+            },
+            (None, _) => return,
+        }
+        borrowed.extend(sandbox.internal.iter().map(AsFd::as_fd));
+        let copies: io::Result<Vec<OwnedFd>> = borrowed.into_iter().map(|fd| fd.try_clone_to_owned()).collect();
+        match copies {
+            Ok(copies) => self.tell(STARTER, Op::Hold { name: held_name(number) }, copies),
+            Err(error) => tracing::warn!(number, %error, "deposit a sandbox"),
+        }
+    }
+
+    /// Everything that shall outlive this process, to a starter that is new.
+    pub(crate) fn deposit_all(&mut self) {
+        let numbers: Vec<u32> = self.sandboxes.keys().copied().collect();
+        for number in numbers {
+            self.deposit(number);
+        }
+        for (name, fd) in [("lock", &self.lock), ("listen", &self.listen)].map(|(name, fd)| (name, fd.try_clone())) {
+            if let Ok(fd) = fd {
+                self.tell(STARTER, Op::Hold { name: name.to_owned() }, vec![fd]);
+            }
+        }
+        let listeners: Vec<_> = self.listeners.keys().cloned().collect();
+        for key in listeners {
+            self.deposit_listener(&key);
+        }
+    }
+
+    /// One more sandbox than needed is let go of at each look.
+    pub(crate) fn shrink(&mut self) {
+        self.after(Duration::from_secs(10), Timer::Shrink);
+        if self.ready.len() > self.demand.target(now())
+            && let Some(number) = self.ready.pop_back()
+        {
+            self.throw_away(number);
+        }
+    }
+
+    /// Ends a sandbox that no instance uses.
+    pub(crate) fn throw_away(&mut self, number: u32) {
+        self.ready.retain(|ready| *ready != number);
+        if let Some(sandbox) = self.sandboxes.get_mut(&number) {
+            sandbox.role = SandboxRole::Ending;
+            // Its end is reported by the pidfd.
+            let _ = pidfd_send_signal(&sandbox.pidfd, Signal::KILL);
+        }
+    }
+
+    /// The process of a sandbox has ended (or we look again how it ended).
+    pub(crate) fn sandbox_ended(&mut self, number: u32, attempts: u32) {
+        let Some(sandbox) = self.sandboxes.get(&number) else { return };
+        self.unwatch(&sandbox.pidfd);
+        let ending = exit::learn(sandbox.pidfd.as_fd(), sandbox.process.pid);
+        if ending.is_none() && attempts < LEARN_ATTEMPTS {
+            self.after(Duration::from_millis(10), Timer::Learn { sandbox: number, attempts: attempts + 1 });
+            return;
+        }
+        match sandbox.role.clone() {
+            SandboxRole::Instance(id) => self.instance_ended(&id, ending),
+            SandboxRole::Ready => {
+                tracing::warn!(number, ?ending, "a pooled sandbox ended by itself");
+                self.ready.retain(|ready| *ready != number);
+                self.make_failed(&format!("a pooled sandbox ended by itself ({})", describe(ending)));
+                self.destroy(number, 0);
+            }
+            SandboxRole::Ending => self.destroy(number, 0),
+        }
+    }
+
+    /// After the process was reaped: closes what we hold and has the rest removed.
+    pub(crate) fn destroy(&mut self, number: u32, attempts: u32) {
+        if let Some(sandbox) = self.sandboxes.get_mut(&number) {
+            if attempts == 0 {
+                sandbox.role = SandboxRole::Ending;
+                sandbox.netns = None;
+                sandbox.control = None;
+                sandbox.internal.clear();
+                sandbox.fifos = None;
+                self.tell(STARTER, Op::Release { name: held_name(number) }, Vec::new());
+                self.announce(Event::SandboxGone { sandbox: number }, Vec::new());
+            }
+        }
+        if self.spawner(HOUSEKEEPER).is_none() {
+            // Asked again when there is one: `retry_destroys`.
+            return;
+        }
+        let pending = Pending::Destroy { sandbox: number, attempts };
+        self.ask(HOUSEKEEPER, Op::DestroySandbox { sandbox: number }, Vec::new(), pending);
+    }
+
+    /// A new housekeeper knows nothing of what the one before it was asked.
+    pub(crate) fn retry_destroys(&mut self) {
+        let ending = |sandbox: &Sandbox| sandbox.role == SandboxRole::Ending && sandbox.netns.is_none();
+        let numbers: Vec<u32> = self.sandboxes.iter().filter(|(_, s)| ending(s)).map(|(number, _)| *number).collect();
+        for number in numbers {
+            self.destroy(number, 1);
+        }
+    }
+
+    pub(crate) fn destroyed(&mut self, number: u32, attempts: u32, result: Result<Reply, SpawnError>) {
+        if let Err(error) = result {
+            if self.spawner(HOUSEKEEPER).is_none() {
+                return;
+            }
+            if attempts < DESTROY_ATTEMPTS {
+                let delay = Duration::from_millis(5 << attempts.min(6));
+                self.after(delay, Timer::Destroy { sandbox: number, attempts: attempts + 1 });
+                return;
+            }
+            tracing::error!(number, %error, "a sandbox can't be removed; the next start tries again");
+            if let Some(ending) = &mut self.ending {
+                ending.problem(format!("sandbox {number}: {error}"));
+            }
+        } else {
+            self.records.remove_sandbox(number);
+            if let Some(ending) = &mut self.ending {
+                ending.removed_sandbox();
+            }
+        }
+        self.sandboxes.remove(&number);
+        self.last_sandbox.retain(|_, sandbox| *sandbox != number);
+        for (session, request) in self.stop_waiters.remove(&number).unwrap_or_default() {
+            self.reply(session, request, Ok(super::protocol::Reply::Done), Vec::new());
+        }
+        self.refill();
+    }
+}
+
+/// Under this name the starter holds the descriptors of a sandbox: pidfd, network namespace, stdout, stderr, internal sockets.
+pub(crate) fn held_name(number: u32) -> String {
+    format!("sandbox:{number}")
+}
+
+pub(crate) fn describe(ending: Option<Ending>) -> String {
+    match ending {
+        Some(Ending::Code(code)) => format!("status {code}"),
+        Some(Ending::Signal(signal)) => format!("signal {signal}"),
+        None => "how could not be learned".to_owned(),
+    }
+}
+
+/// Makes both FIFOs and opens them for us.
+fn make_fifos(directory: &Path) -> io::Result<[OwnedFd; 2]> {
+    // Writable by all: the path is root's alone, and an app that opens /dev/stdout gets here with its own uid.
+    let mode = Mode::from_raw_mode(0o622);
+    let make = |name: &str| {
+        let path = directory.join(name);
+        match rustix::fs::mknodat(CWD, &path, FileType::Fifo, mode, 0) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => rustix::fs::chmod(&path, mode)?,
+            Err(errno) => return Err(errno.into()),
+        }
+        open_fifo(&path, true)
+    };
+    Ok([make("out")?, make("err")?])
+}
+
+/// Opened for both directions, so that neither side ever sees the other one gone.
+pub(crate) fn open_fifo(path: &Path, ours: bool) -> io::Result<OwnedFd> {
+    let flags = libc::O_CLOEXEC | libc::O_NOFOLLOW | if ours { libc::O_NONBLOCK } else { 0 };
+    Ok(OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?.into())
+}

@@ -1,0 +1,342 @@
+//! Connections to the keeper and what is asked on them.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::net::{SocketFlags, accept_with};
+
+use super::core::{Keeper, Token, Watch};
+use super::link::Link;
+use super::listeners;
+use super::protocol::{
+    ClientKind, Event, FromKeeper, KeeperError, LIST_PAGE, OLDEST, Op, Reply, Status, ToKeeper, VERSION,
+};
+use super::spawners::{HOUSEKEEPER, Pending, STARTER};
+use crate::spawner::protocol::{Channel, Op as SpawnOp};
+
+/// More connections than this are somebody's mistake.
+const SESSION_LIMIT: usize = 64;
+/// Dial sockets in one answer.
+const SOCKET_LIMIT: u32 = 64;
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    link: Link<FromKeeper>,
+    uid: u32,
+    kind: Option<ClientKind>,
+}
+
+impl Keeper {
+    pub(crate) fn accept(&mut self) {
+        loop {
+            let socket = match accept_with(&self.listen, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => socket,
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
+                Err(error) => {
+                    tracing::error!(%error, "accept a connection");
+                    return;
+                }
+            };
+            if let Err(error) = self.add_session(socket) {
+                tracing::warn!(%error, "a connection was refused");
+            }
+        }
+    }
+
+    fn add_session(&mut self, socket: OwnedFd) -> io::Result<()> {
+        let uid = rustix::net::sockopt::socket_peercred(&socket)?.uid.as_raw();
+        if uid != 0 && uid != self.config.server_uid {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("uid {uid} may not connect")));
+        }
+        if self.sessions.len() >= SESSION_LIMIT {
+            return Err(io::Error::other("too many connections"));
+        }
+        let id = self.next_session;
+        self.next_session = self.next_session.wrapping_add(1).max(1);
+        let link = Link::new(Channel::from(socket))?;
+        self.watch(&link, Token::Session(id), Watch::Edge)?;
+        self.sessions.insert(id, Session { link, uid, kind: None });
+        Ok(())
+    }
+
+    pub(crate) fn serve_session(&mut self, id: u32) {
+        loop {
+            let Some(session) = self.sessions.get_mut(&id) else { return };
+            let received = session.link.flush().and_then(|()| session.link.receive::<ToKeeper>());
+            match received {
+                Ok(Some((ToKeeper::Hello { version, build, data_id, kind, holds }, _))) => {
+                    if let Err(reason) = self.welcome(id, version, &build, &data_id, kind, &holds) {
+                        tracing::warn!(%reason, %build, "a client was refused");
+                        self.say(id, FromKeeper::Refused { reason }, Vec::new());
+                        self.drop_session(id);
+                    }
+                }
+                Ok(Some((ToKeeper::Request { id: request, op }, descriptors))) => {
+                    if session.kind.is_none() {
+                        self.drop_session(id);
+                        return;
+                    }
+                    self.serve(id, request, op, descriptors);
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(id, %error, "a connection ended");
+                    self.drop_session(id);
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn drop_session(&mut self, id: u32) {
+        if let Some(session) = self.sessions.remove(&id) {
+            self.unwatch(&session.link);
+        }
+        if self.server == Some(id) {
+            tracing::info!("the server is gone; instances go on");
+            self.server = None;
+        }
+    }
+
+    fn welcome(
+        &mut self,
+        id: u32,
+        version: u32,
+        build: &str,
+        data_id: &str,
+        kind: ClientKind,
+        holds: &[u32],
+    ) -> Result<(), String> {
+        if !(OLDEST..=VERSION).contains(&version) {
+            return Err(format!(
+                "this keeper ({}) speaks protocol {OLDEST} to {VERSION}, the client ({build}) {version}: \
+                 start the server once as root, so that it replaces the keeper",
+                self.config.build
+            ));
+        }
+        if data_id != self.config.id {
+            return Err(format!("this keeper serves the data directory with id {}, not {data_id}", self.config.id));
+        }
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.kind = Some(kind);
+        }
+        let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
+        self.say(id, FromKeeper::Welcome { version, build: self.config.build.clone(), pid }, Vec::new());
+        if kind == ClientKind::Visitor {
+            return Ok(());
+        }
+        if let Some(before) = self.server.replace(id).filter(|before| *before != id) {
+            self.say(before, FromKeeper::Superseded { by: build.to_owned() }, Vec::new());
+            self.drop_session(before);
+        }
+        tracing::info!(build, "a server connected");
+        self.tell_server(holds);
+        Ok(())
+    }
+
+    /// What a new server must know.
+    fn tell_server(&mut self, holds: &[u32]) {
+        let numbers: Vec<u32> = self.sandboxes.keys().copied().filter(|number| !holds.contains(number)).collect();
+        for number in numbers {
+            self.announce_sockets(number);
+        }
+        let gone = holds.iter().filter(|number| !self.sandboxes.contains_key(number)).copied().collect::<Vec<_>>();
+        for sandbox in gone {
+            self.announce(Event::SandboxGone { sandbox }, Vec::new());
+        }
+        let assigned: Vec<Event> = self
+            .instances
+            .values()
+            .map(|instance| Event::SandboxAssigned {
+                sandbox: instance.record.sandbox,
+                instance: instance.record.spec.id.clone(),
+                revision: instance.record.spec.revision.clone(),
+            })
+            .collect();
+        for event in assigned {
+            self.announce(event, Vec::new());
+        }
+        self.announce_refusals();
+        let exits: Vec<_> = self.exits.values().cloned().collect();
+        for exit in exits {
+            self.announce(Event::Exited(exit), Vec::new());
+        }
+    }
+
+    /// Tells the server, if there is one.
+    pub(crate) fn announce(&mut self, event: Event, descriptors: Vec<OwnedFd>) {
+        if let Some(server) = self.server {
+            self.say(server, FromKeeper::Event(event), descriptors);
+        }
+    }
+
+    pub(crate) fn announce_sockets(&mut self, number: u32) {
+        let Some(sandbox) = self.sandboxes.get(&number) else { return };
+        if self.server.is_none() || sandbox.internal.is_empty() {
+            return;
+        }
+        let copies: io::Result<Vec<OwnedFd>> = sandbox.internal.iter().map(OwnedFd::try_clone).collect();
+        let net = sandbox.net.clone();
+        match copies {
+            Ok(copies) => self.announce(Event::SandboxSockets { sandbox: number, net }, copies),
+            Err(error) => tracing::error!(number, %error, "pass the internal sockets of a sandbox on"),
+        }
+    }
+
+    pub(crate) fn announce_refusals(&mut self) {
+        let copies: io::Result<Vec<OwnedFd>> = self.refusals.iter().map(OwnedFd::try_clone).collect();
+        if let Ok(copies) = copies
+            && !copies.is_empty()
+        {
+            self.announce(Event::RefusalSockets, copies);
+        }
+    }
+
+    pub(crate) fn reply(&mut self, session: u32, id: u64, result: Result<Reply, KeeperError>, descriptors: Vec<OwnedFd>) {
+        self.say(session, FromKeeper::Reply { id, result }, descriptors);
+    }
+
+    fn say(&mut self, id: u32, message: FromKeeper, descriptors: Vec<OwnedFd>) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if let Err(error) = session.link.send(message, descriptors) {
+            tracing::debug!(id, %error, "a connection ended");
+            self.drop_session(id);
+        }
+    }
+
+    fn serve(&mut self, session: u32, request: u64, op: Op, mut descriptors: Vec<OwnedFd>) {
+        let root = self.sessions.get(&session).is_some_and(|session| session.uid == 0);
+        let result = match op {
+            Op::Start { spec } => return self.start(session, request, spec),
+            Op::Stop { id, grace_ms } => return self.stop(session, request, &id, Duration::from_millis(grace_ms)),
+            Op::Prepare { rootfs } => {
+                let pending = Pending::Session { session, request };
+                return self.ask(STARTER, SpawnOp::Prepare { rootfs }, Vec::new(), pending);
+            }
+            Op::Unpack { diff_id, media_type } => {
+                let pending = Pending::Session { session, request };
+                return self.ask(HOUSEKEEPER, SpawnOp::Unpack { diff_id, media_type }, descriptors, pending);
+            }
+            Op::RemoveLayer { diff_id } => {
+                let pending = Pending::ReleaseLayer { session, request, diff_id: diff_id.clone() };
+                return self.ask(STARTER, SpawnOp::RemoveLayer { diff_id }, Vec::new(), pending);
+            }
+            Op::Sockets { id, count } => return self.serve_sockets(session, request, &id, count),
+            Op::TakeListener { name, address, bind } => {
+                return self.serve_listener(session, request, (name, address), bind);
+            }
+            Op::List { after } => {
+                let (instances, more) = self.list(after.as_ref(), LIST_PAGE);
+                Ok(Reply::List { instances, more })
+            }
+            Op::Usage { id } => self.usage(&id),
+            Op::GiveListener { name, address } => match descriptors.pop() {
+                Some(socket) => {
+                    self.listeners.insert((name.clone(), address.clone()), socket);
+                    self.deposit_listener(&(name, address));
+                    Ok(Reply::Done)
+                }
+                None => Err(KeeperError::Refused(format!("no socket came along for {name} {address}"))),
+            },
+            Op::RetainListeners { keep } => {
+                self.retain_listeners(&keep);
+                Ok(Reply::Done)
+            }
+            Op::GiveSandboxSockets { sandbox } => {
+                if let Some(held) = self.sandboxes.get_mut(&sandbox)
+                    && held.internal.is_empty()
+                    && descriptors.len() == held.net.sockets.len()
+                {
+                    held.internal = descriptors;
+                    self.deposit(sandbox);
+                }
+                Ok(Reply::Done)
+            }
+            Op::AckExit { id } => {
+                self.acknowledge(&id);
+                Ok(Reply::Done)
+            }
+            Op::Status => Ok(Reply::Status(self.status())),
+            Op::Upgrade { .. } | Op::Shutdown { .. } if !root => Err(KeeperError::NotPermitted),
+            Op::Upgrade { build } => match descriptors.pop() {
+                Some(executable) => {
+                    tracing::info!(%build, "making place for another executable");
+                    self.begin_upgrade(session, request, executable);
+                    return;
+                }
+                None => Err(KeeperError::Refused("no executable came along".to_owned())),
+            },
+            Op::Shutdown { stop_instances, tear_down, grace_ms } => {
+                return self.begin_shutdown(session, request, stop_instances, tear_down, Duration::from_millis(grace_ms));
+            }
+        };
+        self.reply(session, request, result, Vec::new());
+    }
+
+    fn serve_sockets(&mut self, session: u32, request: u64, id: &utsuwa_model::InstanceId, count: u32) {
+        let Some(instance) = self.instances.get(id) else {
+            return self.reply(session, request, Err(KeeperError::NotFound(id.clone())), Vec::new());
+        };
+        let address = super::protocol::dial_address(&instance.record.net, instance.record.spec.port);
+        match self.dial_sockets(instance.record.sandbox, count.clamp(1, SOCKET_LIMIT)) {
+            Ok(sockets) => self.reply(session, request, Ok(Reply::Sockets { address }), sockets),
+            Err(error) => {
+                let text = format!("make a socket in the network of instance {id}: {error}");
+                self.reply(session, request, Err(KeeperError::Internal(text)), Vec::new());
+            }
+        }
+    }
+
+    fn usage(&self, id: &utsuwa_model::InstanceId) -> Result<Reply, KeeperError> {
+        let instance = self.instances.get(id).ok_or_else(|| KeeperError::NotFound(id.clone()))?;
+        let cgroups = self.cgroups.as_ref().ok_or_else(|| KeeperError::Internal("this host has no cgroups".to_owned()))?;
+        let usage = cgroups
+            .sandbox(instance.record.sandbox)
+            .usage()
+            .map_err(|error| KeeperError::Internal(error.to_string()))?;
+        Ok(Reply::Usage { memory_bytes: usage.memory_bytes, cpu_us: usage.cpu_us, pids: usage.pids })
+    }
+
+    fn serve_listener(&mut self, session: u32, request: u64, key: (String, String), bind: bool) {
+        if bind
+            && !self.listeners.contains_key(&key)
+            && let Err(error) = self.bind_listener(&key)
+        {
+            return self.reply(session, request, Err(error), Vec::new());
+        }
+        match self.listeners.get(&key).map(|socket| socket.as_fd().try_clone_to_owned()) {
+            Some(Ok(copy)) => self.reply(session, request, Ok(Reply::Listener { found: true }), vec![copy]),
+            Some(Err(error)) => {
+                let text = format!("pass the socket of {} {} on: {error}", key.0, key.1);
+                self.reply(session, request, Err(KeeperError::Exhausted(text)), Vec::new());
+            }
+            None => self.reply(session, request, Ok(Reply::Listener { found: false }), Vec::new()),
+        }
+    }
+
+    fn bind_listener(&mut self, key: &(String, String)) -> Result<(), KeeperError> {
+        let socket = listeners::bind(&key.1, &self.config.privileged_ports)?;
+        self.listeners.insert(key.clone(), socket);
+        self.deposit_listener(key);
+        Ok(())
+    }
+
+    fn status(&mut self) -> Status {
+        Status {
+            pid: rustix::process::getpid().as_raw_nonzero().get().unsigned_abs(),
+            build: self.config.build.clone(),
+            instances: self.instances.len(),
+            exits_unacknowledged: self.exits.len(),
+            pool_ready: self.ready.len(),
+            pool_making: self.making.len(),
+            pool_target: self.demand.target(super::core::now()),
+            sandboxes: self.sandboxes.len(),
+            spawner_pids: self.spawners.iter().filter_map(|s| s.process.as_ref().map(|p| p.pid)).collect(),
+            listeners: self.listeners.keys().cloned().collect(),
+            pool_error: self.pool_error.clone(),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! How the logs of instances lie on disk; shared by the keeper, which writes them, and the reader.
+//!
+//! `LOGS/PROJECT/REGION/SERVICE/INSTANCE.STREAM.START` holds the raw bytes that the instance wrote to the stream, from
+//! offset START on. `….START.idx` says when: entries of (end offset, microseconds since the epoch), both little-endian 64
+//! bits; bytes below the first end offset that is greater than theirs were written at its time. A negative time says that
+//! the stream has ended there. `INSTANCE.STREAM.dropped` counts what was deleted from the stream's beginning, and
+//! `dropped` in the service's directory counts instances whose logs are gone altogether.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use utsuwa_model::{InstanceId, ServiceKey};
+
+/// Which of the two an instance wrote to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    /// As in file names.
+    #[must_use]
+    pub fn short(self) -> &'static str {
+        match self {
+            Self::Stdout => "out",
+            Self::Stderr => "err",
+        }
+    }
+}
+
+/// One stream of one instance.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamKey {
+    pub instance: InstanceId,
+    pub stream: Stream,
+}
+
+impl StreamKey {
+    pub(crate) fn segment(&self, directory: &Path, start: u64) -> PathBuf {
+        directory.join(format!("{}.{}.{start}", self.instance, self.stream.short()))
+    }
+
+    pub(crate) fn index(&self, directory: &Path, start: u64) -> PathBuf {
+        directory.join(format!("{}.{}.{start}.idx", self.instance, self.stream.short()))
+    }
+
+    pub(crate) fn marker(&self, directory: &Path) -> PathBuf {
+        directory.join(format!("{}.{}.dropped", self.instance, self.stream.short()))
+    }
+}
+
+/// Name of the marker of a whole service.
+pub(crate) const SERVICE_MARKER: &str = "dropped";
+/// Bytes of an index entry.
+pub(crate) const INDEX_ENTRY: usize = 16;
+
+/// What was deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    pub bytes: u64,
+    pub lines: u64,
+    /// Streams of ended instances that are gone altogether (service marker only).
+    #[serde(default)]
+    pub streams: u64,
+}
+
+impl Dropped {
+    pub(crate) fn read(path: &Path) -> Self {
+        fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".new");
+        fs::write(&temporary, serde_json::to_vec(self)?)?;
+        fs::rename(&temporary, path)
+    }
+}
+
+/// A segment found on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) key: StreamKey,
+    pub(crate) start: u64,
+    pub(crate) length: u64,
+    pub(crate) modified: std::time::SystemTime,
+}
+
+/// Where the logs of a service lie below `root`.
+#[must_use]
+pub fn service_directory(root: &Path, service: &ServiceKey) -> PathBuf {
+    root.join(service.project.as_str()).join(service.region.as_str()).join(service.service.as_str())
+}
+
+/// `INSTANCE.STREAM.START` taken apart; `None` for anything else.
+pub(crate) fn parse_segment(name: &str) -> Option<(StreamKey, u64)> {
+    let mut parts = name.split('.');
+    let instance = parts.next()?.parse().ok()?;
+    let stream = match parts.next()? {
+        "out" => Stream::Stdout,
+        "err" => Stream::Stderr,
+        _ => return None,
+    };
+    let start = parts.next()?.parse().ok()?;
+    parts.next().is_none().then_some((StreamKey { instance, stream }, start))
+}
+
+/// All segments of a service, in no order. A missing directory has none.
+pub(crate) fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let Some((key, start)) = entry.file_name().to_str().and_then(parse_segment) else { continue };
+        // Deleted between listing and looking: dropped by the budget.
+        let Ok(metadata) = entry.metadata() else { continue };
+        found.push(Segment { key, start, length: metadata.len(), modified: metadata.modified()? });
+    }
+    Ok(found)
+}
+
+/// Newlines in `bytes`.
+pub(crate) fn count_lines(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
+}
