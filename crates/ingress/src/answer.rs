@@ -24,17 +24,31 @@ pub(crate) enum Answer {
     UnknownHost,
     Closed,
     Method,
-    Unauthenticated { with_token: bool },
-    NotReady { message: String },
-    BodyTooLarge { limit: u64 },
-    BadBody { message: String },
-    ResponseTooLarge { bytes: u64 },
+    Unauthenticated {
+        with_token: bool,
+    },
+    NotReady {
+        message: String,
+    },
+    BodyTooLarge {
+        limit: u64,
+    },
+    BadBody {
+        message: String,
+    },
+    /// It left while its body was read. Nobody gets this answer; the log does.
+    ClientGone,
+    ResponseTooLarge {
+        bytes: u64,
+    },
     QueueFull,
     AtMax,
     NoInstance,
     Refused(Refusal),
     Timeout,
-    Broken { message: String },
+    Broken {
+        message: String,
+    },
     OutOfMemory,
     ShuttingDown,
 }
@@ -43,6 +57,9 @@ impl Answer {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::BadHost | Self::BadBody { .. } => StatusCode::BAD_REQUEST,
+            Self::ClientGone => {
+                StatusCode::from_u16(crate::record::CLIENT_GONE).unwrap_or(StatusCode::BAD_REQUEST)
+            }
             Self::UnknownHost | Self::Closed => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthenticated { .. } => StatusCode::FORBIDDEN,
@@ -71,6 +88,7 @@ impl Answer {
             Self::NotReady { .. } => "not_ready",
             Self::BodyTooLarge { .. } => "request_too_large",
             Self::BadBody { .. } => "bad_request_body",
+            Self::ClientGone => "client_gone",
             Self::ResponseTooLarge { .. } => "response_too_large",
             Self::QueueFull => "queue_full",
             Self::AtMax => "max_instances",
@@ -103,6 +121,9 @@ impl Answer {
             Self::NotReady { message } => format!("No revision of the service is ready: {message}"),
             Self::BodyTooLarge { limit } => format!("The request body is larger than {limit} bytes."),
             Self::BadBody { message } => format!("The request body could not be read: {message}"),
+            Self::ClientGone => {
+                "The client closed the connection before the end of its request.".to_owned()
+            }
             Self::ResponseTooLarge { bytes } => format!(
                 "Response size was too large. Please consider reducing response size. (Content-Length: {bytes})"
             ),
@@ -152,7 +173,7 @@ impl Answer {
                 "Request too large",
                 "The request is larger than this server takes.",
             ),
-            Self::BadBody { .. } => {
+            Self::BadBody { .. } | Self::ClientGone => {
                 html("Bad Request", "The request could not be read to its end.")
             }
             Self::ResponseTooLarge { .. } => {

@@ -292,8 +292,23 @@ async fn explain(
         Failure::Timeout | Failure::Ended => "The instance ended.".to_owned(),
         Failure::Broken(error) | Failure::Unsent(error) => {
             if let Some(BodyError::Client(client)) = cause::<BodyError>(error) {
-                return Answer::BadBody {
-                    message: client.to_string(),
+                let gone = client.is_incomplete_message()
+                    || client.is_closed()
+                    || cause::<std::io::Error>(client).is_some_and(|error| {
+                        use std::io::ErrorKind::{
+                            BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof,
+                        };
+                        matches!(
+                            error.kind(),
+                            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+                        )
+                    });
+                return if gone {
+                    Answer::ClientGone
+                } else {
+                    Answer::BadBody {
+                        message: chain(client),
+                    }
                 };
             }
             format!("({})", chain(error))

@@ -11,7 +11,7 @@ use crate::outside::Outside;
 use crate::seam::{AnsweredBy, RequestRecord};
 
 /// Status in the log of a request whose client left before there was an answer.
-const CLIENT_GONE: u16 = 499;
+pub(crate) const CLIENT_GONE: u16 = 499;
 
 /// The record under way. Dropping it writes it.
 #[derive(Debug)]

@@ -1,1 +1,9 @@
-//! The data path in one process: real loopback sockets, scripted apps.
+//! The data path in one process: real loopback sockets, scripted apps, no container anywhere.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod bodies;
+mod errors;
+mod life;
+mod protocols;
+mod queue;
+mod scene;

@@ -1,0 +1,330 @@
+//! Waiting, slots, waking: who gets in, when, and who is told.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use utsuwa_model::demand::Reach;
+use utsuwa_model::route::{RevisionRoute, StartupProbe};
+use utsuwa_model::scaling::Ceiling;
+
+use super::scene::*;
+use crate::seam::AnsweredBy;
+use crate::{IngressSettings, Refusal};
+
+fn many(scene: &Scene, count: usize, path: &'static str) -> JoinSet<Reply> {
+    let mut all = JoinSet::new();
+    for _ in 0..count {
+        let address = scene.address;
+        all.spawn(async move {
+            let request = http::Request::get(path).header("host", HOST);
+            call(address, request.body(http_body_util::Empty::new()).unwrap()).await
+        });
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_at_once_wake_one_instance_once_and_are_all_answered() {
+    let scene = Scene::new(route()).await;
+    let app = App::new().await;
+    let all = many(&scene, 200, "/hello");
+    let demand = scene.until(|demand| demand.queued == 200).await;
+    assert!(demand.wake, "{demand:?}");
+    assert_eq!(scene.loops.wakes.load(Ordering::SeqCst), 1);
+    scene.ready(&app).await;
+    for reply in all.join_all().await {
+        assert_eq!((reply.status, reply.text()), (200, "hello"));
+    }
+    assert_eq!(scene.loops.wakes.load(Ordering::SeqCst), 1);
+    let demand = scene.until(|demand| demand.in_flight == 0).await;
+    assert_eq!(
+        (demand.arrivals, demand.queued, demand.wake),
+        (200, 0, false)
+    );
+    assert!(demand.concurrency_us > 0);
+    assert!(app.life.most.load(Ordering::SeqCst) <= 80);
+    assert_eq!(scene.records(200).await.len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrency_one_is_never_exceeded_under_load() {
+    let scene = Scene::new(RevisionRoute {
+        concurrency: 1,
+        ..route()
+    })
+    .await;
+    let apps = [App::new().await, App::new().await, App::new().await];
+    for app in &apps {
+        scene.ready(app).await;
+    }
+    for reply in many(&scene, 300, "/hello").join_all().await {
+        assert_eq!(reply.status, 200);
+    }
+    for app in &apps {
+        assert_eq!(app.life.most.load(Ordering::SeqCst), 1);
+    }
+    let served: u32 = apps
+        .iter()
+        .map(|app| app.life.served.load(Ordering::SeqCst))
+        .sum();
+    assert_eq!(served, 300);
+    let demand = scene.until(|demand| demand.in_flight == 0).await;
+    assert!(
+        demand
+            .instances
+            .iter()
+            .all(|load| load.in_flight == 0 && load.idle_since.is_some())
+    );
+}
+
+#[tokio::test]
+async fn first_come_first_served() {
+    let scene = Scene::new(RevisionRoute {
+        concurrency: 1,
+        ..route()
+    })
+    .await;
+    let app = App::new().await;
+    let paths = ["/first", "/second", "/third", "/fourth"];
+    let mut all = JoinSet::new();
+    for (index, path) in paths.into_iter().enumerate() {
+        let address = scene.address;
+        all.spawn(async move {
+            let request = http::Request::get(path).header("host", HOST);
+            call(address, request.body(http_body_util::Empty::new()).unwrap()).await
+        });
+        let want = u32::try_from(index + 1).unwrap();
+        scene.until(|demand| demand.queued == want).await;
+    }
+    scene.ready(&app).await;
+    all.join_all().await;
+    let served: Vec<_> = scene
+        .records(4)
+        .await
+        .into_iter()
+        .map(|record| record.path)
+        .collect();
+    assert_eq!(served, paths);
+}
+
+#[tokio::test]
+async fn shortage_is_told_while_instances_are_there() {
+    let scene = Scene::new(RevisionRoute {
+        concurrency: 1,
+        ..route()
+    })
+    .await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    let _all = many(&scene, 1, "/gate");
+    scene.until(|demand| demand.in_flight == 1).await;
+    let before = scene.loops.changes.load(Ordering::SeqCst);
+    let _more = many(&scene, 8, "/gate");
+    let demand = scene.until(|demand| demand.queued == 8).await;
+    assert!(!demand.wake, "an instance is there");
+    let told = scene.loops.changes.load(Ordering::SeqCst) - before;
+    assert!((1..=5).contains(&told), "told {told} times");
+    assert_eq!(scene.loops.wakes.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_the_queue_is_out_at_once() {
+    let scene = Scene::new(route()).await;
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    stream
+        .write_all(format!("GET /gone HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    scene
+        .until(|demand| demand.queued == 1 && demand.wake)
+        .await;
+    drop(stream);
+    let demand = scene.until(|demand| demand.queued == 0).await;
+    assert!(!demand.wake);
+    let records = scene.records(1).await;
+    assert_eq!(records[0].status, 499);
+    // The next one wakes anew.
+    let _waiting = many(&scene, 1, "/hello");
+    scene.until(|demand| demand.queued == 1).await;
+    assert_eq!(scene.loops.wakes.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn refused_requests_say_why() {
+    let scene = Scene::new(route()).await;
+    for (why, status, reason) in [
+        (
+            Refusal::StartFailed {
+                message: "exited with status 3".to_owned(),
+            },
+            503,
+            "start_failed",
+        ),
+        (
+            Refusal::NoCapacity {
+                message: "no memory left".to_owned(),
+            },
+            500,
+            "no_capacity",
+        ),
+    ] {
+        let mut all = many(&scene, 2, "/hello");
+        scene.until(|demand| demand.queued == 2).await;
+        scene.ingress.refuse(&key(), why);
+        while let Some(reply) = all.join_next().await {
+            let reply = reply.unwrap();
+            assert_eq!((reply.status, reply.reason()), (status, reason));
+            assert!(!reply.text().contains("exited"), "{}", reply.text());
+        }
+    }
+    let records = scene.records(4).await;
+    let AnsweredBy::Utsuwa { why } = &records[0].answered_by else {
+        panic!("{:?}", records[0])
+    };
+    assert!(why.contains("exited with status 3"), "{why}");
+    assert_eq!(
+        scene.loops.wakes.load(Ordering::SeqCst),
+        2,
+        "one per time that it was empty before"
+    );
+}
+
+#[tokio::test]
+async fn the_request_timeout_runs_while_waiting() {
+    let scene = Scene::new(RevisionRoute {
+        timeout: Duration::from_millis(50),
+        ..route()
+    })
+    .await;
+    let reply = scene.get("/hello").await;
+    assert_eq!(
+        (reply.status, reply.text(), reply.reason()),
+        (504, "upstream request timeout", "timeout")
+    );
+    assert_eq!(scene.demand().queued, 0);
+}
+
+/// Paused time: ten seconds pass as soon as nothing else can happen.
+#[tokio::test(start_paused = true)]
+async fn the_pending_window_ends_in_429_at_the_maximum_and_500_below() {
+    let short = StartupProbe {
+        period: Duration::from_secs(20),
+        ..StartupProbe::tcp(8080)
+    };
+    for (max, status, body) in [
+        (Ceiling::AtMost(1), 429, Some("Rate exceeded.")),
+        (Ceiling::AtMost(2), 500, None),
+    ] {
+        let scene = Scene::new(RevisionRoute {
+            concurrency: 1,
+            max_instances: max,
+            startup: short.clone(),
+            ..route()
+        })
+        .await;
+        let app = App::new().await;
+        scene.ready(&app).await;
+        let _busy = many(&scene, 1, "/gate");
+        scene.until(|demand| demand.in_flight == 1).await;
+        let began = tokio::time::Instant::now();
+        let reply = many(&scene, 1, "/hello")
+            .join_next()
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(reply.status, status);
+        let waited = began.elapsed();
+        assert!((9..12).contains(&waited.as_secs()), "{waited:?}");
+        if let Some(body) = body {
+            assert_eq!(reply.text(), body);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_phases_of_a_cold_start_are_told_when_asked() {
+    let scene = Scene::new(route()).await;
+    let app = App::new().await;
+    let address = scene.address;
+    let mut all = JoinSet::new();
+    all.spawn(async move {
+        let request = http::Request::get("/hello")
+            .header("host", HOST)
+            .header("x-utsuwa-timing", "1");
+        call(address, request.body(http_body_util::Empty::new()).unwrap()).await
+    });
+    scene.until(|demand| demand.wake).await;
+    scene.ready(&app).await;
+    let reply = all.join_next().await.unwrap().unwrap();
+    let timing = reply.header("server-timing").to_owned();
+    for phase in [
+        "decide;dur=",
+        "sandbox;dur=0.100",
+        "rootfs;dur=0.200",
+        "exec;dur=0.300",
+        "listen;dur=",
+        "answer;dur=",
+    ] {
+        assert!(timing.contains(phase), "{phase} in {timing}");
+    }
+    let cold = scene.records(1).await[0].cold.unwrap();
+    assert_eq!(cold.start.exec, Duration::from_micros(300));
+    assert!(
+        cold.listen + cold.answer <= cold.total && cold.total < PATIENCE,
+        "{cold:?}"
+    );
+    // Warm ones have none, and nobody gets the header who doesn't ask.
+    let reply = scene.get("/hello").await;
+    assert_eq!(reply.header("server-timing"), "");
+    assert_eq!(scene.records(2).await[1].cold, None);
+}
+
+#[tokio::test]
+async fn the_connection_that_proved_an_instance_serves_its_first_request() {
+    let scene = Scene::new(route()).await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    for _ in 0..5 {
+        assert_eq!(scene.get("/hello").await.status, 200);
+    }
+    assert_eq!(app.life.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_probe_that_gives_up_uses_the_spec_s_words_and_says_what_was_tried() {
+    let startup = StartupProbe {
+        period: Duration::from_millis(60),
+        ..StartupProbe::tcp(8080)
+    };
+    let scene = Scene::with(
+        RevisionRoute { startup, ..route() },
+        IngressSettings::default(),
+    )
+    .await;
+    let _waiting = many(&scene, 1, "/hello");
+    scene.until(|demand| demand.wake).await;
+    let id = scene.admit();
+    let demand = scene
+        .until(|demand| matches!(demand.instances[0].reach, Reach::Failed { .. }))
+        .await;
+    let Reach::Failed { message } = &demand.instances[0].reach else {
+        panic!("{demand:?}")
+    };
+    for part in [
+        "failed to start and listen on the port defined provided by the PORT=8080",
+        "connecting to port 8080",
+        "connection refused",
+        "0.0.0.0:8080",
+    ] {
+        assert!(message.contains(part), "{part:?} in {message}");
+    }
+    assert!(
+        demand.wake,
+        "somebody waits and nothing is there or starting"
+    );
+    scene.ingress.forget(&id, false);
+    assert!(scene.demand().instances.is_empty());
+}

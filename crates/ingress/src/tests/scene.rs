@@ -1,0 +1,547 @@
+//! What every test here needs: an ingress on a loopback port, apps behind it, and eyes on what it tells the outside.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use utsuwa_model::demand::{Reach, RevisionDemand};
+use utsuwa_model::instance::StartPhases;
+use utsuwa_model::route::{
+    Access, HostRoute, InstanceRoute, Protocol, RevisionRoute, RouteTable, StartupProbe, Target,
+};
+use utsuwa_model::scaling::Ceiling;
+use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
+
+use crate::seam::{Clock, Connect, RequestLog, RequestRecord, Wake};
+use crate::{Ingress, IngressSettings, Scheme};
+
+/// No state in these tests takes longer to come about, however busy the machine.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where instances are reached; one that is not in the map refuses.
+#[derive(Debug, Default)]
+pub(super) struct Addresses(Mutex<HashMap<InstanceId, SocketAddr>>);
+
+impl Connect for Addresses {
+    fn connect(&self, id: &InstanceId, _port: u16) -> BoxFuture<'static, io::Result<TcpStream>> {
+        let address = self.0.lock().get(id).copied();
+        async move {
+            match address {
+                Some(address) => TcpStream::connect(address).await,
+                None => Err(io::ErrorKind::ConnectionRefused.into()),
+            }
+        }
+        .boxed()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Loops {
+    pub(super) wakes: AtomicU32,
+    pub(super) changes: AtomicU32,
+    told: Notify,
+}
+
+impl Wake for Loops {
+    fn wake(&self, _: &RevisionKey) {
+        self.wakes.fetch_add(1, Ordering::SeqCst);
+        self.told.notify_waiters();
+    }
+    fn changed(&self, _: &RevisionKey) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.told.notify_waiters();
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Records(Mutex<Vec<RequestRecord>>);
+
+impl RequestLog for Records {
+    fn record(&self, record: RequestRecord) {
+        self.0.lock().push(record);
+    }
+}
+
+#[derive(Debug)]
+struct WallClock(tokio::time::Instant);
+
+impl Clock for WallClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_700_000_000_000_000).plus(self.0.elapsed())
+    }
+}
+
+/// An ingress and its surroundings.
+pub(super) struct Scene {
+    pub(super) ingress: Ingress,
+    pub(super) loops: Arc<Loops>,
+    pub(super) records: Arc<Records>,
+    pub(super) address: SocketAddr,
+    pub(super) shutdown: CancellationToken,
+    addresses: Arc<Addresses>,
+    pub(super) serving: JoinSet<()>,
+    next: AtomicUsize,
+}
+
+pub(super) const HOST: &str = "hello.localhost";
+
+pub(super) fn key() -> RevisionKey {
+    "demo/here/hello/hello-00001-abc".parse().unwrap()
+}
+
+pub(super) fn route() -> RevisionRoute {
+    RevisionRoute {
+        key: key(),
+        concurrency: 80,
+        max_instances: Ceiling::Unlimited,
+        timeout: Duration::from_secs(300),
+        port: 8080,
+        protocol: Protocol::Http1,
+        session_affinity: false,
+        startup: StartupProbe::tcp(8080),
+    }
+}
+
+pub(super) fn table(route: RevisionRoute, access: Access) -> Arc<RouteTable> {
+    let route = Arc::new(route);
+    let host = HostRoute {
+        service: route.key.service.clone(),
+        tag: None,
+        access,
+        target: Target::Split(vec![(route.key.clone(), 100)]),
+    };
+    let mut table = RouteTable::default();
+    table.hosts.insert(HOST.to_owned(), Arc::new(host));
+    table.revisions.insert(route.key.clone(), route);
+    Arc::new(table)
+}
+
+impl Scene {
+    pub(super) async fn new(route: RevisionRoute) -> Self {
+        Self::with(route, IngressSettings::default()).await
+    }
+
+    pub(super) async fn with(route: RevisionRoute, settings: IngressSettings) -> Self {
+        let loops = Arc::new(Loops::default());
+        let records = Arc::new(Records::default());
+        let addresses = Arc::new(Addresses::default());
+        let ingress = Ingress::new(
+            Arc::clone(&addresses) as _,
+            Arc::clone(&loops) as _,
+            Arc::clone(&records) as _,
+            Arc::new(WallClock(tokio::time::Instant::now())),
+            settings,
+        );
+        ingress.publish(table(route, Access::Public));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let mut serving = JoinSet::new();
+        let (served, token) = (ingress.clone(), shutdown.clone());
+        serving.spawn(async move { served.serve(listener, Scheme::Http, token).await });
+        Self {
+            ingress,
+            loops,
+            records,
+            address,
+            shutdown,
+            addresses,
+            serving,
+            next: AtomicUsize::new(1),
+        }
+    }
+
+    /// An instance that is there but does not listen yet.
+    pub(super) fn admit(&self) -> InstanceId {
+        let number = self.next.fetch_add(1, Ordering::SeqCst);
+        let id: InstanceId = format!("{number:032x}").parse().unwrap();
+        let phases = StartPhases {
+            sandbox: Duration::from_micros(100),
+            rootfs: Duration::from_micros(200),
+            exec: Duration::from_micros(300),
+        };
+        self.ingress.admit(
+            InstanceRoute {
+                id: id.clone(),
+                revision: key(),
+                port: 8080,
+            },
+            phases,
+        );
+        id
+    }
+
+    /// From now on `id` listens at `address`.
+    pub(super) fn listen(&self, id: &InstanceId, address: SocketAddr) {
+        self.addresses.0.lock().insert(id.clone(), address);
+    }
+
+    /// An instance that is ready.
+    pub(super) async fn ready(&self, app: &App) -> InstanceId {
+        let id = self.admit();
+        self.listen(&id, app.address);
+        self.until(|demand| {
+            demand
+                .instances
+                .iter()
+                .any(|load| load.id == id && load.reach == Reach::Ready)
+        })
+        .await;
+        id
+    }
+
+    pub(super) fn demand(&self) -> RevisionDemand {
+        self.ingress.demand(&key()).unwrap()
+    }
+
+    /// Waits for a state of the demand.
+    pub(super) async fn until(&self, state: impl Fn(&RevisionDemand) -> bool) -> RevisionDemand {
+        eventually(
+            || Some(self.demand()).filter(|demand| state(demand)),
+            || format!("{:?}", self.demand()),
+        )
+        .await
+    }
+
+    /// Waits for `count` records and answers all there are.
+    pub(super) async fn records(&self, count: usize) -> Vec<RequestRecord> {
+        let seen = || self.records.0.lock().clone();
+        eventually(
+            || Some(seen()).filter(|all| all.len() >= count),
+            || format!("{:?}", seen()),
+        )
+        .await
+    }
+
+    pub(super) async fn get(&self, path: &str) -> Reply {
+        self.send(Request::get(path)).await
+    }
+
+    pub(super) async fn send(&self, request: http::request::Builder) -> Reply {
+        self.send_body(request, Bytes::new()).await
+    }
+
+    pub(super) async fn send_body(&self, request: http::request::Builder, body: Bytes) -> Reply {
+        let mut request = request.body(Full::new(body)).unwrap();
+        request
+            .headers_mut()
+            .entry("host")
+            .or_insert(HOST.parse().unwrap());
+        call(self.address, request).await
+    }
+
+    /// A raw HTTP/1.1 exchange: what comes back until the connection is closed.
+    pub(super) async fn raw(&self, text: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// Ends serving; the drain is part of it.
+    pub(super) async fn close(&mut self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.serving.join_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+    }
+}
+
+/// A state that must come about.
+pub(super) async fn eventually<T>(
+    look: impl Fn() -> Option<T>,
+    describe: impl Fn() -> String,
+) -> T {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < end, "still {}", describe());
+        // A level, looked at again: nothing is timed by this.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    pub(super) trailers: Option<HeaderMap>,
+}
+
+impl Reply {
+    pub(super) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+    pub(super) fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
+    }
+    /// The reason when Utsuwa itself answered.
+    pub(super) fn reason(&self) -> &str {
+        self.header("x-utsuwa-answered-by")
+            .strip_prefix("utsuwa; reason=")
+            .unwrap_or("")
+    }
+    /// What the app saw, as `/headers` tells it.
+    pub(super) fn seen(&self, name: &str) -> Option<String> {
+        let value: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
+        value[name].as_str().map(str::to_owned)
+    }
+}
+
+pub(super) async fn call<B>(address: SocketAddr, request: Request<B>) -> Reply
+where
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let response = tokio::time::timeout(PATIENCE, sender.send_request(request))
+        .await
+        .unwrap()
+        .unwrap();
+    reply(response).await
+}
+
+pub(super) async fn reply(response: Response<Incoming>) -> Reply {
+    let (parts, body) = response.into_parts();
+    let body = tokio::time::timeout(PATIENCE, body.collect())
+        .await
+        .unwrap()
+        .unwrap();
+    let trailers = body.trailers().cloned();
+    Reply {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        body: body.to_bytes(),
+        trailers,
+    }
+}
+
+/// What an app does and what was done to it.
+#[derive(Debug, Default)]
+pub(super) struct Life {
+    pub(super) inside: AtomicU32,
+    pub(super) most: AtomicU32,
+    pub(super) served: AtomicU32,
+    pub(super) connections: AtomicU32,
+    /// `/gate` takes one permit and gives it not back.
+    pub(super) gate: Option<Arc<Semaphore>>,
+}
+
+/// A scripted app.
+#[derive(Debug)]
+pub(super) struct App {
+    pub(super) address: SocketAddr,
+    pub(super) life: Arc<Life>,
+    pub(super) gate: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+}
+
+pub(super) type AppBody = UnsyncBoxBody<Bytes, Infallible>;
+
+pub(super) fn full(text: impl Into<Bytes>) -> AppBody {
+    Full::new(text.into()).boxed_unsync()
+}
+
+struct Inside(Arc<Life>);
+
+impl Inside {
+    fn enter(life: &Arc<Life>) -> Self {
+        let inside = life.inside.fetch_add(1, Ordering::SeqCst) + 1;
+        life.most.fetch_max(inside, Ordering::SeqCst);
+        Self(Arc::clone(life))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.inside.fetch_sub(1, Ordering::SeqCst);
+        self.0.served.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl App {
+    pub(super) async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let gate = Arc::new(Semaphore::new(0));
+        let life = Arc::new(Life {
+            gate: Some(Arc::clone(&gate)),
+            ..Life::default()
+        });
+        let mut tasks = JoinSet::new();
+        let seen = Arc::clone(&life);
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                seen.connections.fetch_add(1, Ordering::SeqCst);
+                let life = Arc::clone(&seen);
+                connections.spawn(async move {
+                    let service = service_fn(move |request| {
+                        let life = Arc::clone(&life);
+                        async move { Ok::<_, Infallible>(script(life, request).await) }
+                    });
+                    // An aborted client is no failure of the script.
+                    drop(
+                        hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                            .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                            .await,
+                    );
+                });
+            }
+        });
+        Self {
+            address,
+            life,
+            gate,
+            tasks,
+        }
+    }
+
+    /// Dies at once, as a killed container does: every socket is closed.
+    pub(super) fn die(&mut self) {
+        self.tasks.abort_all();
+    }
+}
+
+/// An app that speaks bytes: `talk` gets each accepted connection and its number from 0.
+pub(super) async fn raw_app<F, T>(talk: F) -> (SocketAddr, JoinSet<()>)
+where
+    F: Fn(usize, TcpStream) -> T + Send + 'static,
+    T: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        for number in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            connections.spawn(talk(number, stream));
+        }
+    });
+    (address, tasks)
+}
+
+async fn script(life: Arc<Life>, request: Request<Incoming>) -> Response<AppBody> {
+    let inside = Inside::enter(&life);
+    let path = request.uri().path().to_owned();
+    let response = match path.as_str() {
+        "/gate" => {
+            let gate = life.gate.clone().unwrap();
+            gate.acquire().await.unwrap().forget();
+            Response::new(full("through"))
+        }
+        "/headers" => {
+            let mut seen = serde_json::Map::new();
+            seen.insert(":uri".to_owned(), request.uri().to_string().into());
+            seen.insert(":method".to_owned(), request.method().as_str().into());
+            for (name, value) in request.headers() {
+                seen.insert(name.as_str().to_owned(), value.to_str().unwrap().into());
+            }
+            Response::new(full(serde_json::to_vec(&seen).unwrap()))
+        }
+        "/echo" => {
+            let trailers = request.headers().get("trailer").cloned();
+            let mut response = Response::new(echo(request.into_body()));
+            if let Some(trailers) = trailers {
+                response.headers_mut().insert("trailer", trailers);
+            }
+            response
+        }
+        "/count" => {
+            let body = request.into_body().collect().await;
+            let Ok(body) = body else {
+                return Response::builder().status(400).body(full("")).unwrap();
+            };
+            Response::new(full(body.to_bytes().len().to_string()))
+        }
+        "/cookie" => Response::builder()
+            .header("set-cookie", "a=b")
+            .header("cache-control", "public, max-age=3600")
+            .header("server", "scripted")
+            .body(full("crumbs"))
+            .unwrap(),
+        "/teapot" => Response::builder()
+            .status(418)
+            .body(full("short and stout"))
+            .unwrap(),
+        "/big" => Response::new(full(vec![b'x'; (32 << 20) + 1])),
+        "/big-stream" => {
+            let frames = (0..33).map(|_| Ok(Frame::data(Bytes::from(vec![b'x'; 1 << 20]))));
+            Response::new(BodyExt::boxed_unsync(StreamBody::new(
+                futures_util::stream::iter(frames),
+            )))
+        }
+        "/ticks" => ticks(&life),
+        _ => Response::new(full("hello")),
+    };
+    drop(inside);
+    response
+}
+
+/// Sends back what comes, trailers too.
+fn echo(body: Incoming) -> AppBody {
+    let frames = futures_util::stream::unfold(body, |mut body| async move {
+        match body.frame().await {
+            Some(Ok(frame)) => Some((Ok(frame), body)),
+            _ => None,
+        }
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+/// One byte at once, one more for each permit of the gate; endless.
+fn ticks(life: &Arc<Life>) -> Response<AppBody> {
+    let gate = life.gate.clone().unwrap();
+    let inside = Inside::enter(life);
+    let frames =
+        futures_util::stream::unfold((gate, inside, true), |(gate, inside, first)| async move {
+            if !first {
+                gate.acquire().await.unwrap().forget();
+            }
+            Some((
+                Ok(Frame::data(Bytes::from_static(b"."))),
+                (gate, inside, false),
+            ))
+        });
+    Response::builder()
+        .header("content-type", "text/event-stream")
+        .body(StreamBody::new(frames).boxed_unsync())
+        .unwrap()
+}
