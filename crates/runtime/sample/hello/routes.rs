@@ -88,15 +88,15 @@ fn environment() -> String {
 }
 
 fn echo(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -> io::Result<()> {
-    answer.begin(request.header("content-type").unwrap_or("application/octet-stream"))?;
     let mut buffer = vec![0; 64 << 10];
-    loop {
-        let bytes = body.read(&mut buffer)?;
-        if bytes == 0 {
-            return answer.finish();
-        }
+    // Before the answer begins: a client that expects leave to send gets it first.
+    let mut bytes = body.read(&mut buffer)?;
+    answer.begin(request.header("content-type").unwrap_or("application/octet-stream"))?;
+    while bytes > 0 {
         answer.piece(&buffer[..bytes])?;
+        bytes = body.read(&mut buffer)?;
     }
+    answer.finish()
 }
 
 fn stream(count: u64, ms: u64, answer: &mut Answer<'_>) -> io::Result<()> {

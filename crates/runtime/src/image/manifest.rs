@@ -94,7 +94,7 @@ impl Manifest {
         let unsupported = |why: String| PullError::Unsupported { image: image.to_owned(), why };
         let raw: RawManifest =
             serde_json::from_slice(document).map_err(|error| unsupported(format!("its manifest can't be understood ({error})")))?;
-        if raw.schema_version == 1 || declared.contains("manifest.v1+") {
+        if raw.schema_version == 1 || declared.contains("distribution.manifest.v1") {
             return Err(unsupported(
                 "it is stored in Docker's manifest schema 1, which is out of use since 2017; push it again with a current docker, podman or skopeo".to_owned(),
             ));

@@ -1,6 +1,7 @@
 //! HTTP clients, made when first needed: a machine without certificates can still use plain-http registries.
 
 use std::error::Error;
+use std::io;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -89,10 +90,16 @@ pub(super) fn chain(error: &dyn Error) -> String {
 pub(super) fn is_tls(error: &(dyn Error + 'static)) -> bool {
     let mut next: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(cause) = next {
-        if cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidData) {
+        if cause.downcast_ref::<io::Error>().is_some_and(is_invalid_data) {
             return true;
         }
         next = cause.source();
     }
     false
+}
+
+/// `source` of an `io::Error` skips the error it wraps.
+fn is_invalid_data(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+        || error.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>()).is_some_and(is_invalid_data)
 }

@@ -1,0 +1,8 @@
+//! Images end to end: a real registry, a misbehaving one, uploads, and the sample.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod bad_registry;
+mod fake;
+mod fixture;
+mod real_registry;
+mod sample;
