@@ -1,2 +1,33 @@
-//! The one executable.
-fn main() {}
+//! The one executable: server, command line, and the internal roles it re-executes itself as.
+
+mod archive;
+mod cli;
+mod client;
+mod config;
+mod environment;
+mod logging;
+mod output;
+mod up;
+
+use std::process::ExitCode;
+
+/// Version of the program, as `--version` and the API tell it.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Roles come first: they must run before any thread exists.
+fn main() -> ExitCode {
+    let mut words = std::env::args();
+    if words.nth(1).as_deref() == Some("internal") {
+        let role = words.next().unwrap_or_default();
+        return match role.as_str() {
+            "keeper" => utsuwa_runtime::keeper::main(words),
+            "spawner" => utsuwa_runtime::spawner::main(words),
+            "unpack" => utsuwa_runtime::image::unpack::main(),
+            other => {
+                output::note(&format!("error: internal {other}: no such role; these are for the program itself"));
+                ExitCode::from(2)
+            }
+        };
+    }
+    cli::main()
+}

@@ -1,0 +1,102 @@
+//! `utsuwa down`: ends the server, its instances and its keeper, and leaves no kernel object behind. Data stays.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use utsuwa_runtime::keeper::{self, KeeperConfig};
+use utsuwa_runtime::privilege;
+
+use super::ClientArgs;
+use crate::client::Failure;
+use crate::config::{Given, Layers};
+use crate::output::note;
+
+#[derive(Debug, Args)]
+pub(crate) struct DownArgs {
+    /// Data directory of the server to end.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Configuration file, for the data directory.
+    #[arg(long, value_name = "FILE", env = "UTSUWA_CONFIG")]
+    config: Option<PathBuf>,
+    /// Seconds that instances have to end by themselves.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    grace: u64,
+}
+
+/// Longest wait for the server's own orderly end.
+const SERVER_END: Duration = Duration::from_secs(15);
+
+pub(crate) fn run(args: &DownArgs, _client: &ClientArgs) -> Result<(), Failure> {
+    let data = data_dir(args)?;
+    if !privilege::is_root() {
+        return Err(Failure::failed("utsuwa down needs root, as utsuwa up does").hint("sudo utsuwa down"));
+    }
+    if !data.join("id").exists() {
+        return Err(Failure::failed(format!("{}: is no data directory of a server", data.display())).hint("name it with --data-dir"));
+    }
+    let id = keeper::data_id(&data).map_err(|e| Failure::failed(format!("{}: identify the data directory: {e}", data.display())))?;
+    if let Some(pid) = crate::up::running_server(&id) {
+        end_server(pid)?;
+    }
+    drop(std::fs::remove_file(crate::up::pid_file(&id)));
+    let keeper = match existing(&id) {
+        Some(keeper) => keeper,
+        None => KeeperConfig::new(&data, 0, 0, None).map_err(|e| Failure::failed(format!("{}: {e}", data.display())))?,
+    };
+    let report = keeper::down(&keeper, Duration::from_secs(args.grace)).map_err(|e| Failure::failed(format!("end the keeper: {e}")))?;
+    note(&format!(
+        "Stopped {} instance{} ({} had to be killed) and removed {} sandbox{}. Data stays in {}.",
+        report.instances_stopped,
+        if report.instances_stopped == 1 { "" } else { "s" },
+        report.instances_killed,
+        report.sandboxes_removed,
+        if report.sandboxes_removed == 1 { "" } else { "es" },
+        data.display()
+    ));
+    if report.problems.is_empty() { Ok(()) } else { Err(Failure::failed(format!("some things could not be removed:\n  {}", report.problems.join("\n  ")))) }
+}
+
+fn data_dir(args: &DownArgs) -> Result<PathBuf, Failure> {
+    if let Some(dir) = &args.data_dir {
+        return Ok(dir.clone());
+    }
+    let file = args.config.clone().or_else(|| {
+        let path = crate::config::default_file();
+        path.exists().then(|| path.to_owned())
+    });
+    let given = Given { file, variables: crate::environment::variables(std::iter::once("data-dir")), ..Given::default() };
+    let layers = Layers::read(&given).map_err(|e| Failure::usage(e.to_string()))?;
+    Ok(PathBuf::from(layers.text("data-dir")))
+}
+
+/// The configuration that the running keeper was started with.
+fn existing(id: &str) -> Option<KeeperConfig> {
+    let text = std::fs::read(keeper::runtime_dir(id).join("keeper.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn end_server(pid: u32) -> Result<(), Failure> {
+    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    let signal = |signal: Signal| match kill_process(process, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(Failure::failed(format!("end the server (process {pid}): {error}"))),
+    };
+    signal(Signal::TERM)?;
+    let deadline = Instant::now() + SERVER_END;
+    while test_kill_process(process).is_ok() && !is_zombie(pid) {
+        if Instant::now() > deadline {
+            note(&format!("The server (process {pid}) did not end within {} s; killing it.", SERVER_END.as_secs()));
+            return signal(Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Ended, but its parent hasn't asked yet.
+fn is_zombie(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')))
+}

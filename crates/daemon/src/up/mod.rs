@@ -1,0 +1,59 @@
+//! `utsuwa up`: from root with a configuration to an unprivileged server with a keeper beside it.
+//!
+//! Order (each step can refuse, and nothing before it needs undoing): configuration, privilege, directories, ports, keeper,
+//! give up root, store, runtime, loops, ingress, API, `ready`.
+
+mod connect;
+mod door;
+mod environment;
+mod images;
+mod insight;
+mod instance_logs;
+mod internal;
+mod prepare;
+mod request_log;
+mod server;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::config::{Config, Given, Layers};
+use crate::output::note;
+
+pub(crate) use prepare::{pid_file, running_server};
+
+/// Runs the server until it is told to end. Exit status: 0 ended in order, 1 could not start or go on, 2 configuration.
+pub(crate) fn main(given: &Given) -> ExitCode {
+    let config = match Layers::read(given).and_then(|layers| layers.check()) {
+        Ok(config) => config,
+        Err(error) => {
+            note(&format!("error: {error}"));
+            note("hint: `utsuwa config show` lists every option, its value and where it came from");
+            return ExitCode::from(2);
+        }
+    };
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            note(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    if !utsuwa_runtime::privilege::is_root() {
+        anyhow::bail!(
+            "utsuwa up needs root: its keeper makes namespaces, cgroups and mounts; the server itself gives root up at once. \
+             Try: sudo utsuwa up"
+        );
+    }
+    crate::logging::start(&config);
+    let ground = prepare::prepare(config)?;
+    utsuwa_runtime::privilege::drop_to(&ground.user).with_context(|| format!("become {}", ground.user.shown))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("utsuwa").build().context("start the async runtime")?;
+    let result = runtime.block_on(server::run(ground));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
