@@ -42,6 +42,21 @@ fn answer_once(service: &TcpListener) {
     stream.write_all(b"the host").unwrap();
 }
 
+/// Sends an echo request as programs without rights do, and returns who answered.
+fn ping(address: std::net::Ipv4Addr) -> IpAddr {
+    let (domain, kind) = (socket2::Domain::IPV4, socket2::Type::DGRAM);
+    let socket = socket2::Socket::new(domain, kind, Some(socket2::Protocol::ICMPV4)).unwrap();
+    let socket = UdpSocket::from(std::os::fd::OwnedFd::from(socket));
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+        .send_to(&[8, 0, 0, 0, 0, 0, 0, 1], (address, 0))
+        .unwrap();
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    assert_eq!((length, buffer[0]), (8, 0), "an echo reply");
+    from.ip()
+}
+
 fn refused_fast(address: impl Into<SocketAddr>) {
     let address = address.into();
     let begin = Instant::now();
@@ -83,6 +98,7 @@ fn instances_reach_the_internet_and_nothing_else() {
     );
 
     one.inside(|| {
+        assert_eq!(ping(INTERNET), IpAddr::V4(INTERNET));
         refused_fast((PRIVATE, 80));
         refused_fast((PRIVATE6, 80));
         refused_fast((second.address, 8080));

@@ -294,3 +294,68 @@ fn parse_report(attributes: &[u8]) -> Option<Refusal> {
         refused_as,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A datagram as the kernel sends it: one report with a prefix and the head of an IPv4 packet.
+    fn datagram(packet: &[u8]) -> Vec<u8> {
+        let mut message = vec![0; 20];
+        message[4..6].copy_from_slice(&PACKET.to_ne_bytes());
+        push(&mut message, ATTRIBUTE_PREFIX, b"utsuwa host\0");
+        push(&mut message, ATTRIBUTE_PAYLOAD, packet);
+        let length = u32::try_from(message.len()).unwrap();
+        message[0..4].copy_from_slice(&length.to_ne_bytes());
+        message
+    }
+
+    fn packet() -> Vec<u8> {
+        let mut packet = vec![
+            0x46, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 198, 18, 0, 17, 192, 0, 2, 2,
+        ];
+        // Four bytes of IP options, then the ports.
+        packet.extend_from_slice(&[1, 1, 1, 1, 0x80, 0, 0x15, 0x38]);
+        packet
+    }
+
+    #[test]
+    fn reads_a_report_and_says_how_to_allow_it() {
+        let reports = parse(&[datagram(&packet()), datagram(&packet())].concat());
+        assert_eq!(reports.len(), 2);
+        assert_eq!(reports[0].protocol, TransportProtocol::Udp);
+        let text = reports[0].to_string();
+        assert!(
+            text.starts_with("outgoing UDP connection to 192.0.2.2:5432 refused"),
+            "{text}"
+        );
+        assert!(
+            text.contains("--allow-egress host:5432") && text.contains("host.utsuwa.internal:5432"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_cut_report_is_skipped() {
+        let whole = packet();
+        for length in 0..whole.len() {
+            assert!(
+                parse(&datagram(&whole[..length])).is_empty(),
+                "cut at {length}"
+            );
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), at in 0_usize..100) {
+            parse(&bytes);
+            let mut message = datagram(&packet());
+            let end = message.len().min(at + bytes.len());
+            if at < end {
+                message[at..end].copy_from_slice(&bytes[..end - at]);
+            }
+            parse(&message);
+        }
+    }
+}

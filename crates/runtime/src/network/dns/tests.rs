@@ -224,3 +224,22 @@ fn reads_resolv_conf() {
     );
     assert_eq!(parse(&"nameserver 9.9.9.9\n".repeat(9)).len(), 3);
 }
+
+proptest::proptest! {
+    /// Whatever arrives: no panic, and an answer of our own repeats id and question.
+    #[test]
+    fn any_bytes_are_survived(tail in proptest::collection::vec(proptest::num::u8::ANY, 0..80), cut in 0_usize..60) {
+        let mut head = query("hello.localhost", 1);
+        head.truncate(cut);
+        head.extend_from_slice(&tail);
+        for bytes in [&tail, &head] {
+            if let Some(parsed) = Query::parse(bytes) {
+                let reply = parsed.reply(bytes, ResponseCode::NoError, &[INTERNAL_ADDRESS.into()]);
+                proptest::prop_assert_eq!(&reply[..2], &bytes[..2]);
+                let id = u16::from_be_bytes([bytes[0], bytes[1]]);
+                proptest::prop_assert!(parsed.is_answered_by(bytes, id, &reply));
+                proptest::prop_assert!(!parsed.is_answered_by(bytes, id ^ 1, &reply));
+            }
+        }
+    }
+}
