@@ -224,7 +224,7 @@ mod tests {
             ("r.example/x@sha256:12", "digest"),
             ("r.example:99999/x", "host"),
             ("-r.example/x", "host"),
-            ("http://r.example/x", "repository"),
+            ("http://r.example/x", "host"),
         ] {
             let error = Reference::parse(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
