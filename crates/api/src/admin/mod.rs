@@ -1,8 +1,121 @@
-//! Our own endpoints under `/utsuwa/v1`.
+//! Our own endpoints under `/utsuwa/v1`: what Google's APIs have no words for.
+//!
+//! | path | answer |
+//! | --- | --- |
+//! | `GET /utsuwa/v1/info` | version, project, region, domain, addresses, the proxy's certificate file |
+//! | `GET /utsuwa/v1/loops` | the table of loops (house.md §4.5) |
+//! | `GET /utsuwa/v1/images` | images that are kept |
+//! | `POST /utsuwa/v1/images:load` | takes an archive (a tar), answers the reference to deploy it by |
+//! | `GET /utsuwa/v1/projects/P/locations/R/services/S:explain` | what runs and why |
+//! | `GET /utsuwa/v1/projects/P/locations/R/services/S/logs?tail=N&follow=BOOL` | lines as JSON objects, one per line |
+//!
+//! Owns: their JSON. Not here: what they tell, which comes through [`crate::seam`].
+//!
+//! Fails with Google's error JSON, like everything else on this port.
 
-use crate::ApiState;
+mod json;
+mod logs;
+#[cfg(test)]
+mod tests;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use utsuwa_model::ServiceKey;
+
+use crate::error::Code;
+use crate::{ApiError, ApiState, intent};
 
 /// All of `/utsuwa/v1/…`.
 pub fn router(state: ApiState) -> axum::Router {
-    axum::Router::new().with_state(state)
+    axum::Router::new()
+        .route("/utsuwa/v1/info", get(info))
+        .route("/utsuwa/v1/loops", get(loops))
+        .route("/utsuwa/v1/images", get(images))
+        .route("/utsuwa/v1/images:load", post(load))
+        // The verb is part of the last segment, which axum can't divide.
+        .route("/utsuwa/v1/projects/{project}/locations/{region}/services/{service}", get(explain))
+        .route("/utsuwa/v1/projects/{project}/locations/{region}/services/{service}/logs", get(lines))
+        .with_state(state)
+}
+
+async fn info(State(state): State<ApiState>) -> Json<Value> {
+    let ca = crate::proxy::ca_pem_path(&state.keys_dir);
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "project": state.settings.project,
+        "projectNumber": utsuwa_model::address::project_number(&state.settings.project).to_string(),
+        "region": state.settings.region,
+        "domain": state.settings.domain,
+        "ready": state.ready.get(),
+        "addresses": {"api": state.addresses.api, "http": state.addresses.http, "https": state.addresses.https},
+        "caFile": std::path::absolute(&ca).unwrap_or(ca),
+    }))
+}
+
+async fn loops(State(state): State<ApiState>) -> Json<Value> {
+    let loops: Vec<Value> = state.insight.loops().iter().map(json::of_loop).collect();
+    Json(json!({ "loops": loops }))
+}
+
+async fn images(State(state): State<ApiState>) -> Json<Value> {
+    let images: Vec<Value> = state.images.list().await.iter().map(json::of_image).collect();
+    Json(json!({ "images": images }))
+}
+
+/// The archive is read as it comes; nothing of it is kept here.
+async fn load(State(state): State<ApiState>, request: Request) -> Result<Json<Value>, ApiError> {
+    let archive = request.into_body().into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
+    match state.images.load(archive).await {
+        Ok(loaded) => Ok(Json(json!({"reference": loaded.reference, "digest": loaded.digest}))),
+        Err(why) => Err(ApiError::new(Code::InvalidArgument, format!("The archive can't be loaded: {why}"))),
+    }
+}
+
+async fn explain(
+    State(state): State<ApiState>,
+    Path((project, region, last)): Path<(String, String, String)>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let Some(service) = last.strip_suffix(":explain") else { return Ok(crate::http::unknown_path(request).await) };
+    let key = key(&state, &project, &region, service)?;
+    let found = intent::get(&state, &key)?;
+    let revisions: Vec<Value> = state.insight.explain(&key).iter().map(json::of_revision).collect();
+    let conditions: Vec<Value> = found.status.conditions.iter().map(json::of_condition).collect();
+    Ok(Json(json!({
+        "service": key.service,
+        "generation": found.meta.generation,
+        "observedGeneration": found.status.observed_generation,
+        "url": found.status.url,
+        "conditions": conditions,
+        "revisions": revisions,
+    }))
+    .into_response())
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct LogsQuery {
+    tail: Option<usize>,
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn lines(
+    State(state): State<ApiState>,
+    Path((project, region, service)): Path<(String, String, String)>,
+    query: Result<Query<LogsQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(query) = query.map_err(|e| ApiError::invalid("query", format!("{}; write ?tail=NUMBER&follow=true", e.body_text())))?;
+    let key = key(&state, &project, &region, &service)?;
+    intent::get(&state, &key)?;
+    let lines = state.logs.lines(&key, query.tail.unwrap_or(logs::TAIL).min(logs::LARGEST_TAIL), query.follow);
+    Ok(([(http::header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(logs::stream(lines))).into_response())
+}
+
+fn key(state: &ApiState, project: &str, region: &str, service: &str) -> Result<ServiceKey, ApiError> {
+    Ok(ServiceKey { project: intent::project(state, project)?, region: region.parse()?, service: service.parse()? })
 }
