@@ -1,5 +1,6 @@
 //! Make containers exist and stop: images, start, stop, stats, logs; a real driver and a fake one.
 
+pub mod client;
 pub mod driver;
 pub mod fake;
 pub mod privilege;

@@ -53,7 +53,7 @@ pub enum ToKeeper {
 }
 
 /// What can be asked.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
     /// Reply [`Reply::Started`] with a few unconnected sockets.

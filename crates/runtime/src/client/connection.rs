@@ -1,0 +1,338 @@
+//! The task that owns the connection: passes requests on, sorts answers, reconnects, repeats.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::driver::SocketCache;
+use super::internal::InternalEvent;
+use super::link::{ConnectError, KeeperLink};
+use crate::driver::{DriverError, InstanceEvent};
+use crate::keeper::protocol::{Event, ExitReport, FromKeeper, KeeperError, Op, Reply, ToKeeper};
+
+/// Requests wait this long for a keeper to come back.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between attempts to connect.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// The answer to a request.
+pub(super) type Answer = Result<(Reply, Vec<OwnedFd>), DriverError>;
+
+/// One request under way.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) op: Op,
+    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) answer: oneshot::Sender<Answer>,
+}
+
+/// What the driver's handle and the task share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) socket: PathBuf,
+    pub(super) data_id: String,
+    pub(super) build: String,
+    pub(super) events: broadcast::Sender<InstanceEvent>,
+    /// A receiver of events came: exits that waited for one can go.
+    pub(super) listening: Notify,
+    pub(super) superseded: AtomicBool,
+    pub(super) superseded_wake: Notify,
+    pub(super) sockets: SocketCache,
+    /// Copies of what an earlier keeper may have lost.
+    pub(super) listeners: parking_lot::Mutex<HashMap<(String, String), OwnedFd>>,
+}
+
+/// State of the task.
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    calls: mpsc::Receiver<Call>,
+    internal: Option<mpsc::Sender<InternalEvent>>,
+    link: Option<KeeperLink>,
+    pending: HashMap<u64, Call>,
+    /// Not sent, in order.
+    waiting: VecDeque<(Instant, Call)>,
+    next_id: u64,
+    /// Exits nobody has received yet.
+    exits: VecDeque<ExitReport>,
+    /// Exits that receivers got and the keeper may not know so.
+    told: HashSet<utsuwa_model::InstanceId>,
+    /// Internal sockets of sandboxes, to give back to a keeper that lost them.
+    internal_sockets: HashMap<u32, Vec<OwnedFd>>,
+}
+
+enum Step {
+    Call(Option<Call>),
+    Packet(io::Result<(FromKeeper, Vec<OwnedFd>)>),
+    Listening,
+}
+
+impl Connection {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        calls: mpsc::Receiver<Call>,
+        internal: Option<mpsc::Sender<InternalEvent>>,
+        link: KeeperLink,
+    ) -> Self {
+        Self {
+            shared,
+            calls,
+            internal,
+            link: Some(link),
+            pending: HashMap::new(),
+            waiting: VecDeque::new(),
+            next_id: 1,
+            exits: VecDeque::new(),
+            told: HashSet::new(),
+            internal_sockets: HashMap::new(),
+        }
+    }
+
+    /// Until the last handle of the driver is gone, or another server took over.
+    pub(super) async fn run(mut self) {
+        loop {
+            let Some(link) = &self.link else {
+                if !self.reconnect().await {
+                    return;
+                }
+                continue;
+            };
+            let step = tokio::select! {
+                call = self.calls.recv() => Step::Call(call),
+                packet = link.receive() => Step::Packet(packet),
+                () = self.shared.listening.notified() => Step::Listening,
+            };
+            match step {
+                Step::Call(None) => return,
+                Step::Call(Some(call)) => self.send(call).await,
+                Step::Packet(Ok((packet, descriptors))) => self.receive(packet, descriptors).await,
+                Step::Packet(Err(error)) => self.lost(&error),
+                Step::Listening => self.pass_exits().await,
+            }
+            if self.shared.superseded.load(Ordering::Acquire) {
+                self.refuse_everything().await;
+                return;
+            }
+        }
+    }
+
+    async fn send(&mut self, call: Call) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let Some(link) = &self.link else {
+            self.waiting.push_back((Instant::now(), call));
+            return;
+        };
+        let borrowed: Vec<_> = call.descriptors.iter().map(AsFd::as_fd).collect();
+        let sent = link.send(&ToKeeper::Request { id, op: call.op.clone() }, &borrowed).await;
+        match sent {
+            Ok(()) => {
+                self.pending.insert(id, call);
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                let _ = call.answer.send(Err(DriverError::Refused(format!("the request is too large: {error}"))));
+            }
+            Err(error) => {
+                self.waiting.push_back((Instant::now(), call));
+                self.lost(&error);
+            }
+        }
+    }
+
+    /// Requests without an answer are sent again to the next keeper.
+    fn lost(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "the keeper's connection ended; connecting again");
+        self.link = None;
+        let now = Instant::now();
+        let mut unanswered: Vec<_> = self.pending.drain().collect();
+        unanswered.sort_by_key(|(id, _)| *id);
+        for (_, call) in unanswered.into_iter().rev() {
+            self.waiting.push_front((now, call));
+        }
+    }
+
+    /// `false`: nobody needs the connection any more.
+    async fn reconnect(&mut self) -> bool {
+        loop {
+            let holds = self.internal_sockets.keys().copied().collect();
+            let shared = Arc::clone(&self.shared);
+            match KeeperLink::connect(&shared.socket, &shared.data_id, &shared.build, holds).await {
+                Ok(link) => {
+                    tracing::info!(pid = link.keeper_pid, "connected to the keeper again");
+                    self.link = Some(link);
+                    self.give_back().await;
+                    let waiting: Vec<_> = self.waiting.drain(..).collect();
+                    for (_, call) in waiting {
+                        if !call.answer.is_closed() {
+                            self.send(call).await;
+                        }
+                    }
+                    return true;
+                }
+                Err(ConnectError::Refused(reason)) => tracing::error!(%reason, "the keeper refuses this server"),
+                Err(ConnectError::Io(error)) => tracing::debug!(%error, "no keeper yet"),
+            }
+            self.give_up_old();
+            let pause = tokio::time::sleep(RETRY);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    call = self.calls.recv() => match call {
+                        Some(call) => self.waiting.push_back((Instant::now(), call)),
+                        None => return false,
+                    },
+                }
+            }
+        }
+    }
+
+    fn give_up_old(&mut self) {
+        while let Some((since, _)) = self.waiting.front()
+            && since.elapsed() >= PATIENCE
+        {
+            if let Some((_, call)) = self.waiting.pop_front() {
+                let text = format!("it does not answer at {}; `utsuwa up` as root starts it again", self.shared.socket.display());
+                let _ = call.answer.send(Err(DriverError::Unavailable(text)));
+            }
+        }
+    }
+
+    /// What a keeper that was replaced may have lost.
+    async fn give_back(&mut self) {
+        let mut gifts: Vec<(Op, Vec<OwnedFd>)> = Vec::new();
+        for ((name, address), socket) in &*self.shared.listeners.lock() {
+            if let Ok(copy) = socket.try_clone() {
+                gifts.push((Op::GiveListener { name: name.clone(), address: address.clone() }, vec![copy]));
+            }
+        }
+        for (sandbox, sockets) in &self.internal_sockets {
+            let copies: io::Result<Vec<_>> = sockets.iter().map(OwnedFd::try_clone).collect();
+            if let Ok(copies) = copies {
+                gifts.push((Op::GiveSandboxSockets { sandbox: *sandbox }, copies));
+            }
+        }
+        for id in &self.told {
+            gifts.push((Op::AckExit { id: id.clone() }, Vec::new()));
+        }
+        for (op, descriptors) in gifts {
+            self.send_unanswered(op, descriptors).await;
+        }
+    }
+
+    async fn send_unanswered(&mut self, op: Op, descriptors: Vec<OwnedFd>) {
+        let (answer, _) = oneshot::channel();
+        self.send(Call { op, descriptors, answer }).await;
+    }
+
+    async fn receive(&mut self, packet: FromKeeper, descriptors: Vec<OwnedFd>) {
+        match packet {
+            FromKeeper::Reply { id, result } => {
+                let Some(call) = self.pending.remove(&id) else { return };
+                if let Op::AckExit { id } = &call.op {
+                    self.told.remove(id);
+                }
+                let _ = call.answer.send(result.map(|reply| (reply, descriptors)).map_err(to_driver_error));
+            }
+            FromKeeper::Event(event) => self.event(event, descriptors).await,
+            FromKeeper::Superseded { by } => {
+                tracing::warn!(by, "another server took over; this one gets nothing more");
+                self.shared.superseded.store(true, Ordering::Release);
+                self.shared.superseded_wake.notify_waiters();
+            }
+            FromKeeper::Welcome { .. } | FromKeeper::Refused { .. } => {}
+        }
+    }
+
+    async fn event(&mut self, event: Event, descriptors: Vec<OwnedFd>) {
+        let internal = match event {
+            Event::Exited(report) => {
+                self.shared.sockets.forget(&report.id);
+                let known = self.told.contains(&report.id) || self.exits.iter().any(|exit| exit.id == report.id);
+                if self.told.contains(&report.id) {
+                    self.send_unanswered(Op::AckExit { id: report.id.clone() }, Vec::new()).await;
+                }
+                if !known {
+                    self.exits.push_back(report);
+                }
+                self.pass_exits().await;
+                return;
+            }
+            Event::SandboxSockets { sandbox, net } => {
+                let sockets = match self.keep_internal(sandbox, descriptors) {
+                    Ok(copies) => net.sockets.iter().copied().zip(copies).collect(),
+                    Err(error) => {
+                        tracing::error!(sandbox, %error, "take the internal sockets of a sandbox");
+                        return;
+                    }
+                };
+                InternalEvent::Attached { sandbox, net, sockets }
+            }
+            Event::SandboxAssigned { sandbox, instance, revision } => {
+                InternalEvent::Assigned { sandbox, instance, revision }
+            }
+            Event::SandboxGone { sandbox } => {
+                self.internal_sockets.remove(&sandbox);
+                InternalEvent::Gone { sandbox }
+            }
+            Event::RefusalSockets => InternalEvent::Refusals { sockets: descriptors },
+        };
+        if let Some(sender) = &self.internal
+            && sender.send(internal).await.is_err()
+        {
+            self.internal = None;
+        }
+    }
+
+    /// Without anybody who serves them, internal sockets are not kept.
+    fn keep_internal(&mut self, sandbox: u32, sockets: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+        if self.internal.is_none() {
+            return Ok(Vec::new());
+        }
+        let copies = sockets.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?;
+        self.internal_sockets.insert(sandbox, sockets);
+        Ok(copies)
+    }
+
+    async fn pass_exits(&mut self) {
+        while self.shared.events.receiver_count() > 0 {
+            let Some(report) = self.exits.pop_front() else { return };
+            let ExitReport { id, exit, at, last_lines } = report;
+            let _ = self.shared.events.send(InstanceEvent::Exited { id: id.clone(), exit, at, last_lines });
+            self.told.insert(id.clone());
+            self.send_unanswered(Op::AckExit { id }, Vec::new()).await;
+        }
+    }
+
+    async fn refuse_everything(&mut self) {
+        self.calls.close();
+        let refuse = |call: Call| {
+            let _ = call.answer.send(Err(superseded()));
+        };
+        self.pending.drain().for_each(|(_, call)| refuse(call));
+        self.waiting.drain(..).for_each(|(_, call)| refuse(call));
+        while let Some(call) = self.calls.recv().await {
+            refuse(call);
+        }
+    }
+}
+
+pub(super) fn superseded() -> DriverError {
+    DriverError::Unavailable("another server has taken over this data directory; this one must end".to_owned())
+}
+
+fn to_driver_error(error: KeeperError) -> DriverError {
+    match error {
+        KeeperError::Refused(text) => DriverError::Refused(text),
+        KeeperError::NotFound(id) => DriverError::NotFound(id),
+        KeeperError::Exhausted(text) => DriverError::Exhausted(text),
+        KeeperError::Internal(text) => DriverError::Internal(text),
+        KeeperError::NotPermitted => DriverError::Refused(error.to_string()),
+    }
+}
