@@ -1,5 +1,4 @@
 //! The data path in one process: real loopback sockets, scripted apps, no container anywhere.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod bodies;
 mod errors;
