@@ -240,7 +240,10 @@ fn cgroup_mounts(plan: &Plan) -> Result<Vec<(PathBuf, OwnedFd)>, SpawnError> {
     let Some(controllers) = &plan.v1_controllers else {
         return Ok(vec![(target.to_owned(), new_mount("cgroup2", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)?)]);
     };
-    let mut mounts = vec![(target.to_owned(), clone_tree(rustix::fs::CWD, plan.stage.join("cgroup"))?)];
+    let directory = clone_tree(rustix::fs::CWD, plan.stage.join("cgroup"))?;
+    let read_only = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
+    sys::mount_setattr(directory.as_fd(), read_only, None, false).map_err(|e| SpawnError::sys("mount_setattr", e, "cgroup"))?;
+    let mut mounts = vec![(target.to_owned(), directory)];
     for controller in controllers {
         let options: Vec<(&str, Option<&str>)> = controller.split(',').map(|name| (name, None)).collect();
         mounts.push((target.join(controller), new_mount("cgroup", &options, MountAttrFlags::MOUNT_ATTR_RDONLY)?));
@@ -312,12 +315,15 @@ fn mount_point(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, SpawnError> 
         }
         other => other,
     };
-    opened.map_err(|errno| match errno {
-        rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => {
-            refused("it is a symbolic link in the image; it must be a directory, or missing")
+    opened.map_err(|errno| {
+        let link = rustix::fs::readlinkat(root, name, Vec::new()).is_ok();
+        match errno {
+            rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR if link => {
+                refused("it is a symbolic link in the image; it must be a directory, or missing")
+            }
+            rustix::io::Errno::NOTDIR => refused("it is not a directory in the image; it must be one, or missing"),
+            other => SpawnError::sys("openat2", other, format!("/{name}")),
         }
-        rustix::io::Errno::NOTDIR => refused("it is not a directory in the image; it must be one, or missing"),
-        other => SpawnError::sys("openat2", other, format!("/{name}")),
     })
 }
 

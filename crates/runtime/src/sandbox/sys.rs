@@ -134,16 +134,27 @@ pub(crate) fn cloexec_from(first: RawFd) -> io::Result<()> {
 }
 
 /// Every signal to its default action, none blocked.
+///
+/// By system call: the C library keeps 32 and 33 to itself and would leave them as they were inherited.
 pub(crate) fn reset_signals() {
+    // struct sigaction of the kernel, all zero: SIG_DFL, no flags, empty mask. Four words are its largest layout.
+    let default = [0u64; 4];
+    let none = 0u64;
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL is a valid disposition; numbers that can't be changed are refused without effect.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: `default` is readable for the size of the kernel's struct; signals that can't be changed are refused.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), size_of::<u64>());
+        }
     }
-    // SAFETY: `set` is initialised by sigemptyset before it is used.
+    // SAFETY: an empty set of eight bytes, as the size says.
     unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null::<u64>(),
+            size_of::<u64>(),
+        );
     }
 }
 
