@@ -12,6 +12,8 @@
 
 mod server;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};

@@ -15,7 +15,11 @@ fn time_or_null(at: Option<Timestamp>) -> Value {
 }
 
 pub(super) fn of_because(because: &Because) -> Value {
-    let facts: Vec<Value> = because.facts.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    let facts: Vec<Value> = because
+        .facts
+        .iter()
+        .map(|(name, value)| json!([name, value]))
+        .collect();
     json!({"summary": because.summary, "facts": facts, "nextLook": time_or_null(because.next_look)})
 }
 

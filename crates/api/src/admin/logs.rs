@@ -16,7 +16,9 @@ pub(super) const LARGEST_TAIL: usize = 1_000_000;
 /// Lines that are ready at once travel in one chunk, up to this many.
 const BATCH: usize = 256;
 
-pub(super) fn stream(lines: BoxStream<'static, LogLine>) -> impl Stream<Item = Result<Bytes, Infallible>> {
+pub(super) fn stream(
+    lines: BoxStream<'static, LogLine>,
+) -> impl Stream<Item = Result<Bytes, Infallible>> {
     lines.ready_chunks(BATCH).map(|batch| {
         let mut text = Vec::with_capacity(batch.len() * 160);
         for line in &batch {

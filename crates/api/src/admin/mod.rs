@@ -38,8 +38,14 @@ pub fn router(state: ApiState) -> axum::Router {
         .route("/utsuwa/v1/images", get(images))
         .route("/utsuwa/v1/images:load", post(load))
         // The verb is part of the last segment, which axum can't divide.
-        .route("/utsuwa/v1/projects/{project}/locations/{region}/services/{service}", get(explain))
-        .route("/utsuwa/v1/projects/{project}/locations/{region}/services/{service}/logs", get(lines))
+        .route(
+            "/utsuwa/v1/projects/{project}/locations/{region}/services/{service}",
+            get(explain),
+        )
+        .route(
+            "/utsuwa/v1/projects/{project}/locations/{region}/services/{service}/logs",
+            get(lines),
+        )
         .with_state(state)
 }
 
@@ -63,16 +69,31 @@ async fn loops(State(state): State<ApiState>) -> Json<Value> {
 }
 
 async fn images(State(state): State<ApiState>) -> Json<Value> {
-    let images: Vec<Value> = state.images.list().await.iter().map(json::of_image).collect();
+    let images: Vec<Value> = state
+        .images
+        .list()
+        .await
+        .iter()
+        .map(json::of_image)
+        .collect();
     Json(json!({ "images": images }))
 }
 
 /// The archive is read as it comes; nothing of it is kept here.
 async fn load(State(state): State<ApiState>, request: Request) -> Result<Json<Value>, ApiError> {
-    let archive = request.into_body().into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
+    let archive = request
+        .into_body()
+        .into_data_stream()
+        .map(|chunk| chunk.map_err(std::io::Error::other))
+        .boxed();
     match state.images.load(archive).await {
-        Ok(loaded) => Ok(Json(json!({"reference": loaded.reference, "digest": loaded.digest}))),
-        Err(why) => Err(ApiError::new(Code::InvalidArgument, format!("The archive can't be loaded: {why}"))),
+        Ok(loaded) => Ok(Json(
+            json!({"reference": loaded.reference, "digest": loaded.digest}),
+        )),
+        Err(why) => Err(ApiError::new(
+            Code::InvalidArgument,
+            format!("The archive can't be loaded: {why}"),
+        )),
     }
 }
 
@@ -81,11 +102,23 @@ async fn explain(
     Path((project, region, last)): Path<(String, String, String)>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Some(service) = last.strip_suffix(":explain") else { return Ok(crate::http::unknown_path(request).await) };
+    let Some(service) = last.strip_suffix(":explain") else {
+        return Ok(crate::http::unknown_path(request).await);
+    };
     let key = key(&state, &project, &region, service)?;
     let found = intent::get(&state, &key)?;
-    let revisions: Vec<Value> = state.insight.explain(&key).iter().map(json::of_revision).collect();
-    let conditions: Vec<Value> = found.status.conditions.iter().map(json::of_condition).collect();
+    let revisions: Vec<Value> = state
+        .insight
+        .explain(&key)
+        .iter()
+        .map(json::of_revision)
+        .collect();
+    let conditions: Vec<Value> = found
+        .status
+        .conditions
+        .iter()
+        .map(json::of_condition)
+        .collect();
     Ok(Json(json!({
         "service": key.service,
         "generation": found.meta.generation,
@@ -109,13 +142,35 @@ async fn lines(
     Path((project, region, service)): Path<(String, String, String)>,
     query: Result<Query<LogsQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(query) = query.map_err(|e| ApiError::invalid("query", format!("{}; write ?tail=NUMBER&follow=true", e.body_text())))?;
+    let Query(query) = query.map_err(|e| {
+        ApiError::invalid(
+            "query",
+            format!("{}; write ?tail=NUMBER&follow=true", e.body_text()),
+        )
+    })?;
     let key = key(&state, &project, &region, &service)?;
     intent::get(&state, &key)?;
-    let lines = state.logs.lines(&key, query.tail.unwrap_or(logs::TAIL).min(logs::LARGEST_TAIL), query.follow);
-    Ok(([(http::header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(logs::stream(lines))).into_response())
+    let lines = state.logs.lines(
+        &key,
+        query.tail.unwrap_or(logs::TAIL).min(logs::LARGEST_TAIL),
+        query.follow,
+    );
+    Ok((
+        [(http::header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(logs::stream(lines)),
+    )
+        .into_response())
 }
 
-fn key(state: &ApiState, project: &str, region: &str, service: &str) -> Result<ServiceKey, ApiError> {
-    Ok(ServiceKey { project: intent::project(state, project)?, region: region.parse()?, service: service.parse()? })
+fn key(
+    state: &ApiState,
+    project: &str,
+    region: &str,
+    service: &str,
+) -> Result<ServiceKey, ApiError> {
+    Ok(ServiceKey {
+        project: intent::project(state, project)?,
+        region: region.parse()?,
+        service: service.parse()?,
+    })
 }

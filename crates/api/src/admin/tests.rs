@@ -30,10 +30,18 @@ async fn info_says_where_and_what() {
 #[tokio::test]
 async fn a_service_is_explained() {
     let bench = with_hello().await;
-    let (status, explained) = bench.call("GET", &format!("{SERVICE}:explain"), Value::Null).await;
+    let (status, explained) = bench
+        .call("GET", &format!("{SERVICE}:explain"), Value::Null)
+        .await;
     assert_eq!(status, 200);
     assert_json_snapshot!(explained);
-    let (status, _) = bench.call("GET", &SERVICE.replace("hello", "none:explain"), Value::Null).await;
+    let (status, _) = bench
+        .call(
+            "GET",
+            &SERVICE.replace("hello", "none:explain"),
+            Value::Null,
+        )
+        .await;
     assert_eq!(status, 404);
     assert_eq!(bench.call("GET", SERVICE, Value::Null).await.0, 404);
 }
@@ -46,36 +54,71 @@ async fn logs_are_lines_of_json() {
         ("?tail=1", vec!["line 3"]),
         ("?tail=2&follow=true", vec!["line 2", "line 3", "line 4"]),
     ] {
-        let request = http::Request::get(format!("{SERVICE}/logs{query}")).header("host", "localhost").body(Body::empty()).unwrap();
-        let body = bench.send(request).await.into_body().collect().await.unwrap().to_bytes();
-        let lines: Vec<Value> = String::from_utf8(body.to_vec()).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        assert_eq!(lines.iter().map(|l| l["text"].as_str().unwrap()).collect::<Vec<_>>(), texts, "{query}");
+        let request = http::Request::get(format!("{SERVICE}/logs{query}"))
+            .header("host", "localhost")
+            .body(Body::empty())
+            .unwrap();
+        let body = bench
+            .send(request)
+            .await
+            .into_body()
+            .collect()
+            .await
+            .unwrap()
+            .to_bytes();
+        let lines: Vec<Value> = String::from_utf8(body.to_vec())
+            .unwrap()
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
+        assert_eq!(
+            lines
+                .iter()
+                .map(|l| l["text"].as_str().unwrap())
+                .collect::<Vec<_>>(),
+            texts,
+            "{query}"
+        );
         assert_eq!(lines[0]["at"], "2023-11-14T22:13:20.000000Z");
     }
-    let (status, error) = bench.call("GET", &format!("{SERVICE}/logs?tail=many"), Value::Null).await;
-    assert_eq!((status, &error["error"]["status"]), (400, &json!("INVALID_ARGUMENT")));
+    let (status, error) = bench
+        .call("GET", &format!("{SERVICE}/logs?tail=many"), Value::Null)
+        .await;
+    assert_eq!(
+        (status, &error["error"]["status"]),
+        (400, &json!("INVALID_ARGUMENT"))
+    );
 }
 
 #[tokio::test]
 async fn archives_are_taken_as_a_stream() {
     let bench = Bench::new();
     let send = |body: Vec<u8>| {
-        let request = http::Request::post("/utsuwa/v1/images:load").header("host", "localhost").body(Body::from(body)).unwrap();
+        let request = http::Request::post("/utsuwa/v1/images:load")
+            .header("host", "localhost")
+            .body(Body::from(body))
+            .unwrap();
         bench.send(request)
     };
     // More than the limit of other bodies: archives are large.
     let response = send(vec![7; 6 << 20]).await;
     assert_eq!(response.status(), 200);
-    let loaded: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    let loaded: Value =
+        serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
     assert_eq!(loaded["reference"], "utsuwa.local/loaded:6291456");
     assert_eq!(send(Vec::new()).await.status(), 400);
     let (_, list) = bench.call("GET", "/utsuwa/v1/images", Value::Null).await;
-    assert_eq!(list["images"][0], json!({"reference": "utsuwa.local/hello", "digest": "sha256:00", "sizeBytes": 7, "inUse": true}));
+    assert_eq!(
+        list["images"][0],
+        json!({"reference": "utsuwa.local/hello", "digest": "sha256:00", "sizeBytes": 7, "inUse": true})
+    );
 }
 
 #[tokio::test]
 async fn the_table_of_loops_is_shown() {
-    let (_, loops) = Bench::new().call("GET", "/utsuwa/v1/loops", Value::Null).await;
+    let (_, loops) = Bench::new()
+        .call("GET", "/utsuwa/v1/loops", Value::Null)
+        .await;
     assert_json_snapshot!(loops);
 }
 
@@ -84,5 +127,8 @@ async fn health_follows_readiness() {
     let bench = Bench::new();
     assert_eq!(bench.call("GET", "/healthz", Value::Null).await.0, 503);
     bench.state.ready.set(true);
-    assert_eq!(bench.call("GET", "/healthz", Value::Null).await, (200, json!("ok\n")));
+    assert_eq!(
+        bench.call("GET", "/healthz", Value::Null).await,
+        (200, json!("ok\n"))
+    );
 }

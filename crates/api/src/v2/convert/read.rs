@@ -26,8 +26,13 @@ impl Reader<'_> {
 
     /// Notes a problem of the field `name`; without a name, of this message.
     pub(super) fn wrong(&mut self, name: &str, description: impl Into<String>) {
-        let dot = if self.path.is_empty() || name.is_empty() { "" } else { "." };
-        self.found.add(format!("{}{dot}{name}", self.path), description);
+        let dot = if self.path.is_empty() || name.is_empty() {
+            ""
+        } else {
+            "."
+        };
+        self.found
+            .add(format!("{}{dot}{name}", self.path), description);
     }
 
     /// Refuses the field `name` if it is set.
