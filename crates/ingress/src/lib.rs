@@ -30,6 +30,7 @@ pub mod seam;
 mod serve;
 mod settings;
 mod slot;
+mod stream;
 mod table;
 mod upstream;
 

@@ -7,13 +7,16 @@
 //! Invariants:
 //! 1. Nothing but [`Upstream`]'s own methods polls the connection, so the halves can be polled with a waker that does
 //!    nothing: their state only changes inside such a poll.
+//!    tokio's task budget is kept out of such polls: used up, it would ask for a later poll through that idle waker.
 //! 2. A connection goes back to the pool only after its last message ended on both sides.
 //!
 //! Fails: an error of either half ends the connection; a request that never left comes back with it.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -23,16 +26,19 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use crate::body::RequestBody;
 use crate::instance::ConnectFailure;
+use crate::stream::{Fate, InstanceStream};
 
-type Driver = http1::Connection<TokioIo<TcpStream>, RequestBody>;
+type Driver = http1::Connection<TokioIo<InstanceStream>, RequestBody>;
 type Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 pub(crate) struct Upstream {
     sender: http1::SendRequest<RequestBody>,
+    fate: Arc<Fate>,
     /// `None` once it has ended.
     driver: Option<Box<dyn Drive>>,
     /// Since when it idles in the pool; `None` for a connection that was never used.
@@ -57,6 +63,7 @@ impl Upstream {
         stream: TcpStream,
         max_header_bytes: usize,
     ) -> Result<Self, ConnectFailure> {
+        let (stream, fate) = InstanceStream::new(stream);
         let (sender, driver): (_, Driver) = http1::Builder::new()
             .max_buf_size(max_header_bytes.max(64 << 10))
             .handshake(TokioIo::new(stream))
@@ -64,6 +71,7 @@ impl Upstream {
             .map_err(ConnectFailure::Handshake)?;
         Ok(Self {
             sender,
+            fate,
             driver: Some(Box::new(driver.with_upgrades())),
             idle_since: None,
         })
@@ -78,7 +86,7 @@ impl Upstream {
     /// Whether its last message is over on both sides, so that it may be kept for another.
     pub(crate) fn is_reusable(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
-        self.driver.is_some() && self.sender.is_ready()
+        self.driver.is_some() && self.sender.is_ready() && !self.fate.broken.load(Ordering::Relaxed)
     }
 
     /// Begins to send. The answer comes from [`Upstream::poll_answer`].
@@ -86,7 +94,7 @@ impl Upstream {
         &mut self,
         request: Request<RequestBody>,
     ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
-        Box::pin(self.sender.try_send_request(request))
+        Box::pin(unconstrained(self.sender.try_send_request(request)))
     }
 
     /// Drives the connection until `answer` is there.
@@ -108,19 +116,23 @@ impl Upstream {
         body: &mut Incoming,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let idle = &mut Context::from_waker(Waker::noop());
+        let look = |body: &mut Incoming| {
+            let frame = unconstrained(poll_fn(|context| Pin::new(&mut *body).poll_frame(context)));
+            pin!(frame).poll(&mut Context::from_waker(Waker::noop()))
+        };
         // The first look says that a frame is wanted; without it the connection would not read on.
-        match Pin::new(&mut *body).poll_frame(idle) {
+        match look(body) {
             Poll::Ready(frame) => Poll::Ready(frame),
             Poll::Pending => {
                 self.drive(context);
-                Pin::new(body).poll_frame(idle)
+                look(body)
             }
         }
     }
 
     /// Drives the connection to its end, as an upgrade needs.
     pub(crate) async fn finish(mut self) {
+        self.fate.strict.store(true, Ordering::Relaxed);
         if let Some(driver) = self.driver.take()
             && let Err(error) = driver.await
         {

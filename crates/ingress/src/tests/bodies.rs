@@ -355,3 +355,104 @@ async fn a_body_that_breaks_the_protocol_is_the_client_s_fault() {
     );
     scene.until(|demand| demand.in_flight == 0).await;
 }
+
+/// Answers `bytes` to whatever comes first, then closes.
+async fn canned(bytes: &'static [u8]) -> (Scene, JoinSet<()>) {
+    let (address, app) = raw_app(move |_, mut stream| async move {
+        let mut buffer = [0; 4096];
+        if stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+            drop(stream.write_all(bytes).await);
+        }
+    })
+    .await;
+    let scene = Scene::new(route()).await;
+    let id = scene.admit();
+    scene.listen(&id, address);
+    (scene, app)
+}
+
+#[tokio::test]
+async fn answers_that_end_with_the_connection_are_whole() {
+    let (scene, _app) =
+        canned(b"HTTP/1.0 200 OK\r\ncontent-type: text/plain\r\n\r\nold but good").await;
+    for _ in 0..3 {
+        let reply = scene.get("/").await;
+        assert_eq!((reply.status, reply.text()), (200, "old but good"));
+    }
+    let records = scene.records(3).await;
+    assert!(
+        records
+            .iter()
+            .all(|record| record.answered_by == AnsweredBy::App),
+        "{records:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_not_passed_on_as_whole() {
+    let (scene, _app) = canned(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345").await;
+    let answer = scene
+        .raw(&format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n"))
+        .await;
+    // How much of it got out before the connection was cut is a matter of timing.
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    assert!(
+        answer.is_empty() || answer.contains("content-length: 10"),
+        "{answer}"
+    );
+    assert!(body.len() < 10, "{answer}");
+    let record = &scene.records(1).await[0];
+    assert!(
+        matches!(&record.answered_by, AnsweredBy::Utsuwa { why } if why.contains("from the instance")),
+        "{record:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_answer_that_an_instance_dies_over_is_cut() {
+    let (scene, _app) = scene().await;
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    stream
+        .write_all(format!("GET /ticks HTTP/1.1\r\nhost: {HOST}\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let mut buffer = [0; 4096];
+    assert!(stream.read(&mut buffer).await.unwrap() > 0);
+    let id = scene.demand().instances[0].id.clone();
+    scene.ingress.forget(&id, false);
+    let mut rest = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut rest))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!rest.contains("0\r\n\r\n"), "no clean end: {rest}");
+    assert!(matches!(
+        &scene.records(1).await[0].answered_by,
+        AnsweredBy::Utsuwa { .. }
+    ));
+}
+
+/// The app answers before it has read the body, and never reads it.
+#[tokio::test]
+async fn an_early_answer_arrives_though_the_body_was_not_taken() {
+    let (scene, _app) = scene().await;
+    for _ in 0..5 {
+        let reply = scene
+            .send_body(Request::post("/teapot"), Bytes::from(vec![b'x'; 10 * MIB]))
+            .await;
+        assert_eq!((reply.status, reply.text()), (418, "short and stout"));
+    }
+    scene.until(|demand| demand.in_flight == 0).await;
+}
+
+/// Many requests in one write: the task budget runs out in the middle.
+#[tokio::test]
+async fn a_long_pipeline_does_not_stall() {
+    let (scene, _app) = scene().await;
+    let mut text = format!("GET /hello HTTP/1.1\r\nhost: {HOST}\r\n\r\n").repeat(400);
+    text.push_str(&format!(
+        "GET /hello HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n\r\n"
+    ));
+    let answer = scene.raw(&text).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 401);
+}

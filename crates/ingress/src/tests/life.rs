@@ -233,3 +233,80 @@ async fn slow_heads_large_heads_and_too_many_clients() {
     );
     assert!(scene.raw(&text).await.starts_with("HTTP/1.1 431"));
 }
+
+/// Clients that leave, requests that time out, instances that come, go and die, all at once. Whatever happened, in the end
+/// every request has one record and nothing is counted any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_storm_everything_adds_up() {
+    let timeout = Duration::from_millis(300);
+    let scene = Scene::new(RevisionRoute {
+        concurrency: 3,
+        timeout,
+        ..route()
+    })
+    .await;
+    let mut clients = JoinSet::new();
+    for client in 0..24_u64 {
+        let address = scene.address;
+        clients.spawn(async move {
+            let mut dice = client * 7919 + 1;
+            for _ in 0..40 {
+                dice = dice
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let path =
+                    ["/hello", "/gate", "/ticks", "/count"][usize::try_from(dice >> 62).unwrap()];
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                let head =
+                    format!("POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 3\r\n\r\nabc");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                // Stays for 0…15 ms, whatever comes.
+                let mut buffer = [0; 4096];
+                let stay = Duration::from_micros((dice >> 20) % 15_000);
+                drop(tokio::time::timeout(stay, stream.read(&mut buffer)).await);
+            }
+        });
+    }
+    let mut apps = Vec::new();
+    for round in 0..20 {
+        let mut app = App::new().await;
+        let id = scene.ready(&app).await;
+        let seen = app.life.served.load(Ordering::SeqCst);
+        eventually(
+            || {
+                (app.life.served.load(Ordering::SeqCst) > seen + 5 || clients.is_empty())
+                    .then_some(())
+            },
+            || "nobody is served".to_owned(),
+        )
+        .await;
+        if round % 2 == 0 {
+            app.gate.add_permits(3);
+            scene.ingress.retire(&id, Duration::from_millis(5)).await;
+        }
+        app.die();
+        scene.ingress.forget(&id, round % 3 == 0);
+        apps.push(app);
+        while clients.try_join_next().is_some() {}
+    }
+    let last = App::new().await;
+    scene.ready(&last).await;
+    last.gate.add_permits(10_000);
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    let demand = scene
+        .until(|demand| demand.in_flight == 0 && demand.queued == 0)
+        .await;
+    // A request whose client left before its head was read never arrived.
+    let arrived = usize::try_from(demand.arrivals).unwrap();
+    assert!(arrived > 500, "{demand:?}");
+    let records = scene.records(arrived).await;
+    assert_eq!(records.len(), arrived);
+    for app in &apps {
+        assert!(
+            app.life.most.load(Ordering::SeqCst) <= 3 + 1,
+            "a cut request's handler may still go on"
+        );
+    }
+}
