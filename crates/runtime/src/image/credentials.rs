@@ -117,7 +117,7 @@ impl Credentials {
             Some(helper) if self.run_helpers => ask_helper(helper, &image.registry).await,
             Some(helper) => Err(format!(
                 "{place} leaves them to the helper program 'docker-credential-{helper}', which the server does not run; \
-                 set [images] run_credential_helpers = true, or add the credentials under [images.credentials]"
+                 log in without a helper (`podman login --authfile FILE` does) and name that file with the server's option docker-config"
             )),
         }
     }
@@ -255,7 +255,7 @@ mod tests {
         let mut credentials = from(r#"{"credsStore":"desktop","credHelpers":{"gcr.io":"gcloud"}}"#);
         let image = Reference::parse("gcr.io/p/x").unwrap();
         let error = credentials.find(&image).await.unwrap_err();
-        assert!(error.contains("docker-credential-gcloud") && error.contains("run_credential_helpers"), "{error}");
+        assert!(error.contains("docker-credential-gcloud") && error.contains("docker-config"), "{error}");
         credentials.configured.insert("gcr.io".into(), password("a", "b").unwrap());
         assert_eq!(credentials.find(&image).await, Ok(password("a", "b")));
     }

@@ -49,7 +49,7 @@ pub enum PullError {
     #[error("Credentials for registry '{registry}' can't be read: {why}.")]
     Credentials { registry: String, why: String },
     #[error(
-        "Registry '{registry}' can't be reached over https ({why}). If it speaks plain http, name it in the server's configuration: [images] insecure_registries = [\"{registry}\"]."
+        "Registry '{registry}' can't be reached over https ({why}). If it speaks plain http, name it in the server's option insecure-registries: insecure-registries = [\"{registry}\"]."
     )]
     NoTls { registry: String, why: String },
     #[error("Registry '{registry}' redirects from https to plain http ({target}); refused, since anybody on the way could change the answer.")]
@@ -61,7 +61,7 @@ pub enum PullError {
     #[error("Registry '{registry}' sent other content for {what} than the image names: expected {expected}, got {found}. Nothing of it was kept.")]
     Corrupt { registry: String, what: String, expected: String, found: String },
     #[error(
-        "Not enough disk space at {}: {needed_bytes} more bytes are needed, {available_bytes} are free, and {reserve_bytes} are kept in reserve. Free some space or remove unused images (`utsuwa images prune`).",
+        "Not enough disk space at {}: {needed_bytes} more bytes are needed, {available_bytes} are free, and {reserve_bytes} are kept in reserve. Free some space.",
         .path.display()
     )]
     DiskReserve { path: PathBuf, needed_bytes: u64, available_bytes: u64, reserve_bytes: u64 },
@@ -116,10 +116,10 @@ impl PullError {
 
 fn advice(registry: &str, had_credentials: bool) -> String {
     if had_credentials {
-        format!("The credentials configured for '{registry}' were refused: renew them (`docker login {registry}`, or [images.credentials] in the server's configuration).")
+        format!("The credentials configured for '{registry}' were refused: renew them with `docker login {registry}` as the user who starts the server.")
     } else {
         format!(
-            "No credentials are configured for '{registry}': run `docker login {registry}` as the server's operator, or add them under [images.credentials.\"{registry}\"] in the server's configuration."
+            "No credentials are configured for '{registry}': run `docker login {registry}` as the user who starts the server, or name another file in docker's format with the server's option docker-config."
         )
     }
 }

@@ -6,6 +6,7 @@
 //! The store runs in the unprivileged server; layers are made through a [`LayerUnpacker`], in production by the keeper's
 //! housekeeper, whose unpacking child has no rights outside its user namespace.
 
+mod archive;
 mod credentials;
 pub mod digest;
 mod error;
@@ -18,6 +19,7 @@ mod registry;
 mod store;
 pub mod unpack;
 
+pub use archive::pack_oci_directory;
 pub use credentials::{Credential, Credentials, DockerConfig};
 pub use digest::Digest;
 pub use error::{ErrorClass, PullError};
@@ -25,5 +27,5 @@ pub use layers::{InProcessUnpacker, LayerUnpacker};
 pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{HELLO, LOCAL_REGISTRY, Reference, RewriteRule};
 pub use registry::RegistrySettings;
-pub use store::{Collected, ImageStore, LoadRequest, Settings, StoredImage};
+pub use store::{Collected, ImageStore, Settings, StoredImage};
 pub use unpack::{Limits, UnpackError, UnpackReport};

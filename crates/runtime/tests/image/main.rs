@@ -5,4 +5,6 @@ mod bad_registry;
 mod fake;
 mod fixture;
 mod real_registry;
+mod restart;
 mod sample;
+mod upload;

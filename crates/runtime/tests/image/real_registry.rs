@@ -124,5 +124,5 @@ async fn plain_http_is_spoken_only_when_configured() {
     let store = Store::new(|_settings| {});
     let error = store.store.ensure(&format!("{}/x", registry.host)).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Unavailable);
-    assert!(error.to_string().contains("insecure_registries"), "{error}");
+    assert!(error.to_string().contains("insecure-registries"), "{error}");
 }

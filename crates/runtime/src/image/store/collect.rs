@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::Path;
 
-use super::{ImageStore, blob_turn, now};
+use super::{ImageStore, blob_turn, names_in, now};
 use crate::image::digest::Digest;
 use crate::image::error::PullError;
 
@@ -85,7 +84,7 @@ impl ImageStore {
 
     /// Writes unpacked layers to the disk in the background, then deletes their compressed form.
     pub(super) fn settle(&self) {
-        let waiting = self.0.index.read(|index| index.images.values().any(|record| !record.durable));
+        let waiting = self.0.index.read(|index| index.images.values().any(|record| !record.durable && record.boot == self.0.boot));
         if !waiting || self.0.background.is_closed() {
             return;
         }
@@ -99,7 +98,8 @@ impl ImageStore {
 
     fn settle_now(&self) -> Result<(), PullError> {
         let settled: Vec<(Digest, Vec<Digest>)> = self.0.index.read(|index| {
-            let waiting = index.images.iter().filter(|(_manifest, record)| !record.durable);
+            // Layers of another boot are beyond saving; they are unpacked again when wanted.
+            let waiting = index.images.iter().filter(|(_manifest, record)| !record.durable && record.boot == self.0.boot);
             waiting.map(|(manifest, record)| (*manifest, record.layers.iter().map(|layer| layer.blob.digest).collect())).collect()
         });
         if settled.is_empty() {
@@ -133,18 +133,4 @@ impl ImageStore {
         }
         Ok(())
     }
-}
-
-/// Names in a directory that may be missing.
-fn names_in(directory: &Path) -> Result<Vec<String>, PullError> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(PullError::disk("read the directory", directory))?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(PullError::disk("read the directory", directory))?;
-        names.extend(entry.file_name().into_string());
-    }
-    Ok(names)
 }

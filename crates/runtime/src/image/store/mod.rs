@@ -13,15 +13,15 @@
 //!
 //! Fails with [`PullError`]. A failed call leaves complete blobs and layers (the next try uses them) and nothing half done.
 
+mod claims;
 mod collect;
 mod download;
 mod index;
-mod claims;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,11 +34,10 @@ use tokio_util::task::TaskTracker;
 use utsuwa_model::image::ResolvedImage;
 
 pub use collect::Collected;
-pub use upload::LoadRequest;
 
 use self::claims::Claims;
 use self::index::{IndexFile, Layer, Record};
-use super::digest::Digest;
+use super::digest::{Digest, Hasher};
 use super::error::PullError;
 use super::hello;
 use super::layers::LayerUnpacker;
@@ -131,24 +130,18 @@ impl ImageStore {
         for directory in [&blobs, &incoming] {
             std::fs::create_dir_all(directory).map_err(PullError::disk("make the directory", directory))?;
         }
-        for entry in std::fs::read_dir(&blobs).map_err(PullError::disk("read the directory", &blobs))? {
-            let path = entry.map_err(PullError::disk("read the directory", &blobs))?.path();
-            if path.extension().is_some_and(|extension| extension == "partial") {
-                std::fs::remove_file(&path).map_err(PullError::disk("remove an interrupted download", &path))?;
-            }
-        }
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let index = IndexFile::open(settings.directory.join("index.json"))?;
-        let suspect = index.read(|index| {
-            let safe: BTreeSet<Digest> = index
-                .images
-                .values()
-                .filter(|record| record.durable)
-                .flat_map(|record| record.layers.iter().map(|layer| layer.diff_id))
-                .collect();
-            let unsafe_records = index.images.values().filter(|record| !record.durable && record.boot != boot);
-            unsafe_records.flat_map(|record| record.layers.iter().map(|layer| layer.diff_id)).filter(|id| !safe.contains(id)).collect()
-        });
+        let known: BTreeSet<Digest> = index.read(|index| index.images.values().flat_map(Record::digests).collect());
+        for name in names_in(&blobs)? {
+            // Interrupted downloads, and blobs of pulls that never ended: after a power cut nobody knows what is in them.
+            if Digest::from_hex(&name).is_ok_and(|digest| known.contains(&digest)) {
+                continue;
+            }
+            let path = blobs.join(name);
+            std::fs::remove_file(&path).map_err(PullError::disk("remove an interrupted download", &path))?;
+        }
+        let suspect = suspect_layers(&settings.directory.join("layers"), &index, &boot)?;
         Ok(Self(Arc::new(Inner {
             registry: Registry::new(settings.registry.clone()),
             settings,
@@ -187,13 +180,30 @@ impl ImageStore {
         let (mut record, names) = self.resolve(reference, &target).await?;
         reference.clone_into(&mut record.image.reference);
         let claim = self.0.claims.claim(record.digests());
-        self.make_ready(&target, &record, &reporter).await?;
+        let unpacked = self.make_ready(&target, &record, &reporter).await?;
         let image = record.image.clone();
-        self.remember(record, names).await?;
+        self.remember(record, names, unpacked).await?;
         // Not before: the index names the content from here on.
         drop(claim);
         self.settle();
         Ok(image)
+    }
+
+    /// Unpacks again what may not have reached the disk before a power cut. Call it once after [`ImageStore::open`], before
+    /// instances start; costs nothing otherwise.
+    ///
+    /// # Errors
+    /// The first image that can't be had again.
+    pub async fn recover(&self) -> Result<(), PullError> {
+        let suspect = self.0.suspect.lock().clone();
+        let damaged: Vec<String> = self.0.index.read(|index| {
+            let damaged = index.images.values().filter(|record| record.layers.iter().any(|layer| suspect.contains(&layer.diff_id)));
+            damaged.map(|record| record.image.pinned.clone()).collect()
+        });
+        for pinned in damaged {
+            self.ensure(&pinned).await?;
+        }
+        Ok(())
     }
 
     /// All images, by reference.
@@ -248,7 +258,6 @@ impl ImageStore {
                 }
                 Manifest::Index { media_type, entries } => {
                     depth += 1;
-                    self.put_document(document.digest, &document.content)?;
                     let entry = manifest::choose(&image, &media_type, &entries)?;
                     document = self.0.registry.manifest(target, &entry.descriptor.digest.to_string()).await.map_err(named)?;
                     manifest = Manifest::parse(&image, &document.content, &document.media_type)?;
@@ -341,8 +350,8 @@ impl ImageStore {
         })
     }
 
-    /// Brings and unpacks what is missing. All layers are looked at even if one fails soon: none is left half done.
-    async fn make_ready(&self, source: &Reference, record: &Record, reporter: &Reporter) -> Result<(), PullError> {
+    /// Brings and unpacks what is missing; true when something was.
+    async fn make_ready(&self, source: &Reference, record: &Record, reporter: &Reporter) -> Result<bool, PullError> {
         let begin = |layer: &Layer| LayerProgress {
             digest: layer.blob.digest,
             total_bytes: layer.blob.size,
@@ -354,24 +363,26 @@ impl ImageStore {
         futures_util::stream::iter(record.layers.iter().enumerate())
             .map(|(index, layer)| self.layer(source, layer, index, reporter))
             .buffer_unordered(LAYERS_AT_A_TIME)
-            .try_collect::<()>()
+            .try_fold(false, |any, unpacked| std::future::ready(Ok(any || unpacked)))
             .await
     }
 
-    async fn layer(&self, source: &Reference, layer: &Layer, index: usize, reporter: &Reporter) -> Result<(), PullError> {
+    async fn layer(&self, source: &Reference, layer: &Layer, index: usize, reporter: &Reporter) -> Result<bool, PullError> {
         let inner = &self.0;
         let _turn = inner.claims.turn(layer.diff_id).await;
         let suspect = inner.suspect.lock().contains(&layer.diff_id);
         let failed = |error| PullError::Unpack { image: source.to_string(), layer: layer.blob.digest, source: error };
         if suspect {
+            tracing::info!(layer = %layer.diff_id, "unpack a layer again: it may not have reached the disk before the last stop");
             inner.unpacker.remove(layer.diff_id).await.map_err(failed)?;
+            self.drop_wrong_blob(layer.blob.digest).await?;
             inner.suspect.lock().remove(&layer.diff_id);
         } else if self.layer_path(layer.diff_id).exists() {
             reporter.layer(index, |progress| {
                 progress.done_bytes = progress.total_bytes;
                 progress.state = LayerState::Ready;
             });
-            return Ok(());
+            return Ok(false);
         }
         let blob = self.blob(source, &layer.blob, index, reporter).await?;
         reporter.layer(index, |progress| {
@@ -385,7 +396,30 @@ impl ImageStore {
             skipped_devices = report.skipped, "unpacked a layer"
         );
         reporter.layer(index, |progress| progress.state = LayerState::Ready);
-        Ok(())
+        Ok(true)
+    }
+
+    /// A blob from before a power cut may be anything.
+    async fn drop_wrong_blob(&self, digest: Digest) -> Result<(), PullError> {
+        let _turn = self.0.claims.turn(blob_turn(digest)).await;
+        let path = self.blob_path(digest);
+        let check = tokio::task::spawn_blocking(move || {
+            let Ok(mut file) = File::open(&path) else { return Ok(()) };
+            let mut hasher = Hasher::new();
+            let mut buffer = vec![0; 128 << 10];
+            loop {
+                let bytes = file.read(&mut buffer).map_err(PullError::disk("read a layer", &path))?;
+                if bytes == 0 {
+                    break;
+                }
+                hasher.update(&buffer[..bytes]);
+            }
+            if hasher.finish() != digest {
+                std::fs::remove_file(&path).map_err(PullError::disk("remove a damaged layer", &path))?;
+            }
+            Ok(())
+        });
+        check.await.map_err(|error| PullError::Interrupted(error.to_string()))?
     }
 
     /// The compressed layer, downloaded unless it is here.
@@ -431,7 +465,7 @@ impl ImageStore {
         Ok(())
     }
 
-    async fn remember(&self, mut record: Record, names: Vec<String>) -> Result<(), PullError> {
+    async fn remember(&self, mut record: Record, names: Vec<String>, unpacked: bool) -> Result<(), PullError> {
         let Ok(manifest) = record.image.manifest.parse::<Digest>() else { return Ok(()) };
         record.used = now();
         let this = self.clone();
@@ -440,13 +474,20 @@ impl ImageStore {
             // Once a minute is enough to know what is in use.
             index.images.get(&manifest).is_some_and(|old| same_names && record.used < old.used + 60)
         });
-        if fresh {
+        if fresh && !unpacked {
             return Ok(());
         }
         tokio::task::spawn_blocking(move || {
             this.0.index.change(|index| {
-                if let Some(old) = index.images.get(&manifest) {
-                    record.durable = old.durable && old.boot == record.boot || old.durable;
+                match index.images.get(&manifest) {
+                    Some(old) if !unpacked => {
+                        record.durable = old.durable;
+                        record.boot.clone_from(&old.boot);
+                    }
+                    _ => {
+                        record.durable = false;
+                        record.boot.clone_from(&this.0.boot);
+                    }
                 }
                 index.images.insert(manifest, record);
                 index.names.extend(names.into_iter().map(|name| (name, manifest)));
@@ -480,6 +521,30 @@ impl ImageStore {
     fn directory(&self) -> &Path {
         &self.0.settings.directory
     }
+}
+
+/// Layers on disk that may be damaged: not written out before a reboot, or of no image at all.
+fn suspect_layers(layers: &Path, index: &IndexFile, boot: &str) -> Result<BTreeSet<Digest>, PullError> {
+    let safe: BTreeSet<Digest> = index.read(|index| {
+        let safe = index.images.values().filter(|record| record.durable || record.boot == boot);
+        safe.flat_map(|record| record.layers.iter().map(|layer| layer.diff_id)).collect()
+    });
+    let there = names_in(layers)?;
+    Ok(there.iter().filter_map(|name| Digest::from_hex(name).ok()).filter(|digest| !safe.contains(digest)).collect())
+}
+
+/// Names in a directory that may be missing.
+fn names_in(directory: &Path) -> Result<Vec<String>, PullError> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(PullError::disk("read the directory", directory))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(PullError::disk("read the directory", directory))?;
+        names.extend(entry.file_name().into_string());
+    }
+    Ok(names)
 }
 
 /// A blob's own turn, different from that of an uncompressed layer with the same digest (plain tar layers).

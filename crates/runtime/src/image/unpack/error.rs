@@ -16,17 +16,20 @@ pub enum UnpackError {
     /// Not a tar archive, or the compression is broken.
     #[error("not a readable archive: {why}")]
     Format { why: String },
-    #[error("it unpacks to more than {limit} bytes, the most this server accepts ([images] max_layer_bytes)")]
+    #[error("it unpacks to more than {limit} bytes, the most this server accepts")]
     TooLarge { limit: u64 },
     #[error("{compressed} bytes unpack to more than {unpacked} bytes; this looks like a decompression bomb and is refused")]
     Ratio { compressed: u64, unpacked: u64 },
-    #[error("it holds more than {limit} entries, the most this server accepts ([images] max_layer_entries)")]
+    #[error("it holds more than {limit} entries, the most this server accepts")]
     TooManyEntries { limit: u64 },
     #[error("only {available} bytes are free on the disk of the image store, and {reserve} are kept in reserve; free some space")]
     DiskReserve { available: u64, reserve: u64 },
     /// The kernel refused.
     #[error("{call} '{name}': {}", std::io::Error::from_raw_os_error(*.errno))]
     Sys { call: String, name: String, errno: i32 },
+    /// The process that unpacks found the layer wrong; its words.
+    #[error("{why}")]
+    Refused { why: String },
     /// The process that unpacks could not be started or did not answer.
     #[error("the unpacking process is not available: {why}")]
     Unavailable { why: String },
@@ -68,7 +71,8 @@ impl UnpackError {
             | Self::Format { .. }
             | Self::TooLarge { .. }
             | Self::Ratio { .. }
-            | Self::TooManyEntries { .. } => ErrorClass::Caller,
+            | Self::TooManyEntries { .. }
+            | Self::Refused { .. } => ErrorClass::Caller,
             Self::DiskReserve { .. } => ErrorClass::Exhausted,
             Self::Sys { errno, .. } => match *errno {
                 libc::ENOSPC | libc::EDQUOT => ErrorClass::Exhausted,

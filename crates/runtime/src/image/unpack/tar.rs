@@ -282,7 +282,8 @@ impl<R: BufRead> TarReader<R> {
         if header.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        let written = number(&header[148..156])?;
+        let wrong = || UnpackError::format("a header has a wrong checksum");
+        let written = number(&header[148..156]).map_err(|_error| wrong())?;
         let (mut unsigned, mut signed) = (0_u64, 0_i64);
         for (index, byte) in header.iter().enumerate() {
             let byte = if (148..156).contains(&index) { b' ' } else { *byte };
@@ -290,7 +291,7 @@ impl<R: BufRead> TarReader<R> {
             signed += i64::from(byte.cast_signed());
         }
         if written != unsigned && i64::try_from(written).ok() != Some(signed) {
-            return Err(UnpackError::format("a header has a wrong checksum"));
+            return Err(wrong());
         }
         Ok(Some(header))
     }

@@ -1,0 +1,68 @@
+//! What a restart, a crash or a power cut leaves behind.
+
+use crate::fake::{Fake, honest};
+use crate::fixture::{Compression, Store, image, is_root, tar_of};
+
+#[tokio::test]
+async fn leftovers_are_removed_at_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = directory.path().join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    std::fs::create_dir_all(directory.path().join("incoming/3")).unwrap();
+    std::fs::write(blobs.join("0".repeat(64)), "of a pull that never ended").unwrap();
+    std::fs::write(blobs.join(format!("{}.partial", "1".repeat(64))), "half").unwrap();
+    std::fs::write(directory.path().join("incoming/3/0"), "half").unwrap();
+    let store = Store::at(directory, |_settings| {});
+    store.assert_clean();
+    assert_eq!(store.names("blobs/sha256"), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn layers_that_may_not_have_reached_the_disk_are_unpacked_again() {
+    if !is_root() {
+        return;
+    }
+    let content = image(&[(tar_of(&[("a", b"whole")]), Compression::Gzip)]);
+    let layer = content.layers[0].clone();
+    let fake = Fake::start(move |asked| honest(&content, asked));
+    let insecure = vec![fake.host()];
+    let store = Store::new(|settings| {
+        settings.registry.insecure.clone_from(&insecure);
+        settings.keep_blobs = true;
+    });
+    let found = store.store.ensure(&format!("{}/app:v1", fake.host())).await.unwrap();
+    store.store.close().await;
+    let (path, directory) = (store.layer(&found.layers[0]).join("a"), store.directory);
+    drop(store.store);
+
+    // As a power cut before the layers were written would leave it: another boot, files and blobs of zeros.
+    let index = directory.path().join("index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    let mut document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let record = &mut document["images"][&found.manifest];
+    assert_eq!(record["durable"], true, "the background work was waited for");
+    record["durable"] = false.into();
+    record["boot"] = "another".into();
+    std::fs::write(&index, document.to_string()).unwrap();
+    std::fs::write(&path, "\0\0\0\0\0").unwrap();
+    std::fs::write(directory.path().join("blobs/sha256").join(layer.strip_prefix("sha256:").unwrap()), "\0").unwrap();
+
+    let again = Store::at(directory, |settings| settings.registry.insecure.clone_from(&insecure));
+    again.store.recover().await.unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole");
+    assert_eq!(fake.count(&layer), 2, "the damaged blob was pulled again");
+    again.store.close().await;
+    let text = std::fs::read_to_string(&index).unwrap();
+    assert!(text.contains("\"durable\":true"), "{text}");
+}
+
+#[tokio::test]
+async fn an_unreadable_index_names_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("index.json"), "{").unwrap();
+    let path = directory.path().join("index.json").display().to_string();
+    let settings = utsuwa_runtime::image::Settings::new(directory.path().to_owned());
+    let unpacker = utsuwa_runtime::image::InProcessUnpacker::new(directory.path().join("layers"), Default::default());
+    let error = utsuwa_runtime::image::ImageStore::open(settings, std::sync::Arc::new(unpacker)).unwrap_err();
+    assert!(error.to_string().contains(&path), "{error}");
+}
