@@ -141,10 +141,11 @@ install -m 755 "$here/first-init" "$first/init"
 
 note "booting $version (no hardware help: slow), at most ${limit} s"
 console=$scratch/console
+: >"$console"
 timeout --kill-after=5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -machine q35 -smp 2 -m 2048 -nographic -no-reboot \
   -nic none -kernel "$vmlinuz" -initrd "$scratch/first.gz" \
   -append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off" \
-  -drive "file=$scratch/disk.ext4,format=raw,if=virtio,cache=unsafe" </dev/null >"$console" 2>&1 &
+  -drive "file=$scratch/disk.ext4,format=raw,if=virtio,cache=unsafe" </dev/null >>"$console" 2>&1 &
 machine=$!
 # Everything on the console is shown as it comes.
 tail --pid="$machine" -n +1 -f "$console" | sed -u 's/\r//g; s/\x1b\[[?0-9;]*[a-zA-Z]//g; s/\x1bc//g' || true
