@@ -99,6 +99,8 @@ fn open_log(config: &KeeperConfig) -> io::Result<File> {
 fn run(arguments: &Arguments) -> io::Result<()> {
     start_tracing();
     let _ = rustix::process::setsid();
+    // A successor comes from the starter, which works elsewhere.
+    rustix::process::chdir("/")?;
     let successor = arguments.held.is_some();
     let mut held = arguments.held.map_or_else(|| Ok(Held::default()), Held::from_exec)?;
     let config = read_config(&arguments.config)?;

@@ -145,7 +145,9 @@ impl Keeper {
     }
 
     fn spawner_broken(&mut self, index: u32, error: &LinkError) {
-        tracing::warn!(index, %error, "a spawner can't be reached; it is replaced");
+        if self.ending.is_none() {
+            tracing::warn!(index, %error, "a spawner can't be reached; it is replaced");
+        }
         if let Some(process) = self.spawner(index) {
             // Its end is reported by its pidfd, where everything is cleaned up.
             let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);

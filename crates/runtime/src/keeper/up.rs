@@ -114,7 +114,10 @@ pub fn down(config: &KeeperConfig, grace: Duration) -> Result<DownReport, UpErro
     let mut visitor = Visitor::connect(&config.socket(), &config.id)?;
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
     match visitor.ask(Op::Shutdown { stop_instances: true, tear_down: true, grace_ms }, &[])?.0 {
-        Reply::ShutDown(report) => Ok(report),
+        Reply::ShutDown(report) => {
+            visitor.until_closed();
+            Ok(report)
+        }
         other => Err(UpError::NotStarted {
             reason: format!("it answered {other:?} when asked to end"),
             log: config.log_file.display().to_string(),

@@ -95,6 +95,11 @@ impl Visitor {
             }
         }
     }
+
+    /// Waits until the keeper has closed the connection: it has ended then.
+    pub(crate) fn until_closed(self) {
+        while let Ok(Some(_)) = self.channel.receive::<FromKeeper>() {}
+    }
 }
 
 /// A blocking SOCK_SEQPACKET connection to `path`.

@@ -1,0 +1,265 @@
+//! The keeper with real sandboxes: starts, ends, logs and sockets, and what survives its own and the server's death. Need
+//! root; skipped by name otherwise.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::allow_attributes, reason = "tests")]
+
+mod keeper_world;
+
+use std::time::Duration;
+
+use keeper_world::{World, possible};
+use utsuwa_model::instance::Exit;
+use utsuwa_runtime::Driver;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_starts_is_listed_and_ends_once() {
+    if !possible("an_instance_starts_is_listed_and_ends_once") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    let spec = world.spec("echo one; echo two >&2; read line; exit 7");
+    let id = spec.id.clone();
+    let phases = server.driver.start(spec.clone()).await.unwrap();
+    println!("{phases:?}");
+    let (ended, exit, lines) = server.exit().await;
+    assert_eq!((ended, exit), (id.clone(), Exit::Code(7)));
+    assert_eq!(lines, ["one", "two"]);
+
+    let spec = world.spec("trap 'echo bye; exit 3' TERM; while :; do sleep 0.01; done");
+    let phases = server.driver.start(spec.clone()).await.unwrap();
+    println!("{phases:?}");
+    server.driver.start(spec.clone()).await.expect("starting a running one again is no error");
+    let listed = server.driver.list().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].id, spec.id);
+    let usage = server.driver.usage(&spec.id).await.unwrap();
+    assert!(usage.memory_bytes > 0 && usage.pids > 0, "{usage:?}");
+    keeper_world::until("the handler", async || utsuwa_runtime::sandbox::has_sigterm_handler(listed[0].pid).unwrap()).await;
+    server.driver.stop(spec.id.clone(), Duration::from_secs(10)).await.unwrap();
+    let (ended, exit, lines) = server.exit().await;
+    assert_eq!((ended, exit), (spec.id.clone(), Exit::Code(3)));
+    assert_eq!(lines, ["bye"]);
+    server.driver.stop(spec.id, Duration::from_secs(10)).await.expect("stopping a gone one is no error");
+    server.no_more_exits().await;
+    assert!(server.driver.list().await.unwrap().is_empty());
+    world.down();
+}
+
+/// `1`, `2`, … without a hole or a repetition.
+fn assert_counted(text: &str, at_least: usize) {
+    let mut expected = 0_usize;
+    for line in text.lines() {
+        expected += 1;
+        assert_eq!(line, expected.to_string(), "line {expected} of the log");
+    }
+    assert!(expected >= at_least, "only {expected} lines");
+}
+
+fn raw_log(world: &World, name: &str) -> String {
+    let mut names: Vec<_> = std::fs::read_dir(world.logs_of_service())
+        .map(|all| all.flatten().map(|entry| entry.path()).collect())
+        .unwrap_or_default();
+    names.retain(|path: &std::path::PathBuf| {
+        let file = path.file_name().unwrap().to_str().unwrap();
+        file.starts_with(name) && !file.ends_with(".idx") && !file.ends_with(".dropped")
+    });
+    names.sort_by_key(|path| path.extension().unwrap().to_str().unwrap().parse::<u64>().unwrap());
+    names.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect()
+}
+
+const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo $i; [ $((i%50)) = 0 ] && sleep 0.005; done";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_keeper_and_a_killed_server_lose_nothing() {
+    if !possible("a_killed_keeper_and_a_killed_server_lose_nothing") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    let counter = world.spec(COUNTER);
+    let web = world.spec_of(&["httpd", "-f", "-p", "8080", "-h", "/www"]);
+    for spec in [&counter, &web] {
+        server.driver.start(spec.clone()).await.unwrap();
+    }
+    assert!(server.get(&web.id).await.contains("hello from inside"));
+    let listener = server.driver.listen("http", "127.0.0.1:0").await.unwrap();
+    let address = std::net::TcpListener::from(listener.try_clone().unwrap()).local_addr().unwrap();
+    let name = format!("{}.out", counter.id);
+    let before: Vec<u32> = server.driver.list().await.unwrap().iter().map(|seen| seen.pid).collect();
+    let mut lines = 0;
+    // Keeper, server, both: twice each.
+    for round in 0..6 {
+        keeper_world::until("more lines", async || raw_log(&world, &name).lines().count() > lines + 200).await;
+        lines = raw_log(&world, &name).lines().count();
+        let status = server.driver.status().await.unwrap();
+        let began = std::time::Instant::now();
+        match round % 3 {
+            0 => keeper_world::kill(status.pid),
+            1 => {
+                // A server that dies says nothing; its successor just connects.
+                drop(server);
+                server = world.server().await;
+            }
+            _ => {
+                drop(server);
+                keeper_world::kill(status.pid);
+                std::net::TcpStream::connect(address).expect("the listening socket lives on");
+                server = world.server().await;
+            }
+        }
+        let after = server.driver.status().await.unwrap();
+        println!("round {round}: answered again after {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(1));
+        assert_eq!(after.pid == status.pid, round % 3 == 1);
+        assert_eq!(after.instances, 2, "{after:?}");
+        let again = server.driver.listen("http", "127.0.0.1:0").await.unwrap();
+        assert_eq!(std::net::TcpListener::from(again).local_addr().unwrap(), address);
+        let pids: Vec<u32> = server.driver.list().await.unwrap().iter().map(|seen| seen.pid).collect();
+        assert_eq!(pids, before, "instances keep their processes");
+        assert!(server.get(&web.id).await.contains("hello from inside"));
+    }
+    server.driver.stop(counter.id.clone(), Duration::ZERO).await.unwrap();
+    let (id, exit, last) = server.exit().await;
+    assert_eq!((id, exit), (counter.id.clone(), Exit::Signal(9)));
+    let log = raw_log(&world, &name);
+    assert_counted(&log, 1200);
+    assert_eq!(last.last().unwrap(), log.lines().last().unwrap());
+    server.no_more_exits().await;
+    let report = world.down();
+    assert_eq!((report.instances_stopped, report.problems.len()), (1, 0), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ends_that_nobody_watched_are_told_once() {
+    if !possible("ends_that_nobody_watched_are_told_once") {
+        return;
+    }
+    let mut world = World::new();
+    let server = world.server().await;
+    // One ends by itself once the server is gone, one while the keeper is dead, one runs out of memory.
+    let late = world.spec("read line < /tmp/never || sleep 0.3; echo last words; exit 5");
+    let hungry = world.spec("sleep 0.3; x=$(yes | head -c 200000000); echo survived");
+    let killed = world.spec("while :; do sleep 1; done");
+    for spec in [&late, &hungry, &killed] {
+        server.driver.start(spec.clone()).await.unwrap();
+    }
+    let status = server.driver.status().await.unwrap();
+    let victim = server.driver.list().await.unwrap().iter().find(|seen| seen.id == killed.id).unwrap().pid;
+    drop(server);
+    keeper_world::kill(status.pid);
+    keeper_world::kill(victim);
+    let socket = world.config.socket();
+    let id = world.config.id.clone();
+    keeper_world::until("all three ends", async || {
+        let Ok(mut visitor) = utsuwa_runtime::keeper::Visitor::connect(&socket, &id) else { return false };
+        match visitor.ask(utsuwa_runtime::keeper::protocol::Op::Status, &[]) {
+            Ok((utsuwa_runtime::keeper::protocol::Reply::Status(status), _)) => status.exits_unacknowledged == 3,
+            _ => false,
+        }
+    })
+    .await;
+    // Another keeper reads them from its records.
+    let status = world.server().await.driver.status().await.unwrap();
+    keeper_world::kill(status.pid);
+    let mut server = world.server().await;
+    let mut exits = std::collections::BTreeMap::new();
+    for _ in 0..3 {
+        let (id, exit, lines) = server.exit().await;
+        assert!(exits.insert(id, (exit, lines)).is_none(), "told twice");
+    }
+    assert_eq!(exits[&late.id].1, ["sh: can't open /tmp/never: no such file", "last words"].map(str::to_owned)[..].iter().rev().cloned().collect::<Vec<_>>());
+    // How they ended is known from Linux 6.15 on, or while nobody else reaped them.
+    let told = |exit: &Exit, wanted: &Exit| exit == wanted || matches!(exit, Exit::Unknown { .. });
+    println!("{exits:?}");
+    assert!(told(&exits[&late.id].0, &Exit::Code(5)), "{exits:?}");
+    assert!(told(&exits[&killed.id].0, &Exit::Signal(9)), "{exits:?}");
+    assert_eq!(exits[&hungry.id].0, Exit::OutOfMemory { limit: hungry.limits.memory });
+    server.no_more_exits().await;
+    drop(server);
+    let mut server = world.server().await;
+    server.no_more_exits().await;
+    world.down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_reaches_those_who_mind_it() {
+    if !possible("sigterm_reaches_those_who_mind_it") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    let deaf = world.spec("while :; do sleep 1; done");
+    let stubborn = world.spec("trap 'echo not yet' TERM; while :; do sleep 0.01; done");
+    for (spec, grace, at_least, signal) in [(&deaf, 10_000, 0, 9), (&stubborn, 300, 300, 9)] {
+        server.driver.start(spec.clone()).await.unwrap();
+        let pid = server.driver.list().await.unwrap()[0].pid;
+        if at_least > 0 {
+            keeper_world::until("the handler", async || utsuwa_runtime::sandbox::has_sigterm_handler(pid).unwrap()).await;
+        }
+        let began = std::time::Instant::now();
+        server.driver.stop(spec.id.clone(), Duration::from_millis(grace)).await.unwrap();
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(at_least) && took < Duration::from_millis(at_least + 2000), "{took:?}");
+        let (id, exit, _) = server.exit().await;
+        assert_eq!((id, exit), (spec.id.clone(), Exit::Signal(signal)));
+    }
+    world.down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pool_refills_and_a_bad_start_says_why() {
+    if !possible("the_pool_refills_and_a_bad_start_says_why") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    let specs: Vec<_> = (0..6).map(|_| world.spec("while :; do sleep 1; done")).collect();
+    let starts = specs.iter().map(|spec| server.driver.start(spec.clone()));
+    for phases in futures_util::future::join_all(starts).await {
+        println!("{:?}", phases.unwrap());
+    }
+    keeper_world::until("a larger pool", async || {
+        let status = server.driver.status().await.unwrap();
+        status.pool_target >= 8 && status.pool_ready >= 8
+    })
+    .await;
+    let bad = world.spec_of(&["no-such-program"]);
+    let error = server.driver.start(bad).await.expect_err("not there").to_string();
+    assert!(error.contains("no-such-program"), "{error}");
+    server.no_more_exits().await;
+    assert_eq!(server.driver.list().await.unwrap().len(), 6);
+    let report = world.down();
+    assert_eq!(report.instances_stopped, 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_build_takes_over_with_everything() {
+    if !possible("another_build_takes_over_with_everything") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    let counter = world.spec(COUNTER);
+    server.driver.start(counter.clone()).await.unwrap();
+    let listener = std::net::TcpListener::from(server.driver.listen("api", "[::1]:0").await.unwrap());
+    let before = server.driver.status().await.unwrap();
+    world.config.build = "another".to_owned();
+    let began = std::time::Instant::now();
+    utsuwa_runtime::keeper::ensure_keeper(&world.config).unwrap();
+    println!("replaced after {:?}", began.elapsed());
+    let after = server.driver.status().await.unwrap();
+    assert_eq!((after.pid, after.build.as_str()), (before.pid, "another"), "the same process, so it is still the parent");
+    assert_eq!(after.listeners, before.listeners);
+    std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let newer = world.server().await;
+    server.driver.superseded().await;
+    let refused = server.driver.list().await.expect_err("superseded").to_string();
+    assert!(refused.contains("another server"), "{refused}");
+    drop(server);
+    server = newer;
+    assert_eq!(server.driver.list().await.unwrap().len(), 1);
+    server.driver.stop(counter.id.clone(), Duration::ZERO).await.unwrap();
+    assert_eq!(server.exit().await.1, Exit::Signal(9));
+    assert_counted(&raw_log(&world, &format!("{}.out", counter.id)), 1);
+    world.down();
+}

@@ -1,0 +1,242 @@
+//! A data directory with a busybox image, its keeper, and a driver; nothing is left behind.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::allow_attributes, dead_code, unreachable_pub, reason = "tests")]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::{Instant, timeout};
+use utsuwa_model::InstanceId;
+use utsuwa_model::instance::{Exit, InstanceSpec, Limits, ProcessSpec, RootfsSpec};
+use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
+use utsuwa_runtime::client::{InternalEvent, SandboxDriver};
+use utsuwa_runtime::keeper::{self, KeeperConfig};
+use utsuwa_runtime::network::NetConfig;
+use utsuwa_runtime::sandbox::process::IMAGE_BASE;
+use utsuwa_runtime::{Driver, InstanceEvent};
+
+pub const UID_BASE: u32 = 0x3000_0000;
+/// Longest time anything here may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+const APPLETS: [&str; 14] =
+    ["sh", "cat", "ls", "dd", "sleep", "head", "tail", "httpd", "yes", "nc", "wget", "seq", "kill", "true"];
+
+/// Whether these tests can run here; says so when not.
+pub fn possible(test: &str) -> bool {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped {test}: it makes namespaces and cgroups, which needs root");
+        return false;
+    }
+    if !Path::new("/bin/busybox").exists() {
+        eprintln!("skipped {test}: it needs a static busybox at /bin/busybox (apt install busybox-static)");
+        return false;
+    }
+    true
+}
+
+pub struct World {
+    pub config: KeeperConfig,
+    layer: String,
+    next: u64,
+    directory: tempfile::TempDir,
+    down: bool,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub fn with(change: impl FnOnce(&mut KeeperConfig)) -> Self {
+        let directory = tempfile::Builder::new().prefix("utsuwa-keeper-").tempdir().unwrap();
+        let layer = busybox_layer(&directory.path().join("images/layers"));
+        let mut config = KeeperConfig::new(directory.path(), 0, 0, None).unwrap();
+        config.net = Some(NetConfig { id: config.id.clone(), ingress_ports: vec![80], allow: Vec::new(), mtu: None });
+        config.binary = PathBuf::from(env!("CARGO_BIN_EXE_utsuwa-roles"));
+        change(&mut config);
+        let world = Self { config, layer, next: 1, directory, down: false };
+        keeper::ensure_keeper(&world.config).unwrap_or_else(|error| panic!("{error}\n{}", world.messages()));
+        world
+    }
+
+    /// What keeper and spawners wrote.
+    pub fn messages(&self) -> String {
+        fs::read_to_string(&self.config.log_file).unwrap_or_default()
+    }
+
+    pub fn logs_of_service(&self) -> PathBuf {
+        self.config.logs_dir().join("demo/local/hello")
+    }
+
+    pub fn spec(&mut self, script: &str) -> InstanceSpec {
+        self.spec_of(&["sh", "-c", script])
+    }
+
+    pub fn spec_of(&mut self, args: &[&str]) -> InstanceSpec {
+        let number = self.next;
+        self.next += 1;
+        InstanceSpec {
+            id: format!("{number:032x}").parse().unwrap(),
+            revision: "demo/local/hello/hello-00001-abc".parse().unwrap(),
+            rootfs: RootfsSpec { layers: vec![self.layer.clone()], uid_base: UID_BASE },
+            process: ProcessSpec {
+                args: args.iter().map(|&argument| argument.to_owned()).collect(),
+                env: vec!["PATH=/bin".to_owned()],
+                cwd: String::new(),
+                user: String::new(),
+            },
+            limits: Limits { cpu: MilliCpu(1000), memory: MemoryBytes(64 << 20), pids: 64 },
+            port: 8080,
+        }
+    }
+
+    pub async fn server(&self) -> Server {
+        let (sender, internal) = mpsc::channel(4096);
+        let driver = SandboxDriver::connect(&self.config.socket(), &self.config.id, "test", Some(sender))
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.messages()));
+        let events = driver.events();
+        Server { driver, events, internal }
+    }
+
+    /// Ends everything, and checks that nothing is left.
+    pub fn down(mut self) -> keeper::protocol::DownReport {
+        let report = keeper::down(&self.config, Duration::from_secs(5))
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.messages()));
+        self.down = true;
+        let left = self.leftovers();
+        assert!(left.is_empty(), "left behind: {left:?}; {report:?}\n{}", self.messages());
+        report
+    }
+
+    /// Kernel objects and files that carry our id.
+    pub fn leftovers(&self) -> Vec<String> {
+        let id = &self.config.id;
+        let mut left = Vec::new();
+        let name = format!("utsuwa-{id}");
+        for line in fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
+            if line.contains(id.as_str()) {
+                left.push(format!("mount {line}"));
+            }
+            if let Some(mount) = line.split(' ').nth(4).filter(|mount| mount.starts_with("/sys/fs/cgroup")) {
+                let path = Path::new(mount).join(&name);
+                if path.exists() {
+                    left.push(format!("cgroup {}", path.display()));
+                }
+            }
+        }
+        for line in fs::read_to_string("/proc/net/dev").unwrap().lines().filter(|line| line.contains(id.as_str())) {
+            left.push(format!("device {line}"));
+        }
+        if self.config.runtime_dir().exists() {
+            left.push(format!("directory {}", self.config.runtime_dir().display()));
+        }
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            if command.contains(id.as_str()) {
+                left.push(format!("process {} {command}", entry.file_name().display()));
+            }
+        }
+        left
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !self.down {
+            let report = keeper::down(&self.config, Duration::ZERO);
+            if std::thread::panicking() {
+                eprintln!("{report:?}\nkeeper's messages:\n{}", self.messages());
+            }
+        }
+    }
+}
+
+/// A server as far as this crate knows one.
+pub struct Server {
+    pub driver: SandboxDriver,
+    pub events: broadcast::Receiver<InstanceEvent>,
+    pub internal: mpsc::Receiver<InternalEvent>,
+}
+
+impl Server {
+    /// The next exit.
+    pub async fn exit(&mut self) -> (InstanceId, Exit, Vec<String>) {
+        let InstanceEvent::Exited { id, exit, last_lines, .. } =
+            timeout(PATIENCE, self.events.recv()).await.expect("an exit in time").unwrap();
+        (id, exit, last_lines)
+    }
+
+    /// Makes sure that no exit comes: all that there are have been sent before the keeper answers this.
+    pub async fn no_more_exits(&mut self) {
+        self.driver.status().await.unwrap();
+        assert!(self.events.try_recv().is_err(), "an exit was told twice");
+    }
+
+    /// Until the instance answers HTTP.
+    pub async fn get(&self, id: &InstanceId) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.try_get(id).await {
+                Ok(answer) => return answer,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn try_get(&self, id: &InstanceId) -> std::io::Result<String> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (socket, address): (_, SocketAddr) = self.driver.socket(id).await.map_err(std::io::Error::other)?;
+        let socket = tokio::net::TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
+        let mut stream = socket.connect(address).await?;
+        stream.write_all(b"GET /hello HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+}
+
+/// Waits for `condition`, looking again and again.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "{what} did not happen in time");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn busybox_layer(layers: &Path) -> String {
+    let hex = "0b".repeat(32);
+    let root = layers.join(&hex);
+    for directory in ["bin", "etc", "tmp", "www"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for applet in APPLETS {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
+    fs::write(root.join("www/hello"), "hello from inside\n").unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+    give_to_images(&root);
+    format!("sha256:{hex}")
+}
+
+fn give_to_images(path: &Path) {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    lchown(path, Some(IMAGE_BASE + metadata.uid()), Some(IMAGE_BASE + metadata.gid())).unwrap();
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            give_to_images(&entry.unwrap().path());
+        }
+    }
+}
