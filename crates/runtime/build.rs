@@ -8,6 +8,10 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=sample/hello");
     println!("cargo::rerun-if-changed=build.rs");
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it is how cargo speaks to build scripts"
+    )]
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let output = PathBuf::from(variable("OUT_DIR")).join("hello");
     let target = variable("TARGET");
@@ -24,10 +28,35 @@ fn main() {
 
 fn compile(rustc: &str, target: &str, output: &Path) -> Result<(), String> {
     let result = Command::new(rustc)
-        .args(["--edition", "2024", "--crate-name", "hello", "--crate-type", "bin", "--target", target])
-        .args(["-C", "opt-level=s", "-C", "panic=abort", "-C", "strip=symbols", "-C", "lto=fat", "-C", "codegen-units=1"])
+        .args([
+            "--edition",
+            "2024",
+            "--crate-name",
+            "hello",
+            "--crate-type",
+            "bin",
+            "--target",
+            target,
+        ])
+        .args([
+            "-C",
+            "opt-level=s",
+            "-C",
+            "panic=abort",
+            "-C",
+            "strip=symbols",
+            "-C",
+            "lto=fat",
+            "-C",
+            "codegen-units=1",
+        ])
         // No loader and nothing to relocate: the image holds this one file, and it starts sooner.
-        .args(["-C", "target-feature=+crt-static", "-C", "relocation-model=static"])
+        .args([
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "relocation-model=static",
+        ])
         .arg("-o")
         .arg(output)
         .arg("sample/hello/main.rs")
@@ -37,5 +66,9 @@ fn compile(rustc: &str, target: &str, output: &Path) -> Result<(), String> {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&result.stderr);
-    Err(text.lines().find(|line| line.contains("error")).unwrap_or("rustc gave no reason").to_owned())
+    Err(text
+        .lines()
+        .find(|line| line.contains("error"))
+        .unwrap_or("rustc gave no reason")
+        .to_owned())
 }

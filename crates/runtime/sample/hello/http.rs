@@ -16,11 +16,17 @@ pub struct Request {
 
 impl Request {
     pub fn parameter(&self, name: &str) -> Option<&str> {
-        self.query.iter().find(|(key, _value)| key == name).map(|(_key, value)| value.as_str())
+        self.query
+            .iter()
+            .find(|(key, _value)| key == name)
+            .map(|(_key, value)| value.as_str())
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _value)| key.eq_ignore_ascii_case(name)).map(|(_key, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _value)| key.eq_ignore_ascii_case(name))
+            .map(|(_key, value)| value.as_str())
     }
 }
 
@@ -43,7 +49,9 @@ impl Read for Body<'_> {
             self.left = self.chunk_size()?;
             self.chunked = self.left > 0;
         }
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let most = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         if most == 0 {
             return Ok(0);
         }
@@ -63,7 +71,8 @@ impl Body<'_> {
     fn chunk_size(&mut self) -> io::Result<u64> {
         let text = line(self.reader, &mut 4096)?;
         let digits = text.split(';').next().unwrap_or_default().trim();
-        let size = u64::from_str_radix(digits, 16).map_err(|_error| io::Error::from(ErrorKind::InvalidData))?;
+        let size = u64::from_str_radix(digits, 16)
+            .map_err(|_error| io::Error::from(ErrorKind::InvalidData))?;
         if size == 0 {
             // Trailers mean nothing here.
             let mut budget = MAX_HEAD_BYTES;
@@ -95,7 +104,11 @@ impl Answer<'_> {
     /// An answer in pieces; end it with [`Answer::finish`].
     pub fn begin(&mut self, content_type: &str) -> io::Result<()> {
         let mut message = self.head("200 OK", content_type);
-        message.extend_from_slice(if self.old { b"\r\n" } else { b"Transfer-Encoding: chunked\r\n\r\n" });
+        message.extend_from_slice(if self.old {
+            b"\r\n"
+        } else {
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        });
         self.connection.write_all(&message)
     }
 
@@ -117,11 +130,19 @@ impl Answer<'_> {
             self.keep_alive = false;
             return Ok(());
         }
-        if self.head_only { Ok(()) } else { self.connection.write_all(b"0\r\n\r\n") }
+        if self.head_only {
+            Ok(())
+        } else {
+            self.connection.write_all(b"0\r\n\r\n")
+        }
     }
 
     fn head(&self, status: &str, content_type: &str) -> Vec<u8> {
-        let connection = if self.keep_alive { "keep-alive" } else { "close" };
+        let connection = if self.keep_alive {
+            "keep-alive"
+        } else {
+            "close"
+        };
         format!("HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nCache-Control: no-store\r\nConnection: {connection}\r\n")
             .into_bytes()
     }
@@ -133,7 +154,10 @@ pub fn serve(
     handler: &dyn Fn(&Request, &mut Body<'_>, &mut Answer<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
     connection.set_nodelay(true)?;
-    let peer = connection.peer_addr().map(|address| address.to_string()).unwrap_or_default();
+    let peer = connection
+        .peer_addr()
+        .map(|address| address.to_string())
+        .unwrap_or_default();
     let mut reader = BufReader::new(connection.try_clone()?);
     loop {
         let mut budget = MAX_HEAD_BYTES;
@@ -142,14 +166,22 @@ pub fn serve(
             continue;
         }
         let mut parts = first.split(' ');
-        let (Some(method), Some(target), Some(version)) = (parts.next(), parts.next(), parts.next()) else {
-            return connection.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let (Some(method), Some(target), Some(version)) =
+            (parts.next(), parts.next(), parts.next())
+        else {
+            return connection.write_all(
+                b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            );
         };
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let mut request = Request {
             method: method.to_owned(),
             path: decode(path),
-            query: query.split('&').filter(|pair| !pair.is_empty()).map(pair).collect(),
+            query: query
+                .split('&')
+                .filter(|pair| !pair.is_empty())
+                .map(pair)
+                .collect(),
             headers: Vec::new(),
             peer: peer.clone(),
         };
@@ -159,14 +191,25 @@ pub fn serve(
                 break;
             }
             if let Some((name, value)) = text.split_once(':') {
-                request.headers.push((name.to_owned(), value.trim().to_owned()));
+                request
+                    .headers
+                    .push((name.to_owned(), value.trim().to_owned()));
             }
         }
         let old = version == "HTTP/1.0";
-        let close = request.header("connection").is_some_and(|value| value.to_ascii_lowercase().contains("close"));
-        let chunked = request.header("transfer-encoding").is_some_and(|value| value.to_ascii_lowercase().contains("chunked"));
-        let length = request.header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
-        let expects = request.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
+        let close = request
+            .header("connection")
+            .is_some_and(|value| value.to_ascii_lowercase().contains("close"));
+        let chunked = request
+            .header("transfer-encoding")
+            .is_some_and(|value| value.to_ascii_lowercase().contains("chunked"));
+        let length = request
+            .header("content-length")
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(0);
+        let expects = request
+            .header("expect")
+            .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
         let mut body = Body {
             reader: &mut reader,
             writer: connection.try_clone()?,
@@ -174,8 +217,12 @@ pub fn serve(
             chunked,
             expects,
         };
-        let mut answer =
-            Answer { connection: &mut connection, head_only: request.method == "HEAD", keep_alive: !old && !close, old };
+        let mut answer = Answer {
+            connection: &mut connection,
+            head_only: request.method == "HEAD",
+            keep_alive: !old && !close,
+            old,
+        };
         handler(&request, &mut body, &mut answer)?;
         let keep_alive = answer.keep_alive;
         // What the handler left of the body stands before the next request. A client that still waits for leave sends nothing.
@@ -188,7 +235,10 @@ pub fn serve(
 
 fn line(reader: &mut BufReader<TcpStream>, budget: &mut u64) -> io::Result<String> {
     let mut bytes = Vec::new();
-    let read = reader.by_ref().take(*budget).read_until(b'\n', &mut bytes)? as u64;
+    let read = reader
+        .by_ref()
+        .take(*budget)
+        .read_until(b'\n', &mut bytes)? as u64;
     *budget -= read;
     if bytes.pop() != Some(b'\n') {
         return Err(ErrorKind::UnexpectedEof.into());
@@ -201,14 +251,19 @@ fn line(reader: &mut BufReader<TcpStream>, budget: &mut u64) -> io::Result<Strin
 
 fn pair(text: &str) -> (String, String) {
     let (name, value) = text.split_once('=').unwrap_or((text, ""));
-    (decode(&name.replace('+', " ")), decode(&value.replace('+', " ")))
+    (
+        decode(&name.replace('+', " ")),
+        decode(&value.replace('+', " ")),
+    )
 }
 
 fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
-        let code = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let code = after
+            .get(..2)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
         match code.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
             Some(byte) if *first == b'%' => {
                 bytes.push(byte);

@@ -26,6 +26,13 @@ pub fn quote(text: &str) -> String {
 
 /// An object with these members, one per line.
 pub fn object<'a>(members: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
-    let lines: Vec<String> = members.into_iter().map(|(key, value)| format!("  {}: {}", quote(key), quote(value))).collect();
-    if lines.is_empty() { "{}\n".to_owned() } else { format!("{{\n{}\n}}\n", lines.join(",\n")) }
+    let lines: Vec<String> = members
+        .into_iter()
+        .map(|(key, value)| format!("  {}: {}", quote(key), quote(value)))
+        .collect();
+    if lines.is_empty() {
+        "{}\n".to_owned()
+    } else {
+        format!("{{\n{}\n}}\n", lines.join(",\n"))
+    }
 }

@@ -24,7 +24,8 @@ fn main() {
     };
     // A socket for both families; where IPv6 is missing, IPv4 alone.
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let listener = TcpListener::bind(address).or_else(|_error| TcpListener::bind(("0.0.0.0", port)));
+    let listener =
+        TcpListener::bind(address).or_else(|_error| TcpListener::bind(("0.0.0.0", port)));
     let listener = match listener {
         Ok(listener) => listener,
         Err(error) => fail(&format!("listen on port {port}: {error}")),

@@ -35,15 +35,26 @@ pub fn render(request: &Request) -> String {
         ("Service", variable("K_SERVICE")),
         ("Revision", variable("K_REVISION")),
         ("Instance", system::host_name()),
-        ("Host", request.header("host").unwrap_or("(none)").to_owned()),
+        (
+            "Host",
+            request.header("host").unwrap_or("(none)").to_owned(),
+        ),
         ("Caller", request.peer.clone()),
     ];
-    let rows: String =
-        rows.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(value))).collect();
-    let links: String = ["/env", "/headers", "/sleep?ms=500", "/stream?n=5&ms=300", "/log?severity=NOTICE&message=hi"]
+    let rows: String = rows
         .iter()
-        .map(|link| format!("<a href=\"{0}\">{0}</a>\n", escape(link)))
+        .map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(value)))
         .collect();
+    let links: String = [
+        "/env",
+        "/headers",
+        "/sleep?ms=500",
+        "/stream?n=5&ms=300",
+        "/log?severity=NOTICE&message=hi",
+    ]
+    .iter()
+    .map(|link| format!("<a href=\"{0}\">{0}</a>\n", escape(link)))
+    .collect();
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>{title}</title>\n\
@@ -55,5 +66,8 @@ pub fn render(request: &Request) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

@@ -21,13 +21,18 @@ const PAGE_BYTES: usize = 4096;
 pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -> io::Result<()> {
     let number = |name: &str, default: u64| match request.parameter(name) {
         None => Ok(default),
-        Some(text) => text.parse::<u64>().map_err(|_error| format!("{name}={text} is not a number\n")),
+        Some(text) => text
+            .parse::<u64>()
+            .map_err(|_error| format!("{name}={text} is not a number\n")),
     };
     let result = match request.path.as_str() {
         "/" => return answer.send("200 OK", HTML, page::render(request).as_bytes()),
         "/env" => return answer.send("200 OK", JSON, environment().as_bytes()),
         "/headers" => {
-            let headers = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+            let headers = request
+                .headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str()));
             return answer.send("200 OK", JSON, json::object(headers).as_bytes());
         }
         "/echo" => return echo(request, body, answer),
@@ -36,7 +41,12 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
             sleep(Duration::from_millis(ms.min(LONGEST_MS)));
             format!("slept {ms} ms\n")
         }),
-        "/burn" => number("ms", 1000).map(|ms| format!("burnt {ms} ms of CPU in {} rounds\n", burn(ms.min(LONGEST_MS)))),
+        "/burn" => number("ms", 1000).map(|ms| {
+            format!(
+                "burnt {ms} ms of CPU in {} rounds\n",
+                burn(ms.min(LONGEST_MS))
+            )
+        }),
         "/alloc" => number("mb", 1).and_then(|mb| {
             let ms = number("ms", 0)?;
             let memory = allocate(mb);
@@ -54,7 +64,11 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
             let severity = request.parameter("severity").unwrap_or("INFO");
             let message = request.parameter("message").unwrap_or("a line from hello");
             for line in 1..=lines {
-                let text = if lines == 1 { message.to_owned() } else { format!("{message} {line}") };
+                let text = if lines == 1 {
+                    message.to_owned()
+                } else {
+                    format!("{message} {line}")
+                };
                 system::log(severity, &text);
             }
             format!("logged {lines} lines\n")
@@ -67,7 +81,13 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
             Some(address) => Ok(egress(address)),
             None => Err("say where to: /egress?url=host:port\n".to_owned()),
         },
-        other => return answer.send("404 Not Found", TEXT, format!("hello knows nothing at {other}\n").as_bytes()),
+        other => {
+            return answer.send(
+                "404 Not Found",
+                TEXT,
+                format!("hello knows nothing at {other}\n").as_bytes(),
+            );
+        }
     };
     match result {
         Ok(text) => answer.send("200 OK", TEXT, text.as_bytes()),
@@ -78,20 +98,33 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
 /// The environment, and the name of the instance.
 fn environment() -> String {
     let mut members: Vec<(String, String)> = std::env::vars_os()
-        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .map(|(name, value)| {
+            (
+                name.to_string_lossy().into_owned(),
+                value.to_string_lossy().into_owned(),
+            )
+        })
         .collect();
     members.sort();
     if !members.iter().any(|(name, _value)| name == "HOSTNAME") {
         members.push(("HOSTNAME".to_owned(), system::host_name()));
     }
-    json::object(members.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+    json::object(
+        members
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str())),
+    )
 }
 
 fn echo(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     // Before the answer begins: a client that expects leave to send gets it first.
     let mut bytes = body.read(&mut buffer)?;
-    answer.begin(request.header("content-type").unwrap_or("application/octet-stream"))?;
+    answer.begin(
+        request
+            .header("content-type")
+            .unwrap_or("application/octet-stream"),
+    )?;
     while bytes > 0 {
         answer.piece(&buffer[..bytes])?;
         bytes = body.read(&mut buffer)?;
@@ -133,7 +166,10 @@ fn allocate(mb: u64) -> Vec<u8> {
 }
 
 fn egress(address: &str) -> String {
-    let address = address.trim_start_matches("http://").trim_start_matches("tcp://").trim_end_matches('/');
+    let address = address
+        .trim_start_matches("http://")
+        .trim_start_matches("tcp://")
+        .trim_end_matches('/');
     let begin = Instant::now();
     let addresses = match address.to_socket_addrs() {
         Ok(addresses) => addresses,
@@ -142,7 +178,12 @@ fn egress(address: &str) -> String {
     let mut last = format!("error: {address} has no addresses\n");
     for found in addresses {
         match TcpStream::connect_timeout(&found, Duration::from_secs(5)) {
-            Ok(_connection) => return format!("ok: connected to {found} in {} ms\n", begin.elapsed().as_millis()),
+            Ok(_connection) => {
+                return format!(
+                    "ok: connected to {found} in {} ms\n",
+                    begin.elapsed().as_millis()
+                );
+            }
             Err(error) => last = format!("error: connect to {found}: {error}\n"),
         }
     }

@@ -6,7 +6,8 @@ use std::io::Write;
 use crate::json;
 
 const SIGTERM: c_int = 15;
-const FAREWELL: &[u8] = b"{\"severity\":\"NOTICE\",\"message\":\"hello received SIGTERM and exits\"}\n";
+const FAREWELL: &[u8] =
+    b"{\"severity\":\"NOTICE\",\"message\":\"hello received SIGTERM and exits\"}\n";
 
 unsafe extern "C" {
     fn gethostname(name: *mut c_char, length: usize) -> c_int;
@@ -37,12 +38,20 @@ pub fn host_name() -> String {
     // SAFETY: the buffer is ours and as long as said; the last byte stays zero.
     let result = unsafe { gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
     let length = name.iter().position(|byte| *byte == 0).unwrap_or(0);
-    if result == 0 { String::from_utf8_lossy(&name[..length]).into_owned() } else { "unknown".to_owned() }
+    if result == 0 {
+        String::from_utf8_lossy(&name[..length]).into_owned()
+    } else {
+        "unknown".to_owned()
+    }
 }
 
 /// One structured log line. Written at once, so that lines of several threads don't mix.
 pub fn log(severity: &str, message: &str) {
-    let line = format!("{{\"severity\":{},\"message\":{}}}\n", json::quote(severity), json::quote(message));
+    let line = format!(
+        "{{\"severity\":{},\"message\":{}}}\n",
+        json::quote(severity),
+        json::quote(message)
+    );
     // Nobody listens any more: nothing to do about it.
     let _gone = std::io::stdout().lock().write_all(line.as_bytes());
 }

@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 
 use super::digest::{Digest, Hasher};
 use super::error::PullError;
-use super::manifest::{self, Descriptor, ImageManifest, IndexEntry, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
+use super::manifest::{
+    self, Descriptor, ImageManifest, IndexEntry, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST,
+};
 use super::unpack::{TarKind, TarReader, printable};
 
 const MAX_FILES: usize = 100_000;
@@ -31,8 +33,14 @@ const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 #[derive(Debug, Clone)]
 enum Item {
-    File { path: PathBuf, digest: Digest, size: u64 },
-    Link { target: String },
+    File {
+        path: PathBuf,
+        digest: Digest,
+        size: u64,
+    },
+    Link {
+        target: String,
+    },
 }
 
 /// The files of an archive by their names in it.
@@ -56,31 +64,53 @@ fn bad(why: impl Into<String>) -> PullError {
 }
 
 /// Reads an archive (plain, gzip or zstd tar) into numbered files in `directory`, leaving `reserve_bytes` free.
-pub(crate) fn spool(mut input: impl BufRead, directory: &Path, reserve_bytes: u64) -> Result<Spooled, PullError> {
+pub(crate) fn spool(
+    mut input: impl BufRead,
+    directory: &Path,
+    reserve_bytes: u64,
+) -> Result<Spooled, PullError> {
     let unreadable = |error: io::Error| bad(error.to_string());
     let magic = input.fill_buf().map_err(unreadable)?;
     if magic.starts_with(&[0x1f, 0x8b]) {
-        spool_tar(BufReader::with_capacity(128 << 10, flate2::bufread::MultiGzDecoder::new(input)), directory, reserve_bytes)
+        spool_tar(
+            BufReader::with_capacity(128 << 10, flate2::bufread::MultiGzDecoder::new(input)),
+            directory,
+            reserve_bytes,
+        )
     } else if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         let decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(unreadable)?;
-        spool_tar(BufReader::with_capacity(128 << 10, decoder), directory, reserve_bytes)
+        spool_tar(
+            BufReader::with_capacity(128 << 10, decoder),
+            directory,
+            reserve_bytes,
+        )
     } else {
         spool_tar(input, directory, reserve_bytes)
     }
 }
 
-fn spool_tar(input: impl BufRead, directory: &Path, reserve_bytes: u64) -> Result<Spooled, PullError> {
+fn spool_tar(
+    input: impl BufRead,
+    directory: &Path,
+    reserve_bytes: u64,
+) -> Result<Spooled, PullError> {
     let mut reader = TarReader::new(input);
     let mut items = BTreeMap::new();
     let mut unchecked = SPACE_CHECK_BYTES;
-    while let Some(entry) = reader.next_entry().map_err(|error| bad(error.to_string()))? {
+    while let Some(entry) = reader
+        .next_entry()
+        .map_err(|error| bad(error.to_string()))?
+    {
         let name = normal(&String::from_utf8_lossy(&entry.path));
         if items.len() >= MAX_FILES {
             return Err(bad(format!("it holds more than {MAX_FILES} files")));
         }
         match entry.kind {
             TarKind::File if entry.sparse.is_some() => {
-                return Err(bad(format!("its file '{}' has holes", printable(&entry.path))));
+                return Err(bad(format!(
+                    "its file '{}' has holes",
+                    printable(&entry.path)
+                )));
             }
             TarKind::File => {
                 let path = directory.join(items.len().to_string());
@@ -103,15 +133,30 @@ fn spool_tar(input: impl BufRead, directory: &Path, reserve_bytes: u64) -> Resul
                     }
                 }
                 let size = hasher.bytes();
-                items.insert(name, Item::File { path, digest: hasher.finish(), size });
+                items.insert(
+                    name,
+                    Item::File {
+                        path,
+                        digest: hasher.finish(),
+                        size,
+                    },
+                );
             }
             TarKind::Symlink => {
                 let folder = name.rsplit_once('/').map_or("", |(folder, _file)| folder);
-                let target = normal(&format!("{folder}/{}", String::from_utf8_lossy(&entry.link)));
+                let target = normal(&format!(
+                    "{folder}/{}",
+                    String::from_utf8_lossy(&entry.link)
+                ));
                 items.insert(name, Item::Link { target });
             }
             TarKind::HardLink => {
-                items.insert(name, Item::Link { target: normal(&String::from_utf8_lossy(&entry.link)) });
+                items.insert(
+                    name,
+                    Item::Link {
+                        target: normal(&String::from_utf8_lossy(&entry.link)),
+                    },
+                );
             }
             _ => {}
         }
@@ -122,12 +167,17 @@ fn spool_tar(input: impl BufRead, directory: &Path, reserve_bytes: u64) -> Resul
 }
 
 fn check_space(directory: &Path, reserve_bytes: u64) -> Result<(), PullError> {
-    let stat =
-        rustix::fs::statvfs(directory).map_err(|errno| PullError::disk("look at the free space", directory)(errno.into()))?;
+    let stat = rustix::fs::statvfs(directory)
+        .map_err(|errno| PullError::disk("look at the free space", directory)(errno.into()))?;
     let available_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
     if available_bytes < reserve_bytes.saturating_add(SPACE_CHECK_BYTES) {
         let path = directory.to_owned();
-        return Err(PullError::DiskReserve { path, needed_bytes: SPACE_CHECK_BYTES, available_bytes, reserve_bytes });
+        return Err(PullError::DiskReserve {
+            path,
+            needed_bytes: SPACE_CHECK_BYTES,
+            available_bytes,
+            reserve_bytes,
+        });
     }
     Ok(())
 }
@@ -160,7 +210,9 @@ impl Spooled {
     }
 
     fn document(&self, name: &str) -> Result<Vec<u8>, PullError> {
-        let (path, _digest, size) = self.file(name).ok_or_else(|| bad(format!("it does not hold '{name}', which it names")))?;
+        let (path, _digest, size) = self
+            .file(name)
+            .ok_or_else(|| bad(format!("it does not hold '{name}', which it names")))?;
         if size > MAX_DOCUMENT_BYTES {
             return Err(bad(format!("its document '{name}' has {size} bytes")));
         }
@@ -170,7 +222,9 @@ impl Spooled {
     /// The file of a blob, which must be what its name says.
     fn blob(&self, descriptor: &Descriptor) -> Result<(String, &Path), PullError> {
         let name = format!("blobs/sha256/{}", descriptor.digest.hex());
-        let (path, digest, size) = self.file(&name).ok_or_else(|| bad(format!("it does not hold '{name}', which it names")))?;
+        let (path, digest, size) = self
+            .file(&name)
+            .ok_or_else(|| bad(format!("it does not hold '{name}', which it names")))?;
         if digest != descriptor.digest || size != descriptor.size {
             return Err(bad(format!(
                 "its file '{name}' has other content than its name says: {digest} ({size} bytes, expected {})",
@@ -197,7 +251,9 @@ pub(crate) fn find(files: &Spooled) -> Result<Found, PullError> {
     if files.0.is_empty() {
         return Err(bad("it is empty"));
     }
-    Err(bad("it is neither an OCI archive (it has no index.json) nor a docker archive (no manifest.json)"))
+    Err(bad(
+        "it is neither an OCI archive (it has no index.json) nor a docker archive (no manifest.json)",
+    ))
 }
 
 #[derive(Deserialize)]
@@ -208,26 +264,45 @@ struct Layout {
 
 fn find_oci(files: &Spooled) -> Result<Found, PullError> {
     let image = "the uploaded image";
-    let layout: Layout = serde_json::from_slice(&files.document("index.json")?).map_err(|error| bad(format!("index.json: {error}")))?;
+    let layout: Layout = serde_json::from_slice(&files.document("index.json")?)
+        .map_err(|error| bad(format!("index.json: {error}")))?;
     let mut seen = BTreeSet::new();
-    let entries: Vec<IndexEntry> = layout.manifests.into_iter().filter(|entry| seen.insert(entry.descriptor.digest)).collect();
-    let names = || -> Vec<&str> { entries.iter().filter_map(|entry| name_of(entry).map(|(_key, name)| name)).collect() };
+    let entries: Vec<IndexEntry> = layout
+        .manifests
+        .into_iter()
+        .filter(|entry| seen.insert(entry.descriptor.digest))
+        .collect();
+    let names = || -> Vec<&str> {
+        entries
+            .iter()
+            .filter_map(|entry| name_of(entry).map(|(_key, name)| name))
+            .collect()
+    };
     let entry = match entries.as_slice() {
         [] => return Err(bad("its index.json names no image")),
         [one] => one,
         many => {
             let here = |entry: &&IndexEntry| {
-                entry.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == manifest::host_architecture())
+                entry.platform.as_ref().is_some_and(|p| {
+                    p.os == "linux" && p.architecture == manifest::host_architecture()
+                })
             };
             let mut fitting = many.iter().filter(here);
             match (fitting.next(), fitting.next()) {
                 (Some(one), None) => one,
-                _ => return Err(bad(format!("it holds several images ({}); upload one at a time", names().join(", ")))),
+                _ => {
+                    return Err(bad(format!(
+                        "it holds several images ({}); upload one at a time",
+                        names().join(", ")
+                    )));
+                }
             }
         }
     };
     let name = match (entry.annotations.get(NAME_ANNOTATION), name_of(entry)) {
-        (Some(name), Some((REF_NAME, tag))) if !tag.contains(['/', ':']) => Some(format!("{name}:{tag}")),
+        (Some(name), Some((REF_NAME, tag))) if !tag.contains(['/', ':']) => {
+            Some(format!("{name}:{tag}"))
+        }
         (_, Some((_key, name))) if name.contains(['/', ':']) => Some(name.to_owned()),
         (Some(name), _) => Some(name.clone()),
         (None, Some((_key, tag))) => Some(format!("image:{tag}")),
@@ -241,12 +316,26 @@ fn find_oci(files: &Spooled) -> Result<Found, PullError> {
             Manifest::Image(manifest) => {
                 let config_name = files.blob(&manifest.config)?.0;
                 let config = files.document(&config_name)?;
-                let layers = manifest.layers.iter().map(|layer| files.blob(layer).map(|(_name, path)| path.to_owned()));
+                let layers = manifest
+                    .layers
+                    .iter()
+                    .map(|layer| files.blob(layer).map(|(_name, path)| path.to_owned()));
                 let layers = layers.collect::<Result<_, _>>()?;
-                return Ok(Found { name, manifest_document: document, manifest, config, layers });
+                return Ok(Found {
+                    name,
+                    manifest_document: document,
+                    manifest,
+                    config,
+                    layers,
+                });
             }
-            Manifest::Index { media_type, entries } => {
-                descriptor = manifest::choose(image, &media_type, &entries)?.descriptor.clone();
+            Manifest::Index {
+                media_type,
+                entries,
+            } => {
+                descriptor = manifest::choose(image, &media_type, &entries)?
+                    .descriptor
+                    .clone();
             }
         }
     }
@@ -254,7 +343,9 @@ fn find_oci(files: &Spooled) -> Result<Found, PullError> {
 }
 
 fn name_of(entry: &IndexEntry) -> Option<(&'static str, &str)> {
-    [CONTAINERD_NAME, REF_NAME].into_iter().find_map(|key| entry.annotations.get(key).map(|name| (key, name.as_str())))
+    [CONTAINERD_NAME, REF_NAME]
+        .into_iter()
+        .find_map(|key| entry.annotations.get(key).map(|name| (key, name.as_str())))
 }
 
 #[derive(Deserialize)]
@@ -267,27 +358,44 @@ struct DockerImage {
 }
 
 fn find_docker(files: &Spooled) -> Result<Found, PullError> {
-    let images: Vec<DockerImage> =
-        serde_json::from_slice(&files.document("manifest.json")?).map_err(|error| bad(format!("manifest.json: {error}")))?;
+    let images: Vec<DockerImage> = serde_json::from_slice(&files.document("manifest.json")?)
+        .map_err(|error| bad(format!("manifest.json: {error}")))?;
     let [image] = images.as_slice() else {
-        let names: Vec<&str> = images.iter().flat_map(|image| image.repo_tags.iter().flatten()).map(String::as_str).collect();
-        return Err(bad(format!("it holds {} images ({}); upload one at a time", images.len(), names.join(", "))));
+        let names: Vec<&str> = images
+            .iter()
+            .flat_map(|image| image.repo_tags.iter().flatten())
+            .map(String::as_str)
+            .collect();
+        return Err(bad(format!(
+            "it holds {} images ({}); upload one at a time",
+            images.len(),
+            names.join(", ")
+        )));
     };
     let config = files.document(&image.config)?;
     let mut layers = Vec::new();
     let mut descriptors = Vec::new();
     for name in &image.layers {
-        let (path, digest, size) = files.file(name).ok_or_else(|| bad(format!("it does not hold its layer '{name}'")))?;
+        let (path, digest, size) = files
+            .file(name)
+            .ok_or_else(|| bad(format!("it does not hold its layer '{name}'")))?;
         layers.push(path.to_owned());
-        descriptors.push(Descriptor { media_type: OCI_LAYER.to_owned(), digest, size });
+        descriptors.push(Descriptor {
+            media_type: OCI_LAYER.to_owned(),
+            digest,
+            size,
+        });
     }
     let manifest = ImageManifest {
         media_type: OCI_MANIFEST.to_owned(),
-        config: Descriptor { media_type: OCI_CONFIG.to_owned(), digest: Digest::of(&config), size: config.len() as u64 },
+        config: Descriptor {
+            media_type: OCI_CONFIG.to_owned(),
+            digest: Digest::of(&config),
+            size: config.len() as u64,
+        },
         layers: descriptors,
     };
-    let manifest_document =
-        json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": manifest.config, "layers": manifest.layers });
+    let manifest_document = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": manifest.config, "layers": manifest.layers });
     Ok(Found {
         name: image.repo_tags.iter().flatten().next().cloned(),
         manifest_document: manifest_document.to_string().into_bytes(),
@@ -302,22 +410,39 @@ fn find_docker(files: &Spooled) -> Result<Found, PullError> {
 ///
 /// # Errors
 /// Names the file that can't be read, or the tags there are.
-pub fn pack_oci_directory(directory: &Path, tag: Option<&str>, output: impl Write) -> io::Result<()> {
+pub fn pack_oci_directory(
+    directory: &Path,
+    tag: Option<&str>,
+    output: impl Write,
+) -> io::Result<()> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     let read = |name: &str| -> io::Result<Vec<u8>> {
         let path = directory.join(name);
-        std::fs::read(&path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+        std::fs::read(&path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     };
-    let mut index: Value = serde_json::from_slice(&read("index.json")?).map_err(|error| invalid(format!("index.json: {error}")))?;
+    let mut index: Value = serde_json::from_slice(&read("index.json")?)
+        .map_err(|error| invalid(format!("index.json: {error}")))?;
     let entries = index["manifests"].as_array().cloned().unwrap_or_default();
     let called = |entry: &Value| entry["annotations"][REF_NAME].as_str().map(str::to_owned);
-    let wanted: Vec<Value> =
-        entries.iter().filter(|entry| tag.is_none_or(|tag| called(entry).as_deref() == Some(tag))).cloned().collect();
+    let wanted: Vec<Value> = entries
+        .iter()
+        .filter(|entry| tag.is_none_or(|tag| called(entry).as_deref() == Some(tag)))
+        .cloned()
+        .collect();
     if wanted.is_empty() {
         let tags: Vec<String> = entries.iter().filter_map(called).collect();
-        return Err(invalid(format!("no image is called '{}'; there are: {}", tag.unwrap_or_default(), tags.join(", "))));
+        return Err(invalid(format!(
+            "no image is called '{}'; there are: {}",
+            tag.unwrap_or_default(),
+            tags.join(", ")
+        )));
     }
-    let name = directory.canonicalize()?.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = directory
+        .canonicalize()?
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     index["manifests"] = wanted
         .into_iter()
         .map(|mut entry| {
@@ -343,7 +468,9 @@ pub fn pack_oci_directory(directory: &Path, tag: Option<&str>, output: impl Writ
     let mut packed = BTreeSet::new();
     while let Some(descriptor) = open.pop() {
         let digest = descriptor["digest"].as_str().unwrap_or_default();
-        let digest: Digest = digest.parse().map_err(|error: super::digest::BadDigest| invalid(error.to_string()))?;
+        let digest: Digest = digest
+            .parse()
+            .map_err(|error: super::digest::BadDigest| invalid(error.to_string()))?;
         let blob = format!("blobs/sha256/{}", digest.hex());
         let path = directory.join(&blob);
         if !packed.insert(digest) {
@@ -352,12 +479,15 @@ pub fn pack_oci_directory(directory: &Path, tag: Option<&str>, output: impl Writ
         let mut file = match File::open(&path) {
             // Other platforms of a list need not be there; the server says what it misses.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?,
+            other => other.map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            })?,
         };
         add(&blob, file.metadata()?.len(), &mut file)?;
         let kind = descriptor["mediaType"].as_str().unwrap_or_default();
         if kind.contains("index") || kind.contains("manifest") {
-            let document: Value = serde_json::from_slice(&read(&blob)?).map_err(|error| invalid(format!("{blob}: {error}")))?;
+            let document: Value = serde_json::from_slice(&read(&blob)?)
+                .map_err(|error| invalid(format!("{blob}: {error}")))?;
             for key in ["manifests", "layers"] {
                 open.extend(document[key].as_array().cloned().unwrap_or_default());
             }

@@ -20,11 +20,18 @@ const HELPER_DEADLINE: Duration = Duration::from_secs(15);
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Credential {
-    Password { username: String, password: String },
+    Password {
+        username: String,
+        password: String,
+    },
     /// A refresh token (`identitytoken` in docker's files), exchanged for access tokens.
-    IdentityToken { identity_token: String },
+    IdentityToken {
+        identity_token: String,
+    },
     /// A ready access token (`registrytoken`).
-    AccessToken { access_token: String },
+    AccessToken {
+        access_token: String,
+    },
 }
 
 impl fmt::Debug for Credential {
@@ -104,14 +111,25 @@ impl Credentials {
                 Err(error) => return Err(format!("{}: {error}", path.display())),
             },
         };
-        let file: File = serde_json::from_str(&text).map_err(|error| format!("{place}: {error}"))?;
-        let auths: BTreeMap<String, FileEntry> = file.auths.into_iter().map(|(key, entry)| (host_key(&key), entry)).collect();
+        let file: File =
+            serde_json::from_str(&text).map_err(|error| format!("{place}: {error}"))?;
+        let auths: BTreeMap<String, FileEntry> = file
+            .auths
+            .into_iter()
+            .map(|(key, entry)| (host_key(&key), entry))
+            .collect();
         if let Some(entry) = longest(&auths, &name)
-            && let Some(credential) = entry.credential().map_err(|why| format!("{place}, entry for {}: {why}", image.registry))?
+            && let Some(credential) = entry
+                .credential()
+                .map_err(|why| format!("{place}, entry for {}: {why}", image.registry))?
         {
             return Ok(Some(credential));
         }
-        let helpers: BTreeMap<String, String> = file.helpers.into_iter().map(|(key, helper)| (host_key(&key), helper)).collect();
+        let helpers: BTreeMap<String, String> = file
+            .helpers
+            .into_iter()
+            .map(|(key, helper)| (host_key(&key), helper))
+            .collect();
         match longest(&helpers, &name).or(file.store.as_ref()) {
             None => Ok(None),
             Some(helper) if self.run_helpers => ask_helper(helper, &image.registry).await,
@@ -126,27 +144,47 @@ impl Credentials {
 impl FileEntry {
     fn credential(&self) -> Result<Option<Credential>, String> {
         if let Some(token) = self.identitytoken.clone().filter(|token| !token.is_empty()) {
-            return Ok(Some(Credential::IdentityToken { identity_token: token }));
+            return Ok(Some(Credential::IdentityToken {
+                identity_token: token,
+            }));
         }
         if let Some(token) = self.registrytoken.clone().filter(|token| !token.is_empty()) {
-            return Ok(Some(Credential::AccessToken { access_token: token }));
+            return Ok(Some(Credential::AccessToken {
+                access_token: token,
+            }));
         }
         if let (Some(username), Some(password)) = (&self.username, &self.password) {
-            return Ok(Some(Credential::Password { username: username.clone(), password: password.clone() }));
+            return Ok(Some(Credential::Password {
+                username: username.clone(),
+                password: password.clone(),
+            }));
         }
         let Some(auth) = self.auth.as_deref().filter(|auth| !auth.is_empty()) else {
             return Ok(None);
         };
-        let text = decode_base64(auth).and_then(|bytes| String::from_utf8(bytes).ok()).ok_or("'auth' is not base64")?;
-        let (username, password) = text.split_once(':').ok_or("'auth' holds no user name and password")?;
-        Ok(Some(Credential::Password { username: username.to_owned(), password: password.trim_end_matches('\0').to_owned() }))
+        let text = decode_base64(auth)
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .ok_or("'auth' is not base64")?;
+        let (username, password) = text
+            .split_once(':')
+            .ok_or("'auth' holds no user name and password")?;
+        Ok(Some(Credential::Password {
+            username: username.to_owned(),
+            password: password.trim_end_matches('\0').to_owned(),
+        }))
     }
 }
 
 /// `https://index.docker.io/v1/` is Docker Hub; others are written with or without a scheme and path.
 fn host_key(key: &str) -> String {
-    let key = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-    let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
+    let key = key
+        .trim_start_matches("https://")
+        .trim_start_matches("http://")
+        .trim_end_matches('/');
+    let key = key
+        .strip_suffix("/v1")
+        .or_else(|| key.strip_suffix("/v2"))
+        .unwrap_or(key);
     match key {
         "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
         other => other.to_owned(),
@@ -165,11 +203,18 @@ fn longest<'a, T>(entries: &'a BTreeMap<String, T>, name: &str) -> Option<&'a T>
 }
 
 async fn ask_helper(helper: &str, registry: &str) -> Result<Option<Credential>, String> {
-    if !helper.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
+    if !helper
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    {
         return Err(format!("'{helper}' is no name of a credential helper"));
     }
     let program = format!("docker-credential-{helper}");
-    let server = if registry == "docker.io" { "https://index.docker.io/v1/" } else { registry };
+    let server = if registry == "docker.io" {
+        "https://index.docker.io/v1/"
+    } else {
+        registry
+    };
     let mut child = tokio::process::Command::new(&program)
         .arg("get")
         .stdin(Stdio::piped())
@@ -179,21 +224,35 @@ async fn ask_helper(helper: &str, registry: &str) -> Result<Option<Credential>, 
         .spawn()
         .map_err(|error| format!("run {program}: {error}"))?;
     if let Some(mut input) = child.stdin.take() {
-        input.write_all(server.as_bytes()).await.map_err(|error| format!("ask {program}: {error}"))?;
+        input
+            .write_all(server.as_bytes())
+            .await
+            .map_err(|error| format!("ask {program}: {error}"))?;
     }
     let output = tokio::time::timeout(HELPER_DEADLINE, child.wait_with_output())
         .await
-        .map_err(|_elapsed| format!("{program} did not answer within {} s", HELPER_DEADLINE.as_secs()))?
+        .map_err(|_elapsed| {
+            format!(
+                "{program} did not answer within {} s",
+                HELPER_DEADLINE.as_secs()
+            )
+        })?
         .map_err(|error| format!("wait for {program}: {error}"))?;
     if !output.status.success() {
         // Helpers say so when they know nothing about a server.
         return Ok(None);
     }
-    let answer: HelperAnswer = serde_json::from_slice(&output.stdout).map_err(|error| format!("answer of {program}: {error}"))?;
+    let answer: HelperAnswer = serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("answer of {program}: {error}"))?;
     Ok(Some(if answer.username == "<token>" {
-        Credential::IdentityToken { identity_token: answer.secret }
+        Credential::IdentityToken {
+            identity_token: answer.secret,
+        }
     } else {
-        Credential::Password { username: answer.username, password: answer.secret }
+        Credential::Password {
+            username: answer.username,
+            password: answer.secret,
+        }
     }))
 }
 
@@ -225,11 +284,17 @@ mod tests {
     use super::*;
 
     fn from(content: &str) -> Credentials {
-        Credentials { docker: DockerConfig::Content(content.to_owned()), ..Credentials::default() }
+        Credentials {
+            docker: DockerConfig::Content(content.to_owned()),
+            ..Credentials::default()
+        }
     }
 
     fn password(username: &str, password: &str) -> Option<Credential> {
-        Some(Credential::Password { username: username.into(), password: password.into() })
+        Some(Credential::Password {
+            username: username.into(),
+            password: password.into(),
+        })
     }
 
     #[tokio::test]
@@ -244,9 +309,18 @@ mod tests {
             ("r.example:5000/team/x", password("t", "p")),
             ("alpine", password("hub", "x")),
             ("other.example/x", None),
-            ("id.example/x", Some(Credential::IdentityToken { identity_token: "tok".into() })),
+            (
+                "id.example/x",
+                Some(Credential::IdentityToken {
+                    identity_token: "tok".into(),
+                }),
+            ),
         ] {
-            assert_eq!(credentials.find(&Reference::parse(image).unwrap()).await, Ok(wanted), "{image}");
+            assert_eq!(
+                credentials.find(&Reference::parse(image).unwrap()).await,
+                Ok(wanted),
+                "{image}"
+            );
         }
     }
 
@@ -255,14 +329,22 @@ mod tests {
         let mut credentials = from(r#"{"credsStore":"desktop","credHelpers":{"gcr.io":"gcloud"}}"#);
         let image = Reference::parse("gcr.io/p/x").unwrap();
         let error = credentials.find(&image).await.unwrap_err();
-        assert!(error.contains("docker-credential-gcloud") && error.contains("docker-config"), "{error}");
-        credentials.configured.insert("gcr.io".into(), password("a", "b").unwrap());
+        assert!(
+            error.contains("docker-credential-gcloud") && error.contains("docker-config"),
+            "{error}"
+        );
+        credentials
+            .configured
+            .insert("gcr.io".into(), password("a", "b").unwrap());
         assert_eq!(credentials.find(&image).await, Ok(password("a", "b")));
     }
 
     #[tokio::test]
     async fn a_broken_file_is_named() {
-        let error = from("{").find(&Reference::parse("x").unwrap()).await.unwrap_err();
+        let error = from("{")
+            .find(&Reference::parse("x").unwrap())
+            .await
+            .unwrap_err();
         assert!(error.contains("docker configuration"), "{error}");
     }
 }

@@ -39,7 +39,11 @@ impl Digest {
     /// Says what is wrong with the text.
     pub fn from_hex(hex: &str) -> Result<Self, BadDigest> {
         let bad = || BadDigest(hex.chars().take(100).collect());
-        if hex.len() != 64 || !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        if hex.len() != 64
+            || !hex
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        {
             return Err(bad());
         }
         let mut bytes = [0_u8; 32];
@@ -122,7 +126,10 @@ impl Hasher {
 
 impl fmt::Debug for Hasher {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Hasher").field("bytes", &self.bytes).finish_non_exhaustive()
+        formatter
+            .debug_struct("Hasher")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -140,7 +147,13 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "sha256:", "sha512:00", "sha256:E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855", "sha256:../x"] {
+        for text in [
+            "",
+            "sha256:",
+            "sha512:00",
+            "sha256:E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855",
+            "sha256:../x",
+        ] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

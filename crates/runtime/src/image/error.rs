@@ -33,17 +33,29 @@ pub enum PullError {
     /// `cloud-run-spec.md` §1.6: the words of the product we follow.
     #[error("Image '{image}' not found.")]
     NotFound { image: String },
-    #[error("Image '{image}' not found. It names an uploaded image, and this server holds none of that name: upload it again, then deploy.")]
+    #[error(
+        "Image '{image}' not found. It names an uploaded image, and this server holds none of that name: upload it again, then deploy."
+    )]
     NotLoaded { image: String },
     #[error(
         "Registry '{registry}' refuses access to image '{image}'{detail}. {} (It also answers so when the repository does not exist.)",
         advice(.registry, *.had_credentials)
     )]
-    Unauthorized { image: String, registry: String, had_credentials: bool, detail: String },
+    Unauthorized {
+        image: String,
+        registry: String,
+        had_credentials: bool,
+        detail: String,
+    },
     #[error(
         "Cloud Run does not support image '{image}': Container manifest type '{media_type}' must support {wanted}. It offers: {offered}."
     )]
-    Architecture { image: String, media_type: String, wanted: String, offered: String },
+    Architecture {
+        image: String,
+        media_type: String,
+        wanted: String,
+        offered: String,
+    },
     #[error("Image '{image}' can't be used: {why}.")]
     Unsupported { image: String, why: String },
     #[error("Credentials for registry '{registry}' can't be read: {why}.")]
@@ -52,26 +64,58 @@ pub enum PullError {
         "Registry '{registry}' can't be reached over https ({why}). If it speaks plain http, name it in the server's option insecure-registries: insecure-registries = [\"{registry}\"]."
     )]
     NoTls { registry: String, why: String },
-    #[error("Registry '{registry}' redirects from https to plain http ({target}); refused, since anybody on the way could change the answer.")]
+    #[error(
+        "Registry '{registry}' redirects from https to plain http ({target}); refused, since anybody on the way could change the answer."
+    )]
     InsecureRedirect { registry: String, target: String },
     #[error("Registry '{registry}' can't be used to {doing}: {why}.")]
-    Registry { registry: String, doing: String, why: String },
+    Registry {
+        registry: String,
+        doing: String,
+        why: String,
+    },
     #[error("Registry '{registry}' sent nothing for {} s while the server tried to {doing}.", .waited.as_secs_f32())]
-    Stalled { registry: String, doing: String, waited: Duration },
-    #[error("Registry '{registry}' sent other content for {what} than the image names: expected {expected}, got {found}. Nothing of it was kept.")]
-    Corrupt { registry: String, what: String, expected: String, found: String },
+    Stalled {
+        registry: String,
+        doing: String,
+        waited: Duration,
+    },
+    #[error(
+        "Registry '{registry}' sent other content for {what} than the image names: expected {expected}, got {found}. Nothing of it was kept."
+    )]
+    Corrupt {
+        registry: String,
+        what: String,
+        expected: String,
+        found: String,
+    },
     #[error(
         "Not enough disk space at {}: {needed_bytes} more bytes are needed, {available_bytes} are free, and {reserve_bytes} are kept in reserve. Free some space.",
         .path.display()
     )]
-    DiskReserve { path: PathBuf, needed_bytes: u64, available_bytes: u64, reserve_bytes: u64 },
+    DiskReserve {
+        path: PathBuf,
+        needed_bytes: u64,
+        available_bytes: u64,
+        reserve_bytes: u64,
+    },
     #[error("{doing} at {}: {source}", .path.display())]
-    Disk { doing: &'static str, path: PathBuf, source: Arc<io::Error> },
+    Disk {
+        doing: &'static str,
+        path: PathBuf,
+        source: Arc<io::Error>,
+    },
     #[error("The uploaded image can't be read: {why}.")]
     Archive { why: String },
     #[error("Image '{image}', layer {layer}: {source}")]
-    Unpack { image: String, layer: Digest, source: UnpackError },
-    #[error("This build of the server holds no sample image: its program could not be compiled for {target}. Deploy another image.")]
+    Unpack {
+        image: String,
+        layer: Digest,
+        source: Box<UnpackError>,
+    },
+    #[error(
+        "This build of the server holds no sample image: its program could not be compiled for {target}. Deploy another image."
+    )]
     NoSample { target: &'static str },
     #[error("The index of the image store can't be read at {}: {why}. Move the file away to pull the images again.", .path.display())]
     Index { path: PathBuf, why: String },
@@ -108,15 +152,24 @@ impl PullError {
     }
 
     /// For `map_err` on file operations.
-    pub(crate) fn disk(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn disk(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Disk { doing, path, source: Arc::new(source) }
+        move |source| Self::Disk {
+            doing,
+            path,
+            source: Arc::new(source),
+        }
     }
 }
 
 fn advice(registry: &str, had_credentials: bool) -> String {
     if had_credentials {
-        format!("The credentials configured for '{registry}' were refused: renew them with `docker login {registry}` as the user who starts the server.")
+        format!(
+            "The credentials configured for '{registry}' were refused: renew them with `docker login {registry}` as the user who starts the server."
+        )
     } else {
         format!(
             "No credentials are configured for '{registry}': run `docker login {registry}` as the user who starts the server, or name another file in docker's format with the server's option docker-config."

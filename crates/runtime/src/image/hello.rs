@@ -10,11 +10,20 @@ use super::manifest::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, host_architecture};
 static PROGRAM: &[u8] = include_bytes!(env!("UTSUWA_SAMPLE"));
 
 /// Directories of the image: mount points of the sandbox, and what programs expect.
-const DIRECTORIES: &[(&str, u32)] =
-    &[("dev", 0o755), ("etc", 0o755), ("proc", 0o755), ("run", 0o755), ("sys", 0o755), ("tmp", 0o1777)];
+const DIRECTORIES: &[(&str, u32)] = &[
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("proc", 0o755),
+    ("run", 0o755),
+    ("sys", 0o755),
+    ("tmp", 0o1777),
+];
 const FILES: &[(&str, &str)] = &[
     ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
-    ("etc/passwd", "root:x:0:0:root:/:/hello\nnobody:x:65534:65534:nobody:/:/hello\n"),
+    (
+        "etc/passwd",
+        "root:x:0:0:root:/:/hello\nnobody:x:65534:65534:nobody:/:/hello\n",
+    ),
 ];
 
 /// Everything of an image that has one layer.
@@ -29,7 +38,9 @@ pub(crate) struct BuiltImage {
 /// Makes the sample image.
 pub(crate) fn build() -> Result<BuiltImage, PullError> {
     if PROGRAM.is_empty() {
-        return Err(PullError::NoSample { target: env!("UTSUWA_SAMPLE_TARGET") });
+        return Err(PullError::NoSample {
+            target: env!("UTSUWA_SAMPLE_TARGET"),
+        });
     }
     let layer = layer().map_err(PullError::disk("make the sample image", "memory"))?;
     let diff_id = Digest::of(&layer);
@@ -54,7 +65,11 @@ pub(crate) fn build() -> Result<BuiltImage, PullError> {
     })
     .to_string()
     .into_bytes();
-    Ok(BuiltImage { manifest, config, layer })
+    Ok(BuiltImage {
+        manifest,
+        config,
+        layer,
+    })
 }
 
 /// No names, times or owners of this machine: the archive depends on its content alone.

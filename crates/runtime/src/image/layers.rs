@@ -15,7 +15,12 @@ use super::unpack::{self, Limits, UnpackError, UnpackReport, UnpackSpec};
 /// again, and removing one that is gone is no error. A layer's directory appears whole or not at all.
 pub trait LayerUnpacker: fmt::Debug + Send + Sync + 'static {
     /// Unpacks `blob` (read from its beginning) and checks that its uncompressed form has the digest `diff_id`.
-    fn unpack(&self, diff_id: Digest, media_type: String, blob: OwnedFd) -> BoxFuture<'_, Result<UnpackReport, UnpackError>>;
+    fn unpack(
+        &self,
+        diff_id: Digest,
+        media_type: String,
+        blob: OwnedFd,
+    ) -> BoxFuture<'_, Result<UnpackReport, UnpackError>>;
 
     /// Removes the layer. The store makes sure that no image needs it; the implementation that nothing has it mounted.
     fn remove(&self, diff_id: Digest) -> BoxFuture<'_, Result<(), UnpackError>>;
@@ -35,7 +40,12 @@ impl InProcessUnpacker {
         Self { layers, limits }
     }
 
-    fn unpack_now(&self, diff_id: Digest, media_type: String, blob: OwnedFd) -> Result<UnpackReport, UnpackError> {
+    fn unpack_now(
+        &self,
+        diff_id: Digest,
+        media_type: String,
+        blob: OwnedFd,
+    ) -> Result<UnpackReport, UnpackError> {
         let sys = |call: &str, error: io::Error| UnpackError::Sys {
             call: call.to_owned(),
             name: diff_id.hex(),
@@ -47,18 +57,26 @@ impl InProcessUnpacker {
         }
         let partial = self.layers.join(format!("{}.partial", diff_id.hex()));
         if partial.exists() {
-            std::fs::remove_dir_all(&partial).map_err(|error| sys("remove what is left of", error))?;
+            std::fs::remove_dir_all(&partial)
+                .map_err(|error| sys("remove what is left of", error))?;
         }
         std::fs::create_dir_all(&partial).map_err(|error| sys("make the directory of", error))?;
-        let directory = File::open(&partial).map_err(|error| sys("open the directory of", error))?;
-        let spec = UnpackSpec { diff_id, media_type, limits: self.limits };
-        let outcome = unpack::unpack_layer(File::from(blob), directory.as_fd(), &spec).and_then(|report| {
-            if rustix::process::geteuid().is_root() {
-                unpack::mark_opaque(directory.as_fd(), &report.opaque)?;
-            }
-            std::fs::rename(&partial, &target).map_err(|error| sys("name the directory of", error))?;
-            Ok(report)
-        });
+        let directory =
+            File::open(&partial).map_err(|error| sys("open the directory of", error))?;
+        let spec = UnpackSpec {
+            diff_id,
+            media_type,
+            limits: self.limits,
+        };
+        let outcome =
+            unpack::unpack_layer(File::from(blob), directory.as_fd(), &spec).and_then(|report| {
+                if rustix::process::geteuid().is_root() {
+                    unpack::mark_opaque(directory.as_fd(), &report.opaque)?;
+                }
+                std::fs::rename(&partial, &target)
+                    .map_err(|error| sys("name the directory of", error))?;
+                Ok(report)
+            });
         if outcome.is_err() {
             // The error that counts is the first one.
             let _left_behind = std::fs::remove_dir_all(&partial);
@@ -68,12 +86,19 @@ impl InProcessUnpacker {
 }
 
 impl LayerUnpacker for InProcessUnpacker {
-    fn unpack(&self, diff_id: Digest, media_type: String, blob: OwnedFd) -> BoxFuture<'_, Result<UnpackReport, UnpackError>> {
+    fn unpack(
+        &self,
+        diff_id: Digest,
+        media_type: String,
+        blob: OwnedFd,
+    ) -> BoxFuture<'_, Result<UnpackReport, UnpackError>> {
         let this = self.clone();
         Box::pin(async move {
             tokio::task::spawn_blocking(move || this.unpack_now(diff_id, media_type, blob))
                 .await
-                .map_err(|error| UnpackError::Unavailable { why: error.to_string() })?
+                .map_err(|error| UnpackError::Unavailable {
+                    why: error.to_string(),
+                })?
         })
     }
 

@@ -62,7 +62,10 @@ pub(crate) struct Platform {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Manifest {
     Image(ImageManifest),
-    Index { media_type: String, entries: Vec<IndexEntry> },
+    Index {
+        media_type: String,
+        entries: Vec<IndexEntry>,
+    },
 }
 
 #[derive(Deserialize)]
@@ -91,42 +94,87 @@ pub(crate) fn host_architecture() -> &'static str {
 impl Manifest {
     /// Parses the document of `image`; `declared` is the media type it came with.
     pub(crate) fn parse(image: &str, document: &[u8], declared: &str) -> Result<Self, PullError> {
-        let unsupported = |why: String| PullError::Unsupported { image: image.to_owned(), why };
-        let raw: RawManifest =
-            serde_json::from_slice(document).map_err(|error| unsupported(format!("its manifest can't be understood ({error})")))?;
+        let unsupported = |why: String| PullError::Unsupported {
+            image: image.to_owned(),
+            why,
+        };
+        let raw: RawManifest = serde_json::from_slice(document)
+            .map_err(|error| unsupported(format!("its manifest can't be understood ({error})")))?;
         if raw.schema_version == 1 || declared.contains("distribution.manifest.v1") {
             return Err(unsupported(
                 "it is stored in Docker's manifest schema 1, which is out of use since 2017; push it again with a current docker, podman or skopeo".to_owned(),
             ));
         }
-        let media_type = raw.media_type.unwrap_or_else(|| declared.split(';').next().unwrap_or_default().trim().to_owned());
+        let media_type = raw.media_type.unwrap_or_else(|| {
+            declared
+                .split(';')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        });
         match (raw.manifests, raw.config, raw.layers) {
             (Some(entries), None, _) => {
-                let media_type = if media_type == DOCKER_LIST { media_type } else { OCI_INDEX.to_owned() };
-                Ok(Self::Index { media_type, entries })
+                let media_type = if media_type == DOCKER_LIST {
+                    media_type
+                } else {
+                    OCI_INDEX.to_owned()
+                };
+                Ok(Self::Index {
+                    media_type,
+                    entries,
+                })
             }
             (None, Some(config), Some(layers)) => {
-                if !config.media_type.is_empty() && config.media_type != OCI_CONFIG && config.media_type != DOCKER_CONFIG {
-                    return Err(unsupported(format!("it is not a container image but an artifact of type '{}'", config.media_type)));
+                if !config.media_type.is_empty()
+                    && config.media_type != OCI_CONFIG
+                    && config.media_type != DOCKER_CONFIG
+                {
+                    return Err(unsupported(format!(
+                        "it is not a container image but an artifact of type '{}'",
+                        config.media_type
+                    )));
                 }
                 for layer in &layers {
-                    if layer.media_type.contains("foreign") || layer.media_type.contains("nondistributable") {
-                        return Err(unsupported(format!("its layer {} is not kept in the registry", layer.digest)));
+                    if layer.media_type.contains("foreign")
+                        || layer.media_type.contains("nondistributable")
+                    {
+                        return Err(unsupported(format!(
+                            "its layer {} is not kept in the registry",
+                            layer.digest
+                        )));
                     }
                     if layer.media_type.ends_with("+encrypted") {
-                        return Err(unsupported(format!("its layer {} is encrypted", layer.digest)));
+                        return Err(unsupported(format!(
+                            "its layer {} is encrypted",
+                            layer.digest
+                        )));
                     }
                 }
-                let media_type = if media_type == DOCKER_MANIFEST { media_type } else { OCI_MANIFEST.to_owned() };
-                Ok(Self::Image(ImageManifest { media_type, config, layers }))
+                let media_type = if media_type == DOCKER_MANIFEST {
+                    media_type
+                } else {
+                    OCI_MANIFEST.to_owned()
+                };
+                Ok(Self::Image(ImageManifest {
+                    media_type,
+                    config,
+                    layers,
+                }))
             }
-            _ => Err(unsupported(format!("its manifest of type '{media_type}' names no layers"))),
+            _ => Err(unsupported(format!(
+                "its manifest of type '{media_type}' names no layers"
+            ))),
         }
     }
 }
 
 /// The entry of an index for this machine.
-pub(crate) fn choose<'a>(image: &str, media_type: &str, entries: &'a [IndexEntry]) -> Result<&'a IndexEntry, PullError> {
+pub(crate) fn choose<'a>(
+    image: &str,
+    media_type: &str,
+    entries: &'a [IndexEntry],
+) -> Result<&'a IndexEntry, PullError> {
     let wanted = host_architecture();
     let fits = |entry: &&IndexEntry| match &entry.platform {
         Some(platform) => platform.os == "linux" && platform.architecture == wanted,
@@ -135,7 +183,10 @@ pub(crate) fn choose<'a>(image: &str, media_type: &str, entries: &'a [IndexEntry
     };
     // The plainest variant runs everywhere: none, then v1 (amd64) or v8 (arm64), then by name.
     let rank = |entry: &&IndexEntry| {
-        let variant = entry.platform.as_ref().and_then(|platform| platform.variant.clone());
+        let variant = entry
+            .platform
+            .as_ref()
+            .and_then(|platform| platform.variant.clone());
         match variant.as_deref() {
             None | Some("") => (0, String::new()),
             Some("v1" | "v8") => (1, String::new()),
@@ -160,7 +211,11 @@ fn architecture(image: &str, media_type: &str, offered: &str) -> PullError {
         image: image.to_owned(),
         media_type: media_type.to_owned(),
         wanted: format!("{}/linux", host_architecture()),
-        offered: if offered.is_empty() { "nothing".to_owned() } else { offered.to_owned() },
+        offered: if offered.is_empty() {
+            "nothing".to_owned()
+        } else {
+            offered.to_owned()
+        },
     }
 }
 
@@ -200,7 +255,9 @@ struct RawConfig {
     labels: BTreeMap<String, String>,
 }
 
-fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -210,13 +267,20 @@ pub(crate) fn parse_config(
     manifest: &ImageManifest,
     document: &[u8],
 ) -> Result<(ImageConfig, Vec<Digest>), PullError> {
-    let unsupported = |why: String| PullError::Unsupported { image: image.to_owned(), why };
-    let raw: RawImage =
-        serde_json::from_slice(document).map_err(|error| unsupported(format!("its configuration can't be understood ({error})")))?;
+    let unsupported = |why: String| PullError::Unsupported {
+        image: image.to_owned(),
+        why,
+    };
+    let raw: RawImage = serde_json::from_slice(document)
+        .map_err(|error| unsupported(format!("its configuration can't be understood ({error})")))?;
     // Hand-made images leave these out; they mean what runs here.
     let os_fits = raw.os.is_empty() || raw.os == "linux";
     if !os_fits || !(raw.architecture.is_empty() || raw.architecture == host_architecture()) {
-        return Err(architecture(image, &manifest.media_type, &format!("{}/{}", raw.architecture, raw.os)));
+        return Err(architecture(
+            image,
+            &manifest.media_type,
+            &format!("{}/{}", raw.architecture, raw.os),
+        ));
     }
     let diff_ids = raw.rootfs.map(|rootfs| rootfs.diff_ids).unwrap_or_default();
     if diff_ids.len() != manifest.layers.len() {
@@ -251,7 +315,11 @@ mod tests {
             .map(|(number, (os, architecture, variant))| {
                 let content = number.to_string();
                 IndexEntry {
-                    descriptor: Descriptor { media_type: OCI_MANIFEST.into(), digest: Digest::of(content.as_bytes()), size: 1 },
+                    descriptor: Descriptor {
+                        media_type: OCI_MANIFEST.into(),
+                        digest: Digest::of(content.as_bytes()),
+                        size: 1,
+                    },
                     platform: Some(Platform {
                         architecture: (*architecture).into(),
                         os: (*os).into(),
@@ -266,13 +334,22 @@ mod tests {
     #[test]
     fn the_plainest_variant_of_this_machine_is_chosen() {
         let ours = host_architecture();
-        let entries = index(&[("linux", "s390x", None), ("linux", ours, Some("v3")), ("windows", ours, None), ("linux", ours, None)]);
+        let entries = index(&[
+            ("linux", "s390x", None),
+            ("linux", ours, Some("v3")),
+            ("windows", ours, None),
+            ("linux", ours, None),
+        ]);
         assert_eq!(choose("i", OCI_INDEX, &entries).unwrap(), &entries[3]);
     }
 
     #[test]
     fn a_missing_architecture_names_what_there_is() {
-        let entries = index(&[("linux", "s390x", None), ("unknown", "unknown", None), ("linux", "ppc64le", None)]);
+        let entries = index(&[
+            ("linux", "s390x", None),
+            ("unknown", "unknown", None),
+            ("linux", "ppc64le", None),
+        ]);
         let text = choose("r/x", OCI_INDEX, &entries).unwrap_err().to_string();
         let wanted = format!(
             "Cloud Run does not support image 'r/x': Container manifest type '{OCI_INDEX}' must support {}/linux. It offers: s390x/linux, ppc64le/linux.",
@@ -283,13 +360,17 @@ mod tests {
 
     #[test]
     fn schema_one_and_artifacts_are_refused_by_name() {
-        let text = Manifest::parse("i", br#"{"schemaVersion":1,"fsLayers":[]}"#, "").unwrap_err().to_string();
+        let text = Manifest::parse("i", br#"{"schemaVersion":1,"fsLayers":[]}"#, "")
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("schema 1"), "{text}");
         let digest = Digest::of(b"");
         let document = format!(
             r#"{{"schemaVersion":2,"config":{{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":"{digest}","size":2}},"layers":[]}}"#
         );
-        let text = Manifest::parse("i", document.as_bytes(), OCI_MANIFEST).unwrap_err().to_string();
+        let text = Manifest::parse("i", document.as_bytes(), OCI_MANIFEST)
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("helm"), "{text}");
     }
 
@@ -297,11 +378,18 @@ mod tests {
     fn null_lists_are_empty_lists() {
         let manifest = ImageManifest {
             media_type: OCI_MANIFEST.into(),
-            config: Descriptor { media_type: OCI_CONFIG.into(), digest: Digest::of(b""), size: 0 },
+            config: Descriptor {
+                media_type: OCI_CONFIG.into(),
+                digest: Digest::of(b""),
+                size: 0,
+            },
             layers: vec![],
         };
         let document = br#"{"os":"linux","config":{"Entrypoint":null,"Cmd":["/a"],"Labels":null},"rootfs":{"type":"layers","diff_ids":null}}"#;
         let (config, layers) = parse_config("i", &manifest, document).unwrap();
-        assert_eq!((config.cmd, config.entrypoint, layers), (vec!["/a".to_owned()], vec![], vec![]));
+        assert_eq!(
+            (config.cmd, config.entrypoint, layers),
+            (vec!["/a".to_owned()], vec![], vec![])
+        );
     }
 }

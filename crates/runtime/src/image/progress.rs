@@ -42,7 +42,10 @@ impl Reporter {
 
     pub(crate) fn begin(&self, image: &str, layers: Vec<LayerProgress>) {
         if let Some(sender) = &self.0 {
-            sender.send_replace(PullProgress { image: image.to_owned(), layers });
+            sender.send_replace(PullProgress {
+                image: image.to_owned(),
+                layers,
+            });
         }
     }
 

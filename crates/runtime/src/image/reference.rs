@@ -28,9 +28,19 @@ impl Reference {
     /// # Errors
     /// [`PullError::BadReference`] saying which part is wrong.
     pub fn parse(text: &str) -> Result<Self, PullError> {
-        let bad = |why: String| PullError::BadReference { reference: text.chars().take(300).collect(), why };
+        let bad = |why: String| PullError::BadReference {
+            reference: text.chars().take(300).collect(),
+            why,
+        };
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest.parse::<Digest>().map_err(|error| bad(error.to_string()))?)),
+            Some((rest, digest)) => (
+                rest,
+                Some(
+                    digest
+                        .parse::<Digest>()
+                        .map_err(|error| bad(error.to_string()))?,
+                ),
+            ),
             None => (text, None),
         };
         let (path, tag) = match rest.rsplit_once(':') {
@@ -40,10 +50,14 @@ impl Reference {
         if let Some(tag) = tag
             && !is_tag(tag)
         {
-            return Err(bad(format!("'{tag}' is no tag (letters, digits, '_', '.', '-', at most 128)")));
+            return Err(bad(format!(
+                "'{tag}' is no tag (letters, digits, '_', '.', '-', at most 128)"
+            )));
         }
         let (host, repository) = match path.split_once('/') {
-            Some((host, rest)) if host.contains(['.', ':', '[']) || host == "localhost" => (host.to_lowercase(), rest.to_owned()),
+            Some((host, rest)) if host.contains(['.', ':', '[']) || host == "localhost" => {
+                (host.to_lowercase(), rest.to_owned())
+            }
             // A name without a slash but with a port was split as a tag above.
             Some(_) => ("docker.io".to_owned(), path.to_owned()),
             None => ("docker.io".to_owned(), format!("library/{path}")),
@@ -52,14 +66,28 @@ impl Reference {
             return Err(bad(format!("'{host}' is no host name")));
         }
         if repository.len() > 255 || !repository.split('/').all(is_component) {
-            let name = repository.strip_prefix("library/").filter(|_name| !path.contains('/')).unwrap_or(&repository);
+            let name = repository
+                .strip_prefix("library/")
+                .filter(|_name| !path.contains('/'))
+                .unwrap_or(&repository);
             return Err(bad(format!(
                 "'{name}' is no repository name (lower-case letters and digits, separated by '.', '_', '-' or '/')"
             )));
         }
-        let registry = if host == "index.docker.io" || host == "registry-1.docker.io" { "docker.io".to_owned() } else { host };
-        let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| "latest".to_owned()));
-        Ok(Self { registry, repository, tag, digest })
+        let registry = if host == "index.docker.io" || host == "registry-1.docker.io" {
+            "docker.io".to_owned()
+        } else {
+            host
+        };
+        let tag = tag
+            .map(str::to_owned)
+            .or_else(|| digest.is_none().then(|| "latest".to_owned()));
+        Ok(Self {
+            registry,
+            repository,
+            tag,
+            digest,
+        })
     }
 
     /// `HOST/REPOSITORY`.
@@ -103,16 +131,20 @@ impl fmt::Display for Reference {
 fn is_tag(tag: &str) -> bool {
     (1..=128).contains(&tag.len())
         && !tag.starts_with(['.', '-'])
-        && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+        && tag
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }
 
 fn is_component(component: &str) -> bool {
-    let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let edge = |byte: Option<u8>| {
+        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
     edge(component.bytes().next())
         && edge(component.bytes().next_back())
-        && component
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-'))
+        && component.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
+        })
         && !component.contains("..")
         && !component.contains("___")
 }
@@ -125,7 +157,10 @@ fn is_host(host: &str) -> bool {
     if port.is_some_and(|port| port.parse::<u16>().is_err()) {
         return false;
     }
-    if let Some(address) = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+    if let Some(address) = name
+        .strip_prefix('[')
+        .and_then(|name| name.strip_suffix(']'))
+    {
         return address.parse::<std::net::Ipv6Addr>().is_ok();
     }
     !name.is_empty()
@@ -134,7 +169,9 @@ fn is_host(host: &str) -> bool {
             !label.is_empty()
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         })
 }
 
@@ -151,9 +188,15 @@ pub struct RewriteRule {
 impl RewriteRule {
     /// The rules every server starts with: Google's sample works without a network.
     pub fn defaults() -> Vec<Self> {
-        ["gcr.io/cloudrun/hello", "us-docker.pkg.dev/cloudrun/container/hello"]
-            .map(|from| Self { from: from.to_owned(), to: HELLO.to_owned() })
-            .to_vec()
+        [
+            "gcr.io/cloudrun/hello",
+            "us-docker.pkg.dev/cloudrun/container/hello",
+        ]
+        .map(|from| Self {
+            from: from.to_owned(),
+            to: HELLO.to_owned(),
+        })
+        .to_vec()
     }
 }
 
@@ -163,23 +206,40 @@ impl RewriteRule {
 /// [`PullError::BadReference`] when a rule makes something that is no reference; the text names the rule.
 pub fn rewrite(reference: &Reference, rules: &[RewriteRule]) -> Result<Reference, PullError> {
     let name = reference.name();
-    let matching = rules.iter().filter(|rule| match rule.from.strip_suffix('*').unwrap_or(&rule.from) {
-        prefix if prefix.ends_with('/') => name.starts_with(prefix),
-        exact => name == exact,
-    });
-    let Some(rule) = matching.max_by_key(|rule| (!rule.from.ends_with(['/', '*']), rule.from.len())) else {
+    let matching =
+        rules.iter().filter(
+            |rule| match rule.from.strip_suffix('*').unwrap_or(&rule.from) {
+                prefix if prefix.ends_with('/') => name.starts_with(prefix),
+                exact => name == exact,
+            },
+        );
+    let Some(rule) =
+        matching.max_by_key(|rule| (!rule.from.ends_with(['/', '*']), rule.from.len()))
+    else {
         return Ok(reference.clone());
     };
-    let rest = name.get(rule.from.trim_end_matches('*').len()..).unwrap_or_default();
+    let rest = name
+        .get(rule.from.trim_end_matches('*').len()..)
+        .unwrap_or_default();
     let text = format!("{}{rest}", rule.to);
     let mut target = Reference::parse(&text).map_err(|error| match error {
-        PullError::BadReference { reference: made, why } => PullError::BadReference {
+        PullError::BadReference {
             reference: made,
-            why: format!("{why} (made from '{reference}' by the rewrite rule '{}' → '{}')", rule.from, rule.to),
+            why,
+        } => PullError::BadReference {
+            reference: made,
+            why: format!(
+                "{why} (made from '{reference}' by the rewrite rule '{}' → '{}')",
+                rule.from, rule.to
+            ),
         },
         other => other,
     })?;
-    let own = text.contains('@') || text.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    let own = text.contains('@')
+        || text
+            .rsplit('/')
+            .next()
+            .is_some_and(|last| last.contains(':'));
     if !own {
         target.tag.clone_from(&reference.tag);
         target.digest = reference.digest;
@@ -198,13 +258,25 @@ mod tests {
         for (text, whole) in [
             ("alpine", "docker.io/library/alpine:latest".to_owned()),
             ("grafana/loki:2.9", "docker.io/grafana/loki:2.9".to_owned()),
-            ("index.docker.io/library/alpine", "docker.io/library/alpine:latest".to_owned()),
+            (
+                "index.docker.io/library/alpine",
+                "docker.io/library/alpine:latest".to_owned(),
+            ),
             ("localhost/app", "localhost/app:latest".to_owned()),
             ("127.0.0.1:5000/a/b:v1", "127.0.0.1:5000/a/b:v1".to_owned()),
             ("[::1]:5000/a", "[::1]:5000/a:latest".to_owned()),
-            ("Gcr.io/p/a__b/c-d.e", "gcr.io/p/a__b/c-d.e:latest".to_owned()),
-            (&format!("r.example/x@{digest}"), format!("r.example/x@{digest}")),
-            (&format!("r.example/x:t@{digest}"), format!("r.example/x:t@{digest}")),
+            (
+                "Gcr.io/p/a__b/c-d.e",
+                "gcr.io/p/a__b/c-d.e:latest".to_owned(),
+            ),
+            (
+                &format!("r.example/x@{digest}"),
+                format!("r.example/x@{digest}"),
+            ),
+            (
+                &format!("r.example/x:t@{digest}"),
+                format!("r.example/x:t@{digest}"),
+            ),
         ] {
             let parsed = Reference::parse(text).unwrap();
             assert_eq!(parsed.to_string(), whole);
@@ -234,12 +306,24 @@ mod tests {
     #[test]
     fn the_most_specific_rule_wins_and_the_tag_stays() {
         let mut rules = RewriteRule::defaults();
-        rules.push(RewriteRule { from: "docker.io/".into(), to: "mirror.example/hub/".into() });
-        rules.push(RewriteRule { from: "docker.io/library/".into(), to: "mirror.example/lib/".into() });
-        rules.push(RewriteRule { from: "docker.io/library/redis".into(), to: "r.example/redis:7".into() });
+        rules.push(RewriteRule {
+            from: "docker.io/".into(),
+            to: "mirror.example/hub/".into(),
+        });
+        rules.push(RewriteRule {
+            from: "docker.io/library/".into(),
+            to: "mirror.example/lib/".into(),
+        });
+        rules.push(RewriteRule {
+            from: "docker.io/library/redis".into(),
+            to: "r.example/redis:7".into(),
+        });
         for (text, whole) in [
             ("gcr.io/cloudrun/hello", "utsuwa.local/hello:latest"),
-            ("us-docker.pkg.dev/cloudrun/container/hello:job", "utsuwa.local/hello:job"),
+            (
+                "us-docker.pkg.dev/cloudrun/container/hello:job",
+                "utsuwa.local/hello:job",
+            ),
             ("gcr.io/cloudrun/hello2", "gcr.io/cloudrun/hello2:latest"),
             ("grafana/loki:2.9", "mirror.example/hub/grafana/loki:2.9"),
             ("alpine:3", "mirror.example/lib/alpine:3"),

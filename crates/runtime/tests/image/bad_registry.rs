@@ -7,7 +7,9 @@ use std::time::Duration;
 use utsuwa_runtime::image::{Credential, ErrorClass, ImageStore};
 
 use crate::fake::{Answer, Asked, Fake, honest, ranged};
-use crate::fixture::{Compression, Image, INDEX, Store, digest, image, image_for, index_of, is_root, noise, tar_of};
+use crate::fixture::{
+    Compression, INDEX, Image, Store, digest, image, image_for, index_of, is_root, noise, tar_of,
+};
 
 fn store_for(fake: &Fake) -> Store {
     Store::new(|settings| {
@@ -21,8 +23,14 @@ fn noisy() -> Image {
 }
 
 async fn fails(store: &ImageStore, fake: &Fake, name: &str) -> utsuwa_runtime::image::PullError {
-    let error = store.ensure(&format!("{}/{name}", fake.host())).await.unwrap_err();
-    assert!(error.to_string().contains(&fake.host()), "names the registry: {error}");
+    let error = store
+        .ensure(&format!("{}/{name}", fake.host()))
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains(&fake.host()),
+        "names the registry: {error}"
+    );
     error
 }
 
@@ -42,15 +50,29 @@ async fn a_broken_download_is_resumed_where_it_broke() {
         answer
     });
     let store = store_for(&fake);
-    let found = store.store.ensure(&format!("{}/app:v1", fake.host())).await.unwrap();
-    assert_eq!(std::fs::read(store.layer(&found.layers[0]).join("noise")).unwrap(), noise(4 << 20));
+    let found = store
+        .store
+        .ensure(&format!("{}/app:v1", fake.host()))
+        .await
+        .unwrap();
+    assert_eq!(
+        std::fs::read(store.layer(&found.layers[0]).join("noise")).unwrap(),
+        noise(4 << 20)
+    );
     let ranges: Vec<String> = {
-        let asked = fake.asked.lock().unwrap();
-        asked.iter().filter(|asked| asked.target.ends_with(&layer)).map(|asked| asked.header("range").to_owned()).collect()
+        let asked = fake.asked.lock();
+        asked
+            .iter()
+            .filter(|asked| asked.target.ends_with(&layer))
+            .map(|asked| asked.header("range").to_owned())
+            .collect()
     };
     assert_eq!(ranges.len(), 2, "{ranges:?}");
     assert_eq!(ranges[0], "");
-    assert!(ranges[1].starts_with("bytes=") && ranges[1].ends_with('-'), "{ranges:?}");
+    assert!(
+        ranges[1].starts_with("bytes=") && ranges[1].ends_with('-'),
+        "{ranges:?}"
+    );
 }
 
 #[tokio::test]
@@ -63,7 +85,10 @@ async fn a_registry_that_cannot_resume_starts_over() {
     let times = Arc::new(AtomicUsize::new(0));
     let (served, seen) = (content.clone(), Arc::clone(&times));
     let fake = Fake::start(move |asked| {
-        let whole = Asked { headers: Default::default(), ..asked.clone() };
+        let whole = Asked {
+            headers: Default::default(),
+            ..asked.clone()
+        };
         let mut answer = honest(&served, &whole);
         if asked.target.ends_with(&layer) && seen.fetch_add(1, Ordering::SeqCst) == 0 {
             answer.cut_after = Some(1 << 20);
@@ -71,8 +96,15 @@ async fn a_registry_that_cannot_resume_starts_over() {
         answer
     });
     let store = store_for(&fake);
-    let found = store.store.ensure(&format!("{}/app:v1", fake.host())).await.unwrap();
-    assert_eq!(std::fs::read(store.layer(&found.layers[0]).join("noise")).unwrap(), noise(4 << 20));
+    let found = store
+        .store
+        .ensure(&format!("{}/app:v1", fake.host()))
+        .await
+        .unwrap();
+    assert_eq!(
+        std::fs::read(store.layer(&found.layers[0]).join("noise")).unwrap(),
+        noise(4 << 20)
+    );
     assert_eq!(times.load(Ordering::SeqCst), 2);
 }
 
@@ -107,7 +139,10 @@ async fn a_registry_that_stalls_is_given_up() {
     });
     let store = store_for(&fake);
     let error = fails(&store.store, &fake, "app:v1").await;
-    assert!(error.to_string().contains("sent nothing for 0.3 s"), "{error}");
+    assert!(
+        error.to_string().contains("sent nothing for 0.3 s"),
+        "{error}"
+    );
     store.assert_clean();
 }
 
@@ -131,9 +166,16 @@ async fn content_under_a_wrong_digest_is_refused() {
             answer
         });
         let store = store_for(&fake);
-        let name = if kind == "manifest" { format!("app@{wanted}") } else { "app:v1".to_owned() };
+        let name = if kind == "manifest" {
+            format!("app@{wanted}")
+        } else {
+            "app:v1".to_owned()
+        };
         let error = fails(&store.store, &fake, &name).await;
-        assert!(error.to_string().contains("other content"), "{kind}: {error}");
+        assert!(
+            error.to_string().contains("other content"),
+            "{kind}: {error}"
+        );
         assert_eq!(error.class(), ErrorClass::Unavailable);
         store.assert_clean();
         assert!(store.names("layers").is_empty() && store.store.list().is_empty());
@@ -171,12 +213,27 @@ async fn a_token_is_fetched_with_and_without_credentials() {
         let fake = Fake::start(move |asked| {
             if asked.target.starts_with("/token?") {
                 let basic = asked.header("authorization");
-                assert_eq!(basic, if with_credentials { "Basic dXNlcjpzZWNyZXQ=" } else { "" });
-                assert!(asked.target.contains("service=me") && asked.target.contains("scope=repository%3Ateam%2Fapp%3Apull"));
+                assert_eq!(
+                    basic,
+                    if with_credentials {
+                        "Basic dXNlcjpzZWNyZXQ="
+                    } else {
+                        ""
+                    }
+                );
+                assert!(
+                    asked.target.contains("service=me")
+                        && asked
+                            .target
+                            .contains("scope=repository%3Ateam%2Fapp%3Apull")
+                );
                 return Answer::ok(br#"{"token":"tok-1","expires_in":300}"#.to_vec());
             }
             if asked.header("authorization") != "Bearer tok-1" {
-                let challenge = format!(r#"Bearer realm="http://{}/token",service="me",scope="repository:team/app:pull""#, asked.header("host"));
+                let challenge = format!(
+                    r#"Bearer realm="http://{}/token",service="me",scope="repository:team/app:pull""#,
+                    asked.header("host")
+                );
                 return Answer::status(401).with("www-authenticate", challenge);
             }
             honest(&content, asked)
@@ -184,33 +241,61 @@ async fn a_token_is_fetched_with_and_without_credentials() {
         let store = Store::new(|settings| {
             settings.registry.insecure = vec![fake.host()];
             if with_credentials {
-                let credential = Credential::Password { username: "user".into(), password: "secret".into() };
-                settings.registry.credentials.configured.insert(fake.host(), credential);
+                let credential = Credential::Password {
+                    username: "user".into(),
+                    password: "secret".into(),
+                };
+                settings
+                    .registry
+                    .credentials
+                    .configured
+                    .insert(fake.host(), credential);
             }
         });
-        store.store.ensure(&format!("{}/team/app:v1", fake.host())).await.unwrap();
+        store
+            .store
+            .ensure(&format!("{}/team/app:v1", fake.host()))
+            .await
+            .unwrap();
         assert_eq!(fake.count("/token"), 1, "one token serves the whole pull");
     }
 }
 
 #[tokio::test]
 async fn refused_credentials_say_what_to_do() {
-    for (configured, word) in [(false, "No credentials are configured"), (true, "were refused")] {
+    for (configured, word) in [
+        (false, "No credentials are configured"),
+        (true, "were refused"),
+    ] {
         let fake = Fake::start(|_asked| {
             let body = br#"{"errors":[{"code":"UNAUTHORIZED","message":"access to the requested resource is not authorized"}]}"#;
-            Answer { status: 401, ..Answer::ok(body.to_vec()) }.with("www-authenticate", "Basic realm=\"x\"")
+            Answer {
+                status: 401,
+                ..Answer::ok(body.to_vec())
+            }
+            .with("www-authenticate", "Basic realm=\"x\"")
         });
         let store = Store::new(|settings| {
             settings.registry.insecure = vec![fake.host()];
             if configured {
-                let credential = Credential::Password { username: "user".into(), password: "wrong".into() };
-                settings.registry.credentials.configured.insert(fake.host(), credential);
+                let credential = Credential::Password {
+                    username: "user".into(),
+                    password: "wrong".into(),
+                };
+                settings
+                    .registry
+                    .credentials
+                    .configured
+                    .insert(fake.host(), credential);
             }
         });
         let error = fails(&store.store, &fake, "private/app:v1").await;
         assert_eq!(error.class(), ErrorClass::Unauthorized);
         let text = error.to_string();
-        assert!(text.contains(word) && text.contains("docker login") && text.contains("not authorized"), "{text}");
+        assert!(
+            text.contains(word) && text.contains("docker login") && text.contains("not authorized"),
+            "{text}"
+        );
         assert!(!text.contains("wrong"), "no secrets in errors: {text}");
     }
 }
@@ -226,12 +311,24 @@ async fn an_image_for_other_machines_names_what_it_offers() {
     });
     let store = store_for(&fake);
     let ours = crate::fixture::architecture();
-    for (name, offers) in [("many", "s390x/linux, ppc64le/linux"), ("one", "s390x/linux")] {
+    for (name, offers) in [
+        ("many", "s390x/linux, ppc64le/linux"),
+        ("one", "s390x/linux"),
+    ] {
         let error = fails(&store.store, &fake, name).await;
         assert_eq!(error.class(), ErrorClass::Caller);
         let text = error.to_string();
-        assert!(text.starts_with(&format!("Cloud Run does not support image '{}/{name}:latest': Container manifest type '", fake.host())), "{text}");
-        assert!(text.contains(&format!("must support {ours}/linux")) && text.contains(offers), "{text}");
+        assert!(
+            text.starts_with(&format!(
+                "Cloud Run does not support image '{}/{name}:latest': Container manifest type '",
+                fake.host()
+            )),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("must support {ours}/linux")) && text.contains(offers),
+            "{text}"
+        );
     }
 }
 
@@ -256,19 +353,39 @@ async fn redirects_keep_the_proof_to_themselves_and_lists_are_followed() {
         }
         match asked.target.rsplit('/').next().unwrap() {
             "v1" => Answer::ok(list.clone()).with("content-type", INDEX),
-            blob if asked.target.contains("/blobs/") => Answer::status(307).with("location", format!("http://{to}/{blob}")),
+            blob if asked.target.contains("/blobs/") => {
+                Answer::status(307).with("location", format!("http://{to}/{blob}"))
+            }
             _ => honest(&ours, asked),
         }
     });
     let store = Store::new(|settings| {
         settings.registry.insecure = vec![fake.host()];
-        let credential = Credential::Password { username: "user".into(), password: "secret".into() };
-        settings.registry.credentials.configured.insert(fake.host(), credential);
+        let credential = Credential::Password {
+            username: "user".into(),
+            password: "secret".into(),
+        };
+        settings
+            .registry
+            .credentials
+            .configured
+            .insert(fake.host(), credential);
     });
-    let found = store.store.ensure(&format!("{}/app:v1", fake.host())).await.unwrap();
-    assert_eq!(found.pinned, format!("{}/app@{pinned}", fake.host()), "the list is what the tag means");
+    let found = store
+        .store
+        .ensure(&format!("{}/app:v1", fake.host()))
+        .await
+        .unwrap();
+    assert_eq!(
+        found.pinned,
+        format!("{}/app@{pinned}", fake.host()),
+        "the list is what the tag means"
+    );
     assert_ne!(found.manifest, pinned);
-    assert_eq!(store.store.ensure(&found.pinned).await.unwrap().manifest, found.manifest);
+    assert_eq!(
+        store.store.ensure(&found.pinned).await.unwrap().manifest,
+        found.manifest
+    );
 }
 
 #[tokio::test]
@@ -280,7 +397,9 @@ async fn the_same_layer_wanted_twice_is_downloaded_once() {
     let layer = content.layers[0].clone();
     let fake = Fake::start(move |asked| honest(&content, asked));
     let store = store_for(&fake);
-    let names: Vec<String> = (0..8).map(|number| format!("{}/app{number}:v1", fake.host())).collect();
+    let names: Vec<String> = (0..8)
+        .map(|number| format!("{}/app{number}:v1", fake.host()))
+        .collect();
     let pulls = names.iter().map(|name| store.store.ensure(name));
     for result in futures_util::future::join_all(pulls).await {
         result.unwrap();
@@ -296,7 +415,11 @@ async fn a_pull_that_would_eat_the_reserve_does_not_start() {
         settings.registry.insecure = vec![fake.host()];
         settings.reserve_bytes = 1 << 60;
     });
-    let error = store.store.ensure(&format!("{}/app:v1", fake.host())).await.unwrap_err();
+    let error = store
+        .store
+        .ensure(&format!("{}/app:v1", fake.host()))
+        .await
+        .unwrap_err();
     assert_eq!(error.class(), ErrorClass::Exhausted, "{error}");
     assert_eq!(fake.count("/blobs/"), 1, "only the configuration was read");
 }
@@ -314,7 +437,11 @@ async fn a_busy_registry_is_asked_again() {
         }
         honest(&content, asked)
     });
-    store_for(&fake).store.ensure(&format!("{}/app:v1", fake.host())).await.unwrap();
+    store_for(&fake)
+        .store
+        .ensure(&format!("{}/app:v1", fake.host()))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
+use std::thread::Builder;
+
+use parking_lot::Mutex;
 
 use crate::fixture::{Image, digest};
 
 #[derive(Debug, Clone)]
 pub struct Asked {
-    pub method: String,
     pub target: String,
     pub headers: BTreeMap<String, String>,
 }
@@ -34,11 +35,18 @@ pub struct Answer {
 
 impl Answer {
     pub fn ok(body: Vec<u8>) -> Self {
-        Self { status: 200, body, ..Self::default() }
+        Self {
+            status: 200,
+            body,
+            ..Self::default()
+        }
     }
 
     pub fn status(status: u16) -> Self {
-        Self { status, ..Self::default() }
+        Self {
+            status,
+            ..Self::default()
+        }
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -60,12 +68,19 @@ impl Fake {
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (log, handler) = (Arc::clone(&asked), Arc::new(handler) as Arc<Handler>);
-        thread::spawn(move || {
+        let accept = move || {
             for connection in listener.incoming() {
                 let (log, handler) = (Arc::clone(&log), Arc::clone(&handler));
-                thread::spawn(move || serve(connection.unwrap(), &log, &*handler));
+                // They end with the test's process.
+                Builder::new()
+                    .spawn(move || serve(connection.unwrap(), &log, &*handler))
+                    .unwrap();
             }
-        });
+        };
+        Builder::new()
+            .name("registry".to_owned())
+            .spawn(accept)
+            .unwrap();
         Self { address, asked }
     }
 
@@ -75,7 +90,11 @@ impl Fake {
 
     /// How many requests had this in their target.
     pub fn count(&self, part: &str) -> usize {
-        self.asked.lock().unwrap().iter().filter(|asked| asked.target.contains(part)).count()
+        self.asked
+            .lock()
+            .iter()
+            .filter(|asked| asked.target.contains(part))
+            .count()
     }
 }
 
@@ -97,10 +116,18 @@ pub fn honest(image: &Image, asked: &Asked) -> Answer {
 }
 
 pub fn ranged(content: &[u8], asked: &Asked) -> Answer {
-    match asked.header("range").strip_prefix("bytes=").and_then(|range| range.trim_end_matches('-').parse::<usize>().ok()) {
+    match asked
+        .header("range")
+        .strip_prefix("bytes=")
+        .and_then(|range| range.trim_end_matches('-').parse::<usize>().ok())
+    {
         Some(from) if from < content.len() => {
             let range = format!("bytes {from}-{}/{}", content.len() - 1, content.len());
-            Answer { status: 206, ..Answer::ok(content[from..].to_vec()) }.with("content-range", range)
+            Answer {
+                status: 206,
+                ..Answer::ok(content[from..].to_vec())
+            }
+            .with("content-range", range)
         }
         Some(_) => Answer::status(416),
         None => Answer::ok(content.to_vec()),
@@ -115,30 +142,50 @@ fn serve(mut connection: TcpStream, log: &Mutex<Vec<Asked>>, handler: &Handler) 
             return;
         }
         let mut parts = line.split_whitespace();
-        let (method, target) = (parts.next().unwrap().to_owned(), parts.next().unwrap().to_owned());
+        let target = parts.nth(1).unwrap().to_owned();
         let mut headers = BTreeMap::new();
         loop {
             let mut line = String::new();
             reader.read_line(&mut line).unwrap();
-            let Some((name, value)) = line.trim_end().split_once(':') else { break };
+            let Some((name, value)) = line.trim_end().split_once(':') else {
+                break;
+            };
             headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
         }
-        let length = headers.get("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
+        let length = headers
+            .get("content-length")
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(0);
         let mut body = vec![0; length];
         reader.read_exact(&mut body).unwrap();
         if length > 0 {
-            headers.insert("(body)".to_owned(), String::from_utf8_lossy(&body).into_owned());
+            headers.insert(
+                "(body)".to_owned(),
+                String::from_utf8_lossy(&body).into_owned(),
+            );
         }
-        let asked = Asked { method, target, headers };
+        let asked = Asked { target, headers };
         let answer = handler(&asked);
-        log.lock().unwrap().push(asked);
-        let mut head = format!("HTTP/1.1 {} X\r\ncontent-length: {}\r\n", answer.status, answer.body.len());
+        log.lock().push(asked);
+        let mut head = format!(
+            "HTTP/1.1 {} X\r\ncontent-length: {}\r\n",
+            answer.status,
+            answer.body.len()
+        );
         for (name, value) in &answer.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         head.push_str("\r\n");
-        let most = answer.cut_after.or(answer.stall_after).unwrap_or(answer.body.len()).min(answer.body.len());
-        if connection.write_all(head.as_bytes()).and_then(|()| connection.write_all(&answer.body[..most])).is_err() {
+        let most = answer
+            .cut_after
+            .or(answer.stall_after)
+            .unwrap_or(answer.body.len())
+            .min(answer.body.len());
+        if connection
+            .write_all(head.as_bytes())
+            .and_then(|()| connection.write_all(&answer.body[..most]))
+            .is_err()
+        {
             return;
         }
         if answer.stall_after.is_some() {

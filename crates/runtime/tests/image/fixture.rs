@@ -15,7 +15,11 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 pub fn architecture() -> &'static str {
-    if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" }
+    if std::env::consts::ARCH == "aarch64" {
+        "arm64"
+    } else {
+        "amd64"
+    }
 }
 
 /// Unpacking keeps ownership, so it needs root.
@@ -42,25 +46,42 @@ impl Store {
         settings.reserve_bytes = 0;
         settings.registry.stall = Duration::from_secs(5);
         change(&mut settings);
-        let limits = Limits { reserve_bytes: 0, ..Limits::default() };
+        let limits = Limits {
+            reserve_bytes: 0,
+            ..Limits::default()
+        };
         let unpacker = InProcessUnpacker::new(directory.path().join("layers"), limits);
-        Self { store: ImageStore::open(settings, Arc::new(unpacker)).unwrap(), directory }
+        Self {
+            store: ImageStore::open(settings, Arc::new(unpacker)).unwrap(),
+            directory,
+        }
     }
 
     pub fn layer(&self, diff_id: &str) -> PathBuf {
-        self.directory.path().join("layers").join(diff_id.strip_prefix("sha256:").unwrap())
+        self.directory
+            .path()
+            .join("layers")
+            .join(diff_id.strip_prefix("sha256:").unwrap())
     }
 
     pub fn names(&self, directory: &str) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.directory.path().join(directory)) else { return Vec::new() };
-        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let Ok(entries) = std::fs::read_dir(self.directory.path().join(directory)) else {
+            return Vec::new();
+        };
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
 
     /// Nothing but whole blobs and layers.
     pub fn assert_clean(&self) {
-        for name in self.names("blobs/sha256").into_iter().chain(self.names("layers")) {
+        for name in self
+            .names("blobs/sha256")
+            .into_iter()
+            .chain(self.names("layers"))
+        {
             assert!(name.len() == 64, "left behind: {name}");
         }
         assert_eq!(self.names("incoming"), Vec::<String>::new());
@@ -105,7 +126,7 @@ pub fn noise(length: usize) -> Vec<u8> {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        (state >> 32) as u8
+        state.to_le_bytes()[4]
     };
     std::iter::repeat_with(next).take(length).collect()
 }
@@ -118,7 +139,8 @@ pub fn image_for(architecture: &str, layers: &[(Vec<u8>, Compression)]) -> Image
         let (content, kind) = match compression {
             Compression::None => (tar.clone(), ""),
             Compression::Gzip => {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                let mut encoder =
+                    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 encoder.write_all(tar).unwrap();
                 (encoder.finish().unwrap(), "+gzip")
             }
@@ -162,14 +184,20 @@ pub fn index_of(images: &[(&str, &Image)]) -> Vec<u8> {
                 "platform": { "os": "linux", "architecture": architecture } })
         })
         .collect();
-    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries }).to_string().into_bytes()
+    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries })
+        .to_string()
+        .into_bytes()
 }
 
 /// Writes an OCI layout with one image, tagged.
 pub fn write_layout(directory: &Path, image: &Image, tag: &str) {
     let blobs = directory.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).unwrap();
-    std::fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    std::fs::write(
+        directory.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .unwrap();
     let manifest = (digest(&image.manifest), image.manifest.clone());
     for (name, content) in image.blobs.clone().into_iter().chain([manifest]) {
         std::fs::write(blobs.join(name.strip_prefix("sha256:").unwrap()), content).unwrap();

@@ -1,5 +1,12 @@
 //! Images end to end: a real registry, a misbehaving one, uploads, and the sample.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "tests"
+)]
 
 mod bad_registry;
 mod fake;

@@ -30,7 +30,11 @@ async fn layers_that_may_not_have_reached_the_disk_are_unpacked_again() {
         settings.registry.insecure.clone_from(&insecure);
         settings.keep_blobs = true;
     });
-    let found = store.store.ensure(&format!("{}/app:v1", fake.host())).await.unwrap();
+    let found = store
+        .store
+        .ensure(&format!("{}/app:v1", fake.host()))
+        .await
+        .unwrap();
     store.store.close().await;
     let (path, directory) = (store.layer(&found.layers[0]).join("a"), store.directory);
     drop(store.store);
@@ -40,14 +44,26 @@ async fn layers_that_may_not_have_reached_the_disk_are_unpacked_again() {
     let text = std::fs::read_to_string(&index).unwrap();
     let mut document: serde_json::Value = serde_json::from_str(&text).unwrap();
     let record = &mut document["images"][&found.manifest];
-    assert_eq!(record["durable"], true, "the background work was waited for");
+    assert_eq!(
+        record["durable"], true,
+        "the background work was waited for"
+    );
     record["durable"] = false.into();
     record["boot"] = "another".into();
     std::fs::write(&index, document.to_string()).unwrap();
     std::fs::write(&path, "\0\0\0\0\0").unwrap();
-    std::fs::write(directory.path().join("blobs/sha256").join(layer.strip_prefix("sha256:").unwrap()), "\0").unwrap();
+    std::fs::write(
+        directory
+            .path()
+            .join("blobs/sha256")
+            .join(layer.strip_prefix("sha256:").unwrap()),
+        "\0",
+    )
+    .unwrap();
 
-    let again = Store::at(directory, |settings| settings.registry.insecure.clone_from(&insecure));
+    let again = Store::at(directory, |settings| {
+        settings.registry.insecure.clone_from(&insecure)
+    });
     again.store.recover().await.unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole");
     assert_eq!(fake.count(&layer), 2, "the damaged blob was pulled again");
@@ -62,7 +78,11 @@ async fn an_unreadable_index_names_the_file() {
     std::fs::write(directory.path().join("index.json"), "{").unwrap();
     let path = directory.path().join("index.json").display().to_string();
     let settings = utsuwa_runtime::image::Settings::new(directory.path().to_owned());
-    let unpacker = utsuwa_runtime::image::InProcessUnpacker::new(directory.path().join("layers"), Default::default());
-    let error = utsuwa_runtime::image::ImageStore::open(settings, std::sync::Arc::new(unpacker)).unwrap_err();
+    let unpacker = utsuwa_runtime::image::InProcessUnpacker::new(
+        directory.path().join("layers"),
+        Default::default(),
+    );
+    let error = utsuwa_runtime::image::ImageStore::open(settings, std::sync::Arc::new(unpacker))
+        .unwrap_err();
     assert!(error.to_string().contains(&path), "{error}");
 }

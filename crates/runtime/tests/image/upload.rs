@@ -12,12 +12,21 @@ use crate::fixture::{Compression, Image, Store, digest, image, is_root, tar_of, 
 
 async fn load(store: &Store, archive: &[u8]) -> Result<ResolvedImage, PullError> {
     // Odd pieces, as a network delivers them.
-    let pieces: Vec<io::Result<Bytes>> = archive.chunks(1000).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-    store.store.load_archive(futures_util::stream::iter(pieces)).await
+    let pieces: Vec<io::Result<Bytes>> = archive
+        .chunks(1000)
+        .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+        .collect();
+    store
+        .store
+        .load_archive(futures_util::stream::iter(pieces))
+        .await
 }
 
 fn small() -> Image {
-    image(&[(tar_of(&[("bin/app", b"#!x")]), Compression::Gzip), (tar_of(&[("etc/conf", b"v=1")]), Compression::Zstd)])
+    image(&[
+        (tar_of(&[("bin/app", b"#!x")]), Compression::Gzip),
+        (tar_of(&[("etc/conf", b"v=1")]), Compression::Zstd),
+    ])
 }
 
 fn packed(image: &Image) -> Vec<u8> {
@@ -26,7 +35,9 @@ fn packed(image: &Image) -> Vec<u8> {
     write_layout(&directory, image, "v1");
     let mut archive = Vec::new();
     pack_oci_directory(&directory, Some("v1"), &mut archive).unwrap();
-    let error = pack_oci_directory(&directory, Some("v2"), io::sink()).unwrap_err().to_string();
+    let error = pack_oci_directory(&directory, Some("v2"), io::sink())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("'v2'") && error.contains("v1"), "{error}");
     archive
 }
@@ -40,14 +51,26 @@ async fn a_packed_directory_is_loaded_under_its_name() {
     let archive = packed(&source);
     let store = Store::new(|_settings| {});
     let loaded = load(&store, &archive).await.unwrap();
-    assert_eq!(loaded.reference, format!("utsuwa.local/loaded/my-app@{}", digest(&source.manifest)));
-    assert_eq!(std::fs::read(store.layer(&loaded.layers[1]).join("etc/conf")).unwrap(), b"v=1");
+    assert_eq!(
+        loaded.reference,
+        format!("utsuwa.local/loaded/my-app@{}", digest(&source.manifest))
+    );
+    assert_eq!(
+        std::fs::read(store.layer(&loaded.layers[1]).join("etc/conf")).unwrap(),
+        b"v=1"
+    );
     for name in [loaded.reference.as_str(), "utsuwa.local/loaded/my-app:v1"] {
-        assert_eq!(store.store.ensure(name).await.unwrap().manifest, loaded.manifest);
+        assert_eq!(
+            store.store.ensure(name).await.unwrap().manifest,
+            loaded.manifest
+        );
     }
     // Loading it again is no work and no error; compressed uploads are understood.
     let compressed = zstd::encode_all(archive.as_slice(), 1).unwrap();
-    assert_eq!(load(&store, &compressed).await.unwrap().manifest, loaded.manifest);
+    assert_eq!(
+        load(&store, &compressed).await.unwrap().manifest,
+        loaded.manifest
+    );
     store.store.close().await;
     store.assert_clean();
 }
@@ -58,7 +81,10 @@ async fn what_skopeo_saves_is_loaded() {
         eprintln!("skipped: skopeo is not installed");
         return;
     }
-    let source = image(&[(tar_of(&[("bin/app", b"#!x")]), Compression::Gzip), (tar_of(&[("b", b"2")]), Compression::Gzip)]);
+    let source = image(&[
+        (tar_of(&[("bin/app", b"#!x")]), Compression::Gzip),
+        (tar_of(&[("b", b"2")]), Compression::Gzip),
+    ]);
     let directory = tempfile::tempdir().unwrap();
     let layout = directory.path().join("layout");
     write_layout(&layout, &source, "t");
@@ -67,16 +93,36 @@ async fn what_skopeo_saves_is_loaded() {
         let output = Command::new("skopeo")
             .args(["--insecure-policy", "copy", "--quiet"])
             .arg(format!("oci:{}:t", layout.display()))
-            .arg(format!("{kind}:{}:example.com/team/saved:v7", file.display()))
+            .arg(format!(
+                "{kind}:{}:example.com/team/saved:v7",
+                file.display()
+            ))
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let store = Store::new(|_settings| {});
         let loaded = load(&store, &std::fs::read(&file).unwrap()).await.unwrap();
-        assert!(loaded.reference.starts_with("utsuwa.local/loaded/team/saved@sha256:"), "{}", loaded.reference);
+        assert!(
+            loaded
+                .reference
+                .starts_with("utsuwa.local/loaded/team/saved@sha256:"),
+            "{}",
+            loaded.reference
+        );
         assert_eq!(loaded.config.entrypoint, ["/bin/app"]);
-        assert_eq!(std::fs::read(store.layer(&loaded.layers[0]).join("bin/app")).unwrap(), b"#!x");
-        store.store.ensure("utsuwa.local/loaded/team/saved:v7").await.unwrap();
+        assert_eq!(
+            std::fs::read(store.layer(&loaded.layers[0]).join("bin/app")).unwrap(),
+            b"#!x"
+        );
+        store
+            .store
+            .ensure("utsuwa.local/loaded/team/saved:v7")
+            .await
+            .unwrap();
     }
 }
 
@@ -95,7 +141,10 @@ async fn broken_uploads_are_refused_and_leave_nothing() {
         (packed(&lacking), "does not hold"),
         (docker(two), "a:1, b:2"),
         (docker("{"), "manifest.json"),
-        (docker(r#"[{"Config":"../../etc/passwd","Layers":[]}]"#), "does not hold"),
+        (
+            docker(r#"[{"Config":"../../etc/passwd","Layers":[]}]"#),
+            "does not hold",
+        ),
         (tar_of(&[("readme", b"x")]), "neither"),
         (Vec::new(), "empty"),
         (b"#!/bin/sh\n".repeat(100), "checksum"),
@@ -114,8 +163,15 @@ async fn broken_uploads_are_refused_and_leave_nothing() {
 async fn an_upload_that_breaks_off_leaves_nothing() {
     let archive = packed(&small());
     let store = Store::new(|_settings| {});
-    let pieces = vec![Ok(Bytes::copy_from_slice(&archive[..2000])), Err(io::Error::other("the client left"))];
-    let error = store.store.load_archive(futures_util::stream::iter(pieces)).await.unwrap_err();
+    let pieces = vec![
+        Ok(Bytes::copy_from_slice(&archive[..2000])),
+        Err(io::Error::other("the client left")),
+    ];
+    let error = store
+        .store
+        .load_archive(futures_util::stream::iter(pieces))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("the client left"), "{error}");
     store.assert_clean();
 }

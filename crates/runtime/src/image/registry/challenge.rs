@@ -4,7 +4,11 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
 }
 
 /// The challenges of one header value; unknown schemes are left out.
@@ -15,12 +19,21 @@ pub(super) fn parse(header: &str) -> Vec<Challenge> {
         let (scheme, after) = rest.split_once(' ').unwrap_or((rest, ""));
         let (parameters, next) = parameters(after);
         rest = next;
-        let get = |name: &str| parameters.iter().find(|(key, _value)| key == name).map(|(_key, value)| value.clone());
+        let get = |name: &str| {
+            parameters
+                .iter()
+                .find(|(key, _value)| key == name)
+                .map(|(_key, value)| value.clone())
+        };
         match scheme.to_ascii_lowercase().as_str() {
             "basic" => challenges.push(Challenge::Basic),
             "bearer" => {
                 if let Some(realm) = get("realm") {
-                    challenges.push(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
+                    challenges.push(Challenge::Bearer {
+                        realm,
+                        service: get("service"),
+                        scope: get("scope"),
+                    });
                 }
             }
             _ => {}

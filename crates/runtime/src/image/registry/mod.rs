@@ -17,7 +17,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+    WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
 use reqwest::{Response, Url};
@@ -86,25 +89,30 @@ pub(crate) struct BlobStream {
     pub(crate) offset: u64,
 }
 
-/// Why a stream broke: worth another try, or final.
-#[derive(Debug)]
-pub(crate) enum Broken {
-    Retry(PullError),
-    Final(PullError),
-}
-
 impl Registry {
     pub(crate) fn new(settings: RegistrySettings) -> Self {
         let transport = Transport::new(settings.certificate_authorities.clone());
-        Self { settings, transport, proofs: Mutex::new(HashMap::new()) }
+        Self {
+            settings,
+            transport,
+            proofs: Mutex::new(HashMap::new()),
+        }
     }
 
     /// The manifest at `at` (a tag or a digest). Its digest is checked when it is known.
-    pub(crate) async fn manifest(&self, image: &Reference, at: &str) -> Result<Document, PullError> {
+    pub(crate) async fn manifest(
+        &self,
+        image: &Reference,
+        at: &str,
+    ) -> Result<Document, PullError> {
         let doing = format!("read the manifest of '{image}'");
-        let response = self.get(image, &format!("manifests/{at}"), 0, &doing).await?;
+        let response = self
+            .get(image, &format!("manifests/{at}"), 0, &doing)
+            .await?;
         let media_type = header_text(response.headers(), CONTENT_TYPE.as_str());
-        let announced = header_text(response.headers(), "docker-content-digest").parse::<Digest>().ok();
+        let announced = header_text(response.headers(), "docker-content-digest")
+            .parse::<Digest>()
+            .ok();
         let content = self.read_document(image, response, &doing).await?;
         let digest = Digest::of(&content);
         let expected = at.parse::<Digest>().ok().or(announced);
@@ -116,13 +124,23 @@ impl Registry {
                 found: digest.to_string(),
             });
         }
-        Ok(Document { content, media_type, digest })
+        Ok(Document {
+            content,
+            media_type,
+            digest,
+        })
     }
 
     /// A small blob, whole and checked.
-    pub(crate) async fn document(&self, image: &Reference, digest: Digest) -> Result<Bytes, PullError> {
+    pub(crate) async fn document(
+        &self,
+        image: &Reference,
+        digest: Digest,
+    ) -> Result<Bytes, PullError> {
         let doing = format!("read the configuration of '{image}'");
-        let response = self.get(image, &format!("blobs/{digest}"), 0, &doing).await?;
+        let response = self
+            .get(image, &format!("blobs/{digest}"), 0, &doing)
+            .await?;
         let content = self.read_document(image, response, &doing).await?;
         let found = Digest::of(&content);
         if found != digest {
@@ -137,32 +155,55 @@ impl Registry {
     }
 
     /// Starts a blob at `offset`.
-    pub(crate) async fn blob(&self, image: &Reference, digest: Digest, offset: u64) -> Result<BlobStream, PullError> {
+    pub(crate) async fn blob(
+        &self,
+        image: &Reference,
+        digest: Digest,
+        offset: u64,
+    ) -> Result<BlobStream, PullError> {
         let doing = format!("pull layer {digest}");
-        let response = self.get(image, &format!("blobs/{digest}"), offset, &doing).await?;
+        let response = self
+            .get(image, &format!("blobs/{digest}"), offset, &doing)
+            .await?;
         let resumed = response.status() == StatusCode::PARTIAL_CONTENT
-            && header_text(response.headers(), CONTENT_RANGE.as_str()).starts_with(&format!("bytes {offset}-"));
-        Ok(BlobStream { offset: if resumed { offset } else { 0 }, response })
+            && header_text(response.headers(), CONTENT_RANGE.as_str())
+                .starts_with(&format!("bytes {offset}-"));
+        Ok(BlobStream {
+            offset: if resumed { offset } else { 0 },
+            response,
+        })
     }
 
     /// The next piece of a blob; `None` at its end.
-    pub(crate) async fn next(&self, image: &Reference, digest: Digest, stream: &mut BlobStream) -> Result<Option<Bytes>, Broken> {
+    pub(crate) async fn next(
+        &self,
+        image: &Reference,
+        digest: Digest,
+        stream: &mut BlobStream,
+    ) -> Result<Option<Bytes>, PullError> {
         let doing = format!("pull layer {digest}");
         match tokio::time::timeout(self.settings.stall, stream.response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(error)) => Err(Broken::Retry(self.failure(image, &doing, &error))),
-            Err(_elapsed) => Err(Broken::Retry(self.stalled(image, &doing))),
+            Ok(Err(error)) => Err(self.failure(image, &doing, &error)),
+            Err(_elapsed) => Err(self.stalled(image, &doing)),
         }
     }
 
-    async fn read_document(&self, image: &Reference, mut response: Response, doing: &str) -> Result<Bytes, PullError> {
+    async fn read_document(
+        &self,
+        image: &Reference,
+        mut response: Response,
+        doing: &str,
+    ) -> Result<Bytes, PullError> {
         let mut content = BytesMut::new();
         loop {
             let chunk = tokio::time::timeout(self.settings.stall, response.chunk())
                 .await
                 .map_err(|_elapsed| self.stalled(image, doing))?
                 .map_err(|error| self.failure(image, doing, &error))?;
-            let Some(chunk) = chunk else { return Ok(content.freeze()) };
+            let Some(chunk) = chunk else {
+                return Ok(content.freeze());
+            };
             content.extend_from_slice(&chunk);
             if content.len() as u64 > MAX_DOCUMENT_BYTES {
                 return Err(PullError::Registry {
@@ -175,7 +216,13 @@ impl Registry {
     }
 
     /// One GET with proofs and retries.
-    async fn get(&self, image: &Reference, path: &str, offset: u64, doing: &str) -> Result<Response, PullError> {
+    async fn get(
+        &self,
+        image: &Reference,
+        path: &str,
+        offset: u64,
+        doing: &str,
+    ) -> Result<Response, PullError> {
         let mut pause = FIRST_PAUSE;
         let mut proved = false;
         let mut tries = 0;
@@ -203,11 +250,21 @@ impl Registry {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                     self.proofs.lock().remove(&image.name());
                     let known = self.settings.credentials.find(image).await;
-                    return Err(self.unauthorized(image, matches!(known, Ok(Some(_))), refusal(response).await));
+                    return Err(self.unauthorized(
+                        image,
+                        matches!(known, Ok(Some(_))),
+                        refusal(response).await,
+                    ));
                 }
-                StatusCode::NOT_FOUND => return Err(PullError::NotFound { image: image.to_string() }),
+                StatusCode::NOT_FOUND => {
+                    return Err(PullError::NotFound {
+                        image: image.to_string(),
+                    });
+                }
                 // Nothing is left after what is there already; start over.
-                StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => return Box::pin(self.get(image, path, 0, doing)).await,
+                StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => {
+                    return Box::pin(self.get(image, path, 0, doing)).await;
+                }
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT if !last => {
                     tokio::time::sleep(retry_after(response.headers()).unwrap_or(pause)).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
@@ -229,10 +286,17 @@ impl Registry {
     }
 
     /// One request and the redirects it leads to. Only the first goes with the proof.
-    async fn follow(&self, image: &Reference, path: &str, offset: u64, doing: &str) -> Result<Response, PullError> {
+    async fn follow(
+        &self,
+        image: &Reference,
+        path: &str,
+        offset: u64,
+        doing: &str,
+    ) -> Result<Response, PullError> {
         let base = self.base(&image.registry);
         let text = format!("{base}/v2/{}/{path}", image.repository);
-        let mut url = Url::parse(&text).map_err(|error| self.broken(image, doing, format!("its address {text}: {error}")))?;
+        let mut url = Url::parse(&text)
+            .map_err(|error| self.broken(image, doing, format!("its address {text}: {error}")))?;
         let first = origin(&url);
         for _ in 0..=MAX_REDIRECTS {
             let mut headers = HeaderMap::new();
@@ -249,35 +313,62 @@ impl Registry {
             {
                 headers.insert(AUTHORIZATION, proof);
             }
-            let response = self.send(image, doing, self.transport.client(&url)?.get(url.clone()).headers(headers)).await?;
+            let response = self
+                .send(
+                    image,
+                    doing,
+                    self.transport
+                        .client(&url)?
+                        .get(url.clone())
+                        .headers(headers),
+                )
+                .await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
             let location = header_text(response.headers(), LOCATION.as_str());
-            let target = url
-                .join(&location)
-                .map_err(|error| self.broken(image, doing, format!("it redirects to '{location}': {error}")))?;
+            let target = url.join(&location).map_err(|error| {
+                self.broken(
+                    image,
+                    doing,
+                    format!("it redirects to '{location}': {error}"),
+                )
+            })?;
             self.allow(image, &url, &target)?;
             url = target;
         }
-        Err(self.broken(image, doing, format!("it redirects more than {MAX_REDIRECTS} times")))
+        Err(self.broken(
+            image,
+            doing,
+            format!("it redirects more than {MAX_REDIRECTS} times"),
+        ))
     }
 
     /// Plain http is reached from plain http or where the operator allowed it; other schemes never.
     fn allow(&self, image: &Reference, from: &Url, target: &Url) -> Result<(), PullError> {
         let insecure = || {
             let host = target.host_str().unwrap_or_default();
-            let authority = target.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+            let authority = target
+                .port()
+                .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
             self.is_insecure(&authority)
         };
         match target.scheme() {
             "https" => Ok(()),
             "http" if from.scheme() == "http" || insecure() => Ok(()),
-            _ => Err(PullError::InsecureRedirect { registry: image.registry.clone(), target: origin(target) }),
+            _ => Err(PullError::InsecureRedirect {
+                registry: image.registry.clone(),
+                target: origin(target),
+            }),
         }
     }
 
-    async fn send(&self, image: &Reference, doing: &str, request: reqwest::RequestBuilder) -> Result<Response, PullError> {
+    async fn send(
+        &self,
+        image: &Reference,
+        doing: &str,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, PullError> {
         tokio::time::timeout(self.settings.stall, request.send())
             .await
             .map_err(|_elapsed| self.stalled(image, doing))?
@@ -285,23 +376,44 @@ impl Registry {
     }
 
     fn base(&self, registry: &str) -> String {
-        let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
-        let scheme = if self.is_insecure(registry) { "http" } else { "https" };
+        let host = if registry == "docker.io" {
+            "registry-1.docker.io"
+        } else {
+            registry
+        };
+        let scheme = if self.is_insecure(registry) {
+            "http"
+        } else {
+            "https"
+        };
         format!("{scheme}://{host}")
     }
 
     fn is_insecure(&self, registry: &str) -> bool {
-        let host = registry.rsplit_once(':').map_or(registry, |(host, _port)| host);
-        self.settings.insecure.iter().any(|entry| entry == registry || entry == host)
+        let host = registry
+            .rsplit_once(':')
+            .map_or(registry, |(host, _port)| host);
+        self.settings
+            .insecure
+            .iter()
+            .any(|entry| entry == registry || entry == host)
     }
 
     fn proof(&self, image: &Reference) -> Option<HeaderValue> {
         let proofs = self.proofs.lock();
-        proofs.get(&image.name()).filter(|(_proof, until)| *until > Instant::now()).map(|(proof, _until)| proof.clone())
+        proofs
+            .get(&image.name())
+            .filter(|(_proof, until)| *until > Instant::now())
+            .map(|(proof, _until)| proof.clone())
     }
 
     /// Answers the challenge of a 401 with the best proof there is; without credentials, an anonymous token.
-    async fn prove(&self, image: &Reference, response: Response, doing: &str) -> Result<(), PullError> {
+    async fn prove(
+        &self,
+        image: &Reference,
+        response: Response,
+        doing: &str,
+    ) -> Result<(), PullError> {
         let challenges: Vec<Challenge> = response
             .headers()
             .get_all(WWW_AUTHENTICATE)
@@ -310,31 +422,70 @@ impl Registry {
             .flat_map(challenge::parse)
             .collect();
         let detail = refusal(response).await;
-        let credential = self
-            .settings
-            .credentials
-            .find(image)
-            .await
-            .map_err(|why| PullError::Credentials { registry: image.registry.clone(), why })?;
-        let bearer = challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
-        let (proof, lifetime) = match (bearer.or(challenges.first()), credential) {
-            (_, Some(Credential::AccessToken { access_token })) => (format!("Bearer {access_token}"), Duration::from_secs(60)),
-            (Some(Challenge::Bearer { realm, service, scope }), credential) => {
-                let scope = scope.clone().unwrap_or_else(|| format!("repository:{}:pull", image.repository));
-                self.token(image, realm, service.as_deref(), &scope, credential.as_ref(), doing).await?
+        let credential =
+            self.settings
+                .credentials
+                .find(image)
+                .await
+                .map_err(|why| PullError::Credentials {
+                    registry: image.registry.clone(),
+                    why,
+                })?;
+        let bearer = challenges
+            .iter()
+            .find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
+        let (proof, lifetime) = match (bearer.or_else(|| challenges.first()), credential) {
+            (_, Some(Credential::AccessToken { access_token })) => {
+                (format!("Bearer {access_token}"), Duration::from_secs(60))
             }
-            (Some(Challenge::Basic), Some(Credential::Password { username, password })) => {
-                (format!("Basic {}", encode_base64(format!("{username}:{password}").as_bytes())), Duration::from_secs(3600))
+            (
+                Some(Challenge::Bearer {
+                    realm,
+                    service,
+                    scope,
+                }),
+                credential,
+            ) => {
+                let scope = scope
+                    .clone()
+                    .unwrap_or_else(|| format!("repository:{}:pull", image.repository));
+                self.token(
+                    image,
+                    realm,
+                    service.as_deref(),
+                    &scope,
+                    credential.as_ref(),
+                    doing,
+                )
+                .await?
             }
+            (Some(Challenge::Basic), Some(Credential::Password { username, password })) => (
+                format!(
+                    "Basic {}",
+                    encode_base64(format!("{username}:{password}").as_bytes())
+                ),
+                Duration::from_secs(3600),
+            ),
             (Some(Challenge::Basic), Some(Credential::IdentityToken { .. })) => {
-                return Err(self.unauthorized(image, true, ": it wants a user name and password, not a token".to_owned()));
+                return Err(self.unauthorized(
+                    image,
+                    true,
+                    ": it wants a user name and password, not a token".to_owned(),
+                ));
             }
             (_, credential) => return Err(self.unauthorized(image, credential.is_some(), detail)),
         };
-        let mut proof = HeaderValue::from_str(&proof)
-            .map_err(|_error| self.unauthorized(image, true, ": the credentials contain characters that can't be sent".to_owned()))?;
+        let mut proof = HeaderValue::from_str(&proof).map_err(|_error| {
+            self.unauthorized(
+                image,
+                true,
+                ": the credentials contain characters that can't be sent".to_owned(),
+            )
+        })?;
         proof.set_sensitive(true);
-        self.proofs.lock().insert(image.name(), (proof, Instant::now() + lifetime));
+        self.proofs
+            .lock()
+            .insert(image.name(), (proof, Instant::now() + lifetime));
         Ok(())
     }
 
@@ -354,14 +505,21 @@ impl Registry {
             expires_in: Option<u64>,
         }
         let doing = format!("{doing} (get a token)");
-        let base = Url::parse(&self.base(&image.registry)).map_err(|error| self.broken(image, &doing, error.to_string()))?;
-        let mut url =
-            base.join(realm).map_err(|error| self.broken(image, &doing, format!("its token service '{realm}': {error}")))?;
+        let base = Url::parse(&self.base(&image.registry))
+            .map_err(|error| self.broken(image, &doing, error.to_string()))?;
+        let mut url = base.join(realm).map_err(|error| {
+            self.broken(
+                image,
+                &doing,
+                format!("its token service '{realm}': {error}"),
+            )
+        })?;
         self.allow(image, &base, &url)?;
         let client = self.transport.client(&url)?;
         let request = match credential {
             Some(Credential::IdentityToken { identity_token }) => {
-                let mut form = Url::parse("form:").map_err(|error| self.broken(image, &doing, error.to_string()))?;
+                let mut form = Url::parse("form:")
+                    .map_err(|error| self.broken(image, &doing, error.to_string()))?;
                 form.query_pairs_mut()
                     .append_pair("grant_type", "refresh_token")
                     .append_pair("service", service.unwrap_or_default())
@@ -380,7 +538,9 @@ impl Registry {
                 }
                 let request = client.get(url);
                 match other {
-                    Some(Credential::Password { username, password }) => request.basic_auth(username, Some(password)),
+                    Some(Credential::Password { username, password }) => {
+                        request.basic_auth(username, Some(password))
+                    }
                     _ => request,
                 }
             }
@@ -393,36 +553,69 @@ impl Registry {
         }
         if !status.is_success() {
             let detail = refusal(response).await;
-            return Err(self.broken(image, &doing, format!("its token service answers {status}{detail}")));
+            return Err(self.broken(
+                image,
+                &doing,
+                format!("its token service answers {status}{detail}"),
+            ));
         }
         let content = self.read_document(image, response, &doing).await?;
-        let answer: Answer = serde_json::from_slice(&content)
-            .map_err(|error| self.broken(image, &doing, format!("the answer of its token service: {error}")))?;
-        let token = answer
-            .token
-            .or(answer.access_token)
-            .ok_or_else(|| self.broken(image, &doing, "its token service answers without a token".to_owned()))?;
+        let answer: Answer = serde_json::from_slice(&content).map_err(|error| {
+            self.broken(
+                image,
+                &doing,
+                format!("the answer of its token service: {error}"),
+            )
+        })?;
+        let token = answer.token.or(answer.access_token).ok_or_else(|| {
+            self.broken(
+                image,
+                &doing,
+                "its token service answers without a token".to_owned(),
+            )
+        })?;
         // A little less than it says: clocks differ. The specification's default is 60 s.
         let lifetime = Duration::from_secs(answer.expires_in.unwrap_or(60).clamp(10, 3600) - 5);
         Ok((format!("Bearer {token}"), lifetime))
     }
 
     fn unauthorized(&self, image: &Reference, had_credentials: bool, detail: String) -> PullError {
-        PullError::Unauthorized { image: image.to_string(), registry: image.registry.clone(), had_credentials, detail }
+        PullError::Unauthorized {
+            image: image.to_string(),
+            registry: image.registry.clone(),
+            had_credentials,
+            detail,
+        }
     }
 
     fn stalled(&self, image: &Reference, doing: &str) -> PullError {
-        PullError::Stalled { registry: image.registry.clone(), doing: doing.to_owned(), waited: self.settings.stall }
+        PullError::Stalled {
+            registry: image.registry.clone(),
+            doing: doing.to_owned(),
+            waited: self.settings.stall,
+        }
     }
 
     fn broken(&self, image: &Reference, doing: &str, why: String) -> PullError {
-        PullError::Registry { registry: image.registry.clone(), doing: doing.to_owned(), why }
+        PullError::Registry {
+            registry: image.registry.clone(),
+            doing: doing.to_owned(),
+            why,
+        }
     }
 
     fn failure(&self, image: &Reference, doing: &str, error: &reqwest::Error) -> PullError {
-        let tls = error.is_connect() && !self.is_insecure(&image.registry) && transport::is_tls(error);
+        let tls =
+            error.is_connect() && !self.is_insecure(&image.registry) && transport::is_tls(error);
         let why = transport::chain(error);
-        if tls { PullError::NoTls { registry: image.registry.clone(), why } } else { self.broken(image, doing, why) }
+        if tls {
+            PullError::NoTls {
+                registry: image.registry.clone(),
+                why,
+            }
+        } else {
+            self.broken(image, doing, why)
+        }
     }
 }
 
@@ -431,11 +624,18 @@ fn origin(url: &Url) -> String {
 }
 
 fn header_text(headers: &HeaderMap, name: &str) -> String {
-    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    header_text(headers, RETRY_AFTER.as_str()).parse().ok().map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE))
+    header_text(headers, RETRY_AFTER.as_str())
+        .parse()
+        .ok()
+        .map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE))
 }
 
 /// `: MESSAGE` from the error document registries send, if it is one.
@@ -453,27 +653,52 @@ async fn refusal(mut response: Response) -> String {
     }
     let mut content = Vec::new();
     // A courtesy to the reader: never worth waiting for.
-    while let Ok(Ok(Some(chunk))) = tokio::time::timeout(Duration::from_secs(2), response.chunk()).await {
+    while let Ok(Ok(Some(chunk))) =
+        tokio::time::timeout(Duration::from_secs(2), response.chunk()).await
+    {
         content.extend_from_slice(&chunk);
         if content.len() > 64 << 10 {
             break;
         }
     }
-    let Ok(errors) = serde_json::from_slice::<Errors>(&content) else { return String::new() };
-    let Some(first) = errors.errors.first() else { return String::new() };
-    let text = if first.message.is_empty() { &first.code } else { &first.message };
-    let text: String = text.chars().filter(|character| !character.is_control()).take(200).collect();
-    if text.is_empty() { text } else { format!(": {text}") }
+    let Ok(errors) = serde_json::from_slice::<Errors>(&content) else {
+        return String::new();
+    };
+    let Some(first) = errors.errors.first() else {
+        return String::new();
+    };
+    let text = if first.message.is_empty() {
+        &first.code
+    } else {
+        &first.message
+    };
+    let text: String = text
+        .chars()
+        .filter(|character| !character.is_control())
+        .take(200)
+        .collect();
+    if text.is_empty() {
+        text
+    } else {
+        format!(": {text}")
+    }
 }
 
 fn encode_base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0_u32, |bits, byte| (bits << 8) | u32::from(*byte)) << (8 * (3 - group.len()));
+        let bits = group
+            .iter()
+            .fold(0_u32, |bits, byte| (bits << 8) | u32::from(*byte))
+            << (8 * (3 - group.len()));
         for position in 0..4 {
             let digit = DIGITS[((bits >> (18 - 6 * position)) & 63) as usize];
-            text.push(if position <= group.len() { char::from(digit) } else { '=' });
+            text.push(if position <= group.len() {
+                char::from(digit)
+            } else {
+                '='
+            });
         }
     }
     text
@@ -485,7 +710,13 @@ mod tests {
 
     #[test]
     fn base64_is_the_usual_one() {
-        for (plain, coded) in [("", ""), ("a", "YQ=="), ("ab", "YWI="), ("abc", "YWJj"), ("user:pa:ss", "dXNlcjpwYTpzcw==")] {
+        for (plain, coded) in [
+            ("", ""),
+            ("a", "YQ=="),
+            ("ab", "YWI="),
+            ("abc", "YWJj"),
+            ("user:pa:ss", "dXNlcjpwYTpzcw=="),
+        ] {
             assert_eq!(encode_base64(plain.as_bytes()), coded);
         }
     }

@@ -24,7 +24,12 @@ pub(super) struct Transport {
 
 impl Transport {
     pub(super) fn new(authorities: Vec<String>) -> Self {
-        Self { authorities, secure: OnceLock::new(), plain: OnceLock::new(), loopback: OnceLock::new() }
+        Self {
+            authorities,
+            secure: OnceLock::new(),
+            plain: OnceLock::new(),
+            loopback: OnceLock::new(),
+        }
     }
 
     /// The client for `url`.
@@ -48,7 +53,9 @@ impl Transport {
         if url.scheme() == "https" {
             let mut certificates = Vec::new();
             for pem in &self.authorities {
-                certificates.extend(Certificate::from_pem_bundle(pem.as_bytes()).map_err(|error| failed(&error))?);
+                certificates.extend(
+                    Certificate::from_pem_bundle(pem.as_bytes()).map_err(|error| failed(&error))?,
+                );
             }
             builder = builder.tls_certs_merge(certificates);
         } else {
@@ -83,14 +90,21 @@ pub(super) fn chain(error: &dyn Error) -> String {
         }
         next = cause.source();
     }
-    if parts.is_empty() { error.to_string() } else { parts.join(": ") }
+    if parts.is_empty() {
+        error.to_string()
+    } else {
+        parts.join(": ")
+    }
 }
 
 /// TLS libraries report through `io::Error` of this kind: the other side spoke, but not TLS we accept.
 pub(super) fn is_tls(error: &(dyn Error + 'static)) -> bool {
     let mut next: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(cause) = next {
-        if cause.downcast_ref::<io::Error>().is_some_and(is_invalid_data) {
+        if cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(is_invalid_data)
+        {
             return true;
         }
         next = cause.source();
@@ -101,5 +115,8 @@ pub(super) fn is_tls(error: &(dyn Error + 'static)) -> bool {
 /// `source` of an `io::Error` skips the error it wraps.
 fn is_invalid_data(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidData
-        || error.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>()).is_some_and(is_invalid_data)
+        || error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<io::Error>())
+            .is_some_and(is_invalid_data)
 }

@@ -29,7 +29,10 @@ impl Claims {
         for digest in &digests {
             *users.entry(*digest).or_default() += 1;
         }
-        Claim { claims: Arc::clone(self), digests }
+        Claim {
+            claims: Arc::clone(self),
+            digests,
+        }
     }
 
     /// Waits until nobody else makes or removes `digest`.

@@ -17,7 +17,7 @@ use crate::image::digest::{Digest, Hasher};
 use crate::image::error::PullError;
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
-use crate::image::registry::{Broken, Registry};
+use crate::image::registry::Registry;
 
 const MAX_BREAKS: u32 = 4;
 const MAX_BREAKS_IN_ALL: u32 = 50;
@@ -25,6 +25,9 @@ const PROGRESS_BYTES: u64 = 1 << 20;
 /// Pieces between network and disk; a piece is at most some 64 KiB.
 const PIECES: usize = 64;
 const PAUSE: Duration = Duration::from_millis(300);
+
+/// Digest and length of what was written.
+type Written = Result<(Digest, u64), PullError>;
 
 enum Piece {
     Data(Bytes),
@@ -59,7 +62,9 @@ pub(super) async fn download(
     let (pieces, writer) = writer(file, path.clone());
     let outcome = transfer(registry, image, blob, &pieces, progress).await;
     drop(pieces);
-    let (found, bytes) = writer.await.map_err(|error| PullError::Interrupted(error.to_string()))??;
+    let (found, bytes) = writer
+        .await
+        .map_err(|error| PullError::Interrupted(error.to_string()))??;
     outcome?;
     if found != blob.digest || bytes != blob.size {
         return Err(PullError::Corrupt {
@@ -117,11 +122,14 @@ async fn transfer(
                         why: format!("it ends the layer after {position} of {} bytes", blob.size),
                     };
                 }
-                Err(Broken::Retry(error)) => break error,
-                Err(Broken::Final(error)) => return Err(error),
+                Err(error) => break error,
             }
         };
-        breaks = if position >= last_break + PROGRESS_BYTES { 1 } else { breaks + 1 };
+        breaks = if position >= last_break + PROGRESS_BYTES {
+            1
+        } else {
+            breaks + 1
+        };
         breaks_in_all += 1;
         last_break = position;
         if breaks >= MAX_BREAKS || breaks_in_all >= MAX_BREAKS_IN_ALL {
@@ -134,7 +142,7 @@ async fn transfer(
 }
 
 /// A thread that hashes and writes, so that neither holds up the network.
-fn writer(mut file: File, path: PathBuf) -> (mpsc::Sender<Piece>, JoinHandle<Result<(Digest, u64), PullError>>) {
+fn writer(mut file: File, path: PathBuf) -> (mpsc::Sender<Piece>, JoinHandle<Written>) {
     let (sender, mut pieces) = mpsc::channel::<Piece>(PIECES);
     let handle = tokio::task::spawn_blocking(move || {
         let mut hasher = Hasher::new();
@@ -142,12 +150,15 @@ fn writer(mut file: File, path: PathBuf) -> (mpsc::Sender<Piece>, JoinHandle<Res
             match piece {
                 Piece::Data(data) => {
                     hasher.update(&data);
-                    file.write_all(&data).map_err(PullError::disk("write a layer", &path))?;
+                    file.write_all(&data)
+                        .map_err(PullError::disk("write a layer", &path))?;
                 }
                 Piece::Restart => {
                     hasher = Hasher::new();
-                    file.set_len(0).map_err(PullError::disk("write a layer", &path))?;
-                    file.rewind().map_err(PullError::disk("write a layer", &path))?;
+                    file.set_len(0)
+                        .map_err(PullError::disk("write a layer", &path))?;
+                    file.rewind()
+                        .map_err(PullError::disk("write a layer", &path))?;
                 }
             }
         }

@@ -39,7 +39,11 @@ impl Record {
     /// Everything under which content of this image is kept.
     pub(super) fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
         let manifest = self.image.manifest.parse::<Digest>().ok();
-        manifest.into_iter().chain([self.config]).chain(self.layers.iter().flat_map(|layer| [layer.diff_id, layer.blob.digest]))
+        manifest.into_iter().chain([self.config]).chain(
+            self.layers
+                .iter()
+                .flat_map(|layer| [layer.diff_id, layer.blob.digest]),
+        )
     }
 }
 
@@ -58,7 +62,8 @@ impl Index {
     /// Drops names that lead nowhere.
     pub(super) fn tidy(&mut self) {
         let known: BTreeSet<Digest> = self.images.keys().copied().collect();
-        self.names.retain(|_name, manifest| known.contains(manifest));
+        self.names
+            .retain(|_name, manifest| known.contains(manifest));
     }
 }
 
@@ -73,18 +78,30 @@ impl IndexFile {
     pub(super) fn open(path: PathBuf) -> Result<Self, PullError> {
         let index = match std::fs::read(&path) {
             Ok(text) => {
-                let index: Index = serde_json::from_slice(&text)
-                    .map_err(|error| PullError::Index { path: path.clone(), why: error.to_string() })?;
+                let index: Index =
+                    serde_json::from_slice(&text).map_err(|error| PullError::Index {
+                        path: path.clone(),
+                        why: error.to_string(),
+                    })?;
                 if index.version > VERSION {
-                    let why = format!("it has version {}, this server knows up to {VERSION}", index.version);
+                    let why = format!(
+                        "it has version {}, this server knows up to {VERSION}",
+                        index.version
+                    );
                     return Err(PullError::Index { path, why });
                 }
                 index
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => Index { version: VERSION, ..Index::default() },
+            Err(error) if error.kind() == ErrorKind::NotFound => Index {
+                version: VERSION,
+                ..Index::default()
+            },
             Err(error) => return Err(PullError::disk("read the index of images", &path)(error)),
         };
-        Ok(Self { path, index: Mutex::new(index) })
+        Ok(Self {
+            path,
+            index: Mutex::new(index),
+        })
     }
 
     pub(super) fn read<T>(&self, look: impl FnOnce(&Index) -> T) -> T {
@@ -96,8 +113,12 @@ impl IndexFile {
         let mut index = self.index.lock();
         let mut next = index.clone();
         let answer = change(&mut next);
-        let text = serde_json::to_vec(&next).map_err(|error| PullError::Index { path: self.path.clone(), why: error.to_string() })?;
-        write_whole(&self.path, &text).map_err(PullError::disk("write the index of images", &self.path))?;
+        let text = serde_json::to_vec(&next).map_err(|error| PullError::Index {
+            path: self.path.clone(),
+            why: error.to_string(),
+        })?;
+        write_whole(&self.path, &text)
+            .map_err(PullError::disk("write the index of images", &self.path))?;
         *index = next;
         Ok(answer)
     }

@@ -123,23 +123,31 @@ impl ImageStore {
         let incoming = settings.directory.join("incoming");
         match std::fs::remove_dir_all(&incoming) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(PullError::disk("remove an interrupted upload", &incoming)(error));
+                return Err(PullError::disk("remove an interrupted upload", &incoming)(
+                    error,
+                ));
             }
             _ => {}
         }
         for directory in [&blobs, &incoming] {
-            std::fs::create_dir_all(directory).map_err(PullError::disk("make the directory", directory))?;
+            std::fs::create_dir_all(directory)
+                .map_err(PullError::disk("make the directory", directory))?;
         }
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
         let index = IndexFile::open(settings.directory.join("index.json"))?;
-        let known: BTreeSet<Digest> = index.read(|index| index.images.values().flat_map(Record::digests).collect());
+        let known: BTreeSet<Digest> =
+            index.read(|index| index.images.values().flat_map(Record::digests).collect());
         for name in names_in(&blobs)? {
             // Interrupted downloads, and blobs of pulls that never ended: after a power cut nobody knows what is in them.
             if Digest::from_hex(&name).is_ok_and(|digest| known.contains(&digest)) {
                 continue;
             }
             let path = blobs.join(name);
-            std::fs::remove_file(&path).map_err(PullError::disk("remove an interrupted download", &path))?;
+            std::fs::remove_file(&path)
+                .map_err(PullError::disk("remove an interrupted download", &path))?;
         }
         let suspect = suspect_layers(&settings.directory.join("layers"), &index, &boot)?;
         Ok(Self(Arc::new(Inner {
@@ -197,7 +205,12 @@ impl ImageStore {
     pub async fn recover(&self) -> Result<(), PullError> {
         let suspect = self.0.suspect.lock().clone();
         let damaged: Vec<String> = self.0.index.read(|index| {
-            let damaged = index.images.values().filter(|record| record.layers.iter().any(|layer| suspect.contains(&layer.diff_id)));
+            let damaged = index.images.values().filter(|record| {
+                record
+                    .layers
+                    .iter()
+                    .any(|layer| suspect.contains(&layer.diff_id))
+            });
             damaged.map(|record| record.image.pinned.clone()).collect()
         });
         for pinned in damaged {
@@ -231,7 +244,11 @@ impl ImageStore {
     }
 
     /// Finds out what `target` is, from this store or from its registry, and under which names to remember it.
-    async fn resolve(&self, reference: &str, target: &Reference) -> Result<(Record, Vec<String>), PullError> {
+    async fn resolve(
+        &self,
+        reference: &str,
+        target: &Reference,
+    ) -> Result<(Record, Vec<String>), PullError> {
         if target.is_local() {
             return self.resolve_local(target).await;
         }
@@ -243,10 +260,17 @@ impl ImageStore {
         let image = target.to_string();
         let named = |error: PullError| match error {
             // In the user's words, not in those of a rewrite rule.
-            PullError::NotFound { .. } => PullError::NotFound { image: reference.to_owned() },
+            PullError::NotFound { .. } => PullError::NotFound {
+                image: reference.to_owned(),
+            },
             other => other,
         };
-        let mut document = self.0.registry.manifest(target, &target.at()).await.map_err(named)?;
+        let mut document = self
+            .0
+            .registry
+            .manifest(target, &target.at())
+            .await
+            .map_err(named)?;
         let named_digest = document.digest;
         let mut manifest = Manifest::parse(&image, &document.content, &document.media_type)?;
         let mut depth = 0;
@@ -254,23 +278,49 @@ impl ImageStore {
             match manifest {
                 Manifest::Image(found) => break found,
                 Manifest::Index { .. } if depth >= MAX_INDEX_DEPTH => {
-                    return Err(PullError::Unsupported { image, why: "its manifest lists are nested too deeply".to_owned() });
+                    return Err(PullError::Unsupported {
+                        image,
+                        why: "its manifest lists are nested too deeply".to_owned(),
+                    });
                 }
-                Manifest::Index { media_type, entries } => {
+                Manifest::Index {
+                    media_type,
+                    entries,
+                } => {
                     depth += 1;
                     let entry = manifest::choose(&image, &media_type, &entries)?;
-                    document = self.0.registry.manifest(target, &entry.descriptor.digest.to_string()).await.map_err(named)?;
+                    document = self
+                        .0
+                        .registry
+                        .manifest(target, &entry.descriptor.digest.to_string())
+                        .await
+                        .map_err(named)?;
                     manifest = Manifest::parse(&image, &document.content, &document.media_type)?;
                 }
             }
         };
         let names = vec![target.pinned(named_digest), target.pinned(document.digest)];
-        if let Some(mut record) = self.0.index.read(|index| index.images.get(&document.digest).cloned()) {
+        if let Some(mut record) = self
+            .0
+            .index
+            .read(|index| index.images.get(&document.digest).cloned())
+        {
             record.image.pinned = target.pinned(named_digest);
             return Ok((record, names));
         }
-        let config = self.0.registry.document(target, found.config.digest).await.map_err(named)?;
-        let record = self.record(&image, target.pinned(named_digest), document.digest, &found, &config)?;
+        let config = self
+            .0
+            .registry
+            .document(target, found.config.digest)
+            .await
+            .map_err(named)?;
+        let record = self.record(
+            &image,
+            target.pinned(named_digest),
+            document.digest,
+            &found,
+            &config,
+        )?;
         self.put_document(document.digest, &document.content)?;
         self.put_document(found.config.digest, &config)?;
         Ok((record, names))
@@ -284,7 +334,9 @@ impl ImageStore {
         if target.name() != HELLO || target.digest.is_some() {
             let known = self.known(&name);
             if target.name() != HELLO || known.is_some() {
-                return known.map(|record| (record, Vec::new())).ok_or(PullError::NotLoaded { image: name });
+                return known
+                    .map(|record| (record, Vec::new()))
+                    .ok_or(PullError::NotLoaded { image: name });
             }
         }
         // Hashing a megabyte and writing it once: too long for the threads that serve.
@@ -300,13 +352,17 @@ impl ImageStore {
             }
             Ok::<_, PullError>((manifest_digest, built))
         });
-        let (digest, built) = built.await.map_err(|error| PullError::Interrupted(error.to_string()))??;
+        let (digest, built) = built
+            .await
+            .map_err(|error| PullError::Interrupted(error.to_string()))??;
         let pinned = format!("{HELLO}@{digest}");
         if target.digest.is_some_and(|wanted| wanted != digest) {
             // A digest of another build of the server.
             return Err(PullError::NotFound { image: name });
         }
-        let Manifest::Image(manifest) = Manifest::parse(HELLO, &built.manifest, manifest::OCI_MANIFEST)? else {
+        let Manifest::Image(manifest) =
+            Manifest::parse(HELLO, &built.manifest, manifest::OCI_MANIFEST)?
+        else {
             return Err(PullError::NotFound { image: name });
         };
         let record = self.record(HELLO, pinned.clone(), digest, &manifest, &built.config)?;
@@ -328,9 +384,18 @@ impl ImageStore {
             manifest: manifest_digest.to_string(),
             layers: diff_ids.iter().map(Digest::to_string).collect(),
             config: parsed,
-            size_bytes: manifest.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size)),
+            size_bytes: manifest
+                .layers
+                .iter()
+                .fold(0, |sum, layer| sum.saturating_add(layer.size)),
         };
-        let layers = diff_ids.iter().zip(&manifest.layers).map(|(diff_id, blob)| Layer { diff_id: *diff_id, blob: blob.clone() });
+        let layers = diff_ids
+            .iter()
+            .zip(&manifest.layers)
+            .map(|(diff_id, blob)| Layer {
+                diff_id: *diff_id,
+                blob: blob.clone(),
+            });
         Ok(Record {
             image: resolved,
             config: manifest.config.digest,
@@ -351,27 +416,47 @@ impl ImageStore {
     }
 
     /// Brings and unpacks what is missing; true when something was.
-    async fn make_ready(&self, source: &Reference, record: &Record, reporter: &Reporter) -> Result<bool, PullError> {
+    async fn make_ready(
+        &self,
+        source: &Reference,
+        record: &Record,
+        reporter: &Reporter,
+    ) -> Result<bool, PullError> {
         let begin = |layer: &Layer| LayerProgress {
             digest: layer.blob.digest,
             total_bytes: layer.blob.size,
             done_bytes: 0,
             state: LayerState::Waiting,
         };
-        reporter.begin(&record.image.reference, record.layers.iter().map(begin).collect());
+        reporter.begin(
+            &record.image.reference,
+            record.layers.iter().map(begin).collect(),
+        );
         self.check_space(record)?;
         futures_util::stream::iter(record.layers.iter().enumerate())
             .map(|(index, layer)| self.layer(source, layer, index, reporter))
             .buffer_unordered(LAYERS_AT_A_TIME)
-            .try_fold(false, |any, unpacked| std::future::ready(Ok(any || unpacked)))
+            .try_fold(false, |any, unpacked| {
+                std::future::ready(Ok(any || unpacked))
+            })
             .await
     }
 
-    async fn layer(&self, source: &Reference, layer: &Layer, index: usize, reporter: &Reporter) -> Result<bool, PullError> {
+    async fn layer(
+        &self,
+        source: &Reference,
+        layer: &Layer,
+        index: usize,
+        reporter: &Reporter,
+    ) -> Result<bool, PullError> {
         let inner = &self.0;
         let _turn = inner.claims.turn(layer.diff_id).await;
         let suspect = inner.suspect.lock().contains(&layer.diff_id);
-        let failed = |error| PullError::Unpack { image: source.to_string(), layer: layer.blob.digest, source: error };
+        let failed = |error| PullError::Unpack {
+            image: source.to_string(),
+            layer: layer.blob.digest,
+            source: Box::new(error),
+        };
         if suspect {
             tracing::info!(layer = %layer.diff_id, "unpack a layer again: it may not have reached the disk before the last stop");
             inner.unpacker.remove(layer.diff_id).await.map_err(failed)?;
@@ -389,8 +474,16 @@ impl ImageStore {
             progress.done_bytes = progress.total_bytes;
             progress.state = LayerState::Unpacking;
         });
-        let _permit = inner.unpacks.acquire().await.map_err(|error| PullError::Interrupted(error.to_string()))?;
-        let report = inner.unpacker.unpack(layer.diff_id, layer.blob.media_type.clone(), blob).await.map_err(failed)?;
+        let _permit = inner
+            .unpacks
+            .acquire()
+            .await
+            .map_err(|error| PullError::Interrupted(error.to_string()))?;
+        let report = inner
+            .unpacker
+            .unpack(layer.diff_id, layer.blob.media_type.clone(), blob)
+            .await
+            .map_err(failed)?;
         tracing::info!(
             image = %source, layer = %layer.diff_id, entries = report.entries, bytes = report.bytes,
             skipped_devices = report.skipped, "unpacked a layer"
@@ -404,22 +497,29 @@ impl ImageStore {
         let _turn = self.0.claims.turn(blob_turn(digest)).await;
         let path = self.blob_path(digest);
         let check = tokio::task::spawn_blocking(move || {
-            let Ok(mut file) = File::open(&path) else { return Ok(()) };
+            let Ok(mut file) = File::open(&path) else {
+                return Ok(());
+            };
             let mut hasher = Hasher::new();
             let mut buffer = vec![0; 128 << 10];
             loop {
-                let bytes = file.read(&mut buffer).map_err(PullError::disk("read a layer", &path))?;
+                let bytes = file
+                    .read(&mut buffer)
+                    .map_err(PullError::disk("read a layer", &path))?;
                 if bytes == 0 {
                     break;
                 }
                 hasher.update(&buffer[..bytes]);
             }
             if hasher.finish() != digest {
-                std::fs::remove_file(&path).map_err(PullError::disk("remove a damaged layer", &path))?;
+                std::fs::remove_file(&path)
+                    .map_err(PullError::disk("remove a damaged layer", &path))?;
             }
             Ok(())
         });
-        check.await.map_err(|error| PullError::Interrupted(error.to_string()))?
+        check
+            .await
+            .map_err(|error| PullError::Interrupted(error.to_string()))?
     }
 
     /// The compressed layer, downloaded unless it is here.
@@ -435,14 +535,23 @@ impl ImageStore {
         let _turn = self.0.claims.turn(blob_turn(blob.digest)).await;
         if !path.exists() {
             if source.is_local() {
-                return Err(PullError::NotLoaded { image: source.to_string() });
+                return Err(PullError::NotLoaded {
+                    image: source.to_string(),
+                });
             }
-            let _permit = self.0.downloads.acquire().await.map_err(|error| PullError::Interrupted(error.to_string()))?;
+            let _permit = self
+                .0
+                .downloads
+                .acquire()
+                .await
+                .map_err(|error| PullError::Interrupted(error.to_string()))?;
             reporter.layer(index, |progress| progress.state = LayerState::Downloading);
             let progress = |bytes| reporter.layer(index, |progress| progress.done_bytes = bytes);
             download::download(&self.0.registry, source, blob, &path, &progress).await?;
         }
-        File::open(&path).map(OwnedFd::from).map_err(PullError::disk("open a layer", &path))
+        File::open(&path)
+            .map(OwnedFd::from)
+            .map_err(PullError::disk("open a layer", &path))
     }
 
     /// Refuses a pull that would eat the reserve, before it starts. Unpacking looks again while it writes.
@@ -451,28 +560,51 @@ impl ImageStore {
         let needed_bytes = record
             .layers
             .iter()
-            .filter(|layer| !self.layer_path(layer.diff_id).exists() && !self.blob_path(layer.blob.digest).exists())
+            .filter(|layer| {
+                !self.layer_path(layer.diff_id).exists()
+                    && !self.blob_path(layer.blob.digest).exists()
+            })
             .fold(0_u64, |sum, layer| sum.saturating_add(layer.blob.size));
         let stat = rustix::fs::statvfs(directory)
             .map_err(|errno| PullError::disk("look at the free space", directory)(errno.into()))?;
         let available_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
         let reserve_bytes = self.0.settings.reserve_bytes;
-        let nothing_to_do = record.layers.iter().all(|layer| self.layer_path(layer.diff_id).exists());
+        let nothing_to_do = record
+            .layers
+            .iter()
+            .all(|layer| self.layer_path(layer.diff_id).exists());
         if !nothing_to_do && available_bytes < needed_bytes.saturating_add(reserve_bytes) {
             let path = directory.clone();
-            return Err(PullError::DiskReserve { path, needed_bytes, available_bytes, reserve_bytes });
+            return Err(PullError::DiskReserve {
+                path,
+                needed_bytes,
+                available_bytes,
+                reserve_bytes,
+            });
         }
         Ok(())
     }
 
-    async fn remember(&self, mut record: Record, names: Vec<String>, unpacked: bool) -> Result<(), PullError> {
-        let Ok(manifest) = record.image.manifest.parse::<Digest>() else { return Ok(()) };
+    async fn remember(
+        &self,
+        mut record: Record,
+        names: Vec<String>,
+        unpacked: bool,
+    ) -> Result<(), PullError> {
+        let Ok(manifest) = record.image.manifest.parse::<Digest>() else {
+            return Ok(());
+        };
         record.used = now();
         let this = self.clone();
         let fresh = self.0.index.read(|index| {
-            let same_names = names.iter().all(|name| index.names.get(name) == Some(&manifest));
+            let same_names = names
+                .iter()
+                .all(|name| index.names.get(name) == Some(&manifest));
             // Once a minute is enough to know what is in use.
-            index.images.get(&manifest).is_some_and(|old| same_names && record.used < old.used + 60)
+            index
+                .images
+                .get(&manifest)
+                .is_some_and(|old| same_names && record.used < old.used + 60)
         });
         if fresh && !unpacked {
             return Ok(());
@@ -490,7 +622,9 @@ impl ImageStore {
                     }
                 }
                 index.images.insert(manifest, record);
-                index.names.extend(names.into_iter().map(|name| (name, manifest)));
+                index
+                    .names
+                    .extend(names.into_iter().map(|name| (name, manifest)));
             })
         })
         .await
@@ -503,11 +637,16 @@ impl ImageStore {
         if path.exists() {
             return Ok(());
         }
-        index::write_whole(&path, content).map_err(PullError::disk("write a document of an image", &path))
+        index::write_whole(&path, content)
+            .map_err(PullError::disk("write a document of an image", &path))
     }
 
     fn blob_path(&self, digest: Digest) -> PathBuf {
-        self.0.settings.directory.join("blobs/sha256").join(digest.hex())
+        self.0
+            .settings
+            .directory
+            .join("blobs/sha256")
+            .join(digest.hex())
     }
 
     fn layer_path(&self, diff_id: Digest) -> PathBuf {
@@ -524,13 +663,25 @@ impl ImageStore {
 }
 
 /// Layers on disk that may be damaged: not written out before a reboot, or of no image at all.
-fn suspect_layers(layers: &Path, index: &IndexFile, boot: &str) -> Result<BTreeSet<Digest>, PullError> {
+fn suspect_layers(
+    layers: &Path,
+    index: &IndexFile,
+    boot: &str,
+) -> Result<BTreeSet<Digest>, PullError> {
     let safe: BTreeSet<Digest> = index.read(|index| {
-        let safe = index.images.values().filter(|record| record.durable || record.boot == boot);
-        safe.flat_map(|record| record.layers.iter().map(|layer| layer.diff_id)).collect()
+        let safe = index
+            .images
+            .values()
+            .filter(|record| record.durable || record.boot == boot);
+        safe.flat_map(|record| record.layers.iter().map(|layer| layer.diff_id))
+            .collect()
     });
     let there = names_in(layers)?;
-    Ok(there.iter().filter_map(|name| Digest::from_hex(name).ok()).filter(|digest| !safe.contains(digest)).collect())
+    Ok(there
+        .iter()
+        .filter_map(|name| Digest::from_hex(name).ok())
+        .filter(|digest| !safe.contains(digest))
+        .collect())
 }
 
 /// Names in a directory that may be missing.
@@ -552,7 +703,8 @@ fn blob_turn(digest: Digest) -> Digest {
     Digest::of(digest.hex().as_bytes())
 }
 
-#[expect(clippy::disallowed_methods, reason = "the age of images outlives the process")]
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }

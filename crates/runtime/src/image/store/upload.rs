@@ -46,13 +46,24 @@ impl ImageStore {
         S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
     {
         let interrupted = |error: tokio::task::JoinError| PullError::Interrupted(error.to_string());
-        let path = self.directory().join("incoming").join(UPLOADS.fetch_add(1, Ordering::Relaxed).to_string());
-        std::fs::create_dir(&path).map_err(PullError::disk("make a directory for an upload", &path))?;
+        let path = self
+            .directory()
+            .join("incoming")
+            .join(UPLOADS.fetch_add(1, Ordering::Relaxed).to_string());
+        std::fs::create_dir(&path)
+            .map_err(PullError::disk("make a directory for an upload", &path))?;
         let incoming = Incoming(path.clone());
         let (sender, pieces) = mpsc::channel(PIECES);
         let reserve = self.0.settings.reserve_bytes;
         let reading = tokio::task::spawn_blocking(move || {
-            let files = archive::spool(PieceReader { pieces, piece: Bytes::new() }, &path, reserve)?;
+            let files = archive::spool(
+                PieceReader {
+                    pieces,
+                    piece: Bytes::new(),
+                },
+                &path,
+                reserve,
+            )?;
             archive::find(&files)
         });
         forward(content, sender).await;
@@ -60,13 +71,21 @@ impl ImageStore {
         let (reference, tag) = local_name(found.name.as_deref());
         let digest = Digest::of(&found.manifest_document);
         let pinned = reference.pinned(digest);
-        let record = self.record(&pinned, pinned.clone(), digest, &found.manifest, &found.config)?;
+        let record = self.record(
+            &pinned,
+            pinned.clone(),
+            digest,
+            &found.manifest,
+            &found.config,
+        )?;
         // Before anything is moved: from here on a collection leaves it alone.
         let claim = self.0.claims.claim(record.digests());
         self.put_document(digest, &found.manifest_document)?;
         self.put_document(found.manifest.config.digest, &found.config)?;
         self.adopt_layers(&found).await?;
-        let unpacked = self.make_ready(&reference, &record, &Reporter::default()).await?;
+        let unpacked = self
+            .make_ready(&reference, &record, &Reporter::default())
+            .await?;
         let mut names = vec![pinned];
         names.extend(tag.map(|tag| format!("{}:{tag}", reference.name())));
         let image = record.image.clone();
@@ -84,7 +103,8 @@ impl ImageStore {
             let target = self.blob_path(layer.digest);
             // The same layer may stand in a manifest twice; then the file has moved already.
             if !target.exists() {
-                std::fs::rename(file, &target).map_err(PullError::disk("name the file of a layer", &target))?;
+                std::fs::rename(file, &target)
+                    .map_err(PullError::disk("name the file of a layer", &target))?;
             }
         }
         Ok(())
@@ -137,16 +157,33 @@ impl Read for PieceReader {
 
 /// Where an image goes that calls itself `name` (a reference of any kind), and its tag.
 fn local_name(name: Option<&str>) -> (Reference, Option<String>) {
-    let parsed = name.map(str::to_lowercase).and_then(|name| Reference::parse(&name).ok());
+    let parsed = name
+        .map(str::to_lowercase)
+        .and_then(|name| Reference::parse(&name).ok());
     let (repository, tag) = match parsed {
         Some(parsed) => {
-            let path = parsed.repository.strip_prefix("library/").unwrap_or(&parsed.repository);
-            let path = if parsed.registry == LOCAL_REGISTRY { path.strip_prefix("loaded/").unwrap_or(path) } else { path };
+            let path = parsed
+                .repository
+                .strip_prefix("library/")
+                .unwrap_or(&parsed.repository);
+            let path = if parsed.registry == LOCAL_REGISTRY {
+                path.strip_prefix("loaded/").unwrap_or(path)
+            } else {
+                path
+            };
             (format!("loaded/{path}"), parsed.tag)
         }
         None => ("loaded/image".to_owned(), None),
     };
-    (Reference { registry: LOCAL_REGISTRY.to_owned(), repository, tag: None, digest: None }, tag)
+    (
+        Reference {
+            registry: LOCAL_REGISTRY.to_owned(),
+            repository,
+            tag: None,
+            digest: None,
+        },
+        tag,
+    )
 }
 
 #[cfg(test)]
@@ -157,14 +194,21 @@ mod tests {
     fn archives_are_called_what_they_call_themselves() {
         for (name, repository, tag) in [
             (Some("docker.io/library/app:v1"), "loaded/app", Some("v1")),
-            (Some("localhost/team/app"), "loaded/team/app", Some("latest")),
+            (
+                Some("localhost/team/app"),
+                "loaded/team/app",
+                Some("latest"),
+            ),
             (Some("My-Dir:v2"), "loaded/my-dir", Some("v2")),
             (Some("utsuwa.local/loaded/app:v3"), "loaded/app", Some("v3")),
             (Some("not a name"), "loaded/image", None),
             (None, "loaded/image", None),
         ] {
             let (reference, found) = local_name(name);
-            assert_eq!((reference.repository.as_str(), found.as_deref()), (repository, tag));
+            assert_eq!(
+                (reference.repository.as_str(), found.as_deref()),
+                (repository, tag)
+            );
         }
     }
 }

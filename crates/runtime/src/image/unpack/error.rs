@@ -11,22 +11,32 @@ pub enum UnpackError {
     /// One entry must not or can't be made.
     #[error("entry '{name}': {problem}")]
     Entry { name: String, problem: EntryProblem },
-    #[error("the content is {found}, but the image's configuration names {expected}; rebuild or push the image again")]
+    #[error(
+        "the content is {found}, but the image's configuration names {expected}; rebuild or push the image again"
+    )]
     DiffId { expected: Digest, found: Digest },
     /// Not a tar archive, or the compression is broken.
     #[error("not a readable archive: {why}")]
     Format { why: String },
     #[error("it unpacks to more than {limit} bytes, the most this server accepts")]
     TooLarge { limit: u64 },
-    #[error("{compressed} bytes unpack to more than {unpacked} bytes; this looks like a decompression bomb and is refused")]
+    #[error(
+        "{compressed} bytes unpack to more than {unpacked} bytes; this looks like a decompression bomb and is refused"
+    )]
     Ratio { compressed: u64, unpacked: u64 },
     #[error("it holds more than {limit} entries, the most this server accepts")]
     TooManyEntries { limit: u64 },
-    #[error("only {available} bytes are free on the disk of the image store, and {reserve} are kept in reserve; free some space")]
+    #[error(
+        "only {available} bytes are free on the disk of the image store, and {reserve} are kept in reserve; free some space"
+    )]
     DiskReserve { available: u64, reserve: u64 },
     /// The kernel refused.
     #[error("{call} '{name}': {}", std::io::Error::from_raw_os_error(*.errno))]
-    Sys { call: String, name: String, errno: i32 },
+    Sys {
+        call: String,
+        name: String,
+        errno: i32,
+    },
     /// The process that unpacks found the layer wrong; its words.
     #[error("{why}")]
     Refused { why: String },
@@ -83,14 +93,20 @@ impl UnpackError {
     }
 
     pub(crate) fn format(why: impl ToString) -> Self {
-        Self::Format { why: why.to_string() }
+        Self::Format {
+            why: why.to_string(),
+        }
     }
 }
 
 /// A name for messages: control characters escaped, at most 200 characters.
 pub(crate) fn printable(name: &[u8]) -> String {
     let text = String::from_utf8_lossy(name);
-    let mut short: String = text.chars().take(200).flat_map(char::escape_debug).collect();
+    let mut short: String = text
+        .chars()
+        .take(200)
+        .flat_map(char::escape_debug)
+        .collect();
     if text.chars().nth(200).is_some() {
         short.push('…');
     }

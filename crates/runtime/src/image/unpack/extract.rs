@@ -68,7 +68,9 @@ impl<'a> Unpacker<'a> {
         while let Some(entry) = reader.next_entry()? {
             self.report.entries += 1;
             if self.report.entries > self.limits.max_entries {
-                return Err(UnpackError::TooManyEntries { limit: self.limits.max_entries });
+                return Err(UnpackError::TooManyEntries {
+                    limit: self.limits.max_entries,
+                });
             }
             self.entry(&entry, &mut reader)?;
         }
@@ -77,14 +79,19 @@ impl<'a> Unpacker<'a> {
         for (path, mtime) in std::mem::take(&mut self.directory_times) {
             // A later entry may have replaced the directory.
             if let Ok(directory) = self.open_beneath(&path, OFlags::RDONLY | OFlags::DIRECTORY) {
-                fs::futimens(&directory, &times(mtime)).map_err(|errno| sys("set the times of", &path, errno))?;
+                fs::futimens(&directory, &times(mtime))
+                    .map_err(|errno| sys("set the times of", &path, errno))?;
             }
         }
         self.report.opaque = self.opaque.into_iter().collect();
         Ok((self.report, input))
     }
 
-    fn entry<R: BufRead>(&mut self, entry: &Entry, reader: &mut TarReader<R>) -> Result<(), UnpackError> {
+    fn entry<R: BufRead>(
+        &mut self,
+        entry: &Entry,
+        reader: &mut TarReader<R>,
+    ) -> Result<(), UnpackError> {
         let path = normal_path(&entry.path)?;
         let Some(name) = base_name(&path) else {
             // The root itself: only a directory can describe it.
@@ -101,7 +108,9 @@ impl<'a> Unpacker<'a> {
             Kind::Directory => self.directory(&path, directory, name, entry),
             Kind::File => self.file(&path, directory, name, entry, reader),
             Kind::Symlink => {
-                self.make(&path, directory, name, |parent| fs::symlinkat(entry.link.as_slice(), parent, name))?;
+                self.make(&path, directory, name, |parent| {
+                    fs::symlinkat(entry.link.as_slice(), parent, name)
+                })?;
                 self.link_attributes(&path, name, entry)
             }
             Kind::Fifo => {
@@ -111,8 +120,13 @@ impl<'a> Unpacker<'a> {
                 self.link_attributes(&path, name, entry)?;
                 // The name was made just now in a directory only this process writes to, so it is no symbolic link.
                 let parent = self.parent(directory, &path)?;
-                fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
-                    .map_err(|errno| sys("set the mode of", &path, errno))
+                fs::chmodat(
+                    parent,
+                    name,
+                    Mode::from_raw_mode(entry.mode),
+                    AtFlags::empty(),
+                )
+                .map_err(|errno| sys("set the mode of", &path, errno))
             }
             Kind::HardLink => self.hard_link(&path, directory, name, entry),
             Kind::Device | Kind::Other => {
@@ -122,16 +136,25 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    fn directory(&mut self, path: &[u8], directory: &[u8], name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+    fn directory(
+        &mut self,
+        path: &[u8],
+        directory: &[u8],
+        name: &[u8],
+        entry: &Entry,
+    ) -> Result<(), UnpackError> {
         let parent = self.parent(directory, path)?;
         match fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| sys("look at", path, errno))?;
+                let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|errno| sys("look at", path, errno))?;
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                     let was_whiteout = is_whiteout(&stat);
-                    fs::unlinkat(parent, name, AtFlags::empty()).map_err(|errno| sys("replace", path, errno))?;
-                    fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)).map_err(|errno| sys("make the directory", path, errno))?;
+                    fs::unlinkat(parent, name, AtFlags::empty())
+                        .map_err(|errno| sys("replace", path, errno))?;
+                    fs::mkdirat(parent, name, Mode::from_raw_mode(0o700))
+                        .map_err(|errno| sys("make the directory", path, errno))?;
                     if was_whiteout {
                         self.opaque.insert(path.to_vec());
                     }
@@ -159,26 +182,28 @@ impl<'a> Unpacker<'a> {
         entry: &Entry,
         reader: &mut TarReader<R>,
     ) -> Result<(), UnpackError> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = self.make(path, directory, name, |parent| fs::openat(parent, name, flags, Mode::from_raw_mode(0o600)))?;
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = self.make(path, directory, name, |parent| {
+            fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))
+        })?;
         match &entry.sparse {
-            None => {
-                loop {
-                    let written = {
-                        let data = reader.data()?;
-                        if data.is_empty() {
-                            break;
-                        }
-                        rustix::io::write(&file, data).map_err(|errno| sys("write", path, errno))?
-                    };
-                    reader.consume(written);
-                    self.count(written as u64)?;
-                }
-            }
+            None => loop {
+                let written = {
+                    let data = reader.data()?;
+                    if data.is_empty() {
+                        break;
+                    }
+                    rustix::io::write(&file, data).map_err(|errno| sys("write", path, errno))?
+                };
+                reader.consume(written);
+                self.count(written as u64)?;
+            },
             Some(map) => self.sparse(&file, path, entry.size, map, reader)?,
         }
         self.attributes(file.as_fd(), path, entry)?;
-        fs::futimens(&file, &times(entry.mtime)).map_err(|errno| sys("set the times of", path, errno))
+        fs::futimens(&file, &times(entry.mtime))
+            .map_err(|errno| sys("set the times of", path, errno))
     }
 
     fn sparse<R: BufRead>(
@@ -189,9 +214,14 @@ impl<'a> Unpacker<'a> {
         map: &[(u64, u64)],
         reader: &mut TarReader<R>,
     ) -> Result<(), UnpackError> {
-        let bad = || UnpackError::Entry { name: printable(path), problem: EntryProblem::BadSparseMap };
+        let bad = || UnpackError::Entry {
+            name: printable(path),
+            problem: EntryProblem::BadSparseMap,
+        };
         if size > self.limits.max_bytes {
-            return Err(UnpackError::TooLarge { limit: self.limits.max_bytes });
+            return Err(UnpackError::TooLarge {
+                limit: self.limits.max_bytes,
+            });
         }
         let mut end_of_last = 0_u64;
         for (offset, length) in map {
@@ -207,8 +237,11 @@ impl<'a> Unpacker<'a> {
                     if data.is_empty() {
                         return Err(bad());
                     }
-                    let most = usize::try_from(end - position).unwrap_or(usize::MAX).min(data.len());
-                    rustix::io::pwrite(file, &data[..most], position).map_err(|errno| sys("write", path, errno))?
+                    let most = usize::try_from(end - position)
+                        .unwrap_or(usize::MAX)
+                        .min(data.len());
+                    rustix::io::pwrite(file, &data[..most], position)
+                        .map_err(|errno| sys("write", path, errno))?
                 };
                 reader.consume(written);
                 position += written as u64;
@@ -218,31 +251,58 @@ impl<'a> Unpacker<'a> {
         fs::ftruncate(file, size).map_err(|errno| sys("set the size of", path, errno))
     }
 
-    fn hard_link(&mut self, path: &[u8], directory: &[u8], name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+    fn hard_link(
+        &mut self,
+        path: &[u8],
+        directory: &[u8],
+        name: &[u8],
+        entry: &Entry,
+    ) -> Result<(), UnpackError> {
         let target = printable(&entry.link);
-        let problem = |problem| UnpackError::Entry { name: printable(path), problem };
+        let problem = |problem| UnpackError::Entry {
+            name: printable(path),
+            problem,
+        };
         if entry.link.starts_with(b"/") {
             return Err(problem(EntryProblem::AbsoluteLink { target }));
         }
-        let to = normal_path(&entry.link).map_err(|_error| problem(EntryProblem::EscapingLink { target: target.clone() }))?;
+        let to = normal_path(&entry.link).map_err(|_error| {
+            problem(EntryProblem::EscapingLink {
+                target: target.clone(),
+            })
+        })?;
         if to == path {
             return Err(problem(EntryProblem::MissingLink { target }));
         }
-        let missing = || problem(EntryProblem::MissingLink { target: target.clone() });
+        let missing = || {
+            problem(EntryProblem::MissingLink {
+                target: target.clone(),
+            })
+        };
         let to_name = base_name(&to).ok_or_else(missing)?;
-        let to_parent = match self.open_beneath(directory_of(&to), OFlags::PATH | OFlags::DIRECTORY) {
+        let to_parent = match self.open_beneath(directory_of(&to), OFlags::PATH | OFlags::DIRECTORY)
+        {
             Ok(handle) => handle,
             Err(Errno::LOOP) => return Err(problem(EntryProblem::EscapingLink { target })),
             Err(_errno) => return Err(missing()),
         };
-        let stat = fs::statat(&to_parent, to_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|_errno| missing())?;
+        let stat = fs::statat(&to_parent, to_name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|_errno| missing())?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory || is_whiteout(&stat) {
             return Err(missing());
         }
-        self.make(path, directory, name, |parent| fs::linkat(&to_parent, to_name, parent, name, AtFlags::empty()))
+        self.make(path, directory, name, |parent| {
+            fs::linkat(&to_parent, to_name, parent, name, AtFlags::empty())
+        })
     }
 
-    fn whiteout(&mut self, path: &[u8], directory: &[u8], name: &[u8], hidden: &[u8]) -> Result<(), UnpackError> {
+    fn whiteout(
+        &mut self,
+        path: &[u8],
+        directory: &[u8],
+        name: &[u8],
+        hidden: &[u8],
+    ) -> Result<(), UnpackError> {
         if name == OPAQUE_MARKER {
             self.parent(directory, path)?;
             self.opaque.insert(directory.to_vec());
@@ -254,13 +314,23 @@ impl<'a> Unpacker<'a> {
             return Ok(());
         }
         if matches!(hidden, b"" | b"." | b"..") {
-            return Err(UnpackError::Entry { name: printable(path), problem: EntryProblem::BadWhiteout });
+            return Err(UnpackError::Entry {
+                name: printable(path),
+                problem: EntryProblem::BadWhiteout,
+            });
         }
         let parent = self.parent(directory, path)?;
-        match fs::mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), fs::makedev(0, 0)) {
+        match fs::mknodat(
+            parent,
+            hidden,
+            FileType::CharacterDevice,
+            Mode::empty(),
+            fs::makedev(0, 0),
+        ) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => {
-                let stat = fs::statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| sys("look at", path, errno))?;
+                let stat = fs::statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|errno| sys("look at", path, errno))?;
                 if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                     self.opaque.insert(join(directory, hidden));
                 }
@@ -283,16 +353,19 @@ impl<'a> Unpacker<'a> {
             Err(Errno::EXIST) => {}
             other => return other.map_err(|errno| sys("make", path, errno)),
         }
-        let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| sys("look at", path, errno))?;
+        let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| sys("look at", path, errno))?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             remove_tree(parent, name).map_err(|errno| sys("replace", path, errno))?;
             let mut below = path.to_vec();
             below.push(b'/');
-            self.opaque.retain(|opaque| opaque != path && !opaque.starts_with(&below));
+            self.opaque
+                .retain(|opaque| opaque != path && !opaque.starts_with(&below));
             // The directory at hand may have been inside.
             self.parent = None;
         } else {
-            fs::unlinkat(parent, name, AtFlags::empty()).map_err(|errno| sys("replace", path, errno))?;
+            fs::unlinkat(parent, name, AtFlags::empty())
+                .map_err(|errno| sys("replace", path, errno))?;
         }
         make(self.parent(directory, path)?).map_err(|errno| sys("make", path, errno))
     }
@@ -302,7 +375,9 @@ impl<'a> Unpacker<'a> {
         if self.parent.as_ref().is_none_or(|(at, _fd)| at != path) {
             let handle = match self.open_beneath(path, OFlags::PATH | OFlags::DIRECTORY) {
                 Ok(handle) => handle,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => self.make_parents(path, entry)?,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                    self.make_parents(path, entry)?
+                }
                 Err(errno) => return Err(sys("open the directory of", entry, errno)),
             };
             self.parent = Some((path.to_vec(), handle));
@@ -314,11 +389,19 @@ impl<'a> Unpacker<'a> {
     }
 
     fn make_parents(&mut self, path: &[u8], entry: &[u8]) -> Result<OwnedFd, UnpackError> {
-        let problem = |problem| UnpackError::Entry { name: printable(entry), problem };
-        let open = |at: BorrowedFd<'_>, name: &[u8]| open_one(at, name, OFlags::PATH | OFlags::DIRECTORY);
-        let mut at = open(self.root, b".").map_err(|errno| sys("open the root for", entry, errno))?;
+        let problem = |problem| UnpackError::Entry {
+            name: printable(entry),
+            problem,
+        };
+        let open =
+            |at: BorrowedFd<'_>, name: &[u8]| open_one(at, name, OFlags::PATH | OFlags::DIRECTORY);
+        let mut at =
+            open(self.root, b".").map_err(|errno| sys("open the root for", entry, errno))?;
         let mut walked = Vec::new();
-        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        for name in path
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
+        {
             walked = join(&walked, name);
             let next = match open(at.as_fd(), name) {
                 Ok(next) => next,
@@ -333,13 +416,15 @@ impl<'a> Unpacker<'a> {
                         if !is_whiteout(&stat) {
                             return Err(problem(EntryProblem::NotADirectory));
                         }
-                        fs::unlinkat(&at, name, AtFlags::empty()).map_err(|errno| sys("replace a part of", entry, errno))?;
+                        fs::unlinkat(&at, name, AtFlags::empty())
+                            .map_err(|errno| sys("replace a part of", entry, errno))?;
                         self.opaque.insert(walked.clone());
                     }
                     // The umask is zero in the unpacking process; elsewhere it may only take rights away.
                     fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))
                         .map_err(|errno| sys("make the directory of", entry, errno))?;
-                    open(at.as_fd(), name).map_err(|errno| sys("open the directory of", entry, errno))?
+                    open(at.as_fd(), name)
+                        .map_err(|errno| sys("open the directory of", entry, errno))?
                 }
                 Err(errno) => return Err(sys("open the directory of", entry, errno)),
             };
@@ -353,12 +438,20 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Owner, then mode (a change of owner clears setuid), then attributes.
-    fn attributes(&mut self, file: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+    fn attributes(
+        &mut self,
+        file: BorrowedFd<'_>,
+        path: &[u8],
+        entry: &Entry,
+    ) -> Result<(), UnpackError> {
         let (uid, gid) = self.owner(entry);
-        fs::fchown(file, Some(uid), Some(gid)).map_err(|errno| sys("set the owner of", path, errno))?;
-        fs::fchmod(file, Mode::from_raw_mode(entry.mode)).map_err(|errno| sys("set the mode of", path, errno))?;
+        fs::fchown(file, Some(uid), Some(gid))
+            .map_err(|errno| sys("set the owner of", path, errno))?;
+        fs::fchmod(file, Mode::from_raw_mode(entry.mode))
+            .map_err(|errno| sys("set the mode of", path, errno))?;
         for (name, value) in &entry.xattrs {
-            let wanted = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") || name == b"security.capability";
+            let wanted = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
+                || name == b"security.capability";
             if !wanted {
                 self.report.skipped_attributes += 1;
                 continue;
@@ -366,7 +459,9 @@ impl<'a> Unpacker<'a> {
             match fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty()) {
                 Ok(()) => {}
                 // Capabilities count for nothing on a nosuid mount; and some file systems have no attributes.
-                Err(Errno::PERM | Errno::NOTSUP | Errno::INVAL) => self.report.skipped_attributes += 1,
+                Err(Errno::PERM | Errno::NOTSUP | Errno::INVAL) => {
+                    self.report.skipped_attributes += 1
+                }
                 Err(errno) => return Err(sys("set an attribute of", path, errno)),
             }
         }
@@ -374,11 +469,22 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Owner and times of what can't be opened: symbolic links and FIFOs.
-    fn link_attributes(&mut self, path: &[u8], name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+    fn link_attributes(
+        &mut self,
+        path: &[u8],
+        name: &[u8],
+        entry: &Entry,
+    ) -> Result<(), UnpackError> {
         let (uid, gid) = self.owner(entry);
         let parent = self.parent(directory_of(path), path)?;
-        fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| sys("set the owner of", path, errno))?;
+        fs::chownat(
+            parent,
+            name,
+            Some(uid),
+            Some(gid),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(|errno| sys("set the owner of", path, errno))?;
         fs::utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| sys("set the times of", path, errno))
     }
@@ -405,10 +511,14 @@ impl<'a> Unpacker<'a> {
             return Ok(());
         }
         self.unchecked_bytes = 0;
-        let stat = fs::fstatvfs(self.root).map_err(|errno| sys("look at the free space of", b".", errno))?;
+        let stat = fs::fstatvfs(self.root)
+            .map_err(|errno| sys("look at the free space of", b".", errno))?;
         let available = stat.f_bavail.saturating_mul(stat.f_frsize);
         if available < self.limits.reserve_bytes {
-            return Err(UnpackError::DiskReserve { available, reserve: self.limits.reserve_bytes });
+            return Err(UnpackError::DiskReserve {
+                available,
+                reserve: self.limits.reserve_bytes,
+            });
         }
         Ok(())
     }
@@ -421,7 +531,10 @@ pub(super) fn open_one(at: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result
 
 /// The path without empty and `.` components; empty for the root.
 fn normal_path(name: &[u8]) -> Result<Vec<u8>, UnpackError> {
-    let problem = |problem| UnpackError::Entry { name: printable(name), problem };
+    let problem = |problem| UnpackError::Entry {
+        name: printable(name),
+        problem,
+    };
     let mut path = Vec::with_capacity(name.len());
     if name.contains(&0) || name.is_empty() {
         return Err(problem(EntryProblem::BadName));
@@ -448,11 +561,15 @@ fn normal_path(name: &[u8]) -> Result<Vec<u8>, UnpackError> {
 }
 
 fn base_name(path: &[u8]) -> Option<&[u8]> {
-    path.rsplit(|byte| *byte == b'/').next().filter(|name| !name.is_empty())
+    path.rsplit(|byte| *byte == b'/')
+        .next()
+        .filter(|name| !name.is_empty())
 }
 
 fn directory_of(path: &[u8]) -> &[u8] {
-    path.iter().rposition(|byte| *byte == b'/').map_or(&[], |slash| &path[..slash])
+    path.iter()
+        .rposition(|byte| *byte == b'/')
+        .map_or(&[], |slash| &path[..slash])
 }
 
 fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
@@ -489,13 +606,26 @@ fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
 }
 
 fn times(mtime: (i64, i64)) -> Timestamps {
-    let time = Timespec { tv_sec: mtime.0, tv_nsec: mtime.1 };
-    Timestamps { last_access: time, last_modification: time }
+    let time = Timespec {
+        tv_sec: mtime.0,
+        tv_nsec: mtime.1,
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 fn sys(call: &str, path: &[u8], errno: Errno) -> UnpackError {
     if errno == Errno::NAMETOOLONG {
-        return UnpackError::Entry { name: printable(path), problem: EntryProblem::TooLong };
+        return UnpackError::Entry {
+            name: printable(path),
+            problem: EntryProblem::TooLong,
+        };
     }
-    UnpackError::Sys { call: call.to_owned(), name: printable(path), errno: errno.raw_os_error() }
+    UnpackError::Sys {
+        call: call.to_owned(),
+        name: printable(path),
+        errno: errno.raw_os_error(),
+    }
 }

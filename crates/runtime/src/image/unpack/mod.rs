@@ -25,8 +25,8 @@ use rustix::fs::{OFlags, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-pub use error::{EntryProblem, UnpackError};
 pub(crate) use error::printable;
+pub use error::{EntryProblem, UnpackError};
 pub(crate) use tar::{Kind as TarKind, TarReader};
 
 use super::digest::Digest;
@@ -97,7 +97,10 @@ pub struct UnpackReport {
 
 /// The role's entry point: never returns an error by exit status alone, see the module's head.
 pub fn main() -> ExitCode {
-    let argument = std::env::args().skip_while(|argument| argument != "unpack").nth(1).unwrap_or_default();
+    let argument = std::env::args()
+        .skip_while(|argument| argument != "unpack")
+        .nth(1)
+        .unwrap_or_default();
     let [blob, target, result] = take_descriptors();
     let answer = match serde_json::from_str::<UnpackSpec>(&argument) {
         Ok(spec) => {
@@ -105,30 +108,52 @@ pub fn main() -> ExitCode {
             rustix::process::umask(rustix::fs::Mode::empty());
             unpack_layer(File::from(blob), target.as_fd(), &spec)
         }
-        Err(error) => Err(UnpackError::Unavailable { why: format!("it was started with an unreadable request: {error}") }),
+        Err(error) => Err(UnpackError::Unavailable {
+            why: format!("it was started with an unreadable request: {error}"),
+        }),
     };
-    let written = serde_json::to_vec(&answer).map_err(io::Error::from).and_then(|document| File::from(result).write_all(&document));
-    if answer.is_ok() && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let written = serde_json::to_vec(&answer)
+        .map_err(io::Error::from)
+        .and_then(|document| File::from(result).write_all(&document));
+    if answer.is_ok() && written.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// [`main`] for a forked child that must not return.
 pub fn child_main() -> ! {
     let code = main();
-    #[expect(clippy::exit, reason = "a forked child has nothing to return to")]
+    #[expect(
+        clippy::exit,
+        clippy::disallowed_methods,
+        reason = "a forked child has nothing to return to"
+    )]
     std::process::exit(i32::from(code != ExitCode::SUCCESS))
 }
 
 #[expect(unsafe_code, reason = "descriptors inherited by number")]
 fn take_descriptors() -> [OwnedFd; 3] {
     // SAFETY: the role is started with exactly these descriptors, and nothing else in this process owns them.
-    unsafe { [OwnedFd::from_raw_fd(3), OwnedFd::from_raw_fd(4), OwnedFd::from_raw_fd(5)] }
+    unsafe {
+        [
+            OwnedFd::from_raw_fd(3),
+            OwnedFd::from_raw_fd(4),
+            OwnedFd::from_raw_fd(5),
+        ]
+    }
 }
 
 /// Unpacks `blob` (plain, gzip or zstd tar; read from its current position) under `target` and checks its digest.
 ///
 /// # Errors
 /// [`UnpackError`]; what is under `target` then must be removed.
-pub fn unpack_layer(blob: File, target: BorrowedFd<'_>, spec: &UnpackSpec) -> Result<UnpackReport, UnpackError> {
+pub fn unpack_layer(
+    blob: File,
+    target: BorrowedFd<'_>,
+    spec: &UnpackSpec,
+) -> Result<UnpackReport, UnpackError> {
     let mut reader = stream::BlobReader::open(blob, spec.limits)?;
     let unpacker = extract::Unpacker::new(target, spec.limits);
     // By reference: a limit that was passed is noted in the reader.
@@ -139,7 +164,10 @@ pub fn unpack_layer(blob: File, target: BorrowedFd<'_>, spec: &UnpackSpec) -> Re
     let report = outcome?;
     let found = reader.finish();
     if found != spec.diff_id {
-        return Err(UnpackError::DiffId { expected: spec.diff_id, found });
+        return Err(UnpackError::DiffId {
+            expected: spec.diff_id,
+            found,
+        });
     }
     Ok(report)
 }
@@ -183,8 +211,13 @@ pub fn mark_opaque(layer: BorrowedFd<'_>, opaque: &[Vec<u8>]) -> Result<(), Unpa
             Err(Errno::NOENT | Errno::NOTDIR) => continue,
             Err(errno) => return Err(sys("open the directory", errno)),
         };
-        rustix::fs::fsetxattr(&directory, "trusted.overlay.opaque", b"y", XattrFlags::empty())
-            .map_err(|errno| sys("mark as opaque", errno))?;
+        rustix::fs::fsetxattr(
+            &directory,
+            "trusted.overlay.opaque",
+            b"y",
+            XattrFlags::empty(),
+        )
+        .map_err(|errno| sys("mark as opaque", errno))?;
     }
     Ok(())
 }

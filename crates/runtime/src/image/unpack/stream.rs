@@ -34,7 +34,10 @@ pub(super) struct BlobReader {
 }
 
 enum Source {
-    Thread { chunks: Receiver<Chunk>, thread: Option<JoinHandle<()>> },
+    Thread {
+        chunks: Receiver<Chunk>,
+        thread: Option<JoinHandle<()>>,
+    },
     Inline(Box<dyn Read>),
 }
 
@@ -57,7 +60,10 @@ impl BlobReader {
             .name("decompress".to_owned())
             .spawn(move || decompress(blob, &sender));
         let source = match spawned {
-            Ok(thread) => Source::Thread { chunks, thread: Some(thread) },
+            Ok(thread) => Source::Thread {
+                chunks,
+                thread: Some(thread),
+            },
             // A process without room for a second thread works, only slower.
             Err(_error) => Source::Inline(decoder(again).map_err(UnpackError::format)?),
         };
@@ -96,9 +102,16 @@ impl BlobReader {
         self.hasher.update(&self.chunk);
         let total = self.hasher.bytes();
         if total > self.limits.max_bytes {
-            self.broken = Some(UnpackError::TooLarge { limit: self.limits.max_bytes });
-        } else if total > self.limits.ratio_free_bytes && total / self.compressed.max(1) > self.limits.max_ratio {
-            self.broken = Some(UnpackError::Ratio { compressed: self.compressed, unpacked: total });
+            self.broken = Some(UnpackError::TooLarge {
+                limit: self.limits.max_bytes,
+            });
+        } else if total > self.limits.ratio_free_bytes
+            && total / self.compressed.max(1) > self.limits.max_ratio
+        {
+            self.broken = Some(UnpackError::Ratio {
+                compressed: self.compressed,
+                unpacked: total,
+            });
         }
         match &self.broken {
             Some(error) => Err(io::Error::other(error.to_string())),
@@ -150,7 +163,10 @@ fn decompress(blob: File, chunks: &SyncSender<Chunk>) {
 
 fn read_chunk(reader: &mut impl Read) -> Chunk {
     let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-    reader.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+    reader
+        .by_ref()
+        .take(CHUNK_BYTES as u64)
+        .read_to_end(&mut chunk)?;
     Ok(chunk)
 }
 
@@ -161,7 +177,8 @@ fn decoder(blob: File) -> io::Result<Box<dyn Read>> {
         return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(reader)));
     }
     // A frame, or a skippable frame in front of one (as `zstd:chunked` layers may have).
-    let skippable = magic.len() >= 4 && magic[0] & 0xf0 == 0x50 && magic[1..4] == [0x2a, 0x4d, 0x18];
+    let skippable =
+        magic.len() >= 4 && magic[0] & 0xf0 == 0x50 && magic[1..4] == [0x2a, 0x4d, 0x18];
     if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || skippable {
         let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
         decoder.window_log_max(ZSTD_WINDOW_LOG)?;
@@ -169,7 +186,9 @@ fn decoder(blob: File) -> io::Result<Box<dyn Read>> {
     }
     for (magic_bytes, name) in [(&b"BZh"[..], "bzip2"), (&b"\xfd7zXZ\0"[..], "xz")] {
         if magic.starts_with(magic_bytes) {
-            return Err(io::Error::other(format!("it is compressed with {name}; only gzip and zstd are supported")));
+            return Err(io::Error::other(format!(
+                "it is compressed with {name}; only gzip and zstd are supported"
+            )));
         }
     }
     Ok(Box::new(reader))

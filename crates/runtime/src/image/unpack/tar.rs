@@ -19,6 +19,9 @@ pub(crate) const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 /// A map with more holes than this is no honest file.
 const MAX_SPARSE_ENTRIES: usize = 65_536;
 
+/// Key and value of an extended header.
+pub(crate) type Record = (Vec<u8>, Vec<u8>);
+
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -47,7 +50,7 @@ pub(crate) struct Entry {
     pub(crate) size: u64,
     /// `(offset, length)` of the parts that are not holes, when there is a map.
     pub(crate) sparse: Option<Vec<(u64, u64)>>,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Vec<Record>,
 }
 
 #[derive(Debug)]
@@ -57,13 +60,19 @@ pub(crate) struct TarReader<R> {
     remaining: u64,
     /// Filling after the data up to a whole block.
     padding: u64,
-    global: Vec<(Vec<u8>, Vec<u8>)>,
+    global: Vec<Record>,
     ended: bool,
 }
 
 impl<R: BufRead> TarReader<R> {
     pub(crate) fn new(input: R) -> Self {
-        Self { input, remaining: 0, padding: 0, global: Vec::new(), ended: false }
+        Self {
+            input,
+            remaining: 0,
+            padding: 0,
+            global: Vec::new(),
+            ended: false,
+        }
     }
 
     /// The next entry, or `None` at the end of the archive.
@@ -73,7 +82,7 @@ impl<R: BufRead> TarReader<R> {
         }
         let mut long_name: Option<Vec<u8>> = None;
         let mut long_link: Option<Vec<u8>> = None;
-        let mut pax: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut pax: Vec<Record> = Vec::new();
         loop {
             self.skip_rest()?;
             let Some(header) = self.header()? else {
@@ -86,7 +95,11 @@ impl<R: BufRead> TarReader<R> {
                 b'K' => long_link = Some(self.extension(size, true)?),
                 b'x' => pax = parse_pax(&self.extension(size, false)?)?,
                 b'g' => self.global = parse_pax(&self.extension(size, false)?)?,
-                b'M' => return Err(UnpackError::format("it continues an archive of several volumes")),
+                b'M' => {
+                    return Err(UnpackError::format(
+                        "it continues an archive of several volumes",
+                    ));
+                }
                 _ => return self.entry(&header, long_name, long_link, &pax).map(Some),
             }
         }
@@ -126,7 +139,7 @@ impl<R: BufRead> TarReader<R> {
         header: &[u8; BLOCK],
         long_name: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
-        local: &[(Vec<u8>, Vec<u8>)],
+        local: &[Record],
     ) -> Result<Entry, UnpackError> {
         let ustar = &header[257..263] == b"ustar\0";
         let mut path = long_name.unwrap_or_else(|| {
@@ -174,7 +187,11 @@ impl<R: BufRead> TarReader<R> {
             _ => Kind::Other,
         };
         // Only these carry data; writers leave sizes in the headers of links.
-        let data = if matches!(kind, Kind::File | Kind::Other) { size } else { 0 };
+        let data = if matches!(kind, Kind::File | Kind::Other) {
+            size
+        } else {
+            0
+        };
         if data > i64::MAX.cast_unsigned() {
             return Err(UnpackError::format("a file has an impossible size"));
         }
@@ -191,9 +208,24 @@ impl<R: BufRead> TarReader<R> {
                 path = name;
             }
             real_size = holes.real_size.unwrap_or(data);
-            sparse = Some(if holes.in_data { self.map_in_data()? } else { holes.pairs()? });
+            sparse = Some(if holes.in_data {
+                self.map_in_data()?
+            } else {
+                holes.pairs()?
+            });
         }
-        Ok(Entry { path, link, kind, mode, uid, gid, mtime, size: real_size, sparse, xattrs })
+        Ok(Entry {
+            path,
+            link,
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime,
+            size: real_size,
+            sparse,
+            xattrs,
+        })
     }
 
     /// GNU's old form: four parts in the header, more in blocks after it. These blocks do not count as data.
@@ -220,7 +252,10 @@ impl<R: BufRead> TarReader<R> {
         let mut line = |reader: &mut Self| -> Result<u64, UnpackError> {
             let mut value = 0_u64;
             loop {
-                let byte = *reader.data()?.first().ok_or_else(|| UnpackError::format("a map of holes ends early"))?;
+                let byte = *reader
+                    .data()?
+                    .first()
+                    .ok_or_else(|| UnpackError::format("a map of holes ends early"))?;
                 reader.consume(1);
                 used += 1;
                 match byte {
@@ -229,7 +264,9 @@ impl<R: BufRead> TarReader<R> {
                         value = value
                             .checked_mul(10)
                             .and_then(|value| value.checked_add(u64::from(byte - b'0')))
-                            .ok_or_else(|| UnpackError::format("a map of holes has a number that is too large"))?;
+                            .ok_or_else(|| {
+                                UnpackError::format("a map of holes has a number that is too large")
+                            })?;
                     }
                     _ => return Err(UnpackError::format("a map of holes is not made of numbers")),
                 }
@@ -246,7 +283,10 @@ impl<R: BufRead> TarReader<R> {
         }
         let mut fill = used.next_multiple_of(BLOCK as u64) - used;
         while fill > 0 {
-            let bytes = self.data()?.len().min(usize::try_from(fill).unwrap_or(BLOCK));
+            let bytes = self
+                .data()?
+                .len()
+                .min(usize::try_from(fill).unwrap_or(BLOCK));
             if bytes == 0 {
                 return Err(UnpackError::format("a map of holes ends early"));
             }
@@ -274,7 +314,12 @@ impl<R: BufRead> TarReader<R> {
 
     /// The next header; `None` at a block of zeros or at the end of the stream.
     fn header(&mut self) -> Result<Option<[u8; BLOCK]>, UnpackError> {
-        if self.input.fill_buf().map_err(UnpackError::format)?.is_empty() {
+        if self
+            .input
+            .fill_buf()
+            .map_err(UnpackError::format)?
+            .is_empty()
+        {
             return Ok(None);
         }
         let mut header = [0; BLOCK];
@@ -286,7 +331,11 @@ impl<R: BufRead> TarReader<R> {
         let written = number(&header[148..156]).map_err(|_error| wrong())?;
         let (mut unsigned, mut signed) = (0_u64, 0_i64);
         for (index, byte) in header.iter().enumerate() {
-            let byte = if (148..156).contains(&index) { b' ' } else { *byte };
+            let byte = if (148..156).contains(&index) {
+                b' '
+            } else {
+                *byte
+            };
             unsigned += u64::from(byte);
             signed += i64::from(byte.cast_signed());
         }
@@ -298,7 +347,9 @@ impl<R: BufRead> TarReader<R> {
 
     fn extension(&mut self, size: u64, name: bool) -> Result<Vec<u8>, UnpackError> {
         if size > MAX_EXTENSION_BYTES {
-            return Err(UnpackError::format(format!("an extended header has {size} bytes, more than {MAX_EXTENSION_BYTES}")));
+            return Err(UnpackError::format(format!(
+                "an extended header has {size} bytes, more than {MAX_EXTENSION_BYTES}"
+            )));
         }
         let mut content = vec![0; usize::try_from(size).unwrap_or(0)];
         self.exact(&mut content)?;
@@ -310,10 +361,14 @@ impl<R: BufRead> TarReader<R> {
     }
 
     fn exact(&mut self, buffer: &mut [u8]) -> Result<(), UnpackError> {
-        self.input.read_exact(buffer).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => UnpackError::format("it ends in the middle of a header"),
-            _ => UnpackError::format(error),
-        })
+        self.input
+            .read_exact(buffer)
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => {
+                    UnpackError::format("it ends in the middle of a header")
+                }
+                _ => UnpackError::format(error),
+            })
     }
 }
 
@@ -351,7 +406,9 @@ impl PaxHoles {
     fn pairs(&self) -> Result<Vec<(u64, u64)>, UnpackError> {
         let (pairs, rest) = self.numbers.as_chunks::<2>();
         if !rest.is_empty() {
-            return Err(UnpackError::format("a map of holes has an odd number of values"));
+            return Err(UnpackError::format(
+                "a map of holes has an odd number of values",
+            ));
         }
         Ok(pairs.iter().map(|pair| (pair[0], pair[1])).collect())
     }
@@ -372,7 +429,8 @@ fn until_nul(field: &[u8]) -> &[u8] {
 }
 
 fn number(field: &[u8]) -> Result<u64, UnpackError> {
-    u64::try_from(signed_number(field)?).map_err(|_error| UnpackError::format("a header has a negative number"))
+    u64::try_from(signed_number(field)?)
+        .map_err(|_error| UnpackError::format("a header has a negative number"))
 }
 
 /// Octal digits, or base 256 when the first bit is set.
@@ -382,7 +440,11 @@ fn signed_number(field: &[u8]) -> Result<i64, UnpackError> {
         let negative = field[0] & 0x40 != 0;
         let mut value: i128 = if negative { -1 } else { 0 };
         for (index, byte) in field.iter().enumerate() {
-            let byte = if index == 0 && !negative { byte & 0x7f } else { *byte };
+            let byte = if index == 0 && !negative {
+                byte & 0x7f
+            } else {
+                *byte
+            };
             value = (value << 8) | i128::from(byte);
             if index >= 12 {
                 return Err(bad());
@@ -390,13 +452,21 @@ fn signed_number(field: &[u8]) -> Result<i64, UnpackError> {
         }
         return i64::try_from(value).map_err(|_error| bad());
     }
-    let text: Vec<u8> = field.iter().copied().skip_while(|byte| *byte == b' ').take_while(|byte| !matches!(byte, 0 | b' ')).collect();
+    let text: Vec<u8> = field
+        .iter()
+        .copied()
+        .skip_while(|byte| *byte == b' ')
+        .take_while(|byte| !matches!(byte, 0 | b' '))
+        .collect();
     let mut value = 0_i64;
     for digit in text {
         if !(b'0'..=b'7').contains(&digit) {
             return Err(bad());
         }
-        value = value.checked_mul(8).and_then(|value| value.checked_add(i64::from(digit - b'0'))).ok_or_else(bad)?;
+        value = value
+            .checked_mul(8)
+            .and_then(|value| value.checked_add(i64::from(digit - b'0')))
+            .ok_or_else(bad)?;
     }
     Ok(value)
 }
@@ -418,7 +488,11 @@ fn decimal_time(value: &[u8]) -> Result<(i64, i64), UnpackError> {
     if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(bad());
     }
-    let mut nanos: i64 = if digits.is_empty() { 0 } else { format!("{digits:0<9}").parse().map_err(|_error| bad())? };
+    let mut nanos: i64 = if digits.is_empty() {
+        0
+    } else {
+        format!("{digits:0<9}").parse().map_err(|_error| bad())?
+    };
     if seconds.starts_with('-') && nanos > 0 {
         whole = whole.checked_sub(1).ok_or_else(bad)?;
         nanos = 1_000_000_000 - nanos;
@@ -427,15 +501,22 @@ fn decimal_time(value: &[u8]) -> Result<(i64, i64), UnpackError> {
 }
 
 /// Records of the form `LENGTH KEY=VALUE\n`, where the length counts the whole record.
-fn parse_pax(mut content: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, UnpackError> {
+fn parse_pax(mut content: &[u8]) -> Result<Vec<Record>, UnpackError> {
     let bad = || UnpackError::format("an extended header is not made of records");
     let mut records = Vec::new();
     while !content.is_empty() {
-        let space = content.iter().take(20).position(|byte| *byte == b' ').ok_or_else(bad)?;
+        let space = content
+            .iter()
+            .take(20)
+            .position(|byte| *byte == b' ')
+            .ok_or_else(bad)?;
         let length = usize::try_from(decimal(&content[..space])?).map_err(|_error| bad())?;
         let record = content.get(space + 1..length).ok_or_else(bad)?;
         let record = record.strip_suffix(b"\n").ok_or_else(bad)?;
-        let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(bad)?;
+        let equals = record
+            .iter()
+            .position(|byte| *byte == b'=')
+            .ok_or_else(bad)?;
         records.push((record[..equals].to_vec(), record[equals + 1..].to_vec()));
         content = &content[length..];
     }

@@ -36,8 +36,15 @@ fn record(key: &str, value: &[u8]) -> Vec<u8> {
 }
 
 fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
-    let content: Vec<u8> = records.iter().flat_map(|(key, value)| record(key, value)).collect();
-    [header("pax", b'x', content.len() as u64).to_vec(), padded(&content)].concat()
+    let content: Vec<u8> = records
+        .iter()
+        .flat_map(|(key, value)| record(key, value))
+        .collect();
+    [
+        header("pax", b'x', content.len() as u64).to_vec(),
+        padded(&content),
+    ]
+    .concat()
 }
 
 /// Entries with their data.
@@ -78,11 +85,17 @@ fn extended_headers_beat_the_plain_one() {
     .concat();
     let entries = read(&stream).unwrap();
     let (first, content) = &entries[0];
-    assert_eq!((first.path.as_slice(), first.uid, first.mtime), (&b"a/long/name"[..], 70_000, (-2, 750_000_000)));
+    assert_eq!(
+        (first.path.as_slice(), first.uid, first.mtime),
+        (&b"a/long/name"[..], 70_000, (-2, 750_000_000))
+    );
     assert_eq!(first.xattrs, [(b"user.k".to_vec(), b"a=b\n".to_vec())]);
     assert_eq!(content, b"abc");
     // Directories carry no data, whatever their header says.
-    assert_eq!((entries[1].0.kind, entries[1].1.len(), entries.len()), (Kind::Directory, 0, 2));
+    assert_eq!(
+        (entries[1].0.kind, entries[1].1.len(), entries.len()),
+        (Kind::Directory, 0, 2)
+    );
 }
 
 #[test]
@@ -92,14 +105,26 @@ fn what_the_common_writer_makes_is_read() {
     let mut header = tar::Header::new_gnu();
     header.set_size(4);
     header.set_mode(0o4755);
-    archive.append_data(&mut header, &long, &b"data"[..]).unwrap();
+    archive
+        .append_data(&mut header, &long, &b"data"[..])
+        .unwrap();
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Link);
     header.set_size(0);
     archive.append_link(&mut header, "link", &long).unwrap();
     let entries = read(&archive.into_inner().unwrap()).unwrap();
-    assert_eq!((entries[0].0.path.as_slice(), entries[0].0.mode, entries[0].1.as_slice()), (long.as_bytes(), 0o4755, &b"data"[..]));
-    assert_eq!((entries[1].0.kind, entries[1].0.link.as_slice()), (Kind::HardLink, long.as_bytes()));
+    assert_eq!(
+        (
+            entries[0].0.path.as_slice(),
+            entries[0].0.mode,
+            entries[0].1.as_slice()
+        ),
+        (long.as_bytes(), 0o4755, &b"data"[..])
+    );
+    assert_eq!(
+        (entries[1].0.kind, entries[1].0.link.as_slice()),
+        (Kind::HardLink, long.as_bytes())
+    );
 }
 
 #[test]
@@ -137,9 +162,15 @@ fn sparse_files_of_all_forms_are_read() {
     .concat();
     let entries = read(&stream).unwrap();
     let (first, data) = &entries[0];
-    assert_eq!((first.path.as_slice(), first.size, data.as_slice()), (&b"real"[..], 1002, &b"abcde"[..]));
+    assert_eq!(
+        (first.path.as_slice(), first.size, data.as_slice()),
+        (&b"real"[..], 1002, &b"abcde"[..])
+    );
     assert_eq!(first.sparse, Some(vec![(0, 3), (1000, 2)]));
-    assert_eq!((entries[1].0.size, entries[1].0.sparse.clone()), (10, Some(vec![(0, 1), (9, 1)])));
+    assert_eq!(
+        (entries[1].0.size, entries[1].0.sparse.clone()),
+        (10, Some(vec![(0, 1), (9, 1)]))
+    );
 }
 
 #[test]
@@ -148,10 +179,19 @@ fn broken_archives_are_refused() {
     wrong[0] = b'b';
     let huge = header("L", b'L', MAX_EXTENSION_BYTES + 1);
     let cut = [header("a", b'0', 1000).to_vec(), vec![1; 100]].concat();
-    let records = [header("x", b'x', 9).to_vec(), padded(b"99 abc=d\n"), header("a", b'0', 0).to_vec()].concat();
-    for (stream, word) in
-        [(wrong.to_vec(), "checksum"), (huge.to_vec(), "extended header"), (cut, "middle"), (records, "records"), (vec![7; 100], "header")]
-    {
+    let records = [
+        header("x", b'x', 9).to_vec(),
+        padded(b"99 abc=d\n"),
+        header("a", b'0', 0).to_vec(),
+    ]
+    .concat();
+    for (stream, word) in [
+        (wrong.to_vec(), "checksum"),
+        (huge.to_vec(), "extended header"),
+        (cut, "middle"),
+        (records, "records"),
+        (vec![7; 100], "header"),
+    ] {
         let error = read(&stream).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }

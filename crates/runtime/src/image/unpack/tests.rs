@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
-
 use std::io::{Seek, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -27,15 +25,30 @@ mod tar_crate {
 }
 
 fn file<'a>(name: &'a str, content: &'a [u8]) -> Item<'a> {
-    Item { name: name.as_bytes(), kind: tar_crate::EntryType::Regular, link: b"", content, mode: 0o644, uid: 0, pax: vec![] }
+    Item {
+        name: name.as_bytes(),
+        kind: tar_crate::EntryType::Regular,
+        link: b"",
+        content,
+        mode: 0o644,
+        uid: 0,
+        pax: vec![],
+    }
 }
 
 fn of_kind<'a>(name: &'a str, kind: tar_crate::EntryType, link: &'a str) -> Item<'a> {
-    Item { kind, link: link.as_bytes(), ..file(name, b"") }
+    Item {
+        kind,
+        link: link.as_bytes(),
+        ..file(name, b"")
+    }
 }
 
 fn directory(name: &str) -> Item<'_> {
-    Item { mode: 0o755, ..of_kind(name, tar_crate::EntryType::Directory, "") }
+    Item {
+        mode: 0o755,
+        ..of_kind(name, tar_crate::EntryType::Directory, "")
+    }
 }
 
 /// An archive without the checks of an honest writer. Names longer than a header go into a PAX record.
@@ -83,26 +96,56 @@ impl Place {
         self.outer.path().join("layer").join(name)
     }
 
-    fn unpack_with(&self, blob: &[u8], diff_id: Digest, limits: Limits) -> Result<UnpackReport, UnpackError> {
+    fn unpack_with(
+        &self,
+        blob: &[u8],
+        diff_id: Digest,
+        limits: Limits,
+    ) -> Result<UnpackReport, UnpackError> {
         let mut source = tempfile::tempfile().unwrap();
         source.write_all(blob).unwrap();
         source.rewind().unwrap();
         let target = File::open(self.path("")).unwrap();
-        unpack_layer(source, target.as_fd(), &UnpackSpec { diff_id, media_type: String::new(), limits })
+        unpack_layer(
+            source,
+            target.as_fd(),
+            &UnpackSpec {
+                diff_id,
+                media_type: String::new(),
+                limits,
+            },
+        )
     }
 
     fn unpack(&self, items: &[Item<'_>]) -> Result<UnpackReport, UnpackError> {
         let archive = archive(items);
-        self.unpack_with(&archive, Digest::of(&archive), Limits { reserve_bytes: 0, ..Limits::default() })
+        self.unpack_with(
+            &archive,
+            Digest::of(&archive),
+            Limits {
+                reserve_bytes: 0,
+                ..Limits::default()
+            },
+        )
     }
 
     fn assert_outside_untouched(&self) {
-        let mut names: Vec<String> =
-            std::fs::read_dir(self.outer.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = std::fs::read_dir(self.outer.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         assert_eq!(names, ["layer", "secret"]);
-        assert_eq!(std::fs::read_to_string(self.outer.path().join("secret")).unwrap(), "untouched");
-        assert_eq!(std::fs::metadata(self.outer.path().join("secret")).unwrap().nlink(), 1);
+        assert_eq!(
+            std::fs::read_to_string(self.outer.path().join("secret")).unwrap(),
+            "untouched"
+        );
+        assert_eq!(
+            std::fs::metadata(self.outer.path().join("secret"))
+                .unwrap()
+                .nlink(),
+            1
+        );
     }
 }
 
@@ -131,35 +174,77 @@ fn every_kind_of_entry_is_made() {
         .unpack(&[
             directory("./"),
             directory("./usr/"),
-            Item { mode: 0o4755, uid: 1000, pax: vec![("SCHILY.xattr.user.note", b"hi"), ("SCHILY.xattr.trusted.overlay.opaque", b"y")], ..file("./usr/tool", b"tool") },
+            Item {
+                mode: 0o4755,
+                uid: 1000,
+                pax: vec![
+                    ("SCHILY.xattr.user.note", b"hi"),
+                    ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+                ],
+                ..file("./usr/tool", b"tool")
+            },
             of_kind("usr/hard", tar_crate::EntryType::Link, "usr/tool"),
             of_kind("usr/soft", tar_crate::EntryType::Symlink, "/etc/passwd"),
             of_kind("usr/fifo", tar_crate::EntryType::Fifo, ""),
             of_kind("usr/null", tar_crate::EntryType::Char, ""),
             of_kind("usr/disk", tar_crate::EntryType::Block, ""),
-            Item { uid: 1_000_000, ..file("missing/parents/file", b"x") },
+            Item {
+                uid: 1_000_000,
+                ..file("missing/parents/file", b"x")
+            },
             file("etc/.wh.gone", b""),
             file("var/cache/.wh..wh..opq", b""),
         ])
         .unwrap();
     let tool = std::fs::metadata(place.path("usr/tool")).unwrap();
-    assert_eq!((tool.mode() & 0o7777, tool.uid(), tool.gid(), tool.nlink()), (0o4755, 1000, 1000, 2));
+    assert_eq!(
+        (tool.mode() & 0o7777, tool.uid(), tool.gid(), tool.nlink()),
+        (0o4755, 1000, 1000, 2)
+    );
     assert_eq!(tool.mtime(), 1_000_000_000);
-    assert_eq!(std::fs::read_link(place.path("usr/soft")).unwrap(), Path::new("/etc/passwd"));
-    assert!(std::fs::metadata(place.path("usr/fifo")).unwrap().file_type().is_fifo());
+    assert_eq!(
+        std::fs::read_link(place.path("usr/soft")).unwrap(),
+        Path::new("/etc/passwd")
+    );
+    assert!(
+        std::fs::metadata(place.path("usr/fifo"))
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
     assert!(!place.path("usr/null").exists() && !place.path("usr/disk").exists());
     let whiteout = std::fs::symlink_metadata(place.path("etc/gone")).unwrap();
     assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
     // After everything inside was made.
-    assert_eq!(std::fs::metadata(place.path("usr")).unwrap().mtime(), 1_000_000_000);
-    assert_eq!(std::fs::metadata(place.path("missing/parents/file")).unwrap().uid(), 65_534);
+    assert_eq!(
+        std::fs::metadata(place.path("usr")).unwrap().mtime(),
+        1_000_000_000
+    );
+    assert_eq!(
+        std::fs::metadata(place.path("missing/parents/file"))
+            .unwrap()
+            .uid(),
+        65_534
+    );
     let mut value = [0; 8];
     let length = rustix::fs::getxattr(place.path("usr/tool"), "user.note", &mut value).unwrap();
     assert_eq!(&value[..length], b"hi");
-    assert_eq!((report.skipped, report.remapped_owners, report.skipped_attributes), (2, 1, 1));
+    assert_eq!(
+        (
+            report.skipped,
+            report.remapped_owners,
+            report.skipped_attributes
+        ),
+        (2, 1, 1)
+    );
     assert_eq!(report.opaque, [b"var/cache".to_vec()]);
     mark_opaque(File::open(place.path("")).unwrap().as_fd(), &report.opaque).unwrap();
-    let length = rustix::fs::getxattr(place.path("var/cache"), "trusted.overlay.opaque", &mut value).unwrap();
+    let length = rustix::fs::getxattr(
+        place.path("var/cache"),
+        "trusted.overlay.opaque",
+        &mut value,
+    )
+    .unwrap();
     assert_eq!(&value[..length], b"y");
 }
 
@@ -191,18 +276,65 @@ fn links_that_could_leave_the_layer_are_refused() {
     let link = tar_crate::EntryType::Link;
     let symlink = tar_crate::EntryType::Symlink;
     for (items, wanted) in [
-        (vec![of_kind("x", link, "/etc/passwd")], EntryProblem::AbsoluteLink { target: "/etc/passwd".into() }),
-        (vec![of_kind("x", link, "../secret")], EntryProblem::EscapingLink { target: "../secret".into() }),
-        (vec![of_kind("x", link, "none")], EntryProblem::MissingLink { target: "none".into() }),
-        (vec![of_kind("x", link, "x")], EntryProblem::MissingLink { target: "x".into() }),
-        (vec![directory("d"), of_kind("x", link, "d")], EntryProblem::MissingLink { target: "d".into() }),
-        (vec![of_kind("up", symlink, ".."), of_kind("x", link, "up/secret")], EntryProblem::EscapingLink { target: "up/secret".into() }),
-        (vec![of_kind("up", symlink, ".."), file("up/secret", b"evil")], EntryProblem::ThroughSymlink),
-        (vec![of_kind("up", symlink, ".."), directory("up/new")], EntryProblem::ThroughSymlink),
-        (vec![of_kind("up", symlink, ".."), file("up/.wh.secret", b"")], EntryProblem::ThroughSymlink),
-        (vec![of_kind("up", symlink, ".."), file("up/.wh..wh..opq", b"")], EntryProblem::ThroughSymlink),
-        (vec![of_kind("etc", symlink, "/etc"), file("etc/evil", b"evil")], EntryProblem::ThroughSymlink),
-        (vec![file("f", b""), file("f/x", b"")], EntryProblem::NotADirectory),
+        (
+            vec![of_kind("x", link, "/etc/passwd")],
+            EntryProblem::AbsoluteLink {
+                target: "/etc/passwd".into(),
+            },
+        ),
+        (
+            vec![of_kind("x", link, "../secret")],
+            EntryProblem::EscapingLink {
+                target: "../secret".into(),
+            },
+        ),
+        (
+            vec![of_kind("x", link, "none")],
+            EntryProblem::MissingLink {
+                target: "none".into(),
+            },
+        ),
+        (
+            vec![of_kind("x", link, "x")],
+            EntryProblem::MissingLink { target: "x".into() },
+        ),
+        (
+            vec![directory("d"), of_kind("x", link, "d")],
+            EntryProblem::MissingLink { target: "d".into() },
+        ),
+        (
+            vec![
+                of_kind("up", symlink, ".."),
+                of_kind("x", link, "up/secret"),
+            ],
+            EntryProblem::EscapingLink {
+                target: "up/secret".into(),
+            },
+        ),
+        (
+            vec![of_kind("up", symlink, ".."), file("up/secret", b"evil")],
+            EntryProblem::ThroughSymlink,
+        ),
+        (
+            vec![of_kind("up", symlink, ".."), directory("up/new")],
+            EntryProblem::ThroughSymlink,
+        ),
+        (
+            vec![of_kind("up", symlink, ".."), file("up/.wh.secret", b"")],
+            EntryProblem::ThroughSymlink,
+        ),
+        (
+            vec![of_kind("up", symlink, ".."), file("up/.wh..wh..opq", b"")],
+            EntryProblem::ThroughSymlink,
+        ),
+        (
+            vec![of_kind("etc", symlink, "/etc"), file("etc/evil", b"evil")],
+            EntryProblem::ThroughSymlink,
+        ),
+        (
+            vec![file("f", b""), file("f/x", b"")],
+            EntryProblem::NotADirectory,
+        ),
     ] {
         let place = Place::new();
         let (_named, found) = problem(place.unpack(&items));
@@ -222,14 +354,20 @@ fn writing_to_a_symlink_replaces_it() {
     place
         .unpack(&[
             of_kind("a", symlink, "../secret"),
-            Item { mode: 0o600, ..file("a", b"mine") },
+            Item {
+                mode: 0o600,
+                ..file("a", b"mine")
+            },
             of_kind("d", symlink, ".."),
             directory("d"),
             file("d/secret", b"mine too"),
         ])
         .unwrap();
     assert_eq!(std::fs::read_to_string(place.path("a")).unwrap(), "mine");
-    assert_eq!(std::fs::read_to_string(place.path("d/secret")).unwrap(), "mine too");
+    assert_eq!(
+        std::fs::read_to_string(place.path("d/secret")).unwrap(),
+        "mine too"
+    );
     place.assert_outside_untouched();
 }
 
@@ -239,9 +377,26 @@ fn whiteouts_hide_lower_layers_only() {
         return;
     }
     for items in [
-        vec![file(".wh.d", b""), directory("d"), file("d/new", b"n"), file(".wh.f", b""), file("f", b"n")],
-        vec![directory("d"), file("d/new", b"n"), file("f", b"n"), file(".wh.d", b""), file(".wh.f", b"")],
-        vec![file(".wh.d", b""), file("d/new", b"n"), file("f", b"n"), file(".wh.f", b"")],
+        vec![
+            file(".wh.d", b""),
+            directory("d"),
+            file("d/new", b"n"),
+            file(".wh.f", b""),
+            file("f", b"n"),
+        ],
+        vec![
+            directory("d"),
+            file("d/new", b"n"),
+            file("f", b"n"),
+            file(".wh.d", b""),
+            file(".wh.f", b""),
+        ],
+        vec![
+            file(".wh.d", b""),
+            file("d/new", b"n"),
+            file("f", b"n"),
+            file(".wh.f", b""),
+        ],
     ] {
         let place = Place::new();
         let report = place.unpack(&items).unwrap();
@@ -251,10 +406,17 @@ fn whiteouts_hide_lower_layers_only() {
     }
     for name in [".wh.", ".wh..", ".wh..."] {
         let place = Place::new();
-        assert_eq!(problem(place.unpack(&[file(name, b"")])).1, EntryProblem::BadWhiteout, "{name}");
+        assert_eq!(
+            problem(place.unpack(&[file(name, b"")])).1,
+            EntryProblem::BadWhiteout,
+            "{name}"
+        );
     }
     let place = Place::new();
-    assert_eq!(place.unpack(&[file(".wh..wh.plnk", b"")]).unwrap().skipped, 1);
+    assert_eq!(
+        place.unpack(&[file(".wh..wh.plnk", b"")]).unwrap().skipped,
+        1
+    );
 }
 
 #[test]
@@ -271,7 +433,10 @@ fn a_directory_replaced_by_a_file_is_gone_whole() {
             file("d", b"now a file"),
         ])
         .unwrap();
-    assert_eq!(std::fs::read_to_string(place.path("d")).unwrap(), "now a file");
+    assert_eq!(
+        std::fs::read_to_string(place.path("d")).unwrap(),
+        "now a file"
+    );
     assert_eq!(report.opaque, Vec::<Vec<u8>>::new());
     place.assert_outside_untouched();
 }
@@ -284,16 +449,25 @@ fn sparse_files_get_their_holes() {
     let place = Place::new();
     place
         .unpack(&[Item {
-            pax: vec![("GNU.sparse.map", b"0,3,1048576,2"), ("GNU.sparse.size", b"2097152")],
+            pax: vec![
+                ("GNU.sparse.map", b"0,3,1048576,2"),
+                ("GNU.sparse.size", b"2097152"),
+            ],
             ..file("holes", b"abcde")
         }])
         .unwrap();
     let content = std::fs::read(place.path("holes")).unwrap();
-    assert_eq!((content.len(), &content[..3], &content[1_048_576..1_048_578]), (2_097_152, &b"abc"[..], &b"de"[..]));
+    assert_eq!(
+        (content.len(), &content[..3], &content[1_048_576..1_048_578]),
+        (2_097_152, &b"abc"[..], &b"de"[..])
+    );
     assert!(std::fs::metadata(place.path("holes")).unwrap().blocks() < 64);
     for map in [&b"5,1,0,1"[..], b"0,9", b"0,18446744073709551615"] {
         let place = Place::new();
-        let item = Item { pax: vec![("GNU.sparse.map", map), ("GNU.sparse.size", b"8")], ..file("holes", b"ab") };
+        let item = Item {
+            pax: vec![("GNU.sparse.map", map), ("GNU.sparse.size", b"8")],
+            ..file("holes", b"ab")
+        };
         assert_eq!(problem(place.unpack(&[item])).1, EntryProblem::BadSparseMap);
     }
 }
@@ -309,21 +483,61 @@ fn bombs_are_stopped() {
     encoder.write_all(&archive).unwrap();
     let gzip = encoder.finish().unwrap();
     let zstd = zstd::encode_all(archive.as_slice(), 1).unwrap();
-    let open = Limits { reserve_bytes: 0, ..Limits::default() };
+    let open = Limits {
+        reserve_bytes: 0,
+        ..Limits::default()
+    };
     let id = Digest::of(&archive);
     for blob in [&gzip, &zstd] {
-        let outcome = Place::new().unpack_with(blob, id, Limits { max_bytes: 1 << 20, ..open });
+        let outcome = Place::new().unpack_with(
+            blob,
+            id,
+            Limits {
+                max_bytes: 1 << 20,
+                ..open
+            },
+        );
         assert_eq!(outcome, Err(UnpackError::TooLarge { limit: 1 << 20 }));
-        let outcome = Place::new().unpack_with(blob, id, Limits { ratio_free_bytes: 1 << 20, ..open });
-        assert!(matches!(outcome, Err(UnpackError::Ratio { .. })), "{outcome:?}");
-        let outcome = Place::new().unpack_with(blob, id, Limits { reserve_bytes: u64::MAX, ..open });
-        assert!(matches!(outcome, Err(UnpackError::DiskReserve { .. })), "{outcome:?}");
-        assert_eq!(Place::new().unpack_with(blob, id, open).unwrap().bytes, 8 << 20);
+        let outcome = Place::new().unpack_with(
+            blob,
+            id,
+            Limits {
+                ratio_free_bytes: 1 << 20,
+                ..open
+            },
+        );
+        assert!(
+            matches!(outcome, Err(UnpackError::Ratio { .. })),
+            "{outcome:?}"
+        );
+        let outcome = Place::new().unpack_with(
+            blob,
+            id,
+            Limits {
+                reserve_bytes: u64::MAX,
+                ..open
+            },
+        );
+        assert!(
+            matches!(outcome, Err(UnpackError::DiskReserve { .. })),
+            "{outcome:?}"
+        );
+        assert_eq!(
+            Place::new().unpack_with(blob, id, open).unwrap().bytes,
+            8 << 20
+        );
     }
     let names: Vec<String> = (0..20).map(|number| number.to_string()).collect();
     let many: Vec<Item<'_>> = names.iter().map(|name| file(name, b"")).collect();
     let many = self::archive(&many);
-    let outcome = Place::new().unpack_with(&many, Digest::of(&many), Limits { max_entries: 10, ..open });
+    let outcome = Place::new().unpack_with(
+        &many,
+        Digest::of(&many),
+        Limits {
+            max_entries: 10,
+            ..open
+        },
+    );
     assert_eq!(outcome, Err(UnpackError::TooManyEntries { limit: 10 }));
 }
 
@@ -333,29 +547,55 @@ fn a_wrong_or_broken_stream_is_refused() {
         return;
     }
     let honest = archive(&[file("a", b"b")]);
-    let open = Limits { reserve_bytes: 0, ..Limits::default() };
+    let open = Limits {
+        reserve_bytes: 0,
+        ..Limits::default()
+    };
     let outcome = Place::new().unpack_with(&honest, Digest::of(b"other"), open);
-    assert_eq!(outcome, Err(UnpackError::DiffId { expected: Digest::of(b"other"), found: Digest::of(&honest) }));
+    assert_eq!(
+        outcome,
+        Err(UnpackError::DiffId {
+            expected: Digest::of(b"other"),
+            found: Digest::of(&honest)
+        })
+    );
     // What stands behind the end of the archive counts for the digest too.
     let longer = [honest.clone(), vec![1; 5000]].concat();
-    Place::new().unpack_with(&longer, Digest::of(&longer), open).unwrap();
+    Place::new()
+        .unpack_with(&longer, Digest::of(&longer), open)
+        .unwrap();
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(&honest).unwrap();
     let gzip = encoder.finish().unwrap();
-    for blob in [&gzip[..gzip.len() - 20], &b"BZh91AY&SY"[..], &b"not a tar archive"[..], &honest[..700]] {
+    for blob in [
+        &gzip[..gzip.len() - 20],
+        &b"BZh91AY&SY"[..],
+        &b"not a tar archive"[..],
+        &honest[..700],
+    ] {
         let outcome = Place::new().unpack_with(blob, Digest::of(&honest), open);
-        assert!(matches!(outcome, Err(UnpackError::Format { .. })), "{outcome:?}");
+        assert!(
+            matches!(outcome, Err(UnpackError::Format { .. })),
+            "{outcome:?}"
+        );
     }
 }
 
 #[test]
 fn reports_travel_as_documents() {
-    let report = UnpackReport { entries: 3, opaque: vec![vec![0xff, b'a']], ..UnpackReport::default() };
+    let report = UnpackReport {
+        entries: 3,
+        opaque: vec![vec![0xff, b'a']],
+        ..UnpackReport::default()
+    };
     for answer in [Ok(report), Err(UnpackError::TooManyEntries { limit: 4 })] {
         let document = serde_json::to_vec(&answer).unwrap();
         assert_eq!(read_report(document.as_slice()), answer);
     }
-    assert!(matches!(read_report(&b""[..]), Err(UnpackError::Unavailable { .. })));
+    assert!(matches!(
+        read_report(&b""[..]),
+        Err(UnpackError::Unavailable { .. })
+    ));
 }
 
 fn component() -> impl Strategy<Value = Vec<u8>> {
