@@ -131,6 +131,8 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     match keeper.run()? {
         Outcome::Finished => {
             tracing::info!("keeper finished");
+            // Its connections close with the process, so that whoever waits for that finds nothing of it left.
+            std::mem::forget(keeper);
             Ok(())
         }
         Outcome::Replace(executable) => {

@@ -13,6 +13,7 @@ use utsuwa_model::InstanceId;
 use utsuwa_model::instance::{Exit, InstanceSpec, Limits, ProcessSpec, RootfsSpec};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
 use utsuwa_runtime::client::{InternalEvent, SandboxDriver};
+use utsuwa_runtime::keeper::protocol::{Op, Reply, Status};
 use utsuwa_runtime::keeper::{self, KeeperConfig};
 use utsuwa_runtime::network::NetConfig;
 use utsuwa_runtime::sandbox::process::IMAGE_BASE;
@@ -90,6 +91,15 @@ impl World {
             },
             limits: Limits { cpu: MilliCpu(1000), memory: MemoryBytes(64 << 20), pids: 64 },
             port: 8080,
+        }
+    }
+
+    /// As seen by a visitor, who gets no events; `None` while no keeper answers.
+    pub fn status(&self) -> Option<Status> {
+        let mut visitor = keeper::Visitor::connect(&self.config.socket(), &self.config.id).ok()?;
+        match visitor.ask(Op::Status, &[]) {
+            Ok((Reply::Status(status), _)) => Some(status),
+            _ => None,
         }
     }
 
