@@ -57,7 +57,7 @@ pub(crate) fn items(format: &Format, items: &[Value], columns: &[Column<'_>]) ->
                 return Ok(());
             }
             let mut table = comfy_table::Table::new();
-            table.load_preset(comfy_table::presets::NOTHING);
+            table.load_style(comfy_table::presets::NOTHING);
             table.set_header(columns.iter().map(|(head, _)| *head));
             for item in items {
                 table.add_row(columns.iter().map(|(_, cell)| cell(item)));

@@ -10,8 +10,9 @@ mod images;
 mod insight;
 mod instance_logs;
 mod internal;
+mod journal;
 mod prepare;
-mod request_log;
+mod unpacker;
 mod server;
 
 use std::process::ExitCode;

@@ -26,7 +26,7 @@ pub(super) struct Ground {
 }
 
 /// Folders of the data directory that belong to the server.
-const OWN: &[&str] = &["state", "images", "images/blobs", "images/layers", "keys", "requests"];
+const OWN: &[&str] = &["state", "images", "images/blobs", "images/layers", "keys", "journal"];
 
 pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
     let user = privilege::find_user(&config.user).context("find the server's user")?;

@@ -433,8 +433,9 @@ impl ImageStore {
             record.layers.iter().map(begin).collect(),
         );
         self.check_space(record)?;
-        futures_util::stream::iter(record.layers.iter().enumerate())
-            .map(|(index, layer)| self.layer(source, layer, index, reporter))
+        // Futures are made before the stream borrows them: a closure over references would not be provably `Send`.
+        let layers: Vec<_> = record.layers.iter().enumerate().map(|(index, layer)| self.layer(source, layer, index, reporter)).collect();
+        futures_util::stream::iter(layers)
             .buffer_unordered(LAYERS_AT_A_TIME)
             .try_fold(false, |any, unpacked| {
                 std::future::ready(Ok(any || unpacked))

@@ -1,0 +1,192 @@
+//! The addresses inside instances: DNS, this server's own services, opened ports of the host; and what was refused.
+//!
+//! Who calls is known by the socket, which belongs to one sandbox (decision 9). A sandbox is an instance once it was assigned.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use utsuwa_ingress::{Ingress, Scheme};
+use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
+use utsuwa_runtime::client::InternalEvent;
+use utsuwa_runtime::network::{self, NetInfo};
+
+use super::environment::Machine;
+use super::journal::{Happening, Journal};
+
+/// Which instance is which service: learned from assignments, asked by whoever tells of an instance's end.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Directory(Arc<Mutex<BTreeMap<InstanceId, RevisionKey>>>);
+
+impl Directory {
+    pub(super) fn learn(&self, instance: InstanceId, revision: RevisionKey) {
+        self.0.lock().insert(instance, revision);
+    }
+
+    /// The revision of an instance, which is then forgotten: an instance ends once.
+    pub(super) fn take(&self, instance: &InstanceId) -> Option<RevisionKey> {
+        self.0.lock().remove(instance)
+    }
+}
+
+/// One sandbox: where it is, what it became, and the tasks behind its sockets.
+struct Sandbox {
+    net: NetInfo,
+    assigned: Option<(InstanceId, RevisionKey)>,
+    stop: CancellationToken,
+    _internal: network::Internal,
+}
+
+/// The same refusal is told once in this time: an app that retries must not fill its log with it.
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
+
+pub(super) struct Inside {
+    pub ingress: Ingress,
+    pub resolver: Arc<network::dns::Resolver>,
+    pub journal: Journal,
+    pub directory: Directory,
+}
+
+impl Inside {
+    /// Serves until `events` ends or `shutdown` is cancelled.
+    pub(super) async fn run(self, mut events: mpsc::Receiver<InternalEvent>, shutdown: CancellationToken) {
+        let mut sandboxes: BTreeMap<u32, Sandbox> = BTreeMap::new();
+        let mut tasks: JoinSet<()> = JoinSet::new();
+        let (refused, mut refusals) = mpsc::channel(256);
+        let mut readers: JoinSet<()> = JoinSet::new();
+        let mut told: BTreeMap<(InstanceId, String), utsuwa_model::Timestamp> = BTreeMap::new();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(refusal) = refusals.recv() => self.tell(&sandboxes, &mut told, &refusal),
+                event = events.recv() => match event {
+                    None => break,
+                    Some(InternalEvent::Attached { sandbox, net, sockets }) => {
+                        // Sockets that came before are void: dropping the old entry closes them.
+                        if let Some(old) = sandboxes.remove(&sandbox) {
+                            old.stop.cancel();
+                        }
+                        if let Some(new) = self.attach(net, sockets, &shutdown, &mut tasks) {
+                            sandboxes.insert(sandbox, new);
+                        }
+                    }
+                    Some(InternalEvent::Assigned { sandbox, instance, revision }) => {
+                        self.directory.learn(instance.clone(), revision.clone());
+                        if let Some(known) = sandboxes.get_mut(&sandbox) {
+                            known.assigned = Some((instance, revision));
+                        }
+                    }
+                    Some(InternalEvent::Gone { sandbox }) => {
+                        if let Some(gone) = sandboxes.remove(&sandbox) {
+                            gone.stop.cancel();
+                        }
+                    }
+                    Some(InternalEvent::Refusals { sockets }) => {
+                        readers.shutdown().await;
+                        for socket in sockets {
+                            read_refusals(socket, refused.clone(), &mut readers);
+                        }
+                    }
+                },
+            }
+            while tasks.try_join_next().is_some() {}
+        }
+    }
+
+    fn attach(
+        &self,
+        net: NetInfo,
+        sockets: Vec<(network::SocketRole, OwnedFd)>,
+        shutdown: &CancellationToken,
+        tasks: &mut JoinSet<()>,
+    ) -> Option<Sandbox> {
+        let mut internal = match network::serve_internal(sockets, &self.resolver) {
+            Ok(internal) => internal,
+            Err(error) => {
+                tracing::error!(%error, sandbox = net.index, "serve the addresses inside a sandbox");
+                return None;
+            }
+        };
+        let stop = shutdown.child_token();
+        for (_, listener) in internal.ingress.drain(..) {
+            let (ingress, stop) = (self.ingress.clone(), stop.clone());
+            tasks.spawn(async move { ingress.serve(listener, Scheme::Http, stop).await });
+        }
+        Some(Sandbox { net, assigned: None, stop, _internal: internal })
+    }
+
+    fn tell(
+        &self,
+        sandboxes: &BTreeMap<u32, Sandbox>,
+        told: &mut BTreeMap<(InstanceId, String), utsuwa_model::Timestamp>,
+        refusal: &network::Refusal,
+    ) {
+        let at_source = |s: &&Sandbox| match refusal.source {
+            IpAddr::V4(source) => s.net.address == source,
+            IpAddr::V6(source) => s.net.address6 == Some(source),
+        };
+        let Some((instance, revision)) = sandboxes.values().find(at_source).and_then(|s| s.assigned.clone()) else { return };
+        let now = Machine::time();
+        told.retain(|_, at| now.since(*at) < REPEAT_AFTER);
+        let text = refusal.to_string();
+        if told.insert((instance.clone(), text.clone()), now).is_some() {
+            return;
+        }
+        self.journal.note(Happening {
+            at: now,
+            service: revision.service.clone(),
+            revision: revision.revision.to_string(),
+            instance: Some(instance),
+            severity: "WARNING",
+            text,
+        });
+    }
+}
+
+fn read_refusals(socket: OwnedFd, refused: mpsc::Sender<network::Refusal>, readers: &mut JoinSet<()>) {
+    match network::RefusalReader::new(socket) {
+        Err(error) => tracing::warn!(%error, "read what is refused to instances"),
+        Ok(mut reader) => {
+            readers.spawn(async move {
+                loop {
+                    match reader.next().await {
+                        Ok(refusal) => {
+                            if refused.send(refusal).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "read what is refused to instances");
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// Finds the service of an instance by its log files: for one that ended while no server ran.
+pub(super) fn service_by_logs(logs: &std::path::Path, instance: &InstanceId) -> Option<ServiceKey> {
+    let folders = |path: &std::path::Path| -> Vec<std::path::PathBuf> {
+        std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok).map(|e| e.path()).collect()
+    };
+    for project in folders(logs) {
+        for region in folders(&project) {
+            for service in folders(&region) {
+                let ours = folders(&service).iter().any(|f| f.file_name().is_some_and(|n| n.to_string_lossy().starts_with(instance.as_str())));
+                if ours {
+                    let relative = service.strip_prefix(logs).ok()?;
+                    return relative.to_string_lossy().parse().ok();
+                }
+            }
+        }
+    }
+    None
+}

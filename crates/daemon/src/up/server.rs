@@ -1,0 +1,242 @@
+//! The unprivileged server: joins store, runtime, loops, ingress and API, and keeps them until told to end.
+//!
+//! Shutdown order: no new connections; requests in flight end or are cut; loops stop; instances go on (the keeper has them);
+//! the journal is written out. A second signal leaves at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use utsuwa_control::{Control, ControlSettings};
+use utsuwa_ingress::{Ingress, IngressSettings, Scheme};
+use utsuwa_runtime::client::SandboxDriver;
+use utsuwa_runtime::image::{Credentials, ImageStore, RewriteRule, Settings as ImageSettings};
+use utsuwa_runtime::network::EgressRule;
+use utsuwa_runtime::network::dns::{Resolver, ServerZone};
+use utsuwa_runtime::{Driver, InstanceEvent};
+use utsuwa_store::{Settings, Store};
+
+use super::connect::Dialer;
+use super::door::{Bell, Door};
+use super::environment::Machine;
+use super::images::Images;
+use super::insight::Insight;
+use super::instance_logs::InstanceLogs;
+use super::internal::{Directory, Inside, service_by_logs};
+use super::journal::{Happening, Journal};
+use super::prepare::Ground;
+use super::unpacker::KeeperUnpacker;
+use crate::config::Listen;
+
+/// How long requests in flight may go on after the signal to end.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Sockets of sandboxes that wait to be served; a pool refills sixteen at a time.
+const INTERNAL_EVENTS: usize = 64;
+
+pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let data = ground.config.data_dir.clone();
+    let store = Store::open(&data.join("state")).context("open the database")?;
+    let settings = frozen(&store, &ground).await?;
+
+    let (internal, internal_events) = mpsc::channel(INTERNAL_EVENTS);
+    let driver = SandboxDriver::connect(&ground.keeper.socket(), &ground.keeper.id, &ground.keeper.build, Some(internal))
+        .await
+        .context("connect to the keeper")?;
+    // Taken before anything runs, so that no end of an instance is missed.
+    let ends = driver.events();
+    let images = open_images(&ground, &driver)?;
+    let (journal, journal_thread) = Journal::start(data.join("journal")).context("start the journal")?;
+
+    let bell = Bell::default();
+    let shared: Arc<dyn Driver> = Arc::new(driver.clone());
+    let ingress = Ingress::new(
+        Arc::new(Dialer(Arc::clone(&shared))),
+        Arc::new(bell.clone()),
+        Arc::new(journal.clone()),
+        Arc::new(Machine),
+        IngressSettings { drain: DRAIN, ..IngressSettings::default() },
+    );
+    let all = Images { images, store: store.clone() };
+    let mut control_settings =
+        ControlSettings::new(settings.project.clone(), settings.region.clone(), settings.domain.clone(), ground.config.listen_http.port);
+    control_settings.idle_timeout = ground.config.idle_timeout;
+    let control = Control::start(
+        store.clone(),
+        Arc::clone(&shared),
+        Arc::new(Door(ingress.clone())),
+        Arc::new(all.clone()),
+        Arc::new(Machine),
+        control_settings,
+    )
+    .await
+    .context("start the loops")?;
+    bell.connect(control.clone());
+
+    let stop = CancellationToken::new();
+    let tracker = TaskTracker::new();
+    let directory = Directory::default();
+    tracker.spawn(tell_ends(ends, directory.clone(), journal.clone(), data.join("logs"), stop.clone()));
+    let zone = ServerZone::new(&settings.domain, ground.egress.iter().any(|r| matches!(r, EgressRule::Host { .. })));
+    let inside = Inside { ingress: ingress.clone(), resolver: Arc::new(Resolver::new(Arc::new(zone))), journal: journal.clone(), directory };
+    tracker.spawn(inside.run(internal_events, stop.clone()));
+
+    let http = listen(&driver, "http", &ground.config.listen_http, "--listen-http").await?;
+    let api = listen(&driver, "api", &ground.config.listen_api, "--listen-api").await?;
+    let keep: Vec<(String, String)> = [("http", &http), ("api", &api)]
+        .into_iter()
+        .flat_map(|(name, all)| all.iter().filter_map(move |l| Some((name.to_owned(), l.local_addr().ok()?.to_string()))))
+        .collect();
+    driver.retain_listeners(&keep).await.context("let go of addresses no longer listened on")?;
+    for listener in http {
+        let (ingress, stop) = (ingress.clone(), stop.clone());
+        tracker.spawn(async move { ingress.serve(listener, Scheme::Http, stop).await });
+    }
+    let ready = utsuwa_api::Readiness::default();
+    let state = utsuwa_api::ApiState {
+        store: store.clone(),
+        insight: Arc::new(Insight { control: control.clone() }),
+        logs: Arc::new(InstanceLogs::new(data.join("logs"), journal.clone())),
+        images: Arc::new(all.clone()),
+        settings: settings.clone(),
+        clock: Arc::new(Machine),
+        addresses: utsuwa_api::Addresses {
+            api: vec![format!("http://{}", ground.config.listen_api)],
+            http: vec![format!("http://{}", ground.config.listen_http)],
+            https: Vec::new(),
+        },
+        keys_dir: data.join("keys"),
+        ready: ready.clone(),
+    };
+    let api_stop = stop.clone();
+    let api_task = tracker.spawn(utsuwa_api::serve(state, api, api_stop.cancelled_owned()));
+
+    ready.set(true);
+    announce(&ground, &settings);
+    let why = until_told(&driver).await?;
+    tracing::info!(why, "ending; instances go on");
+    stop.cancel();
+    control.shutdown(Duration::from_secs(5)).await;
+    tracker.close();
+    let ended = tokio::select! {
+        () = tracker.wait() => true,
+        () = tokio::time::sleep(DRAIN + Duration::from_secs(2)) => false,
+        _ = until_told(&driver) => false,
+    };
+    if !ended {
+        tracing::warn!("some requests were cut off");
+    }
+    if let Ok(Ok(Err(error))) = tokio::time::timeout(Duration::from_millis(100), api_task).await {
+        bail!("serve the API: {error}");
+    }
+    all.images.close().await;
+    drop((ingress, journal, all, bell));
+    // The writer ends once every handle is gone; a leaked one must not keep the process.
+    let written = tokio::task::spawn_blocking(move || journal_thread.join());
+    if tokio::time::timeout(Duration::from_secs(2), written).await.is_err() {
+        tracing::debug!("the journal was still held at the end");
+    }
+    Ok(())
+}
+
+/// Default project, region and domain never change after the first start (decision 13).
+async fn frozen(store: &Store, ground: &Ground) -> anyhow::Result<Settings> {
+    let wanted =
+        Settings { project: ground.config.project.clone(), region: ground.config.region.clone(), domain: ground.config.domain.clone() };
+    store.freeze_settings(wanted).await.context("compare project, region and domain with those this data directory was made for")
+}
+
+fn open_images(ground: &Ground, driver: &SandboxDriver) -> anyhow::Result<ImageStore> {
+    let mut settings = ImageSettings::new(ground.config.data_dir.join("images"));
+    settings.reserve_bytes = ground.config.disk_reserve;
+    settings.registry.insecure.clone_from(&ground.config.insecure_registries);
+    settings.registry.credentials = Credentials { docker: ground.docker.clone(), ..Credentials::default() };
+    settings.rewrites.extend(ground.config.image_rewrites.iter().map(|(from, to)| RewriteRule { from: from.clone(), to: to.clone() }));
+    ImageStore::open(settings, Arc::new(KeeperUnpacker(driver.clone()))).context("open the image store")
+}
+
+/// The keeper's sockets for an address; both loopbacks for `localhost`, of which one may be missing.
+async fn listen(driver: &SandboxDriver, name: &str, listen: &Listen, flag: &str) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    let mut problem = None;
+    for address in listen.addresses() {
+        match driver.listen(name, &address.to_string()).await {
+            Ok(socket) => {
+                let socket = std::net::TcpListener::from(socket);
+                socket.set_nonblocking(true).context("prepare a listening socket")?;
+                listeners.push(TcpListener::from_std(socket).context("watch a listening socket")?);
+            }
+            Err(error) if address.is_ipv6() && !listeners.is_empty() => tracing::debug!(%address, %error, "not listening"),
+            Err(error) => problem = Some(format!("listen on {address}: {error}; name another address with {flag}")),
+        }
+    }
+    match problem {
+        Some(problem) if listeners.is_empty() => bail!("{problem}"),
+        _ => Ok(listeners),
+    }
+}
+
+/// One line per address on stdout, then `ready`.
+fn announce(ground: &Ground, settings: &Settings) {
+    crate::output::line(&format!("api       http://{}", ground.config.listen_api));
+    crate::output::line(&format!("services  http://NAME.{}:{}", settings.domain, ground.config.listen_http.port));
+    crate::output::line("ready");
+    tracing::info!(
+        api = %ground.config.listen_api, http = %ground.config.listen_http, project = %settings.project, region = %settings.region,
+        user = %ground.user.shown, open_files = ground.open_files, "ready"
+    );
+}
+
+/// Waits for a signal, or for another server to take over.
+async fn until_told(driver: &SandboxDriver) -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        () = driver.superseded() => "another server took over",
+    })
+}
+
+/// Writes each end of an instance into its service's journal, in the user's words.
+async fn tell_ends(
+    mut ends: tokio::sync::broadcast::Receiver<InstanceEvent>,
+    directory: Directory,
+    journal: Journal,
+    logs: std::path::PathBuf,
+    stop: CancellationToken,
+) {
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = ends.recv() => event,
+        };
+        match event {
+            Ok(InstanceEvent::Exited { id, exit, at, .. }) => {
+                let known = directory.take(&id);
+                let service = known.as_ref().map(|r| r.service.clone()).or_else(|| service_by_logs(&logs, &id));
+                let Some(service) = service else {
+                    tracing::info!(instance = %id, exit = %exit.describe(), "an instance of no known service ended");
+                    continue;
+                };
+                let orderly = matches!(exit, utsuwa_model::instance::Exit::Code(0) | utsuwa_model::instance::Exit::Signal(15));
+                journal.note(Happening {
+                    at,
+                    service,
+                    revision: known.map(|r| r.revision.to_string()).unwrap_or_default(),
+                    severity: if orderly { "INFO" } else { "ERROR" },
+                    text: format!("The instance {}.", exit.describe()),
+                    instance: Some(id),
+                });
+            }
+            Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "ends of instances came too fast to be written into the journal"),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
