@@ -245,12 +245,13 @@ async fn after_a_storm_everything_adds_up() {
         ..route()
     })
     .await;
+    let stop = Arc::new(AtomicBool::new(false));
     let mut clients = JoinSet::new();
     for client in 0..24_u64 {
-        let address = scene.address;
+        let (address, stop) = (scene.address, Arc::clone(&stop));
         clients.spawn(async move {
             let mut dice = client * 7919 + 1;
-            for _ in 0..40 {
+            while !stop.load(Ordering::SeqCst) {
                 dice = dice
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1_442_695_040_888_963_407);
@@ -267,17 +268,13 @@ async fn after_a_storm_everything_adds_up() {
             }
         });
     }
-    let mut apps = Vec::new();
     for round in 0..20 {
         let mut app = App::new().await;
         let id = scene.ready(&app).await;
-        let seen = app.life.served.load(Ordering::SeqCst);
+        let served = || app.life.served.load(Ordering::SeqCst);
         eventually(
-            || {
-                (app.life.served.load(Ordering::SeqCst) > seen + 5 || clients.is_empty())
-                    .then_some(())
-            },
-            || "nobody is served".to_owned(),
+            || (served() > 30).then_some(()),
+            || format!("{} served", served()),
         )
         .await;
         if round % 2 == 0 {
@@ -286,12 +283,11 @@ async fn after_a_storm_everything_adds_up() {
         }
         app.die();
         scene.ingress.forget(&id, round % 3 == 0);
-        apps.push(app);
-        while clients.try_join_next().is_some() {}
     }
     let last = App::new().await;
     scene.ready(&last).await;
     last.gate.add_permits(10_000);
+    stop.store(true, Ordering::SeqCst);
     while let Some(client) = clients.join_next().await {
         client.unwrap();
     }
@@ -303,10 +299,4 @@ async fn after_a_storm_everything_adds_up() {
     assert!(arrived > 500, "{demand:?}");
     let records = scene.records(arrived).await;
     assert_eq!(records.len(), arrived);
-    for app in &apps {
-        assert!(
-            app.life.most.load(Ordering::SeqCst) <= 3 + 1,
-            "a cut request's handler may still go on"
-        );
-    }
 }
