@@ -54,9 +54,15 @@ pub(super) fn service(service: &Service, operation: Option<&str>) -> Value {
     })
 }
 
-/// A revision, with every default written out.
+/// A revision, with every default written out, and with names for its containers (`hello-1`), since `gcloud` prints them.
 pub(super) fn revision(revision: &Revision) -> Value {
     let key = &revision.key;
+    let mut full = revision.template.defaulted();
+    for (index, container) in full.containers.iter_mut().enumerate() {
+        if container.name.is_empty() {
+            container.name = format!("{}-{}", key.service.service, index + 1);
+        }
+    }
     let mut labels = revision.template.labels.clone();
     let service = key.service.service.as_str();
     for (name, value) in [
@@ -95,7 +101,7 @@ pub(super) fn revision(revision: &Revision) -> Value {
     });
     if let Some(digest) = revision.status.image_digests.first() {
         status["imageDigest"] = json!(digest);
-        let names = revision.template.containers.iter().map(|c| c.name.as_str());
+        let names = full.containers.iter().map(|c| c.name.as_str());
         let all: Vec<Value> = names
             .zip(&revision.status.image_digests)
             .map(|(name, digest)| json!({"name": name, "imageDigest": digest}))
@@ -106,7 +112,7 @@ pub(super) fn revision(revision: &Revision) -> Value {
         "apiVersion": API_VERSION,
         "kind": "Revision",
         "metadata": meta,
-        "spec": revision_spec(&revision.template.defaulted()),
+        "spec": revision_spec(&full),
         "status": status,
     })
 }
