@@ -67,4 +67,14 @@ pub struct ImageError {
 pub trait Environment: fmt::Debug + Send + Sync + 'static {
     fn now(&self) -> Timestamp;
     fn random(&self) -> u64;
+
+    /// Bytes this machine could still give to programs; `None` where nobody knows (then everything fits).
+    fn available_memory(&self) -> Option<u64> {
+        None
+    }
+
+    /// Awaited before every write to the store. Tests that crash after every action stop here; otherwise it does nothing.
+    fn before(&self, _write: &'static str) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }

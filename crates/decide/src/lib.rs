@@ -8,6 +8,7 @@
 //! Invariants are functions of their own in [`invariant`], used in simulation, crash tests and `debug_assert`s.
 
 pub mod admit;
+pub mod capacity;
 pub mod demand;
 pub mod instances;
 pub mod invariant;

@@ -5,41 +5,12 @@
 
 use std::time::Duration;
 
-use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::scaling::{Ceiling, Metric, ScalingSettings};
-use utsuwa_model::service::{Container, RevisionTemplate, ScalingMode, ServiceScaling};
+use utsuwa_model::service::{RevisionTemplate, ScalingMode, ServiceScaling};
 
 use crate::kpa::ceil_count;
 
 const PREFIX: &str = "autoscaling.knative.dev/";
-
-/// The container that takes requests: the one with a port, else the first.
-#[must_use]
-pub fn ingress_container(template: &RevisionTemplate) -> Option<&Container> {
-    template
-        .containers
-        .iter()
-        .find(|c| !c.ports.is_empty())
-        .or_else(|| template.containers.first())
-}
-
-/// Requests an instance may have in flight: as written, else 80, or 1 with less than one CPU (§1.3).
-#[must_use]
-pub fn concurrency(template: &RevisionTemplate) -> u32 {
-    match template.concurrency {
-        Some(given) if given > 0 => given,
-        _ => {
-            let cpu = ingress_container(template)
-                .and_then(|c| c.limits.get("cpu"))
-                .and_then(|c| c.parse::<MilliCpu>().ok());
-            if cpu.is_some_and(|cpu| cpu.0 < 1000) {
-                1
-            } else {
-                80
-            }
-        }
-    }
-}
 
 /// The settings of a revision that gets `percent` of its service's traffic. `idle` is the server's idle timeout.
 #[must_use]
@@ -63,7 +34,7 @@ pub fn scaling_settings(
     let count = |names: &[&str]| annotation(names).and_then(|v| v.trim().parse::<u32>().ok());
     let time = |name: &str| annotation(&[name]).and_then(parse_duration);
 
-    let concurrency = concurrency(template);
+    let concurrency = template.effective_concurrency();
     let mut settings = ScalingSettings::for_concurrency(concurrency, idle);
 
     // The target: an annotation is taken as it is (never above what one instance may hold), a utilization as its share.

@@ -30,6 +30,7 @@ mod schema;
 mod service;
 mod settings;
 mod uid;
+mod versions;
 mod writer;
 
 pub use audit::AuditEntry;

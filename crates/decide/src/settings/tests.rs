@@ -1,3 +1,5 @@
+use utsuwa_model::service::Container;
+
 use super::*;
 
 const IDLE: Duration = Duration::from_secs(900);
@@ -43,15 +45,9 @@ fn defaults_of_cloud_run() {
 #[test]
 fn less_than_a_cpu_means_one_at_a_time() {
     let mut small = template(&[]);
-    small.containers[0]
-        .limits
-        .insert("cpu".into(), "500m".into());
-    assert_eq!(concurrency(&small), 1);
-    small.concurrency = Some(4);
-    assert_eq!(concurrency(&small), 4);
-    small.concurrency = Some(0);
-    small.containers[0].limits.insert("cpu".into(), "2".into());
-    assert_eq!(concurrency(&small), 80);
+    small.containers[0].limits.insert("cpu".into(), "500m".into());
+    let s = scaling_settings(&small, &ServiceScaling::default(), 100, IDLE);
+    assert_eq!((s.container_concurrency, s.target), (1, 0.6));
 }
 
 #[test]

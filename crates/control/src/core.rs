@@ -1,0 +1,168 @@
+//! What all loops share, and which pass belongs to which key.
+//!
+//! Owns: the seams, the world, the driver of passes. Each loop's passes are methods in its own module.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use utsuwa_decide::invariant;
+use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
+use utsuwa_runtime::{Driver, DriverError};
+use utsuwa_store::{Store, StoreError};
+
+use crate::rounds::{Key, PassError, Passes, Priority, Report, Rounds};
+use crate::seam::{Environment, FrontDoor, Images};
+use crate::settings::ControlSettings;
+use crate::world::World;
+
+/// Everything a pass may touch.
+pub(crate) struct Core {
+    pub(crate) store: Store,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) door: Arc<dyn FrontDoor>,
+    pub(crate) images: Arc<dyn Images>,
+    pub(crate) env: Arc<dyn Environment>,
+    pub(crate) settings: ControlSettings,
+    pub(crate) world: World,
+    pub(crate) rounds: Arc<Rounds>,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+    /// Until everything stored is loaded no table is published: a half one would answer 404 for what exists.
+    loaded: AtomicBool,
+    me: Weak<Core>,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// The seams, as `daemon` joins them.
+#[derive(Debug)]
+pub(crate) struct Seams {
+    pub(crate) store: Store,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) door: Arc<dyn FrontDoor>,
+    pub(crate) images: Arc<dyn Images>,
+    pub(crate) env: Arc<dyn Environment>,
+}
+
+impl Core {
+    pub(crate) fn new(seams: Seams, settings: ControlSettings) -> Arc<Self> {
+        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let rounds = Arc::new(Rounds::new(tracker.clone(), cancel.clone(), Arc::clone(&seams.env)));
+        Arc::new_cyclic(|me| Self {
+            store: seams.store,
+            driver: seams.driver,
+            door: seams.door,
+            images: seams.images,
+            env: seams.env,
+            settings,
+            world: World::default(),
+            rounds,
+            tracker,
+            cancel,
+            loaded: AtomicBool::new(false),
+            me: me.clone(),
+        })
+    }
+
+    /// Wishes a pass over `key` now.
+    pub(crate) fn ask(&self, key: Key, priority: Priority) {
+        if let Some(me) = self.me.upgrade() {
+            self.rounds.ask(&me, key, priority);
+        }
+    }
+
+    /// Wishes a pass over `key` after `wait`.
+    pub(crate) fn ask_after(&self, key: Key, wait: Duration, priority: Priority) {
+        if let Some(me) = self.me.upgrade() {
+            self.rounds.ask_at(&me, key, Instant::now() + wait, priority);
+        }
+    }
+
+    pub(crate) fn ask_instances(&self, key: &RevisionKey, priority: Priority) {
+        self.ask(Key::Instances(key.clone()), priority);
+    }
+
+    pub(crate) fn ask_revision(&self, key: &RevisionKey) {
+        self.ask(Key::Revision(key.clone()), Priority::Soon);
+    }
+
+    pub(crate) fn ask_service(&self, key: &ServiceKey) {
+        self.ask(Key::Service(key.clone()), Priority::Soon);
+    }
+
+    /// Runs `work` as a task that shutdown waits for.
+    pub(crate) fn spawn<F, W>(&self, work: W)
+    where
+        W: FnOnce(Arc<Self>) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if let Some(me) = self.me.upgrade() {
+            self.tracker.spawn(work(me));
+        }
+    }
+
+    /// From now on the table is whole.
+    pub(crate) fn set_loaded(&self) {
+        self.loaded.store(true, Ordering::Release);
+    }
+
+    /// Gives the ingress the routes as they are now.
+    pub(crate) fn publish(&self) {
+        if !self.loaded.load(Ordering::Acquire) {
+            return;
+        }
+        let table = self.world.table();
+        debug_assert_eq!(invariant::table_is_whole(&table), Ok(()));
+        self.door.publish(Arc::new(table));
+    }
+
+    /// An instance id nobody ever had: 128 bits of chance.
+    pub(crate) fn new_instance_id(&self) -> InstanceId {
+        let text = format!("{:016x}{:016x}", self.env.random(), self.env.random());
+        text.parse().expect("32 hexadecimal digits are an instance id")
+    }
+
+    /// A UUID of the given chance.
+    pub(crate) fn new_uid(&self) -> String {
+        uuid::Builder::from_random_bytes((u128::from(self.env.random()) << 64 | u128::from(self.env.random())).to_be_bytes())
+            .into_uuid()
+            .to_string()
+    }
+}
+
+impl Passes for Core {
+    fn pass(&self, key: Key) -> BoxFuture<'_, Result<Report, PassError>> {
+        async move {
+            match key {
+                Key::Instances(key) => Ok(self.instances_pass(&key)),
+                Key::Revision(key) => self.revision_pass(&key).await,
+                Key::Service(key) => self.service_pass(&key).await,
+                Key::Images => self.images_pass().await,
+            }
+        }
+        .boxed()
+    }
+}
+
+impl From<StoreError> for PassError {
+    fn from(error: StoreError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<DriverError> for PassError {
+    fn from(error: DriverError) -> Self {
+        Self(error.to_string())
+    }
+}

@@ -1,0 +1,95 @@
+//! What runs already: taken in at the start, compared now and then.
+//!
+//! The world is observed (law 2): an instance of a revision that is routed or being proven is adopted, any other is stopped.
+
+use utsuwa_decide::scale::ScalerState;
+use utsuwa_model::instance::{Exit, InstanceObservation, StartPhases};
+use utsuwa_model::route::InstanceRoute;
+use utsuwa_runtime::DriverError;
+
+use crate::core::Core;
+use crate::rounds::Priority;
+use crate::world::{Phase, Record, Stage};
+
+impl Core {
+    /// Takes in what runs. The rightful ones are answered, to be admitted after the routes were published; the rest is stopped.
+    pub(crate) fn adopt(&self, running: Vec<InstanceObservation>) -> Vec<InstanceRoute> {
+        let now = self.env.now();
+        let mut admitted = Vec::new();
+        for found in running {
+            let rightful = self.world.with(|inner| {
+                let Some(state) = inner.revisions.get_mut(&found.revision) else { return false };
+                if state.stage == Stage::Ended {
+                    return false;
+                }
+                let record = Record { phase: Phase::Running, started: found.started, pid: found.pid, retired: false };
+                state.instances.insert(found.id.clone(), record);
+                inner.owners.insert(found.id.clone(), found.revision.clone());
+                true
+            });
+            if rightful {
+                admitted.push(InstanceRoute { id: found.id, revision: found.revision, port: found.port });
+            } else {
+                tracing::info!(revision = %found.revision, instance = %found.id, "stop an instance that nothing leads to");
+                self.remove_stray(found);
+            }
+        }
+        self.world.with(|inner| {
+            for state in inner.revisions.values_mut().filter(|s| s.stage == Stage::Serving && !s.instances.is_empty()) {
+                state.scaler = ScalerState::adopt(u32::try_from(state.instances.len()).unwrap_or(u32::MAX), now);
+            }
+        });
+        admitted
+    }
+
+    /// Gives adopted instances to the ingress, which probes them as if they had just started.
+    pub(crate) fn admit_adopted(&self, admitted: Vec<InstanceRoute>) {
+        for route in admitted {
+            let key = route.revision.clone();
+            self.door.admit(route, StartPhases::default());
+            self.ask_instances(&key, Priority::Soon);
+        }
+    }
+
+    /// Compares what runs with what is recorded. Finds nothing unless an event was lost.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(crate) async fn reconcile(&self) -> Result<(), DriverError> {
+        // Recorded first: what starts between the two looks is then in the list and not a stray; what was recorded as
+        // running before the list was made must be in it.
+        let before = self.world.with(|inner| {
+            let running = |(id, key): (&_, &_)| {
+                let phase = inner.revisions.get::<utsuwa_model::RevisionKey>(key)?.instances.get::<utsuwa_model::InstanceId>(id)?.phase;
+                (phase == Phase::Running).then(|| id.clone())
+            };
+            inner.owners.iter().filter_map(running).collect::<Vec<utsuwa_model::InstanceId>>()
+        });
+        let listed = self.driver.list().await?;
+        for id in before {
+            if !listed.iter().any(|found| found.id == id) {
+                let why = "it was gone when the server looked".to_owned();
+                self.ended(&id, &Exit::Unknown { why }, Vec::new());
+            }
+        }
+        let known = self.world.instance_ids();
+        for found in listed {
+            if known.contains(&found.id) {
+                let pid = found.pid;
+                self.world.revision(&found.revision, |state| state.instances.get_mut(&found.id).map(|r| r.pid = pid));
+            } else {
+                tracing::warn!(revision = %found.revision, instance = %found.id, "stop an instance that nobody started");
+                self.remove_stray(found);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_stray(&self, found: InstanceObservation) {
+        self.spawn(|core| async move {
+            if let Err(error) = core.driver.stop(found.id.clone(), core.settings.stop_grace).await {
+                tracing::warn!(instance = %found.id, %error, "stop a stray instance; the next sweep tries again");
+            }
+        });
+    }
+}

@@ -1,0 +1,107 @@
+//! Instances that ended by themselves, and programs that never listened.
+
+use std::time::Duration;
+
+use tokio::sync::broadcast::error::RecvError;
+use utsuwa_decide::revision::{ProofInstance, crash_backoff};
+use utsuwa_model::demand::Reach;
+use utsuwa_model::instance::Exit;
+use utsuwa_model::{InstanceId, RevisionKey};
+use utsuwa_runtime::InstanceEvent;
+
+use crate::core::Core;
+use crate::rounds::Priority;
+use crate::seam::Refusal;
+use crate::world::{Phase, RevisionState, Stage};
+
+/// Who lived this long did not crash at its start.
+pub(crate) const SETTLED: Duration = Duration::from_secs(60);
+
+impl Core {
+    /// Listens for ends until shutdown. A lagging receiver looks at the whole list instead.
+    pub(crate) async fn listen(&self, mut events: tokio::sync::broadcast::Receiver<InstanceEvent>) {
+        loop {
+            let event = tokio::select! {
+                () = self.cancel.cancelled() => return,
+                event = events.recv() => event,
+            };
+            match event {
+                Ok(InstanceEvent::Exited { id, exit, last_lines, .. }) => self.ended(&id, &exit, last_lines),
+                Err(RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "ends of instances came too fast, looking at all of them");
+                    if let Err(error) = self.reconcile().await {
+                        tracing::warn!(%error, "list instances");
+                    }
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    /// The instance is dead.
+    pub(crate) fn ended(&self, id: &InstanceId, exit: &Exit, last_lines: Vec<String>) {
+        let Some(key) = self.world.with(|inner| inner.owners.get(id).cloned()) else { return };
+        let demand = self.door.demand(&key).unwrap_or_default();
+        let reached = demand.instances.iter().any(|load| load.id == *id && load.reach == Reach::Ready);
+        self.door.forget(id, matches!(exit, Exit::OutOfMemory { .. }));
+        let Some((key, record)) = self.world.forget(id) else { return };
+        if matches!(record.phase, Phase::Leaving | Phase::Stuck) {
+            self.ask_instances(&key, Priority::Soon);
+            return;
+        }
+        tracing::info!(revision = %key, instance = %id, exit = %exit.describe(), "instance ended by itself");
+        let lived = self.env.now().since(record.started);
+        let message = format!("the container {}", exit.describe());
+        let proving = self.world.revision(&key, |state| {
+            if state.stage == Stage::Proving && !reached {
+                state.proof = Some(ProofInstance::Ended { exit: exit.clone(), last_lines });
+                return true;
+            }
+            self.crashed(state, message.clone(), lived >= SETTLED);
+            false
+        });
+        if proving == Some(true) {
+            self.ask_revision(&key);
+        } else if !reached {
+            self.refuse_if_alone(&key, message);
+        }
+        self.ask_instances(&key, Priority::Soon);
+        self.after_count_changed(&key);
+    }
+
+    /// The startup probe gave up on an instance that runs.
+    pub(crate) fn not_listening(&self, key: &RevisionKey, id: &InstanceId, tried: &str) {
+        tracing::info!(revision = %key, instance = %id, tried, "instance never listened");
+        let proving = self.world.revision(key, |state| {
+            if state.stage == Stage::Proving {
+                state.proof = Some(ProofInstance::NotListening { tried: tried.to_owned() });
+                return true;
+            }
+            self.crashed(state, tried.to_owned(), false);
+            false
+        });
+        if proving == Some(true) {
+            self.ask_revision(key);
+        } else {
+            self.refuse_if_alone(key, tried.to_owned());
+        }
+    }
+
+    /// Counts an end; the first one is replaced at once, the next ones later and later.
+    fn crashed(&self, state: &mut RevisionState, message: String, settled: bool) {
+        state.crashes = if settled { 1 } else { state.crashes.saturating_add(1) };
+        state.last_failure = Some(message);
+        let wait = crash_backoff(state.crashes - 1);
+        state.not_before = (!wait.is_zero()).then(|| self.env.now().plus(wait));
+    }
+
+    /// Nobody else is there who could serve those who wait: they are told why.
+    fn refuse_if_alone(&self, key: &RevisionKey, message: String) {
+        let others = self.world.revision(key, |state| {
+            state.instances.values().any(|r| matches!(r.phase, Phase::Running | Phase::Starting))
+        });
+        if others != Some(true) {
+            self.door.refuse(key, Refusal::StartFailed { message });
+        }
+    }
+}

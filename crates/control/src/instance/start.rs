@@ -1,0 +1,79 @@
+//! Starting one instance, and what a failed start means.
+
+use utsuwa_decide::revision::{ProofInstance, crash_backoff};
+use utsuwa_model::route::InstanceRoute;
+use utsuwa_model::{InstanceId, RevisionKey};
+use utsuwa_runtime::DriverError;
+
+use crate::core::Core;
+use crate::rounds::Priority;
+use crate::seam::Refusal;
+use crate::world::{Phase, Stage, StartPlan};
+
+/// Attempts to prove a deploy against trouble that isn't the program's, before it counts as failed.
+const PROOF_ATTEMPTS: u32 = 3;
+
+impl Core {
+    /// Asks the driver and hands the instance to the ingress.
+    pub(crate) async fn start_one(&self, key: &RevisionKey, id: InstanceId, plan: &StartPlan) {
+        match self.driver.start(plan.spec(key, id.clone())).await {
+            Ok(phases) => {
+                let known = self.world.revision(key, |state| match state.instances.get_mut(&id) {
+                    Some(record) if record.phase == Phase::Starting => {
+                        record.phase = Phase::Running;
+                        true
+                    }
+                    // It ended already, or was told to leave while it started.
+                    _ => false,
+                });
+                if known == Some(true) {
+                    let route = InstanceRoute { id: id.clone(), revision: key.clone(), port: plan.port };
+                    self.door.admit(route, phases);
+                }
+            }
+            Err(error) => self.start_failed(key, &id, &error),
+        }
+        self.ask_instances(key, Priority::Soon);
+        self.after_count_changed(key);
+    }
+
+    fn start_failed(&self, key: &RevisionKey, id: &InstanceId, error: &DriverError) {
+        tracing::warn!(revision = %key, instance = %id, %error, "start instance");
+        let now = self.env.now();
+        self.world.forget(id);
+        let refusal = self.world.revision(key, |state| {
+            state.last_failure = Some(error.to_string());
+            state.crashes = state.crashes.saturating_add(1);
+            let message = error.to_string();
+            match error {
+                DriverError::Refused(why) if state.stage == Stage::Proving => {
+                    state.proof = Some(ProofInstance::NotStarted { why: why.clone() });
+                    return None;
+                }
+                DriverError::Refused(_) => state.not_before = Some(now.plus(crash_backoff(state.crashes))),
+                // Room may be made; a deploy waits for it.
+                DriverError::Exhausted(_) => state.not_before = Some(now.plus(crash_backoff(1))),
+                _ => {
+                    state.not_before = Some(now.plus(crash_backoff(state.crashes)));
+                    if state.stage == Stage::Proving && state.crashes >= PROOF_ATTEMPTS {
+                        state.proof = Some(ProofInstance::NotStarted { why: message });
+                        return None;
+                    }
+                }
+            }
+            if state.stage == Stage::Proving || state.instances.values().any(|r| r.phase == Phase::Running) {
+                return None;
+            }
+            Some(match error {
+                DriverError::Exhausted(_) => Refusal::NoCapacity { message },
+                _ => Refusal::StartFailed { message },
+            })
+        });
+        match refusal.flatten() {
+            // Somebody idle may give way; who waits is only refused when nobody does.
+            Some(Refusal::NoCapacity { .. }) if self.evict(key, 1) > 0 => {}
+            Some(why) => self.door.refuse(key, why),
+            None => self.ask_revision(key),
+        }
+    }
+}

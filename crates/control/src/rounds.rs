@@ -1,0 +1,396 @@
+//! The driver of all loops, written once (house rules §4.5): it decides when a pass over a key runs, never what it does.
+//!
+//! Owns: the queue of keys, their priorities, back-off, the visible table. Deliberately not here: any knowledge of services or
+//! instances; passes come in through [`Passes`].
+//!
+//! Invariants:
+//! 1. One pass per key at a time; a wish that comes meanwhile is kept and honoured after it.
+//! 2. The earliest wish wins; many wishes are one pass.
+//! 3. A wake never queues behind housekeeping: it has slots of its own and starts on the caller's wish, without a timer.
+//! 4. A failed pass comes again, later each time, with jitter; a panicking or overlong one counts as failed.
+//! 5. After [`Rounds::stop`] no pass begins.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use utsuwa_model::{RevisionKey, ServiceKey, Timestamp};
+
+use crate::seam::Environment;
+
+/// Passes for people who wait: enough that twenty sleeping services wake side by side.
+const WAKE_SLOTS: usize = 64;
+/// All other passes. Pulls of several images may be under way among them.
+const OTHER_SLOTS: usize = 24;
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+
+/// One line of work: the loop and what it is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Key {
+    /// How many instances a revision has.
+    Instances(RevisionKey),
+    /// Proving a revision and keeping it startable.
+    Revision(RevisionKey),
+    /// A service: its newest revision, its routes, its status, its end.
+    Service(ServiceKey),
+    /// Unneeded image content.
+    Images,
+}
+
+impl Key {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Instances(_) => "instances",
+            Self::Revision(_) => "revision",
+            Self::Service(_) => "service",
+            Self::Images => "images",
+        }
+    }
+
+    /// What the line is about, as text.
+    pub(crate) fn subject(&self) -> String {
+        match self {
+            Self::Instances(key) | Self::Revision(key) => key.to_string(),
+            Self::Service(key) => key.to_string(),
+            Self::Images => "all".to_owned(),
+        }
+    }
+
+    /// A pass that takes longer is given up: its outcome is unknown and looked up by the next one.
+    fn limit(&self) -> Duration {
+        match self {
+            // Pulls a whole image.
+            Self::Revision(_) => Duration::from_secs(1800),
+            Self::Instances(_) | Self::Service(_) => Duration::from_secs(60),
+            Self::Images => Duration::from_secs(600),
+        }
+    }
+}
+
+/// Who waits for the pass. There is no default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Priority {
+    /// A request waits for an instance.
+    Wake,
+    /// A user or an instance waits.
+    Soon,
+    /// Nobody waits.
+    Housekeeping,
+    /// The slow look at everything; should find nothing.
+    Sweep,
+}
+
+/// What a pass has to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) because: String,
+    pub(crate) wake_at: Option<Timestamp>,
+    /// What it did to the world or the store. Zero at rest.
+    pub(crate) actions: usize,
+    /// The subject is gone: the line is forgotten.
+    pub(crate) gone: bool,
+}
+
+/// Why a pass did not come to its end. It is repeated, whatever the reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct PassError(pub(crate) String);
+
+/// What runs for a key.
+pub(crate) trait Passes: fmt::Debug + Send + Sync + 'static {
+    fn pass(&self, key: Key) -> BoxFuture<'_, Result<Report, PassError>>;
+}
+
+/// One line of the visible table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoopLine {
+    pub name: String,
+    pub key: String,
+    pub last_pass: Timestamp,
+    pub duration_us: u64,
+    pub because: String,
+    pub next_wake: Option<Timestamp>,
+    pub last_error: Option<String>,
+    pub passes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    wish: Option<(Instant, Priority)>,
+    running: bool,
+    failures: u32,
+    shown: Option<LoopLine>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    lines: BTreeMap<Key, Line>,
+    /// Wishes in the future.
+    later: BTreeSet<(Instant, Key)>,
+    /// Wishes that are due and wait for a slot.
+    ready: BTreeSet<(Priority, Instant, Key)>,
+    wake_running: usize,
+    other_running: usize,
+    stopped: bool,
+}
+
+/// The driver.
+#[derive(Debug)]
+pub(crate) struct Rounds {
+    inner: Mutex<Inner>,
+    nudge: Notify,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+    env: Arc<dyn Environment>,
+    /// Passes of the slow sweep that found something to do. Should stay zero.
+    sweep_found: AtomicU64,
+}
+
+impl Rounds {
+    pub(crate) fn new(tracker: TaskTracker, cancel: CancellationToken, env: Arc<dyn Environment>) -> Self {
+        let inner = Mutex::new(Inner::default());
+        Self { inner, nudge: Notify::new(), tracker, cancel, env, sweep_found: AtomicU64::new(0) }
+    }
+
+    /// Wishes a pass over `key` now.
+    pub(crate) fn ask<P: Passes>(self: &Arc<Self>, passes: &Arc<P>, key: Key, priority: Priority) {
+        self.ask_at(passes, key, Instant::now(), priority);
+    }
+
+    /// Wishes a pass over `key` at `at`, or earlier if somebody else does.
+    pub(crate) fn ask_at<P: Passes>(self: &Arc<Self>, passes: &Arc<P>, key: Key, at: Instant, priority: Priority) {
+        let mut inner = self.inner.lock();
+        inner.wish(key, at, priority);
+        let due = inner.take_due(Instant::now());
+        drop(inner);
+        self.nudge.notify_one();
+        self.run(passes, due);
+    }
+
+    /// Runs timers until cancelled. One task; the passes have their own.
+    pub(crate) async fn drive<P: Passes>(self: Arc<Self>, passes: Arc<P>) {
+        loop {
+            let (due, next) = {
+                let mut inner = self.inner.lock();
+                let due = inner.take_due(Instant::now());
+                (due, inner.later.first().map(|(at, _)| *at))
+            };
+            self.run(&passes, due);
+            let timer = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.cancel.cancelled() => return,
+                () = self.nudge.notified() => {}
+                () = timer => {}
+            }
+        }
+    }
+
+    /// No pass begins after this. Passes under way end by themselves.
+    pub(crate) fn stop(&self) {
+        let mut inner = self.inner.lock();
+        inner.stopped = true;
+        inner.later.clear();
+        inner.ready.clear();
+    }
+
+    /// The visible table.
+    pub(crate) fn table(&self) -> Vec<LoopLine> {
+        self.inner.lock().lines.values().filter_map(|line| line.shown.clone()).collect()
+    }
+
+    /// Subjects of all lines.
+    pub(crate) fn keys(&self) -> Vec<Key> {
+        self.inner.lock().lines.keys().cloned().collect()
+    }
+
+    /// Passes of the slow sweep that found something to do.
+    pub(crate) fn sweep_found(&self) -> u64 {
+        self.sweep_found.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing runs and nothing is due now.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let inner = self.inner.lock();
+        let now = Instant::now();
+        inner.ready.is_empty()
+            && inner.wake_running + inner.other_running == 0
+            && inner.later.first().is_none_or(|(at, _)| *at > now)
+    }
+
+    fn run<P: Passes>(self: &Arc<Self>, passes: &Arc<P>, due: Vec<(Key, Priority)>) {
+        for (key, priority) in due {
+            let (rounds, passes) = (Arc::clone(self), Arc::clone(passes));
+            self.tracker.spawn(async move { rounds.one(&passes, key, priority).await });
+        }
+    }
+
+    /// One pass, from slot to slot.
+    async fn one<P: Passes>(self: &Arc<Self>, passes: &Arc<P>, key: Key, priority: Priority) {
+        let (began, started) = (self.env.now(), Instant::now());
+        let work = AssertUnwindSafe(tokio::time::timeout(key.limit(), passes.pass(key.clone()))).catch_unwind();
+        let result = tokio::select! {
+            () = self.cancel.cancelled() => Err(PassError("stopped by shutdown".to_owned())),
+            result = work => match result {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Err(PassError(format!("gave up after {:?}: its outcome is unknown", key.limit()))),
+                Err(_) => Err(PassError("panicked; this is a bug".to_owned())),
+            },
+        };
+        if let Err(error) = &result
+            && !self.cancel.is_cancelled()
+        {
+            tracing::warn!(loop_name = key.name(), key = key.subject(), %error, "pass failed, will be repeated");
+        }
+        if priority == Priority::Sweep && result.as_ref().is_ok_and(|report| report.actions > 0) {
+            self.sweep_found.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(loop_name = key.name(), key = key.subject(), "the slow sweep found work that no event had announced");
+        }
+        let due = {
+            let mut inner = self.inner.lock();
+            inner.finish(&key, priority, result, &self.env, began, started);
+            inner.take_due(Instant::now())
+        };
+        self.nudge.notify_one();
+        self.run(passes, due);
+    }
+}
+
+impl Inner {
+    fn wish(&mut self, key: Key, at: Instant, priority: Priority) {
+        if self.stopped {
+            return;
+        }
+        let line = self.lines.entry(key.clone()).or_default();
+        let (at, priority) = match line.wish {
+            Some((planned, urgency)) => {
+                self.later.remove(&(planned, key.clone()));
+                self.ready.remove(&(urgency, planned, key.clone()));
+                (planned.min(at), urgency.min(priority))
+            }
+            None => (at, priority),
+        };
+        line.wish = Some((at, priority));
+        if !line.running {
+            self.later.insert((at, key));
+        }
+    }
+
+    /// Takes what is due and has a slot, most urgent first.
+    fn take_due(&mut self, now: Instant) -> Vec<(Key, Priority)> {
+        while let Some((at, _)) = self.later.first()
+            && *at <= now
+        {
+            let Some((at, key)) = self.later.pop_first() else { break };
+            let priority = self.lines.get(&key).and_then(|l| l.wish).map_or(Priority::Housekeeping, |(_, p)| p);
+            self.ready.insert((priority, at, key));
+        }
+        let mut due = Vec::new();
+        while let Some((priority, _, _)) = self.ready.first() {
+            let (running, slots) = match priority {
+                Priority::Wake => (&mut self.wake_running, WAKE_SLOTS),
+                _ => (&mut self.other_running, OTHER_SLOTS),
+            };
+            if *running >= slots {
+                // Wakes come first in the set: if theirs are full, others may still have room; not the other way round.
+                let Some(next) = self.ready.iter().find(|(p, _, _)| *p != Priority::Wake).cloned() else { break };
+                if *priority != Priority::Wake || self.other_running >= OTHER_SLOTS {
+                    break;
+                }
+                self.other_running += 1;
+                self.ready.remove(&next);
+                self.begin(next.2, next.0, &mut due);
+                continue;
+            }
+            *running += 1;
+            let Some((priority, _, key)) = self.ready.pop_first() else { break };
+            self.begin(key, priority, &mut due);
+        }
+        due
+    }
+
+    fn begin(&mut self, key: Key, priority: Priority, due: &mut Vec<(Key, Priority)>) {
+        let line = self.lines.entry(key.clone()).or_default();
+        line.wish = None;
+        line.running = true;
+        due.push((key, priority));
+    }
+
+    fn finish(
+        &mut self,
+        key: &Key,
+        priority: Priority,
+        result: Result<Report, PassError>,
+        env: &Arc<dyn Environment>,
+        began: Timestamp,
+        started: Instant,
+    ) {
+        match priority {
+            Priority::Wake => self.wake_running -= 1,
+            _ => self.other_running -= 1,
+        }
+        let (now, time) = (Instant::now(), env.now());
+        let Some(line) = self.lines.get_mut(key) else { return };
+        line.running = false;
+        let (because, next, error, gone) = match result {
+            Ok(report) => {
+                line.failures = 0;
+                let next = report.wake_at.map(|at| now + at.since(time));
+                (report.because, next, None, report.gone)
+            }
+            Err(error) => {
+                let wait = backoff(line.failures, env.random());
+                line.failures = line.failures.saturating_add(1);
+                (String::new(), Some(now + wait), Some(error.0), false)
+            }
+        };
+        let passes = line.shown.as_ref().map_or(0, |shown| shown.passes) + 1;
+        let waited = line.wish.take();
+        line.shown = Some(LoopLine {
+            name: key.name().to_owned(),
+            key: key.subject(),
+            last_pass: began,
+            duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            because,
+            next_wake: next.map(|at| time.plus(at.saturating_duration_since(now))),
+            last_error: error,
+            passes,
+        });
+        if gone && waited.is_none() {
+            self.lines.remove(key);
+            return;
+        }
+        if let Some((at, urgency)) = waited {
+            self.wish(key.clone(), at, urgency);
+        }
+        if let Some(at) = next {
+            let urgency = if matches!(key, Key::Instances(_)) { Priority::Soon } else { Priority::Housekeeping };
+            self.wish(key.clone(), at, urgency);
+        }
+    }
+}
+
+/// 200 ms, doubled for each failure in a row up to 30 s, and up to half of it less, so that many don't come back as one.
+fn backoff(failures: u32, chance: u64) -> Duration {
+    let whole = FIRST_BACKOFF.saturating_mul(1 << failures.min(8)).min(LONGEST_BACKOFF);
+    let thousandth = u32::try_from(chance % 500).unwrap_or(0);
+    whole.saturating_sub(whole * thousandth / 1000)
+}
+
+#[cfg(test)]
+mod tests;

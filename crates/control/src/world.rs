@@ -1,0 +1,212 @@
+//! What the loops know of the world, in memory: how to start each revision, its instances, its demand of late, its routes.
+//!
+//! Owns: the one picture that passes share. It can be lost at any time: after a restart it is made again from the store and
+//! from what the driver lists. A wake is decided from it alone, without touching the disk.
+//!
+//! Deliberately not here: acting. No lock of this module is held across an await.
+//!
+//! Invariants:
+//! 1. An instance has one record, under one revision; `owners` says which.
+//! 2. A record is made before the driver is asked to start, so that no start is ever forgotten.
+//! 3. A leaving instance is never counted as there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use utsuwa_decide::demand::DemandHistory;
+use utsuwa_decide::instances::InstanceView;
+use utsuwa_decide::revision::ProofInstance;
+use utsuwa_decide::scale::ScalerState;
+use utsuwa_model::demand::{Reach, RevisionDemand};
+use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec};
+use utsuwa_model::route::{HostRoute, RevisionRoute, RouteTable};
+use utsuwa_model::scaling::ScalingSettings;
+use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
+use utsuwa_model::{Because, InstanceId, RevisionId, RevisionKey, ServiceKey, Timestamp};
+
+/// How instances of a revision are started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StartPlan {
+    pub(crate) rootfs: RootfsSpec,
+    pub(crate) process: ProcessSpec,
+    pub(crate) limits: Limits,
+    pub(crate) port: u16,
+}
+
+impl StartPlan {
+    pub(crate) fn spec(&self, key: &RevisionKey, id: InstanceId) -> InstanceSpec {
+        InstanceSpec {
+            id,
+            revision: key.clone(),
+            rootfs: self.rootfs.clone(),
+            process: self.process.clone(),
+            limits: self.limits,
+            port: self.port,
+        }
+    }
+}
+
+/// Where a revision stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Proving,
+    Serving,
+    /// Failed, or being deleted: nothing of it shall run.
+    Ended,
+}
+
+/// Where an instance stands, as far as we did something about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The driver was asked.
+    Starting,
+    Running,
+    /// Being retired and stopped by a task of its own.
+    Leaving,
+    /// Retired, but the driver could not stop it: to be tried again.
+    Stuck,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    pub(crate) phase: Phase,
+    pub(crate) started: Timestamp,
+    pub(crate) pid: u32,
+    /// The ingress answered that nothing is in flight any more (or the time was up).
+    pub(crate) retired: bool,
+}
+
+/// One revision that is routed, being proven, or has instances.
+#[derive(Debug)]
+pub(crate) struct RevisionState {
+    pub(crate) plan: Arc<StartPlan>,
+    pub(crate) template: Arc<RevisionTemplate>,
+    pub(crate) route: Arc<RevisionRoute>,
+    pub(crate) settings: ScalingSettings,
+    pub(crate) stage: Stage,
+    pub(crate) percent: u32,
+    pub(crate) routed: bool,
+    pub(crate) scaler: ScalerState,
+    pub(crate) history: DemandHistory,
+    pub(crate) instances: BTreeMap<InstanceId, Record>,
+    /// Ends in a row soon after the start.
+    pub(crate) crashes: u32,
+    /// No start before this.
+    pub(crate) not_before: Option<Timestamp>,
+    /// How the attempt to prove it failed, if it did.
+    pub(crate) proof: Option<ProofInstance>,
+    pub(crate) proving_since: Timestamp,
+    pub(crate) because: Vec<Because>,
+    pub(crate) prepared: bool,
+    /// Why the last start failed, for those who wait.
+    pub(crate) last_failure: Option<String>,
+}
+
+impl RevisionState {
+    /// What the ingress and we together know of the instances.
+    pub(crate) fn views(&self, demand: &RevisionDemand) -> Vec<InstanceView> {
+        self.instances
+            .iter()
+            .map(|(id, record)| {
+                let load = demand.instances.iter().find(|load| load.id == *id);
+                let reach = match (record.phase, load) {
+                    (Phase::Leaving | Phase::Stuck, _) => Reach::Retiring,
+                    (_, Some(load)) => load.reach.clone(),
+                    (_, None) => Reach::Starting,
+                };
+                InstanceView {
+                    id: id.clone(),
+                    reach,
+                    in_flight: load.map_or(0, |load| load.in_flight),
+                    idle_since: load.and_then(|load| load.idle_since),
+                    started: record.started,
+                }
+            })
+            .collect()
+    }
+
+    /// Whether the ingress must know its settings.
+    pub(crate) fn is_published(&self) -> bool {
+        self.routed || self.stage == Stage::Proving || !self.instances.is_empty()
+    }
+}
+
+/// Where a service's requests go now.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ServiceRoutes {
+    pub(crate) hosts: Vec<(String, Arc<HostRoute>)>,
+    /// Percent by revision; a tagged one has zero.
+    pub(crate) shares: BTreeMap<RevisionId, u32>,
+    pub(crate) scaling: ServiceScaling,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Inner {
+    pub(crate) revisions: BTreeMap<RevisionKey, RevisionState>,
+    pub(crate) owners: BTreeMap<InstanceId, RevisionKey>,
+    pub(crate) services: BTreeMap<ServiceKey, ServiceRoutes>,
+}
+
+/// The shared picture.
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    inner: Mutex<Inner>,
+}
+
+impl World {
+    /// Runs `work` on the picture. Short, never across an await.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
+        work(&mut self.inner.lock())
+    }
+
+    /// Runs `work` on a revision, if it is known.
+    pub(crate) fn revision<T>(&self, key: &RevisionKey, work: impl FnOnce(&mut RevisionState) -> T) -> Option<T> {
+        self.with(|inner| inner.revisions.get_mut(key).map(work))
+    }
+
+    /// Takes in how `key` is started, keeping what is known of its instances. `true` if it is new.
+    pub(crate) fn learn(&self, key: &RevisionKey, make: impl FnOnce() -> RevisionState) -> bool {
+        self.with(|inner| {
+            if inner.revisions.contains_key(key) {
+                return false;
+            }
+            let mut state = make();
+            if let Some(routes) = inner.services.get(&key.service)
+                && let Some(share) = routes.shares.get(&key.revision)
+            {
+                state.routed = state.stage == Stage::Serving;
+                state.percent = *share;
+            }
+            inner.revisions.insert(key.clone(), state);
+            true
+        })
+    }
+
+    /// The table the ingress shall route by.
+    pub(crate) fn table(&self) -> RouteTable {
+        self.with(|inner| RouteTable {
+            hosts: inner.services.values().flat_map(|service| service.hosts.iter().cloned()).collect(),
+            revisions: inner
+                .revisions
+                .iter()
+                .filter(|(_, state)| state.is_published())
+                .map(|(key, state)| (key.clone(), Arc::clone(&state.route)))
+                .collect(),
+        })
+    }
+
+    /// Removes the instance's record. `None` if nobody knows it.
+    pub(crate) fn forget(&self, id: &InstanceId) -> Option<(RevisionKey, Record)> {
+        self.with(|inner| {
+            let key = inner.owners.remove(id)?;
+            let record = inner.revisions.get_mut(&key)?.instances.remove(id)?;
+            Some((key, record))
+        })
+    }
+
+    /// Ids of every instance that has a record.
+    pub(crate) fn instance_ids(&self) -> BTreeSet<InstanceId> {
+        self.with(|inner| inner.owners.keys().cloned().collect())
+    }
+}

@@ -1,0 +1,90 @@
+//! Who gets memory when there isn't enough for all (decision 20): deploys always, wakes while it lasts, idle ones give way.
+//!
+//! Owns: how many starts fit, and who leaves to make room. Deliberately not here: measuring.
+//!
+//! Invariants:
+//! 1. A busy instance, one that starts, and one that holds a minimum never give way.
+//! 2. The longest idle gives way first.
+
+use utsuwa_model::{InstanceId, Timestamp};
+
+/// What a program is taken to need until it is seen: less than its limit mostly, and a limit is never exceeded.
+pub const EXPECTED_BYTES: u64 = 64 << 20;
+
+/// What an instance with `limit` bytes is taken to need when it starts.
+#[must_use]
+pub fn expected(limit: u64) -> u64 {
+    limit.min(EXPECTED_BYTES)
+}
+
+/// How many of `wanted` starts that need `each` bytes fit into `available` bytes, of which `reserve` are never given and
+/// `promised` are on their way to instances that are starting.
+#[must_use]
+pub fn fit(available: u64, reserve: u64, promised: u64, each: u64, wanted: u32) -> u32 {
+    let free = available.saturating_sub(reserve).saturating_sub(promised);
+    match free.checked_div(each) {
+        Some(count) => wanted.min(u32::try_from(count).unwrap_or(u32::MAX)),
+        None => wanted,
+    }
+}
+
+/// An instance that might give way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    pub id: InstanceId,
+    pub in_flight: u32,
+    /// Since when nothing was inside it. `None`: not ready yet.
+    pub idle_since: Option<Timestamp>,
+    /// Its revision keeps no more than its minimum.
+    pub holds_minimum: bool,
+}
+
+/// The instances that give way so that `count` others can start, longest idle first.
+#[must_use]
+pub fn victims(candidates: &[Candidate], count: u32) -> Vec<InstanceId> {
+    let mut idle: Vec<(Timestamp, &InstanceId)> = candidates
+        .iter()
+        .filter(|c| c.in_flight == 0 && !c.holds_minimum)
+        .filter_map(|c| c.idle_since.map(|since| (since, &c.id)))
+        .collect();
+    idle.sort();
+    idle.into_iter().take(usize::try_from(count).unwrap_or(usize::MAX)).map(|(_, id)| id.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_free_and_not_promised_fits() {
+        for (available, promised, wanted, want) in
+            [(1000, 0, 3, 3), (1000, 600, 3, 2), (1000, 950, 3, 0), (100, 0, 3, 0), (0, 0, 1, 0)]
+        {
+            assert_eq!(fit(available, 100, promised, 150, wanted), want, "{available} {promised}");
+        }
+        assert_eq!(fit(0, 0, 0, 0, 2), 2);
+        assert_eq!((expected(16 << 20), expected(1 << 30)), (16 << 20, EXPECTED_BYTES));
+    }
+
+    #[test]
+    fn the_longest_idle_gives_way() {
+        let candidate = |n: u32, in_flight, idle: Option<i64>, holds_minimum| Candidate {
+            id: format!("{n:032x}").parse().unwrap(),
+            in_flight,
+            idle_since: idle.map(Timestamp),
+            holds_minimum,
+        };
+        let all = [
+            candidate(1, 0, Some(30), false),
+            candidate(2, 1, Some(1), false),
+            candidate(3, 0, Some(10), false),
+            candidate(4, 0, Some(5), true),
+            candidate(5, 0, None, false),
+        ];
+        let ids = |count| victims(&all, count).iter().map(|id| id.as_str()[31..].to_owned()).collect::<Vec<_>>();
+        assert_eq!(ids(1), ["3"]);
+        assert_eq!(ids(9), ["3", "1"]);
+    }
+}

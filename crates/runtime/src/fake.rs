@@ -1,0 +1,232 @@
+//! A driver without containers, for tests of everything above it: instances are entries in a map.
+//!
+//! Owns: what runs in the pretended world, a log of calls, scripted failures. It outlives the loops under test, as the keeper
+//! outlives the server: a new set of loops given the same [`FakeDriver`] finds what the old one left.
+//!
+//! Invariants: 1. Like the real one it can be asked twice: starting a running id and stopping a gone one is no error.
+//! 2. Every instance that ends sends exactly one event.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+use utsuwa_model::instance::{Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::{InstanceId, Timestamp};
+
+use crate::driver::{Driver, DriverError, InstanceEvent, Usage};
+
+/// A call that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    Prepare,
+    Start,
+    Stop,
+    List,
+}
+
+/// Asked before every call that changes the world; the call waits for the answer. A gate that never answers is a crash.
+pub type Gate = Arc<dyn Fn(&str) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// A driver without containers.
+#[derive(Clone)]
+pub struct FakeDriver {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    world: Mutex<World>,
+    events: broadcast::Sender<InstanceEvent>,
+    now: Box<dyn Fn() -> Timestamp + Send + Sync>,
+}
+
+#[derive(Default)]
+struct World {
+    running: BTreeMap<InstanceId, InstanceObservation>,
+    specs: BTreeMap<InstanceId, InstanceSpec>,
+    prepared: BTreeSet<RootfsSpec>,
+    failures: BTreeMap<Call, VecDeque<DriverError>>,
+    start_takes: Duration,
+    exit_at_start: Option<(Exit, Vec<String>)>,
+    log: Vec<String>,
+    next_pid: u32,
+    gate: Option<Gate>,
+}
+
+impl fmt::Debug for FakeDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeDriver").field("running", &self.inner.world.lock().running.len()).finish_non_exhaustive()
+    }
+}
+
+impl FakeDriver {
+    /// An empty world whose time is `now`.
+    #[must_use]
+    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        let world = World { next_pid: 1000, ..World::default() };
+        let (events, _) = broadcast::channel(1024);
+        Self { inner: Arc::new(Inner { world: Mutex::new(world), events, now: Box::new(now) }) }
+    }
+
+    /// The next `call` fails with `error`; repeated, the one after it too.
+    pub fn fail_next(&self, call: Call, error: DriverError) {
+        self.inner.world.lock().failures.entry(call).or_default().push_back(error);
+    }
+
+    /// How long every start takes.
+    pub fn start_takes(&self, time: Duration) {
+        self.inner.world.lock().start_takes = time;
+    }
+
+    /// Programs end like this as soon as they were started; `None`: they run.
+    pub fn exit_at_start(&self, exit: Option<(Exit, Vec<String>)>) {
+        self.inner.world.lock().exit_at_start = exit;
+    }
+
+    /// Sets or clears the gate before calls.
+    pub fn gate(&self, gate: Option<Gate>) {
+        self.inner.world.lock().gate = gate;
+    }
+
+    /// Ids that run now.
+    #[must_use]
+    pub fn running(&self) -> Vec<InstanceId> {
+        self.inner.world.lock().running.keys().cloned().collect()
+    }
+
+    /// How an instance was started.
+    #[must_use]
+    pub fn spec(&self, id: &InstanceId) -> Option<InstanceSpec> {
+        self.inner.world.lock().specs.get(id).cloned()
+    }
+
+    /// Root file systems that were prepared.
+    #[must_use]
+    pub fn prepared(&self) -> BTreeSet<RootfsSpec> {
+        self.inner.world.lock().prepared.clone()
+    }
+
+    /// Every call so far that changed something: `start ID`, `stop ID`, `prepare`.
+    #[must_use]
+    pub fn log(&self) -> Vec<String> {
+        self.inner.world.lock().log.clone()
+    }
+
+    /// The instance ends by itself.
+    pub fn exit(&self, id: &InstanceId, exit: Exit, last_lines: Vec<String>) {
+        if self.inner.world.lock().running.remove(id).is_some() {
+            self.tell(id, exit, last_lines);
+        }
+    }
+
+    fn tell(&self, id: &InstanceId, exit: Exit, last_lines: Vec<String>) {
+        let event = InstanceEvent::Exited { id: id.clone(), exit, at: (self.inner.now)(), last_lines };
+        // Nobody listening is a world without a server: the event is lost, as it would be.
+        drop(self.inner.events.send(event));
+    }
+
+    async fn before(&self, call: Call, what: &str) -> Result<(), DriverError> {
+        let gate = self.inner.world.lock().gate.clone();
+        if let Some(gate) = gate {
+            gate(what).await;
+        }
+        let mut world = self.inner.world.lock();
+        match world.failures.get_mut(&call).and_then(VecDeque::pop_front) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Driver for FakeDriver {
+    fn prepare(&self, rootfs: RootfsSpec) -> BoxFuture<'_, Result<(), DriverError>> {
+        async move {
+            self.before(Call::Prepare, "prepare").await?;
+            let mut world = self.inner.world.lock();
+            if world.prepared.insert(rootfs) {
+                world.log.push("prepare".to_owned());
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>> {
+        async move {
+            self.before(Call::Start, &format!("start {}", spec.id)).await?;
+            let takes = self.inner.world.lock().start_takes;
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
+            let id = spec.id.clone();
+            let ends = {
+                let mut world = self.inner.world.lock();
+                if !world.running.contains_key(&id) {
+                    world.next_pid += 1;
+                    let observation = InstanceObservation {
+                        id: id.clone(),
+                        revision: spec.revision.clone(),
+                        port: spec.port,
+                        pid: world.next_pid,
+                        started: (self.inner.now)(),
+                        limits: spec.limits,
+                    };
+                    world.running.insert(id.clone(), observation);
+                    world.log.push(format!("start {id}"));
+                    world.specs.insert(id.clone(), spec);
+                }
+                world.exit_at_start.clone()
+            };
+            if let Some((exit, last_lines)) = ends {
+                self.exit(&id, exit, last_lines);
+            }
+            Ok(StartPhases { exec: takes, ..StartPhases::default() })
+        }
+        .boxed()
+    }
+
+    fn stop(&self, id: InstanceId, _grace: Duration) -> BoxFuture<'_, Result<(), DriverError>> {
+        async move {
+            self.before(Call::Stop, &format!("stop {id}")).await?;
+            let was = self.inner.world.lock().running.remove(&id);
+            if was.is_some() {
+                self.inner.world.lock().log.push(format!("stop {id}"));
+                self.tell(&id, Exit::Signal(15), Vec::new());
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<InstanceObservation>, DriverError>> {
+        async move {
+            self.before(Call::List, "list").await?;
+            Ok(self.inner.world.lock().running.values().cloned().collect())
+        }
+        .boxed()
+    }
+
+    fn events(&self) -> broadcast::Receiver<InstanceEvent> {
+        self.inner.events.subscribe()
+    }
+
+    fn socket(&self, id: &InstanceId) -> BoxFuture<'_, Result<(OwnedFd, SocketAddr), DriverError>> {
+        let id = id.clone();
+        async move { Err(DriverError::Internal(format!("the fake driver has no network for {id}"))) }.boxed()
+    }
+
+    fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>> {
+        let known = self.inner.world.lock().running.contains_key(id);
+        let id = id.clone();
+        async move {
+            if known { Ok(Usage { memory_bytes: 16 << 20, cpu_us: 0, pids: 1 }) } else { Err(DriverError::NotFound(id)) }
+        }
+        .boxed()
+    }
+}
