@@ -8,8 +8,6 @@
 //! 2. What isn't named by the update mask stays as it was.
 
 mod json;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use json::{from_json, to_json};
 use utsuwa_model::iam::Policy;
