@@ -1,5 +1,7 @@
 //! From every error a handler can meet to what the caller is told.
 
+use std::time::Duration;
+
 use utsuwa_model::{Violations, name::NameError};
 use utsuwa_store::StoreError;
 
@@ -49,6 +51,23 @@ impl From<StoreError> for ApiError {
                 description: "no space left on device".to_owned(),
             })
             .because(format!("disk full at {}", path.display())),
+            StoreError::NoUidRange { .. } => Self::new(
+                Code::ResourceExhausted,
+                "The server has no user ids left for another service: delete services that are no longer needed.",
+            )
+            .with(Detail::QuotaFailure {
+                subject: "user ids".to_owned(),
+                description: "every range is in use".to_owned(),
+            }),
+            StoreError::Closed => Self::new(
+                Code::Unavailable,
+                "The server is stopping: nothing was changed. Try again when it is up.",
+            )
+            .with(Detail::RetryInfo(Duration::from_secs(1))),
+            StoreError::Referenced { what, children } => Self::new(
+                Code::FailedPrecondition,
+                format!("Resource '{what}' still has {children}; they must go first."),
+            ),
             _ => Self::internal(chain(&error)),
         }
     }

@@ -73,6 +73,12 @@ fn every_error_has_its_code() {
             }
             .into(),
         ),
+        ("store closed", StoreError::Closed.into()),
+        (
+            "store out of user ids",
+            StoreError::NoUidRange { used: 7 }.into(),
+        ),
+        ("store abandoned", StoreError::Abandoned.into()),
         (
             "store newer",
             StoreError::Newer {
@@ -122,7 +128,7 @@ fn every_error_has_its_code() {
         .map(|(name, e)| {
             let id = e.to_json()["error"]["details"][0]["requestId"]
                 .as_str()
-                .unwrap_or("-")
+                .unwrap_or("no id")
                 .to_owned();
             format!(
                 "{name}: {} {} {}",
