@@ -21,12 +21,12 @@ impl Store {
                    ON p.project = s.project AND p.region = s.region AND p.service = s.service",
             )?;
             let mut rows = statement.query([])?;
-            let mut found = BTreeMap::new();
+            let mut found: BTreeMap<ServiceKey, (Timestamp, String)> = BTreeMap::new();
             while let Some(row) = rows.next()? {
                 let (project, region, service): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
                 let key =
                     ServiceKey { project: row::name(&project)?, region: row::name(&region)?, service: row::name(&service)? };
-                found.insert(key, (Timestamp(row.get(3)?), row.get(4)?));
+                found.insert(key, (Timestamp(row.get(3)?), row.get::<_, String>(4)?));
             }
             let mut statement = c.prepare_cached(
                 "SELECT project, region, service, count(*) FROM revisions
