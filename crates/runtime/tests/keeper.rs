@@ -253,3 +253,125 @@ async fn another_build_takes_over_with_everything() {
     assert_counted(&raw_log(&world, &format!("{}.out", counter.id)), 1);
     world.down();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_up_adopts_when_everything_of_ours_was_killed() {
+    if !possible("the_next_up_adopts_when_everything_of_ours_was_killed") {
+        return;
+    }
+    let mut world = World::new();
+    let server = world.server().await;
+    let counter = world.spec(COUNTER);
+    let mortal = world.spec("while :; do sleep 1; done");
+    for spec in [&counter, &mortal] {
+        server.driver.start(spec.clone()).await.unwrap();
+    }
+    let status = server.driver.status().await.unwrap();
+    let pids = server.driver.list().await.unwrap();
+    let pid_of = |id| pids.iter().find(|seen| seen.id == id).unwrap().pid;
+    let (counter_pid, mortal_pid) = (pid_of(counter.id.clone()), pid_of(mortal.id.clone()));
+    drop(server);
+    // The starter first, while it can't be replaced.
+    let stop = |pid: u32, signal| {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    };
+    stop(status.pid, rustix::process::Signal::STOP);
+    for pid in status.spawner_pids.iter().chain([&status.pid]) {
+        keeper_world::kill(*pid);
+    }
+    keeper_world::kill(mortal_pid);
+    keeper_world::until("silence", async || world.status().is_none()).await;
+    utsuwa_runtime::keeper::ensure_keeper(&world.config).unwrap();
+    let mut server = world.server().await;
+    let (id, exit, _) = server.exit().await;
+    assert_eq!(id, mortal.id);
+    assert!(matches!(exit, Exit::Unknown { .. } | Exit::Signal(9)), "{exit:?}");
+    let listed = server.driver.list().await.unwrap();
+    assert_eq!((listed.len(), listed[0].pid), (1, counter_pid));
+    let name = format!("{}.out", counter.id);
+    let before = raw_log(&world, &name).lines().count();
+    keeper_world::until("more lines", async || raw_log(&world, &name).lines().count() > before + 100).await;
+    server.driver.stop(counter.id.clone(), Duration::ZERO).await.unwrap();
+    assert_eq!(server.exit().await.0, counter.id);
+    server.no_more_exits().await;
+    assert_counted(&raw_log(&world, &name), 100);
+    world.down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_knows_callers_by_their_sockets() {
+    use utsuwa_runtime::client::InternalEvent;
+    if !possible("a_server_knows_callers_by_their_sockets") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    let spec = world.spec("while :; do echo hello | nc -w 1 169.254.169.254 80; sleep 0.05; done");
+    server.driver.start(spec.clone()).await.unwrap();
+    for round in 0..3 {
+        let mut sockets = std::collections::BTreeMap::new();
+        let mut assigned = None;
+        while assigned.is_none_or(|sandbox| !sockets.contains_key(&sandbox)) {
+            match tokio::time::timeout(keeper_world::PATIENCE, server.internal.recv()).await.unwrap().unwrap() {
+                InternalEvent::Attached { sandbox, net, sockets: found } => {
+                    assert_eq!(net.sockets.len(), found.len());
+                    sockets.insert(sandbox, found);
+                }
+                InternalEvent::Assigned { sandbox, instance, .. } => {
+                    assert_eq!(instance, spec.id);
+                    assigned = Some(sandbox);
+                }
+                InternalEvent::Gone { .. } | InternalEvent::Refusals { .. } => {}
+            }
+        }
+        let own = sockets.remove(&assigned.unwrap()).unwrap();
+        let (_, ingress) = own
+            .into_iter()
+            .find(|(role, _)| matches!(role, utsuwa_runtime::network::SocketRole::Ingress { port: 80 }))
+            .expect("an ingress socket");
+        let listener = std::net::TcpListener::from(ingress);
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        tokio::time::timeout(keeper_world::PATIENCE, listener.accept()).await.expect("a call in time").unwrap();
+        // A new server gets them from the same keeper, and from one that took over when both were killed.
+        drop(listener);
+        let keeper = server.driver.status().await.unwrap().pid;
+        drop(server);
+        if round == 1 {
+            keeper_world::kill(keeper);
+        }
+        server = world.server().await;
+    }
+    drop(server);
+    world.down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_lines_are_read_whole_and_once() {
+    use futures_util::StreamExt;
+    use utsuwa_runtime::logs::{LogReader, LogRecord, ReadOptions};
+    if !possible("large_lines_are_read_whole_and_once") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    // Lines of 1 byte to 200 kB, as fast as they go, with the keeper killed in between.
+    let spec = world.spec("i=0; while [ $i -lt 60 ]; do i=$((i+1)); head -c $((i*i*55)) /dev/zero | tr '\\0' x; echo; sleep 0.01; done");
+    server.driver.start(spec.clone()).await.unwrap();
+    let options = ReadOptions { tail: None, follow: true };
+    let records = LogReader::new(&world.config.logs_dir()).read(&spec.revision.service, options);
+    tokio::pin!(records);
+    for number in 1..=60_u64 {
+        let record = tokio::time::timeout(keeper_world::PATIENCE, records.next()).await.expect("a line in time");
+        let LogRecord::Line(line) = record.unwrap().unwrap() else { panic!("nothing was dropped") };
+        assert_eq!((line.sequence, line.text.len() as u64), (number, number * number * 55));
+        if number % 20 == 0 {
+            keeper_world::kill(world.status().unwrap().pid);
+        }
+    }
+    let (id, exit, _) = server.exit().await;
+    assert_eq!(id, spec.id);
+    assert!(matches!(exit, Exit::Code(0) | Exit::Unknown { .. }), "{exit:?}");
+    world.down();
+}

@@ -433,3 +433,7 @@ impl Segment {
 fn has_data(fifo: &OwnedFd) -> bool {
     rustix::io::ioctl_fionread(fifo.as_fd()).is_ok_and(|bytes| bytes > 0)
 }
+
+#[cfg(test)]
+#[path = "capture_tests.rs"]
+mod tests;

@@ -20,6 +20,9 @@ use crate::privilege;
 /// Said on standard output once the keeper answers.
 pub(crate) const READY: &str = "ready";
 
+/// Bytes of the message file; looked at when a keeper or spawner starts.
+const LOG_LIMIT: u64 = 16 << 20;
+
 /// What `internal keeper` was called with.
 #[derive(Debug, Default)]
 struct Arguments {
@@ -90,7 +93,13 @@ fn read_config(path: &Path) -> io::Result<KeeperConfig> {
     read().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
-fn open_log(config: &KeeperConfig) -> io::Result<File> {
+/// Where messages go. A large file makes place for a new one.
+pub(crate) fn open_log(config: &KeeperConfig) -> io::Result<File> {
+    if fs::symlink_metadata(&config.log_file).is_ok_and(|file| file.len() > LOG_LIMIT) {
+        let mut old = config.log_file.clone().into_os_string();
+        old.push(".1");
+        let _ = fs::rename(&config.log_file, old);
+    }
     let mut options = OpenOptions::new();
     options.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     options.open(&config.log_file).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", config.log_file.display())))
@@ -107,7 +116,11 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     if let Err(error) = privilege::raise_open_files() {
         tracing::warn!(%error, "raise the limit of open files");
     }
-    if !successor {
+    if successor {
+        // The starter's layer mounts would pile up with each generation; its own successor makes them again.
+        let mounts = config.runtime_dir().join("mounts");
+        while rustix::mount::unmount(&mounts, rustix::mount::UnmountFlags::DETACH).is_ok() {}
+    } else {
         // A mount namespace of our own: nothing of ours shows in the host's table, while the host's unmounts reach us.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(io::Error::from)?;
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;

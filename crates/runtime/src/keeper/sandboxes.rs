@@ -199,10 +199,27 @@ impl Keeper {
     /// One more sandbox than needed is let go of at each look.
     pub(crate) fn shrink(&mut self) {
         self.after(Duration::from_secs(10), Timer::Shrink);
+        self.reap_strangers();
         if self.ready.len() > self.demand.target(now())
             && let Some(number) = self.ready.pop_back()
         {
             self.throw_away(number);
+        }
+    }
+
+    /// Children that were never handed to us: a sandbox that failed while it was being made.
+    fn reap_strangers(&self) {
+        use nix::sys::wait::{Id, WaitPidFlag, waitid};
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        while let Ok(status) = waitid(Id::All, look) {
+            let Some(pid) = status.pid() else { return };
+            let raw = pid.as_raw().unsigned_abs();
+            let ours = self.sandboxes.values().any(|sandbox| sandbox.process.pid == raw)
+                || self.spawners.iter().flat_map(|spawner| &spawner.process).any(|process| process.pid == raw);
+            // One that is ours is reaped when its pidfd is served, and strangers behind it at the next look.
+            if ours || !self.making.is_empty() || waitid(Id::Pid(pid), WaitPidFlag::WEXITED).is_err() {
+                return;
+            }
         }
     }
 
@@ -239,16 +256,14 @@ impl Keeper {
 
     /// After the process was reaped: closes what we hold and has the rest removed.
     pub(crate) fn destroy(&mut self, number: u32, attempts: u32) {
-        if let Some(sandbox) = self.sandboxes.get_mut(&number) {
-            if attempts == 0 {
-                sandbox.role = SandboxRole::Ending;
-                sandbox.netns = None;
-                sandbox.control = None;
-                sandbox.internal.clear();
-                sandbox.fifos = None;
-                self.tell(STARTER, Op::Release { name: held_name(number) }, Vec::new());
-                self.announce(Event::SandboxGone { sandbox: number }, Vec::new());
-            }
+        if let Some(sandbox) = self.sandboxes.get_mut(&number).filter(|_| attempts == 0) {
+            sandbox.role = SandboxRole::Ending;
+            sandbox.netns = None;
+            sandbox.control = None;
+            sandbox.internal.clear();
+            sandbox.fifos = None;
+            self.tell(STARTER, Op::Release { name: held_name(number) }, Vec::new());
+            self.announce(Event::SandboxGone { sandbox: number }, Vec::new());
         }
         if self.spawner(HOUSEKEEPER).is_none() {
             // Asked again when there is one: `retry_destroys`.

@@ -1,7 +1,6 @@
 //! The spawner processes and what is asked of them.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -98,7 +97,7 @@ impl Keeper {
         };
         let (ours, theirs) = Channel::pair()?;
         let theirs: OwnedFd = theirs.into();
-        let log = OpenOptions::new().create(true).append(true).open(&self.config.log_file)?;
+        let log = super::process::open_log(&self.config)?;
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("utsuwa")

@@ -173,7 +173,10 @@ impl Lines {
         match segment.times.front() {
             Some((end, at)) if *end > offset => Timestamp(at.abs()),
             // Just written, its entry isn't yet (or was lost with a keeper): the file's own time.
-            last => segment.modified().unwrap_or(Timestamp(last.map_or(0, |(_, at)| at.abs()))),
+            last => {
+                let last = last.map_or(0, |(_, at)| at.abs());
+                segment.modified().unwrap_or(Timestamp(last))
+            }
         }
     }
 

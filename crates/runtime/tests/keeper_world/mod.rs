@@ -1,5 +1,5 @@
 //! A data directory with a busybox image, its keeper, and a driver; nothing is left behind.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::allow_attributes, dead_code, unreachable_pub, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, clippy::allow_attributes, dead_code, unreachable_pub, reason = "tests")]
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,8 +22,8 @@ use utsuwa_runtime::{Driver, InstanceEvent};
 pub const UID_BASE: u32 = 0x3000_0000;
 /// Longest time anything here may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-const APPLETS: [&str; 14] =
-    ["sh", "cat", "ls", "dd", "sleep", "head", "tail", "httpd", "yes", "nc", "wget", "seq", "kill", "true"];
+const APPLETS: [&str; 15] =
+    ["sh", "cat", "ls", "dd", "sleep", "head", "tail", "httpd", "yes", "nc", "wget", "seq", "kill", "true", "tr"];
 
 /// Whether these tests can run here; says so when not.
 pub fn possible(test: &str) -> bool {
