@@ -1,6 +1,6 @@
 //! Who changed what, newest kept.
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 use utsuwa_model::Timestamp;
 
 use crate::{Store, StoreError};
@@ -28,24 +28,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::DiskFull`], [`StoreError::Sqlite`].
     pub async fn audit(&self, entry: AuditEntry) -> Result<(), StoreError> {
-        self.write(move |c| {
-            c.prepare_cached(
-                "INSERT INTO audit (at, actor, method, resource, result) VALUES (?, ?, ?, ?, ?)",
-            )?
-            .execute(params![
-                entry.at.0,
-                entry.actor,
-                entry.method,
-                entry.resource,
-                entry.result
-            ])?;
-            c.prepare_cached(
-                "DELETE FROM audit WHERE sequence <= (SELECT max(sequence) FROM audit) - ?",
-            )?
-            .execute([KEPT])?;
-            Ok(())
-        })
-        .await
+        self.write(move |c| append(c, &entry)).await
     }
 
     /// The newest entries, newest first.
@@ -68,4 +51,25 @@ impl Store {
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         })
     }
+}
+
+/// Appends an entry and forgets the oldest.
+pub(crate) fn append(connection: &Connection, entry: &AuditEntry) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO audit (at, actor, method, resource, result) VALUES (?, ?, ?, ?, ?)",
+        )?
+        .execute(params![
+            entry.at.0,
+            entry.actor,
+            entry.method,
+            entry.resource,
+            entry.result
+        ])?;
+    connection
+        .prepare_cached(
+            "DELETE FROM audit WHERE sequence <= (SELECT max(sequence) FROM audit) - ?",
+        )?
+        .execute([KEPT])?;
+    Ok(())
 }

@@ -3,10 +3,11 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use utsuwa_model::operation::{GenerationOutcome, Operation, OperationKind};
+use utsuwa_model::service::Service;
 use utsuwa_model::{ProjectId, Region, ServiceKey, Timestamp};
 
 use crate::page::{self, After};
-use crate::{Listing, Page, Store, StoreError, row};
+use crate::{AuditEntry, Listing, Page, Store, StoreError, audit, row};
 
 /// Operations kept per service; older ones are forgotten when a new one comes.
 const KEPT: i64 = 100;
@@ -70,8 +71,34 @@ impl Store {
     }
 }
 
+/// Writes an operation with its line in the audit log.
+pub(crate) fn begin(
+    connection: &Connection,
+    op: &Operation,
+    service: &Service,
+) -> Result<(), StoreError> {
+    insert(connection, op)?;
+    let verb = match op.kind {
+        OperationKind::Create => "Create",
+        OperationKind::Update => "Update",
+        OperationKind::Delete => "Delete",
+    };
+    let key = &op.service;
+    let entry = AuditEntry {
+        at: op.create_time,
+        actor: service.meta.last_modifier.clone(),
+        method: format!("google.cloud.run.v2.Services.{verb}Service"),
+        resource: format!(
+            "projects/{}/locations/{}/services/{}",
+            key.project, key.region, key.service
+        ),
+        result: "OK".to_owned(),
+    };
+    audit::append(connection, &entry)
+}
+
 /// Writes an operation and forgets the oldest ones of its service.
-pub(crate) fn insert(connection: &Connection, op: &Operation) -> Result<(), StoreError> {
+fn insert(connection: &Connection, op: &Operation) -> Result<(), StoreError> {
     connection
         .prepare_cached(&format!(
             "INSERT INTO operations ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"

@@ -43,8 +43,8 @@ impl Store {
                 )?
                 .query_row([], |r| r.get(0))?;
             let policy = Policy { etag: etag(number), ..policy };
-            c.prepare_cached("INSERT OR REPLACE INTO policies (project, region, service, body) VALUES (?, ?, ?, ?)")?
-                .execute(params![key.project.as_str(), key.region.as_str(), key.service.as_str(), row::json(&policy)?])?;
+            c.prepare_cached("INSERT OR REPLACE INTO policies (project, region, service, body, etag) VALUES (?, ?, ?, ?, ?)")?
+                .execute(params![key.project.as_str(), key.region.as_str(), key.service.as_str(), row::json(&policy)?, policy.etag])?;
             Ok(policy)
         })
         .await

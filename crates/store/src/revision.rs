@@ -131,8 +131,8 @@ impl Store {
             }
             c.prepare_cached(
                 "INSERT INTO revisions (project, region, service, revision, uid, create_time, service_generation, service_uid,
-                                        nonce, meta, template, status)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                                        nonce, delete_time, meta, template, status)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![
                 service.project.as_str(),
@@ -144,6 +144,7 @@ impl Store {
                 row::signed(revision.service_generation),
                 revision.service_uid,
                 revision.template.labels.get(NONCE),
+                revision.meta.delete_time.map(|t| t.0),
                 row::json(&revision.meta)?,
                 row::json(&revision.template)?,
                 row::json(&revision.status)?
@@ -169,13 +170,14 @@ impl Store {
                 return Ok(());
             };
             if change(&mut revision) {
-                c.prepare_cached("UPDATE revisions SET meta = ?4, status = ?5 WHERE project = ?1 AND region = ?2 AND revision = ?3")?
+                c.prepare_cached("UPDATE revisions SET meta = ?4, status = ?5, delete_time = ?6 WHERE project = ?1 AND region = ?2 AND revision = ?3")?
                     .execute(params![
                         service.project.as_str(),
                         service.region.as_str(),
                         key.revision.as_str(),
                         row::json(&revision.meta)?,
-                        row::json(&revision.status)?
+                        row::json(&revision.status)?,
+                        revision.meta.delete_time.map(|t| t.0)
                     ])?;
             }
             Ok(())

@@ -69,6 +69,14 @@ CREATE TABLE audit (
     sequence INTEGER PRIMARY KEY, at INTEGER NOT NULL, actor TEXT NOT NULL, method TEXT NOT NULL,
     resource TEXT NOT NULL, result TEXT NOT NULL
 ) STRICT;
+", "
+ALTER TABLE services ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
+UPDATE services SET version = json_extract(meta, '$.version');
+ALTER TABLE policies ADD COLUMN etag TEXT NOT NULL DEFAULT '';
+UPDATE policies SET etag = json_extract(body, '$.etag');
+ALTER TABLE revisions ADD COLUMN delete_time INTEGER;
+UPDATE revisions SET delete_time = json_extract(meta, '$.delete_time');
+CREATE INDEX revisions_going ON revisions (project, region, service) WHERE delete_time IS NOT NULL;
 "];
 
 /// The newest schema this program knows.

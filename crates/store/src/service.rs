@@ -116,7 +116,8 @@ impl Store {
             }
             take_hosts(c, &service)?;
             c.prepare_cached(
-                "INSERT INTO services (project, region, service, uid, create_time, meta, spec, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO services (project, region, service, uid, create_time, version, meta, spec, status)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![
                 key.project.as_str(),
@@ -124,11 +125,12 @@ impl Store {
                 key.service.as_str(),
                 service.meta.uid,
                 service.meta.create_time.0,
+                service.meta.version.0,
                 row::json(&service.meta)?,
                 row::json(&service.spec)?,
                 row::json(&service.status)?
             ])?;
-            operation::insert(c, &op)?;
+            operation::begin(c, &op, &service)?;
             Ok(service)
         })
         .await
@@ -173,7 +175,7 @@ impl Store {
                 take_hosts(c, &service)?;
             }
             c.prepare_cached(
-                "UPDATE services SET meta = ?4, spec = ?5, status = ?6 WHERE project = ?1 AND region = ?2 AND service = ?3",
+                "UPDATE services SET meta = ?4, spec = ?5, status = ?6, version = ?7 WHERE project = ?1 AND region = ?2 AND service = ?3",
             )?
             .execute(params![
                 service.key.project.as_str(),
@@ -181,13 +183,14 @@ impl Store {
                 service.key.service.as_str(),
                 row::json(&service.meta)?,
                 row::json(&service.spec)?,
-                row::json(&service.status)?
+                row::json(&service.status)?,
+                service.meta.version.0
             ])?;
             if let Some(mut op) = op {
                 // The caller can't know the generation before `change` has run.
                 op.generation = service.meta.generation;
                 op.service_uid.clone_from(&service.meta.uid);
-                operation::insert(c, &op)?;
+                operation::begin(c, &op, &service)?;
             }
             Ok(Ok(service))
         })

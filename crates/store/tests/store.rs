@@ -1,5 +1,8 @@
 //! The promises of the store, against real files.
-#![expect(clippy::disallowed_methods, reason = "tests wait for the tasks they spawn")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests wait for the tasks they spawn"
+)]
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -585,7 +588,17 @@ async fn changes_are_told_once_per_commit_that_changed_something() {
         result: "OK".to_owned(),
     };
     store.audit(entry.clone()).await.unwrap();
-    assert_eq!(store.audit_log(10).unwrap(), [entry]);
+    let log = store.audit_log(10).unwrap();
+    assert_eq!(log[0], entry);
+    let (method, resource) = (
+        "google.cloud.run.v2.Services.CreateService",
+        "projects/demo/locations/r/services/a",
+    );
+    assert_eq!(
+        (log[1].method.as_str(), log[1].resource.as_str()),
+        (method, resource),
+        "written with the service"
+    );
     assert!(changes.has_changed().unwrap());
 }
 
@@ -697,6 +710,51 @@ async fn a_damaged_page_is_noticed_at_start() {
     std::fs::write(&path, bytes).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+}
+
+/// What a later version needs to know quickly is taken out of rows that an earlier version wrote.
+#[tokio::test]
+async fn an_older_database_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = {
+        let store = Store::open(dir.path()).unwrap();
+        let made = create(&store, "demo/r/a", 77).await;
+        store
+            .set_policy(&made.key, None, Policy::default())
+            .await
+            .unwrap();
+        store
+            .create_revision(revision(&made, "a-00001-abc", 5, "n"))
+            .await
+            .unwrap();
+        made
+    };
+    let path = dir.path().join("state.sqlite");
+    let older = rusqlite::Connection::open(&path).unwrap();
+    older
+        .execute_batch(
+            "DROP INDEX revisions_going; ALTER TABLE services DROP COLUMN version; ALTER TABLE policies DROP COLUMN etag;
+             ALTER TABLE revisions DROP COLUMN delete_time; PRAGMA user_version = 1",
+        )
+        .unwrap();
+    drop(older);
+    let store = Store::open(dir.path()).unwrap();
+    let versions = store.service_versions().unwrap();
+    let (version, stamp) = &versions[&written.key];
+    assert_eq!(*version, Timestamp(77));
+    assert_eq!(*stamp, store.policy(&written.key).unwrap().etag);
+    store
+        .update_revision(&store.revisions_of(&written.key).unwrap()[0].key, |r| {
+            r.meta.delete_time = Some(Timestamp(9));
+            true
+        })
+        .await
+        .unwrap();
+    assert_ne!(
+        store.service_versions().unwrap()[&written.key].1,
+        *stamp,
+        "a revision that shall go is seen"
+    );
 }
 
 /// Run by `acknowledged_writes_survive_kill_9` in a process of its own: writes until it is killed, and says what was

@@ -1,0 +1,148 @@
+//! Tests of the module above.
+
+use super::*;
+
+fn with_container(container: Container) -> RevisionTemplate {
+    RevisionTemplate {
+        containers: vec![container],
+        ..RevisionTemplate::default()
+    }
+}
+
+fn cpu(limit: &str) -> RevisionTemplate {
+    let limits = [("cpu".to_owned(), limit.to_owned())].into();
+    with_container(Container {
+        limits,
+        ..Container::default()
+    })
+}
+
+#[test]
+fn nothing_written_means_cloud_runs_defaults() {
+    let template = with_container(Container::default());
+    assert_eq!(template.effective_concurrency(), 80);
+    assert_eq!(template.timeout(), Duration::from_secs(300));
+    assert_eq!(
+        (template.port(), template.protocol()),
+        (8080, Protocol::Http1)
+    );
+    assert_eq!(
+        (template.cpu(), template.memory()),
+        (MilliCpu(1000), MemoryBytes(512 << 20))
+    );
+    assert_eq!(template.startup(), StartupProbe::tcp(8080));
+    assert_eq!(template.startup().deadline(), Duration::from_secs(240));
+}
+
+#[test]
+fn concurrency_follows_the_cpu_unless_written() {
+    for (limit, written, expected) in [
+        ("1", None, 80),
+        ("1000m", Some(0), 80),
+        ("0.5", None, 1),
+        ("500m", Some(0), 1),
+        ("2", Some(7), 7),
+        ("nonsense", None, 80),
+    ] {
+        let template = RevisionTemplate {
+            concurrency: written,
+            ..cpu(limit)
+        };
+        assert_eq!(
+            template.effective_concurrency(),
+            expected,
+            "{limit} {written:?}"
+        );
+    }
+}
+
+#[test]
+fn the_container_with_a_port_takes_requests() {
+    let port = ContainerPort {
+        name: "h2c".to_owned(),
+        container_port: 9000,
+    };
+    let template = RevisionTemplate {
+        containers: vec![
+            Container {
+                name: "side".to_owned(),
+                ..Container::default()
+            },
+            Container {
+                name: "app".to_owned(),
+                ports: vec![port],
+                ..Container::default()
+            },
+        ],
+        ..RevisionTemplate::default()
+    };
+    assert_eq!(
+        template.ingress_container().map(|c| c.name.as_str()),
+        Some("app")
+    );
+    assert_eq!(
+        (template.port(), template.protocol()),
+        (9000, Protocol::H2c)
+    );
+    let full = template.defaulted();
+    assert!(
+        full.containers[0].startup_probe.is_none(),
+        "only the ingress container is probed by default"
+    );
+    assert_eq!(full.containers[1].startup_probe, Some(startup_probe(9000)));
+}
+
+#[test]
+fn a_written_probe_gets_the_other_defaults() {
+    let probe = Probe {
+        initial_delay_secs: None,
+        timeout_secs: None,
+        period_secs: Some(3),
+        failure_threshold: None,
+        action: ProbeAction::Http {
+            path: String::new(),
+            port: None,
+            headers: Vec::new(),
+        },
+    };
+    let template = with_container(Container {
+        startup_probe: Some(probe),
+        ..Container::default()
+    });
+    let startup = template.startup();
+    assert_eq!(
+        startup.check,
+        StartupCheck::Http {
+            port: 8080,
+            path: "/".to_owned(),
+            headers: Vec::new()
+        }
+    );
+    assert_eq!(
+        (
+            startup.period.as_secs(),
+            startup.timeout.as_secs(),
+            startup.failure_threshold
+        ),
+        (3, 1, 3)
+    );
+    let unchecked = RevisionTemplate {
+        health_check_disabled: Some(true),
+        ..template
+    };
+    assert_eq!(unchecked.startup().check, StartupCheck::None);
+}
+
+#[test]
+fn defaulting_twice_changes_nothing_and_compares_what_is_meant() {
+    let plain = with_container(Container {
+        image: "a".to_owned(),
+        ..Container::default()
+    });
+    let full = plain.defaulted();
+    assert_eq!(full.defaulted(), full);
+    assert!(plain.same_as(&full));
+    let mut other = full.clone();
+    other.concurrency = Some(3);
+    assert!(!plain.same_as(&other));
+}
