@@ -1,6 +1,6 @@
 //! The data path: host lookup, caller check, queue, instance choice, forwarding, request log.
 //!
-//! Owns: every request from its first byte to its record, and the one count of what is in flight ([`revision`]).
+//! Owns: every request from its first byte to its record, and the one count of what is in flight (`revision`).
 //! Deliberately not here: the store and the API (law 1 of the crate graph), starting and stopping instances (it asks through
 //! [`seam::Wake`]), and files (records go to [`seam::RequestLog`]).
 //!
@@ -14,6 +14,7 @@
 
 mod answer;
 mod body;
+mod counts;
 mod forward;
 mod front;
 mod grpc;

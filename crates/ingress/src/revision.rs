@@ -11,19 +11,19 @@
 //!    once since the last moment that was otherwise.
 //! 5. Nothing is called out of this module with the lock held, except waking tasks.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use utsuwa_decide::admit::{self, SlotView};
+use utsuwa_decide::admit;
 use utsuwa_model::demand::{InstanceLoad, Reach, RevisionDemand};
 use utsuwa_model::route::RevisionRoute;
 use utsuwa_model::scaling::Ceiling;
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use crate::Refusal;
+use crate::counts::{Counts, Nudge, Seat};
 use crate::instance::Instance;
 use crate::outside::Outside;
 use crate::slot::{Admitted, Slot, Ticket};
@@ -36,55 +36,14 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Revision {
     pub(crate) key: RevisionKey,
     outside: Arc<Outside>,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    route: Option<Arc<RevisionRoute>>,
-    /// Oldest first.
-    seats: Vec<Seat>,
-    /// Seats that may be chosen, as `decide` sees them, and where they are in `seats`. Rebuilt when membership changes.
-    loads: Vec<SlotView>,
-    ready: Vec<usize>,
-    queue: BTreeMap<u64, oneshot::Sender<Result<Slot, Refusal>>>,
-    next_ticket: u64,
-    in_flight: u32,
-    arrivals: u64,
-    concurrency_us: u64,
-    integrated_at: Timestamp,
-    last_active: Option<Timestamp>,
-    told_at: Timestamp,
-    wake_raised: bool,
-    /// The largest number of missing instances the loops were told of since the queue was last empty.
-    shortage_told: u32,
-    average_start: Option<Duration>,
-}
-
-#[derive(Debug)]
-struct Seat {
-    instance: Arc<Instance>,
-    reach: Reach,
-    in_flight: u32,
-    idle_since: Option<Timestamp>,
-    /// Its place in `loads`.
-    choice: Option<usize>,
-    /// Told when the last request of a retiring instance has ended.
-    drained: Vec<oneshot::Sender<()>>,
-}
-
-/// What the loops must hear, once the lock is free.
-#[derive(Debug, Default, Clone, Copy)]
-struct Nudge {
-    wake: bool,
-    changed: bool,
+    inner: Mutex<Counts>,
 }
 
 impl Revision {
     pub(crate) fn new(key: RevisionKey, outside: Arc<Outside>) -> Arc<Self> {
-        let inner = Inner {
+        let inner = Counts {
             integrated_at: outside.clock.now(),
-            ..Inner::default()
+            ..Counts::default()
         };
         Arc::new(Self {
             key,
@@ -349,7 +308,7 @@ impl Revision {
     }
 
     /// Gives free slots to those who wait, first come first served.
-    fn hand_out(self: &Arc<Self>, inner: &mut Inner) -> Nudge {
+    fn hand_out(self: &Arc<Self>, inner: &mut Counts) -> Nudge {
         while !inner.queue.is_empty() {
             // Any die will do: a freed slot is the only one, or nearly.
             let Some(choice) = admit::choose_instance(&inner.loads, inner.arrivals) else {
@@ -375,127 +334,6 @@ impl Revision {
         }
         if nudge.changed {
             self.outside.wake.changed(&self.key);
-        }
-    }
-}
-
-impl Inner {
-    /// Adds the time since the last look to the integral. Must precede every change of the counts.
-    fn integrate(&mut self, now: Timestamp) {
-        let present = u64::from(self.in_flight) + self.queue.len() as u64;
-        let micros = u64::try_from(now.since(self.integrated_at).as_micros()).unwrap_or(u64::MAX);
-        self.concurrency_us = self
-            .concurrency_us
-            .saturating_add(present.saturating_mul(micros));
-        self.integrated_at = self.integrated_at.max(now);
-    }
-
-    fn starting(&self) -> u32 {
-        let count = self
-            .seats
-            .iter()
-            .filter(|seat| seat.reach == Reach::Starting)
-            .count();
-        u32::try_from(count).unwrap_or(u32::MAX)
-    }
-
-    fn limit(&self) -> u32 {
-        self.route.as_ref().map_or(1, |route| route.concurrency)
-    }
-
-    fn rebuild(&mut self) {
-        let limit = self.limit();
-        self.loads.clear();
-        self.ready.clear();
-        for (index, seat) in self.seats.iter_mut().enumerate() {
-            seat.choice = (seat.reach == Reach::Ready).then_some(self.loads.len());
-            if seat.choice.is_some() {
-                self.loads.push(SlotView {
-                    in_flight: seat.in_flight,
-                    limit,
-                });
-                self.ready.push(index);
-            }
-        }
-    }
-
-    fn take(&mut self, choice: usize) -> Arc<Instance> {
-        self.loads[choice].in_flight += 1;
-        self.in_flight += 1;
-        let seat = &mut self.seats[self.ready[choice]];
-        seat.in_flight += 1;
-        debug_assert!(
-            self.loads[choice].limit == 0 || seat.in_flight <= self.loads[choice].limit,
-            "invariant 1"
-        );
-        Arc::clone(&seat.instance)
-    }
-
-    fn give_back(&mut self, instance: &Arc<Instance>, now: Timestamp) {
-        // Not found: the instance died and took its requests out of the count.
-        let Some(seat) = self
-            .seats
-            .iter_mut()
-            .find(|seat| Arc::ptr_eq(&seat.instance, instance))
-        else {
-            return;
-        };
-        seat.in_flight -= 1;
-        self.in_flight -= 1;
-        if let Some(choice) = seat.choice {
-            self.loads[choice].in_flight -= 1;
-        }
-        if seat.in_flight == 0 {
-            seat.idle_since = Some(now);
-            for sender in seat.drained.drain(..) {
-                // Fails only when nobody waits for the retirement any more.
-                let _unheard = sender.send(());
-            }
-        }
-    }
-
-    /// What the loops must hear now.
-    fn weigh(&mut self) -> Nudge {
-        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-        let starting = self.starting();
-        if waiting == 0 {
-            self.wake_raised = false;
-            self.shortage_told = 0;
-            return Nudge::default();
-        }
-        if starting == 0 && self.ready.is_empty() {
-            let wake = !self.wake_raised;
-            self.wake_raised = true;
-            return Nudge {
-                wake,
-                changed: false,
-            };
-        }
-        self.wake_raised = false;
-        let limit = self.limit();
-        let shortage = match waiting.checked_sub(starting.saturating_mul(limit)) {
-            Some(rest) if limit > 0 => rest.div_ceil(limit),
-            _ => 0,
-        };
-        // At 1, 2, 4, 8… missing instances: the loop reads the level, so more calls would say nothing new.
-        let changed = shortage > 0 && shortage >= self.shortage_told.saturating_mul(2);
-        if changed {
-            self.shortage_told = shortage;
-        }
-        Nudge {
-            wake: false,
-            changed,
-        }
-    }
-
-    /// §2.6. While no start of this revision was ever seen, its startup probe says how long one may take.
-    fn window(&self) -> Duration {
-        let usual = admit::pending_window(self.average_start);
-        match &self.route {
-            Some(route) if self.average_start.is_none() && self.ready.is_empty() => {
-                usual.max(route.startup.deadline())
-            }
-            _ => usual,
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use utsuwa_model::route::{Protocol, RevisionRoute};
 
+use super::app::*;
 use super::scene::*;
 use crate::seam::AnsweredBy;
 

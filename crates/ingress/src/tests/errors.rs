@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use utsuwa_model::route::{Access, RevisionRoute, RouteTable, Target};
 
+use super::app::*;
 use super::scene::*;
 use crate::seam::AnsweredBy;
 

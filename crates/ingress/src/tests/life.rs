@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use utsuwa_model::demand::Reach;
 use utsuwa_model::route::{Access, RevisionRoute, RouteTable};
 
+use super::app::*;
 use super::scene::*;
 use crate::IngressSettings;
 use crate::seam::AnsweredBy;

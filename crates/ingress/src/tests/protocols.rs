@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use utsuwa_model::demand::Reach;
 use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
 
+use super::app::*;
 use super::scene::*;
 
 async fn http2_call<B>(scene: &Scene, request: Request<B>) -> Reply
@@ -209,7 +210,8 @@ fn probe(check: StartupCheck) -> StartupProbe {
     StartupProbe {
         initial_delay: Duration::ZERO,
         timeout: Duration::from_secs(1),
-        period: Duration::from_millis(20),
+        // Three of them are the deadline for a first connection too.
+        period: Duration::from_millis(400),
         failure_threshold: 3,
         check,
     }

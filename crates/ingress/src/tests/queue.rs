@@ -10,6 +10,7 @@ use utsuwa_model::demand::Reach;
 use utsuwa_model::route::{RevisionRoute, StartupProbe};
 use utsuwa_model::scaling::Ceiling;
 
+use super::app::*;
 use super::scene::*;
 use crate::seam::AnsweredBy;
 use crate::{IngressSettings, Refusal};

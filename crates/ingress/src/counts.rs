@@ -1,0 +1,179 @@
+//! The counts of one revision, as they lie under its lock: plain arithmetic, nothing is called out of here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use utsuwa_decide::admit::{self, SlotView};
+use utsuwa_model::Timestamp;
+use utsuwa_model::demand::Reach;
+use utsuwa_model::route::RevisionRoute;
+
+use crate::Refusal;
+use crate::instance::Instance;
+use crate::slot::Slot;
+
+/// What is in flight, what waits, and what has been told of it.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) route: Option<Arc<RevisionRoute>>,
+    /// Oldest first.
+    pub(crate) seats: Vec<Seat>,
+    /// Seats that may be chosen, as `decide` sees them, and where they are in `seats`. Rebuilt when membership changes.
+    pub(crate) loads: Vec<SlotView>,
+    pub(crate) ready: Vec<usize>,
+    pub(crate) queue: BTreeMap<u64, oneshot::Sender<Result<Slot, Refusal>>>,
+    pub(crate) next_ticket: u64,
+    pub(crate) in_flight: u32,
+    pub(crate) arrivals: u64,
+    pub(crate) concurrency_us: u64,
+    pub(crate) integrated_at: Timestamp,
+    pub(crate) last_active: Option<Timestamp>,
+    pub(crate) told_at: Timestamp,
+    pub(crate) wake_raised: bool,
+    /// The largest number of missing instances the loops were told of since the queue was last empty.
+    pub(crate) shortage_told: u32,
+    pub(crate) average_start: Option<Duration>,
+}
+
+/// One instance's place.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) reach: Reach,
+    pub(crate) in_flight: u32,
+    pub(crate) idle_since: Option<Timestamp>,
+    /// Its place in `loads`.
+    pub(crate) choice: Option<usize>,
+    /// Told when the last request of a retiring instance has ended.
+    pub(crate) drained: Vec<oneshot::Sender<()>>,
+}
+
+/// What the loops must hear, once the lock is free.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Nudge {
+    pub(crate) wake: bool,
+    pub(crate) changed: bool,
+}
+
+impl Counts {
+    /// Adds the time since the last look to the integral. Must precede every change of the counts.
+    pub(crate) fn integrate(&mut self, now: Timestamp) {
+        let present = u64::from(self.in_flight) + self.queue.len() as u64;
+        let micros = u64::try_from(now.since(self.integrated_at).as_micros()).unwrap_or(u64::MAX);
+        self.concurrency_us = self
+            .concurrency_us
+            .saturating_add(present.saturating_mul(micros));
+        self.integrated_at = self.integrated_at.max(now);
+    }
+
+    pub(crate) fn starting(&self) -> u32 {
+        let count = self
+            .seats
+            .iter()
+            .filter(|seat| seat.reach == Reach::Starting)
+            .count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn limit(&self) -> u32 {
+        self.route.as_ref().map_or(1, |route| route.concurrency)
+    }
+
+    pub(crate) fn rebuild(&mut self) {
+        let limit = self.limit();
+        self.loads.clear();
+        self.ready.clear();
+        for (index, seat) in self.seats.iter_mut().enumerate() {
+            seat.choice = (seat.reach == Reach::Ready).then_some(self.loads.len());
+            if seat.choice.is_some() {
+                self.loads.push(SlotView {
+                    in_flight: seat.in_flight,
+                    limit,
+                });
+                self.ready.push(index);
+            }
+        }
+    }
+
+    pub(crate) fn take(&mut self, choice: usize) -> Arc<Instance> {
+        self.loads[choice].in_flight += 1;
+        self.in_flight += 1;
+        let seat = &mut self.seats[self.ready[choice]];
+        seat.in_flight += 1;
+        debug_assert!(
+            self.loads[choice].limit == 0 || seat.in_flight <= self.loads[choice].limit,
+            "invariant 1"
+        );
+        Arc::clone(&seat.instance)
+    }
+
+    pub(crate) fn give_back(&mut self, instance: &Arc<Instance>, now: Timestamp) {
+        // Not found: the instance died and took its requests out of the count.
+        let Some(seat) = self
+            .seats
+            .iter_mut()
+            .find(|seat| Arc::ptr_eq(&seat.instance, instance))
+        else {
+            return;
+        };
+        seat.in_flight -= 1;
+        self.in_flight -= 1;
+        if let Some(choice) = seat.choice {
+            self.loads[choice].in_flight -= 1;
+        }
+        if seat.in_flight == 0 {
+            seat.idle_since = Some(now);
+            for sender in seat.drained.drain(..) {
+                // Fails only when nobody waits for the retirement any more.
+                let _unheard = sender.send(());
+            }
+        }
+    }
+
+    /// What the loops must hear now.
+    pub(crate) fn weigh(&mut self) -> Nudge {
+        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        let starting = self.starting();
+        if waiting == 0 {
+            self.wake_raised = false;
+            self.shortage_told = 0;
+            return Nudge::default();
+        }
+        if starting == 0 && self.ready.is_empty() {
+            let wake = !self.wake_raised;
+            self.wake_raised = true;
+            return Nudge {
+                wake,
+                changed: false,
+            };
+        }
+        self.wake_raised = false;
+        let limit = self.limit();
+        let shortage = match waiting.checked_sub(starting.saturating_mul(limit)) {
+            Some(rest) if limit > 0 => rest.div_ceil(limit),
+            _ => 0,
+        };
+        // At 1, 2, 4, 8… missing instances: the loop reads the level, so more calls would say nothing new.
+        let changed = shortage > 0 && shortage >= self.shortage_told.saturating_mul(2);
+        if changed {
+            self.shortage_told = shortage;
+        }
+        Nudge {
+            wake: false,
+            changed,
+        }
+    }
+
+    /// §2.6. While no start of this revision was ever seen, its startup probe says how long one may take.
+    pub(crate) fn window(&self) -> Duration {
+        let usual = admit::pending_window(self.average_start);
+        match &self.route {
+            Some(route) if self.average_start.is_none() && self.ready.is_empty() => {
+                usual.max(route.startup.deadline())
+            }
+            _ => usual,
+        }
+    }
+}
