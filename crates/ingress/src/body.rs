@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -32,6 +33,9 @@ pub(crate) struct Meter {
     pub(crate) ended: AtomicBool,
 }
 
+/// Bodies up to this length are read while their request waits: a queue of 10,000 holds 160 MB at the very most.
+const AHEAD: u64 = 16 << 10;
+
 /// A request body.
 #[derive(Debug)]
 pub(crate) enum RequestBody {
@@ -42,6 +46,8 @@ pub(crate) enum RequestBody {
         incoming: Incoming,
         meter: Arc<Meter>,
         limit: u64,
+        /// What was read while the request waited.
+        ahead: Option<Bytes>,
     },
 }
 
@@ -72,9 +78,47 @@ impl RequestBody {
                 incoming,
                 meter: Arc::clone(&meter),
                 limit,
+                ahead: None,
             },
             Some(meter),
         )
+    }
+}
+
+impl RequestBody {
+    /// Reads a small body of known length while the request waits, and never ends. A client's leaving is only seen once its
+    /// body has been read; and a client that waits for `100 Continue` must not be told yet (`expects`).
+    pub(crate) async fn read_ahead(&mut self, expects: bool) {
+        if let Self::Client {
+            incoming,
+            meter,
+            ahead,
+            ..
+        } = self
+            && !expects
+            && incoming
+                .size_hint()
+                .exact()
+                .is_some_and(|length| length <= AHEAD)
+        {
+            let mut read = BytesMut::new();
+            while !incoming.is_end_stream() {
+                // The end without its error: sending on meets the error again, and the connection ends anyway.
+                let Some(Ok(frame)) = incoming.frame().await else {
+                    break;
+                };
+                if let Some(data) = frame.data_ref() {
+                    meter.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    read.extend_from_slice(data);
+                    // Kept at once: this future is dropped as soon as there is a slot.
+                    *ahead = Some(read.clone().freeze());
+                }
+            }
+            meter
+                .ended
+                .store(incoming.is_end_stream(), Ordering::Release);
+        }
+        std::future::pending().await
     }
 }
 
@@ -89,10 +133,14 @@ impl Body for RequestBody {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
             Self::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Client { ahead, .. } if ahead.is_some() => {
+                Poll::Ready(ahead.take().map(|bytes| Ok(Frame::data(bytes))))
+            }
             Self::Client {
                 incoming,
                 meter,
                 limit,
+                ..
             } => match std::task::ready!(Pin::new(&mut *incoming).poll_frame(context)) {
                 None => {
                     meter.ended.store(true, Ordering::Release);
@@ -119,7 +167,9 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Bytes(bytes) => bytes.is_none(),
-            Self::Client { incoming, .. } => incoming.is_end_stream(),
+            Self::Client {
+                incoming, ahead, ..
+            } => ahead.is_none() && incoming.is_end_stream(),
         }
     }
 
@@ -127,7 +177,19 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Client { incoming, .. } => incoming.size_hint(),
+            Self::Client {
+                incoming,
+                ahead: None,
+                ..
+            } => incoming.size_hint(),
+            // Only bodies of known length are read ahead.
+            Self::Client {
+                incoming,
+                ahead: Some(ahead),
+                ..
+            } => {
+                SizeHint::with_exact(ahead.len() as u64 + incoming.size_hint().exact().unwrap_or(0))
+            }
         }
     }
 }

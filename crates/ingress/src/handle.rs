@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, HOST, USER_AGENT};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -198,19 +198,20 @@ async fn route(
     let mut deadline = Box::pin(tokio::time::sleep_until(
         exchange.arrived + settings.timeout,
     ));
-    let (slot, waited) = slot(shared, door, revision, exchange, &mut deadline).await?;
+    let (mut parts, body) = request.into_parts();
+    let (mut body, meter) = RequestBody::client(body, limit);
+    exchange.meter = meter;
+    let ahead = body.read_ahead(parts.headers.contains_key(EXPECT));
+    let (slot, waited) = slot(shared, door, revision, exchange, &mut deadline, ahead).await?;
     exchange.note(|record| record.instance = Some(slot.instance().id.clone()));
 
-    let timing = request
-        .headers()
+    let timing = parts
+        .headers
         .get(ASK_TIMING)
         .is_some_and(|value| value == "1");
-    let (mut parts, body) = request.into_parts();
     let websocket = settings.protocol == Protocol::Http1 && headers::asks_websocket(&parts.headers);
     let upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| websocket);
     parts.extensions.clear();
-    let (body, meter) = RequestBody::client(body, limit);
-    exchange.meter = meter;
     let streams = !body.is_end_stream() && body.size_hint().exact().is_none();
     headers::for_app(
         &mut parts.headers,
@@ -254,6 +255,7 @@ async fn slot(
     revision: &Arc<Revision>,
     exchange: &Exchange,
     deadline: &mut Pin<Box<Sleep>>,
+    ahead: impl Future<Output = ()>,
 ) -> Result<(Slot, bool), Answer> {
     let now = exchange
         .record
@@ -271,6 +273,7 @@ async fn slot(
         () = deadline.as_mut() => Err(Answer::Timeout),
         () = window => Err(if revision.at_max() { Answer::AtMax } else { Answer::NoInstance }),
         () = door.closing.cancelled() => Err(Answer::ShuttingDown),
+        () = ahead => Err(Answer::ClientGone), // it never ends by itself
     }
 }
 

@@ -329,3 +329,51 @@ async fn a_probe_that_gives_up_uses_the_spec_s_words_and_says_what_was_tried() {
     scene.ingress.forget(&id, false);
     assert!(scene.demand().instances.is_empty());
 }
+
+/// A body that lies unread would hide that its sender is gone.
+#[tokio::test]
+async fn a_client_that_sent_a_body_and_leaves_is_out_at_once_too() {
+    let scene = Scene::new(route()).await;
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    let head = format!("POST /gone HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 5\r\n\r\nab");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    scene.until(|demand| demand.queued == 1).await;
+    stream.write_all(b"cde").await.unwrap();
+    drop(stream);
+    scene.until(|demand| demand.queued == 0).await;
+    let record = &scene.records(1).await[0];
+    assert_eq!(record.status, 499);
+}
+
+#[tokio::test]
+async fn bodies_of_requests_that_waited_arrive_whole() {
+    let scene = Scene::new(route()).await;
+    let app = App::new().await;
+    let mut all = JoinSet::new();
+    // Below and above what is read ahead.
+    for length in [1, 1000, 16 << 10, (16 << 10) + 1, 1 << 20] {
+        let address = scene.address;
+        all.spawn(async move {
+            let body = http_body_util::Full::new(bytes::Bytes::from(vec![b'x'; length]));
+            let request = http::Request::post("/count").header("host", HOST);
+            let reply = call(address, request.body(body).unwrap()).await;
+            assert_eq!(
+                (reply.status, reply.text()),
+                (200, length.to_string().as_str())
+            );
+        });
+    }
+    scene.until(|demand| demand.queued == 5).await;
+    scene.ready(&app).await;
+    while let Some(done) = all.join_next().await {
+        done.unwrap();
+    }
+    let mut sizes: Vec<_> = scene
+        .records(5)
+        .await
+        .into_iter()
+        .map(|record| record.request_bytes)
+        .collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes, [1, 1000, 16 << 10, (16 << 10) + 1, 1 << 20]);
+}
