@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
     println!("cargo::rerun-if-changed={}", root.display());
     let mut files = Vec::new();
     collect(&root, &mut files)?;
@@ -16,6 +16,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     bare.include_imports(true)
         .include_source_info(false)
         .open_files(&files)?;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "Cargo tells a build script by its environment where to write"
+    )]
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(
         out.join("descriptors.bin"),

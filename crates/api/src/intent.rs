@@ -395,11 +395,15 @@ pub async fn delete_revision(
         })
         .await?;
     // Loops may have removed it already.
-    Ok(state.store.revision(key)?.unwrap_or(Revision {
-        meta: Meta {
+    let gone = || {
+        let meta = Meta {
             delete_time: Some(now),
             ..revision.meta.clone()
-        },
-        ..revision
-    }))
+        };
+        Revision {
+            meta,
+            ..revision.clone()
+        }
+    };
+    Ok(state.store.revision(key)?.unwrap_or_else(gone))
 }

@@ -1,7 +1,5 @@
 //! A whole edge on a store in memory, for tests of any API.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 

@@ -1,5 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use http_body_util::BodyExt;
 use insta::assert_json_snapshot;
 use serde_json::{Value, json};

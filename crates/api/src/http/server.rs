@@ -2,29 +2,44 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::Edge;
 use super::target::{Arrival, host_of};
+use crate::error::Code;
 use crate::proxy::{ProxyError, Verdict};
 use crate::{ApiError, ApiState};
 
 /// How long open requests may go on after shutdown was asked for.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long a tunnel may take to open.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Everything that runs for one call of [`serve`]: nothing outlives it.
+#[derive(Debug, Clone)]
+struct Lifetime {
+    tasks: TaskTracker,
+    /// No new requests; those inside may end.
+    closing: CancellationToken,
+    /// Time is up.
+    cut: CancellationToken,
+}
 
 /// Serves the API on all `listeners` until `shutdown` resolves, then lets open requests end (5 s at most).
 ///
@@ -36,27 +51,38 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ProxyError> {
     let edge = Arc::new(Edge::new(state)?);
-    let (stop, stopping) = watch::channel(false);
-    let accepting: Vec<_> = listeners
-        .into_iter()
-        .map(|listener| tokio::spawn(accept(Arc::clone(&edge), listener, stopping.clone())))
-        .collect();
-    drop(stopping);
+    let lifetime = Lifetime {
+        tasks: TaskTracker::new(),
+        closing: CancellationToken::new(),
+        cut: CancellationToken::new(),
+    };
+    for listener in listeners {
+        lifetime
+            .tasks
+            .spawn(accept(Arc::clone(&edge), listener, lifetime.clone()));
+    }
     shutdown.await;
-    let _ = stop.send(true);
-    for task in accepting {
-        let _ = task.await;
+    lifetime.closing.cancel();
+    lifetime.tasks.close();
+    if tokio::time::timeout(DRAIN, lifetime.tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::info!(
+            "API requests still open after {} s are cut off",
+            DRAIN.as_secs()
+        );
+        lifetime.cut.cancel();
+        lifetime.tasks.wait().await;
     }
     Ok(())
 }
 
-async fn accept(edge: Arc<Edge>, listener: TcpListener, mut stopping: watch::Receiver<bool>) {
-    let graceful = GracefulShutdown::new();
-    let server = builder();
+async fn accept(edge: Arc<Edge>, listener: TcpListener, lifetime: Lifetime) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stop| *stop) => break,
+            () = lifetime.closing.cancelled() => return,
         };
         let (stream, _) = match accepted {
             Ok(pair) => pair,
@@ -67,34 +93,47 @@ async fn accept(edge: Arc<Edge>, listener: TcpListener, mut stopping: watch::Rec
                 continue;
             }
         };
-        let _ = stream.set_nodelay(true);
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "API connection was gone before it was served");
+            continue;
+        }
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let local = stream
             .local_addr()
-            .map_or(IpAddr::from([127, 0, 0, 1]), |a| a.ip().to_canonical());
+            .map_or(loopback, |a| a.ip().to_canonical());
         let arrival = Arrival::Direct { local };
-        let edge = Arc::clone(&edge);
-        let service =
-            service_fn(move |request| serve_one(Arc::clone(&edge), arrival.clone(), request));
-        let connection = graceful.watch(
-            server
-                .serve_connection_with_upgrades(TokioIo::new(stream), service)
-                .into_owned(),
-        );
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "API connection ended early");
-            }
-        });
+        lifetime.tasks.spawn(connection(
+            Arc::clone(&edge),
+            TokioIo::new(stream),
+            arrival,
+            lifetime.clone(),
+        ));
     }
-    drop(listener);
-    if tokio::time::timeout(DRAIN, graceful.shutdown())
-        .await
-        .is_err()
-    {
-        tracing::info!(
-            "API requests still open after {} s were cut off",
-            DRAIN.as_secs()
-        );
+}
+
+/// Serves one connection, a tunnel's inside included, until it ends or the server does.
+async fn connection<I>(edge: Arc<Edge>, io: I, arrival: Arrival, lifetime: Lifetime)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let inner = lifetime.clone();
+    let service = service_fn(move |request| {
+        serve_one(Arc::clone(&edge), arrival.clone(), request, inner.clone())
+    });
+    let server = builder();
+    let mut serving = pin!(server.serve_connection_with_upgrades(io, service));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => Some(ended),
+        () = lifetime.closing.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = serving.as_mut() => Some(ended),
+                () = lifetime.cut.cancelled() => None,
+            }
+        }
+    };
+    if let Some(Err(error)) = ended {
+        tracing::debug!(%error, "API connection ended early");
     }
 }
 
@@ -117,21 +156,26 @@ async fn serve_one(
     edge: Arc<Edge>,
     arrival: Arrival,
     request: Request<Incoming>,
+    lifetime: Lifetime,
 ) -> Result<Response, Infallible> {
     if request.method() == Method::CONNECT && matches!(arrival, Arrival::Direct { .. }) {
-        return Ok(connect(edge, request));
+        return Ok(connect(edge, request, lifetime));
     }
-    Ok(edge.answer(&arrival, request.map(Body::new)).await)
+    // A panic ends the request that met it, not the others of its connection.
+    let answer = AssertUnwindSafe(edge.answer(&arrival, request.map(Body::new))).catch_unwind();
+    Ok(answer.await.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|t| (*t).to_owned());
+        let text = text
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        ApiError::internal(format!("a handler panicked: {text}")).into_response()
+    }))
 }
 
 /// Opens the tunnel: 200, then TLS with our leaf, then HTTP once more.
-fn connect(edge: Arc<Edge>, request: Request<Incoming>) -> Response {
+fn connect(edge: Arc<Edge>, request: Request<Incoming>, lifetime: Lifetime) -> Response {
     let Some(authority) = request.uri().authority() else {
-        return ApiError::new(
-            crate::error::Code::InvalidArgument,
-            "CONNECT needs host:port.",
-        )
-        .into_response();
+        return ApiError::new(Code::InvalidArgument, "CONNECT needs host:port.").into_response();
     };
     let host = host_of(authority.as_str()).to_ascii_lowercase();
     let acceptor = match edge
@@ -141,35 +185,19 @@ fn connect(edge: Arc<Edge>, request: Request<Incoming>) -> Response {
         Verdict::Terminate(acceptor) => acceptor,
         Verdict::Refuse(error) => return error.into_response(),
     };
-    tokio::spawn(async move {
-        let upgraded = match hyper::upgrade::on(request).await {
-            Ok(upgraded) => TokioIo::new(upgraded),
-            Err(error) => {
-                tracing::debug!(%error, host, "tunnel was given up before it opened");
-                return;
+    lifetime.tasks.clone().spawn(async move {
+        let opened = tokio::time::timeout(HANDSHAKE, async {
+            let upgraded = hyper::upgrade::on(request)
+                .await
+                .map_err(io::Error::other)?;
+            acceptor.accept(TokioIo::new(upgraded)).await
+        });
+        match opened.await.map_err(io::Error::from).flatten() {
+            Ok(tls) => {
+                connection(edge, TokioIo::new(tls), Arrival::Tunnel { host }, lifetime).await
             }
-        };
-        if let Err(error) = tunnel(edge, acceptor, upgraded, host.clone()).await {
-            tracing::debug!(%error, host, "tunnel ended early");
+            Err(error) => tracing::debug!(%error, host, "tunnel was given up before it opened"),
         }
     });
     Response::new(Body::empty())
-}
-
-async fn tunnel<S>(
-    edge: Arc<Edge>,
-    acceptor: tokio_rustls::TlsAcceptor,
-    stream: S,
-    host: String,
-) -> io::Result<()>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let tls = tokio::time::timeout(Duration::from_secs(10), acceptor.accept(stream)).await??;
-    let arrival = Arrival::Tunnel { host };
-    let service = service_fn(move |request| serve_one(Arc::clone(&edge), arrival.clone(), request));
-    builder()
-        .serve_connection(TokioIo::new(tls), service)
-        .await
-        .map_err(io::Error::other)
 }

@@ -1,5 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
@@ -15,7 +13,7 @@ struct Running {
     at: SocketAddr,
     bench: Bench,
     stop: Option<oneshot::Sender<()>>,
-    task: tokio::task::JoinHandle<Result<(), crate::proxy::ProxyError>>,
+    task: tokio::task::JoinSet<Result<(), crate::proxy::ProxyError>>,
 }
 
 impl Running {
@@ -24,7 +22,8 @@ impl Running {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(crate::serve(
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn(crate::serve(
             bench.state.clone(),
             vec![listener],
             async move {
@@ -293,6 +292,6 @@ async fn shutdown_lets_open_requests_end() {
         answer.contains("HTTP/1.1 200") && answer.contains("utsuwa.local/loaded:6"),
         "{answer}"
     );
-    server.task.await.unwrap().unwrap();
+    server.task.join_next().await.unwrap().unwrap().unwrap();
     assert!(tokio::net::TcpStream::connect(server.at).await.is_err());
 }

@@ -1,7 +1,5 @@
 //! What a client writes it reads back.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::collections::BTreeMap;
 
 use prost_reflect::DynamicMessage;

@@ -1,7 +1,5 @@
 //! Every method of v2 over REST, on a store in memory.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 mod bad;
 mod operations;
 mod others;
