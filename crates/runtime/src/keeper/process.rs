@@ -7,13 +7,14 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
 use super::config::KeeperConfig;
-use super::core::{Keeper, Outcome, Parts};
+use super::core::{Keeper, Outcome, Parts, now};
 use super::held::Held;
 use crate::privilege;
 
@@ -22,6 +23,9 @@ pub(crate) const READY: &str = "ready";
 
 /// Bytes of the message file; looked at when a keeper or spawner starts.
 const LOG_LIMIT: u64 = 16 << 20;
+
+/// How long to wait for the lock of a keeper that doesn't answer any more.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What `internal keeper` was called with.
 #[derive(Debug, Default)]
@@ -175,12 +179,18 @@ fn replace(path: &str, arguments: &[String], held: Held) -> io::Error {
 fn take_lock(config: &KeeperConfig) -> io::Result<OwnedFd> {
     let path = config.runtime_dir().join("keeper.lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file.into()),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(io::Error::new(io::ErrorKind::AlreadyExists, "another keeper runs for this data directory"))
+    let deadline = now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file.into()),
+            // One that was killed a moment ago may still be letting go.
+            Err(rustix::io::Errno::WOULDBLOCK) if now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let text = "another keeper runs for this data directory and does not answer";
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+            }
+            Err(errno) => return Err(errno.into()),
         }
-        Err(errno) => Err(errno.into()),
     }
 }
 

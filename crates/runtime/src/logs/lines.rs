@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use utsuwa_model::Timestamp;
 
@@ -16,6 +17,8 @@ use super::{LogLine, LogRecord};
 
 /// Read at once.
 const CHUNK: usize = 256 * 1024;
+/// The keeper writes the time of bytes right after the bytes.
+const ENTRY_WAIT: Duration = Duration::from_secs(1);
 /// A line longer than this is cut; the rest is skipped and counted in the text.
 pub const LINE_LIMIT: usize = 1024 * 1024;
 
@@ -88,7 +91,7 @@ impl Lines {
         let Some(segment) = &mut self.segment else { return Ok(false) };
         // Times first: an entry is written after its bytes, so the bytes of all entries read are there.
         segment.read_times()?;
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = vec![0; segment.readable_from(self.offset)?];
         let count = segment.file.read_at(&mut buffer, self.offset - segment.start)?;
         if count > 0 {
             self.split(&buffer[..count]);
@@ -216,6 +219,19 @@ impl Open {
                 self.times.push_back((u64::from_le_bytes(number(0..8)), i64::from_le_bytes(number(8..16))));
             }
         }
+    }
+
+    /// How many bytes may be read at `offset`: those whose times are known, at most [`CHUNK`]. Bytes without an entry get one
+    /// within moments; where a killed keeper left none, they are taken after [`ENTRY_WAIT`].
+    fn readable_from(&self, offset: u64) -> io::Result<usize> {
+        let known = self.times.back().map_or(self.start, |(end, _)| *end).saturating_sub(offset);
+        if known > 0 {
+            return Ok(usize::try_from(known).unwrap_or(CHUNK).min(CHUNK));
+        }
+        let metadata = self.file.metadata()?;
+        let left_alone = metadata.modified()?.elapsed().is_ok_and(|age| age > ENTRY_WAIT);
+        let more = self.start + metadata.len() > offset;
+        Ok(if more && left_alone { CHUNK } else { 0 })
     }
 
     /// The time of the end, if the stream ended at `offset`.

@@ -92,6 +92,20 @@ async fn lines_cross_segments_and_dropped_ones_are_counted() {
 }
 
 #[tokio::test]
+async fn bytes_whose_time_was_lost_are_read_a_little_later() {
+    let service = Service::new();
+    let key = service.stream(1, Stream::Stdout);
+    service.write(&key, 0, "one\n", 10);
+    let path = key.segment(&service.directory(), 0);
+    let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(b"two\n").unwrap();
+    assert_eq!(shown(&service.read(None).await), ["10 1 one"], "its time may be on the way");
+    let long_ago = std::time::UNIX_EPOCH + Duration::from_micros(5_000_000);
+    file.set_modified(long_ago).unwrap();
+    assert_eq!(shown(&service.read(None).await), ["10 1 one", "5000000 2 two"]);
+}
+
+#[tokio::test]
 async fn a_line_without_end_is_cut() {
     let service = Service::new();
     let key = service.stream(1, Stream::Stdout);
