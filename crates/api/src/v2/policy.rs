@@ -1,16 +1,15 @@
-//! IAM policies on services, in v2's messages.
+//! IAM policies on services, in v2's messages. What a policy may say is [`crate::iam`]'s.
 
 use utsuwa_model::ServiceKey;
 use utsuwa_model::iam as model;
 use utsuwa_wire::google::iam::v1 as wire;
 use utsuwa_wire::google::r#type::Expr;
 
-use crate::{ApiError, ApiState, intent};
+use crate::{ApiError, ApiState, iam};
 
 /// The policy of a service.
 pub(super) fn get(state: &ApiState, key: &ServiceKey) -> Result<wire::Policy, ApiError> {
-    intent::get(state, key)?;
-    write(&state.store.policy(key)?)
+    write(&iam::get(state, key)?)
 }
 
 /// Replaces the policy, or the part that the mask names.
@@ -19,89 +18,26 @@ pub(super) async fn set(
     key: &ServiceKey,
     request: wire::SetIamPolicyRequest,
 ) -> Result<wire::Policy, ApiError> {
-    intent::get(state, key)?;
     let wish = request
         .policy
         .ok_or_else(|| ApiError::invalid("policy", "is required"))?;
-    let mask = request.update_mask.map(|m| m.paths).unwrap_or_default();
-    let now = state.store.policy(key)?;
-    let wants = |field: &str| mask.is_empty() || mask.iter().any(|p| p == field || p == "*");
-    if let Some(unknown) = mask
-        .iter()
-        .find(|p| !matches!(p.as_str(), "bindings" | "etag" | "version" | "*"))
-    {
-        return Err(ApiError::invalid(
-            "updateMask",
-            format!("{unknown:?} is not a field of a policy: bindings, etag and version are"),
-        ));
+    let mut mask = request.update_mask.map(|m| m.paths).unwrap_or_default();
+    if mask.iter().any(|p| p == "*") {
+        mask.clear();
     }
-    let etag = encode(&wish.etag);
     let policy = model::Policy {
-        version: if wants("version") && wish.version != 0 {
-            wish.version
-        } else {
-            now.version.max(1)
-        },
-        bindings: if wants("bindings") {
-            wish.bindings.into_iter().map(read).collect()
-        } else {
-            now.bindings
-        },
-        etag: String::new(),
+        version: wish.version,
+        etag: encode(&wish.etag),
+        bindings: wish.bindings.into_iter().map(read).collect(),
     };
-    check(&policy)?;
-    let expected = (!etag.is_empty()).then_some(etag);
-    write(
-        &state
-            .store
-            .set_policy(key, expected.as_deref(), policy)
-            .await?,
-    )
+    write(&iam::set(state, key, policy, &mask).await?)
 }
 
-/// Until identity exists everybody who reaches the API may do everything.
-pub(super) fn test(
-    state: &ApiState,
-    key: &ServiceKey,
-    permissions: Vec<String>,
-) -> Result<wire::TestIamPermissionsResponse, ApiError> {
-    intent::get(state, key)?;
-    Ok(wire::TestIamPermissionsResponse { permissions })
-}
-
-/// Roles and members must at least have their shape; whether they exist is not asked (decision 14).
-fn check(policy: &model::Policy) -> Result<(), ApiError> {
-    let mut found = utsuwa_model::Violations::default();
-    if ![0, 1, 3].contains(&policy.version) {
-        found.add(
-            "policy.version",
-            format!("{} is not a policy version: 1 and 3 are", policy.version),
-        );
-    }
-    for (index, binding) in policy.bindings.iter().enumerate() {
-        if !binding.role.contains("roles/") {
-            found.add(
-                format!("policy.bindings[{index}].role"),
-                format!(
-                    "{:?} is not a role: write it as roles/run.invoker",
-                    binding.role
-                ),
-            );
-        }
-        for (position, member) in binding.members.iter().enumerate() {
-            let known = matches!(member.as_str(), "allUsers" | "allAuthenticatedUsers")
-                || member
-                    .split_once(':')
-                    .is_some_and(|(kind, name)| !kind.is_empty() && !name.is_empty());
-            if !known {
-                found.add(
-                    format!("policy.bindings[{index}].members[{position}]"),
-                    format!("{member:?} is not a member: write allUsers, user:EMAIL, serviceAccount:EMAIL, group:EMAIL or domain:NAME"),
-                );
-            }
-        }
-    }
-    Ok(found.into_result()?)
+/// Which of the permissions the caller has.
+pub(super) fn test(permissions: &[String]) -> Result<wire::TestIamPermissionsResponse, ApiError> {
+    Ok(wire::TestIamPermissionsResponse {
+        permissions: iam::test(permissions)?,
+    })
 }
 
 fn read(binding: wire::Binding) -> model::Binding {

@@ -174,11 +174,7 @@ impl v2::services_server::Services for Handler {
         request: Request<iam::TestIamPermissionsRequest>,
     ) -> Answer<iam::TestIamPermissionsResponse> {
         let request = request.into_inner();
-        let key = name::service(&self.0, "resource", &request.resource)?;
-        Ok(Response::new(policy::test(
-            &self.0,
-            &key,
-            request.permissions,
-        )?))
+        name::service(&self.0, "resource", &request.resource)?;
+        Ok(Response::new(policy::test(&request.permissions)?))
     }
 }
