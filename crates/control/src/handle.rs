@@ -3,6 +3,7 @@
 //! Start: what is stored is recalled, what runs is adopted, the routes are published whole, adopted instances are handed to the
 //! ingress; only then the loops begin. A request that comes before finds no route table, so `daemon` opens its doors after.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,6 @@ use crate::rounds::{Key, LoopLine, PassError, Priority};
 use crate::seam::{Environment, FrontDoor, Images};
 use crate::settings::ControlSettings;
 use crate::world::Stage;
-use crate::traffic;
 
 /// Why the loops could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -154,23 +154,21 @@ impl Core {
         let current = service.status.latest_created.clone();
         let clash = || crate::service::Clash { message: String::new() };
         let picture = self.picture(service, current.ok_or_else(clash))?;
-        let policy = self.store.policy(key)?;
-        let held = picture.resolved.as_ref().err().map_or("", |held| held.message.as_str());
-        let routes = traffic::routes(&picture.service, &policy, picture.routing.as_ref(), held, &self.settings);
-        let shares = routes.shares.clone();
-        self.take_routes(key, routes.clone());
+        let routes = self.routes_of(&picture)?;
+        let mut ready = BTreeSet::new();
         for stored in &picture.revisions {
+            let id = &stored.key.revision;
             let stage = match stored.status.outcome {
-                Outcome::Ready if shares.contains_key(&stored.key.revision) => Stage::Serving,
+                Outcome::Ready if routes.shares.contains_key(id) => Stage::Serving,
                 Outcome::Pending => Stage::Proving,
                 _ => continue,
             };
-            if !self.recall(stored, stage).await? {
-                tracing::debug!(revision = %stored.key, "not startable yet, its own pass will see to it");
-            }
+            ready.extend((stage == Stage::Serving).then(|| id.clone()));
+            self.recall(stored, stage).await?;
         }
-        // Again: now the shares reach the revisions that were recalled.
-        self.take_routes(key, routes);
+        if let Err(error) = self.take_routes(key, routes, &ready) {
+            tracing::warn!(service = %key, %error, "a service is not routed yet, its own pass will see to it");
+        }
         Ok(())
     }
 

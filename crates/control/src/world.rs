@@ -51,6 +51,8 @@ impl StartPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     Proving,
+    /// Ready, but its service has not looked yet whether it is routed: what runs is kept until it has.
+    Proven,
     Serving,
     /// Failed, or being deleted: nothing of it shall run.
     Ended,
@@ -128,7 +130,7 @@ impl RevisionState {
 
     /// Whether the ingress must know its settings.
     pub(crate) fn is_published(&self) -> bool {
-        self.routed || self.stage == Stage::Proving || !self.instances.is_empty()
+        self.routed || matches!(self.stage, Stage::Proving | Stage::Proven) || !self.instances.is_empty()
     }
 }
 
@@ -171,13 +173,7 @@ impl World {
             if inner.revisions.contains_key(key) {
                 return false;
             }
-            let mut state = make();
-            if let Some(routes) = inner.services.get(&key.service)
-                && let Some(share) = routes.shares.get(&key.revision)
-            {
-                state.routed = state.stage == Stage::Serving;
-                state.percent = *share;
-            }
+            let state = make();
             inner.revisions.insert(key.clone(), state);
             true
         })

@@ -181,7 +181,9 @@ fn decide(
             plan.because = Because::new(format!("start {fits} now; memory for {evict} more must be freed first"));
         }
     }
-    state.because.push(plan.because.clone());
+    if !plan.because.summary.is_empty() {
+        state.because.push(plan.because.clone());
+    }
 
     let start: Vec<InstanceId> = (0..plan.start).map(|_| fresh()).collect();
     for id in &start {
@@ -242,6 +244,11 @@ fn wanted(
         let live = views.iter().filter(|v| v.is_live()).map(|v| v.id.clone()).collect();
         let discard = views.iter().filter(|v| matches!(v.reach, Reach::Failed { .. })).map(|v| v.id.clone()).collect();
         return (InstancePlan { start: 0, retire: live, discard, because }, None);
+    }
+    if state.stage == Stage::Proven {
+        state.because = vec![Because::new("keep what proved it until its service has looked at the routes")];
+        let discard = views.iter().filter(|v| matches!(v.reach, Reach::Failed { .. })).map(|v| v.id.clone()).collect();
+        return (InstancePlan { start: 0, retire: Vec::new(), discard, because: Because::default() }, None);
     }
     state.history.push(Sample::of(demand, now), state.settings.stable_window);
     let input = ScaleInput {

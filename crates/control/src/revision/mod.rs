@@ -79,13 +79,8 @@ impl Core {
         let known = self.world.revision(&key, |state| state.prepared);
         let mut actions = 0;
         if routed && known != Some(true) {
-            match self.make_startable(&revision, Stage::Serving).await {
-                Ok(()) => actions += 1,
-                Err(Hindrance::Later(error)) => return Err(error),
-                // It was startable once: the image store lost content, or the settings of the server changed.
-                Err(Hindrance::Failed { message, .. }) => return Err(PassError(message)),
-            }
-            self.publish();
+            self.make_startable_again(&revision).await?;
+            actions += 1;
             self.ask_instances(&key, Priority::Soon);
         }
         let running = self.world.revision(&key, |state| state.instances.values().filter(|r| r.phase == Phase::Running).count());
@@ -165,7 +160,7 @@ impl Core {
         self.write_outcome(revision, outcome, image).await?;
         if ready {
             self.world.revision(key, |state| {
-                state.stage = Stage::Serving;
+                state.stage = Stage::Proven;
                 state.crashes = 0;
             });
         } else {
@@ -201,6 +196,24 @@ impl Core {
         }
         self.world.revision(key, |state| state.prepared = true);
         Ok(())
+    }
+
+    /// For a revision that was ready once: whatever hinders it now is trouble of ours, and tried again.
+    async fn make_startable_again(&self, revision: &Revision) -> Result<(), PassError> {
+        match self.make_startable(revision, Stage::Serving).await {
+            Ok(()) => Ok(()),
+            Err(Hindrance::Later(error)) => Err(error),
+            // The image store lost content, or the settings of the server changed.
+            Err(Hindrance::Failed { message, .. }) => Err(PassError(message)),
+        }
+    }
+
+    /// Makes sure that the picture says how `revision` is started, before requests are led to it.
+    pub(crate) async fn make_known(&self, revision: &Revision) -> Result<(), PassError> {
+        if self.world.revision(&revision.key, |_| ()).is_some() || self.recall(revision, Stage::Serving).await? {
+            return Ok(());
+        }
+        self.make_startable_again(revision).await
     }
 
     /// Puts the way to start `revision` into the picture. Answers its root file system.

@@ -64,7 +64,7 @@ impl Core {
         let created = self.create_revision_if_changed(&service).await?;
         let picture = self.picture(service, created.current)?;
         let mut actions = usize::from(created.made);
-        actions += usize::from(self.route(&picture)?);
+        actions += usize::from(self.route(&picture).await?);
         actions += usize::from(self.write_service_status(&picture).await?);
         actions += self.remove_deleted(&picture).await?;
         actions += self.collect_revisions(&picture).await?;
@@ -102,52 +102,76 @@ impl Core {
     }
 
     /// Takes over the routes and tells the ingress if something changed.
-    fn route(&self, picture: &Picture) -> Result<bool, PassError> {
+    async fn route(&self, picture: &Picture) -> Result<bool, PassError> {
         let key = &picture.service.key;
-        let policy = self.store.policy(key)?;
-        let held = match &picture.resolved {
-            Err(held) => held.message.as_str(),
-            Ok(_) => "",
-        };
-        let routes = traffic::routes(&picture.service, &policy, picture.routing.as_ref(), held, &self.settings);
-        let changed = self.take_routes(key, routes);
-        for id in self.unlearned(key) {
+        let routes = self.routes_of(picture)?;
+        for revision in picture.revisions.iter().filter(|r| routes.shares.contains_key(&r.key.revision)) {
+            self.make_known(revision).await?;
+        }
+        let ready: BTreeSet<RevisionId> =
+            picture.revisions.iter().filter(|r| r.can_serve()).map(|r| r.key.revision.clone()).collect();
+        let changed = self.take_routes(key, routes, &ready)?;
+        for id in self.unprepared(key) {
             self.ask_revision(&RevisionKey { service: key.clone(), revision: id });
         }
         Ok(changed)
     }
 
+    /// The routes that the picture stands for.
+    pub(crate) fn routes_of(&self, picture: &Picture) -> Result<ServiceRoutes, PassError> {
+        let policy = self.store.policy(&picture.service.key)?;
+        let held = picture.resolved.as_ref().err().map_or("", |held| held.message.as_str());
+        Ok(traffic::routes(&picture.service, &policy, picture.routing.as_ref(), held, &self.settings))
+    }
+
     /// Puts `routes` into the picture and publishes them when they differ. Revisions that lost or won traffic are looked at.
-    pub(crate) fn take_routes(&self, key: &ServiceKey, routes: ServiceRoutes) -> bool {
+    /// `ready`: what can serve, as far as this pass knows.
+    ///
+    /// # Errors
+    /// A routed revision is not known (any more): nothing was changed, the next pass makes it known.
+    pub(crate) fn take_routes(
+        &self,
+        key: &ServiceKey,
+        routes: ServiceRoutes,
+        ready: &BTreeSet<RevisionId>,
+    ) -> Result<bool, PassError> {
         let idle = self.settings.idle_timeout;
         let mut touched = Vec::new();
         let changed = self.world.with(|inner| {
+            let revision = |id: &RevisionId| RevisionKey { service: key.clone(), revision: id.clone() };
+            if let Some(unknown) = routes.shares.keys().map(revision).find(|key| !inner.revisions.contains_key(key)) {
+                return Err(PassError(format!("{unknown} is routed, but how to start it is not known yet")));
+            }
             let changed = inner.services.get(key) != Some(&routes);
             let own = inner.revisions.range_mut(first_of(key)..).take_while(|(k, _)| k.service == *key);
             for (revision, state) in own {
+                let was = state.stage;
+                if was == Stage::Proven && ready.contains(&revision.revision) {
+                    state.stage = Stage::Serving;
+                }
                 let share = routes.shares.get(&revision.revision);
-                let (routed, percent) = (share.is_some() && state.stage == Stage::Serving, share.copied().unwrap_or(0));
+                let (routed, percent) = (share.is_some(), share.copied().unwrap_or(0));
                 let settings = scaling_settings(&state.template, &routes.scaling, percent, idle);
-                if (routed, percent) != (state.routed, state.percent) || settings != state.settings {
+                if (routed, percent, was) != (state.routed, state.percent, state.stage) || settings != state.settings {
                     state.route = Arc::new(revision::route_of(revision, &state.template, &settings));
                     (state.routed, state.percent, state.settings) = (routed, percent, settings);
                     touched.push(revision.clone());
                 }
             }
             inner.services.insert(key.clone(), routes);
-            changed
-        });
+            Ok(changed)
+        })?;
         if changed || !touched.is_empty() {
             self.publish();
         }
         for revision in &touched {
             self.ask_instances(revision, Priority::Soon);
         }
-        changed
+        Ok(changed)
     }
 
     /// Routed revisions that nobody has made startable yet.
-    fn unlearned(&self, key: &ServiceKey) -> Vec<RevisionId> {
+    fn unprepared(&self, key: &ServiceKey) -> Vec<RevisionId> {
         self.world.with(|inner| {
             let Some(routes) = inner.services.get(key) else { return Vec::new() };
             let known = |id: &RevisionId| {

@@ -1,0 +1,133 @@
+//! Dying after every action (house rules §4.9, level 2b): the same story is told once for each action the loops take; in the
+//! n-th telling the server dies after its n-th action and a new one begins with what the store and the world hold. Every
+//! telling must come to the same end, with the promises kept and nothing left to do.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod house;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use house::{Gate, House, template};
+use utsuwa_decide::invariant;
+use utsuwa_model::route::Target;
+use utsuwa_model::{ConditionState, ServiceKey, condition};
+
+/// Where a telling ended, without names that chance made.
+#[derive(Debug, PartialEq, Eq)]
+struct End {
+    services: Vec<(String, u64, Vec<(String, ConditionState, String)>)>,
+    revisions: Vec<(String, String)>,
+    routed: Vec<(String, String)>,
+    running: usize,
+}
+
+fn stem(name: &str) -> String {
+    name.rsplit_once('-').map_or(name, |(stem, _)| stem).to_owned()
+}
+
+fn end(house: &House) -> End {
+    let mut services = Vec::new();
+    let mut revisions = Vec::new();
+    for key in house.store.all_service_keys().unwrap() {
+        let service = house.service(&key);
+        assert_eq!(invariant::observed_follows(service.status.observed_generation, service.meta.generation), Ok(()));
+        let conditions = service.status.conditions.iter().map(|c| (c.kind.clone(), c.state, c.reason.clone())).collect();
+        services.push((key.service.to_string(), service.status.observed_generation, conditions));
+        for revision in house.store.revisions_of(&key).unwrap() {
+            let ready = condition::find(&revision.status.conditions, "Ready").unwrap();
+            revisions.push((stem(revision.key.revision.as_str()), format!("{:?}", ready.state)));
+        }
+    }
+    let table = house.door.table();
+    assert_eq!(invariant::table_is_whole(&table), Ok(()));
+    let routed = table.hosts.iter().map(|(host, route)| {
+        let to = match &route.target {
+            Target::Split(split) => {
+                split.iter().map(|(key, percent)| format!("{percent}% {}", stem(key.revision.as_str()))).collect::<Vec<_>>().join(" ")
+            }
+            Target::NotReady { .. } => "nothing".to_owned(),
+        };
+        (host.clone(), to)
+    });
+    let routed = routed.collect();
+    End { services, revisions, routed, running: house.driver.running().len() }
+}
+
+/// Waits for `done`; if the server dies meanwhile, a new one begins.
+async fn reach(house: &mut House, gate: &Arc<Gate>, what: &str, done: impl Fn(&House) -> bool) {
+    let (lives, seen) = (Arc::clone(gate), Arc::clone(gate));
+    house.until(what, |h| lives.is_closed() || done(h)).await;
+    if seen.is_closed() && !house.reborn {
+        house.restart(None).await;
+        house.reborn = true;
+        house.until(what, |h| done(h)).await;
+    }
+}
+
+fn state(house: &House, key: &ServiceKey) -> Option<ConditionState> {
+    house.ready(key)
+}
+
+/// Deploy, wake, a second deploy, a failed one, another service that is deleted, sleep.
+async fn tell(actions: u64) -> (End, Arc<Gate>) {
+    let mut house = House::new().await;
+    let gate = Gate::after(actions);
+    house.restart(Some(Arc::clone(&gate))).await;
+    house.images.put("hello:1");
+    house.images.put("hello:2");
+    let key = house.create("hello", template("hello:1")).await;
+    reach(&mut house, &gate, "first deploy", |h| state(h, &key) == Some(ConditionState::True)).await;
+
+    let first = house.routed("hello.localhost");
+    if let Some(first) = &first {
+        house.door.arrive(first, 1);
+        let woken = first.clone();
+        reach(&mut house, &gate, "served", |h| h.door_in_flight(&woken) > 0 || h.reborn).await;
+        house.door.finish(first);
+    }
+
+    house.update(&key, |s| s.spec.template = template("hello:2")).await;
+    reach(&mut house, &gate, "second deploy", |h| state(h, &key) == Some(ConditionState::True)).await;
+    house.update(&key, |s| s.spec.template = template("nowhere:1")).await;
+    reach(&mut house, &gate, "failed deploy", |h| state(h, &key) == Some(ConditionState::False)).await;
+
+    let other = house.create("other", template("hello:1")).await;
+    reach(&mut house, &gate, "other", |h| state(h, &other) == Some(ConditionState::True)).await;
+    house.delete(&other).await;
+    reach(&mut house, &gate, "deleted", |h| h.store.service(&other).unwrap().is_none()).await;
+
+    for _ in 0..32 {
+        if gate.is_closed() && !house.reborn {
+            house.restart(None).await;
+            house.reborn = true;
+        }
+        house.pass_time(Duration::from_secs(30)).await;
+    }
+    if gate.is_closed() && !house.reborn {
+        house.restart(None).await;
+        house.reborn = true;
+        house.pass_time(Duration::from_secs(960)).await;
+    }
+    let before = (house.driver.log().len(), *house.store.changes().borrow());
+    house.control.look_at_everything();
+    house.rest().await;
+    let after = (house.driver.log().len(), *house.store.changes().borrow());
+    assert_eq!(before, after, "a pass at the end does nothing");
+    let end = end(&house);
+    house.control.shutdown(Duration::ZERO).await;
+    (end, gate)
+}
+
+#[tokio::test(start_paused = true)]
+async fn dying_after_every_action_changes_nothing_in_the_end() {
+    let (undisturbed, gate) = tell(u64::MAX).await;
+    let actions = u64::try_from(gate.seen.lock().len()).unwrap();
+    assert!(actions > 30, "{:?}", gate.seen.lock());
+    assert_eq!(undisturbed.running, 0, "asleep");
+    for after in 0..actions {
+        let (end, gate) = tell(after).await;
+        let last = gate.seen.lock().last().cloned();
+        assert_eq!(end, undisturbed, "died after action {after} ({last:?})");
+    }
+}
