@@ -1,6 +1,8 @@
 //! The unchanged `gcloud` against the API, through its forward proxy (`gcloud-protocol.md` §1.3, §3). Skipped by name where
 //! `gcloud` isn't installed.
 
+#![expect(clippy::print_stderr, reason = "a skipped test says so by name")]
+
 mod support;
 
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! The promises of the store, against real files.
 #![expect(
+    clippy::unwrap_used,
     clippy::disallowed_methods,
-    reason = "tests wait for the tasks they spawn"
+    reason = "tests; those that spawn wait for their tasks"
 )]
 
 use std::process::{Command, Stdio};

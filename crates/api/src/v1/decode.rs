@@ -120,9 +120,8 @@ fn read_target(target: &Object<'_>) -> TrafficTarget {
     let revision = target
         .word("revisionName")
         .and_then(|name| revision_id(target, "revisionName", &name));
-    let latest = target
-        .flag("latestRevision")
-        .unwrap_or(revision.is_none() && target.word("revisionName").is_none());
+    let unnamed = target.word("revisionName").is_none();
+    let latest = target.flag("latestRevision").unwrap_or(unnamed);
     if target.word("url").is_some() {
         target.wrong("url", "must not be set: it is an output");
     }

@@ -51,14 +51,14 @@ pub fn router(state: ApiState) -> axum::Router {
 async fn answer(State(state): State<ApiState>, request: Request<Body>) -> Response {
     match handle(&state, request).await {
         Ok(Answer::Json(value)) => json(&value),
-        Ok(Answer::Unknown(request)) => crate::http::unknown_path(request).await,
+        Ok(Answer::Unknown(request)) => crate::http::unknown_path(*request).await,
         Err(error) => error.into_response(),
     }
 }
 
 enum Answer {
     Json(Value),
-    Unknown(Request<Body>),
+    Unknown(Box<Request<Body>>),
 }
 
 async fn handle(state: &ApiState, request: Request<Body>) -> Result<Answer, ApiError> {
@@ -89,7 +89,7 @@ async fn handle(state: &ApiState, request: Request<Body>) -> Result<Answer, ApiE
             )));
         }
         Path::Locations { .. } | Path::Location { .. } | Path::Unknown => {
-            return Ok(Answer::Unknown(request));
+            return Ok(Answer::Unknown(Box::new(request)));
         }
     };
     let query = Query::parse(request.uri().query())?;
@@ -152,7 +152,12 @@ async fn handle(state: &ApiState, request: Request<Body>) -> Result<Answer, ApiE
         ("POST", Collection::Operations, Some(id), Some("wait")) => {
             operations::wait(state, &place, id, &body).await?
         }
-        _ => return Ok(Answer::Unknown(Request::from_parts(parts, Body::empty()))),
+        _ => {
+            return Ok(Answer::Unknown(Box::new(Request::from_parts(
+                parts,
+                Body::empty(),
+            ))));
+        }
     };
     Ok(Answer::Json(value))
 }

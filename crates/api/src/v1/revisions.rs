@@ -8,8 +8,7 @@ use utsuwa_store::{Listing, Page};
 use super::encode;
 use super::path::Place;
 use super::query::Query;
-use crate::error::Code;
-use crate::{ApiError, ApiState};
+use crate::{ApiError, ApiState, intent};
 
 const NONCE: &str = "client.knative.dev/nonce";
 const SERVICE: &str = "serving.knative.dev/service";
@@ -91,46 +90,8 @@ pub(super) async fn delete(
     query: &Query,
 ) -> Result<Value, ApiError> {
     let revision = find(state, place, name)?;
-    check_unused(state, &revision)?;
-    if !query.dry_run {
-        let now = state.now();
-        state
-            .store
-            .update_revision(&revision.key, move |r| {
-                let first = r.meta.delete_time.is_none();
-                r.meta.delete_time.get_or_insert(now);
-                first
-            })
-            .await?;
-    }
+    intent::delete_revision(state, &revision.key, None, query.dry_run).await?;
     Ok(json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
-}
-
-/// Why a revision can't be deleted, if so.
-fn check_unused(state: &ApiState, revision: &Revision) -> Result<(), ApiError> {
-    let id = &revision.key.revision;
-    let Some(service) = state.store.service(&revision.key.service)? else {
-        return Ok(());
-    };
-    let refused = |why: String| Err(ApiError::new(Code::FailedPrecondition, why));
-    if service.status.latest_created.as_ref() == Some(id) {
-        return refused(format!(
-            "Revision '{id}' is the latest of service '{}' and can't be deleted. Deploy another one first, or delete the service.",
-            service.key.service
-        ));
-    }
-    let wanted = service
-        .spec
-        .traffic
-        .iter()
-        .any(|t| t.revision.as_ref() == Some(id));
-    let routed = service.status.traffic.iter().any(|t| t.revision == *id);
-    if wanted || routed {
-        return refused(format!(
-            "Revision '{id}' receives traffic or has a tag and can't be deleted. Move its traffic and remove its tags first."
-        ));
-    }
-    Ok(())
 }
 
 fn find(state: &ApiState, place: &Place, name: &str) -> Result<Revision, ApiError> {

@@ -1,7 +1,5 @@
 //! Every method of v1 against a store in memory.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use serde_json::{Value, json};
 use utsuwa_model::RevisionKey;
 use utsuwa_model::address::project_number;

@@ -12,10 +12,11 @@ use utsuwa_api::seam::{
     ImageInsight, Images, Insight, LoadedImage, LogLine, Logs, LoopInsight, RevisionInsight,
 };
 use utsuwa_api::{Addresses, ApiState, Readiness, SystemClock, serve};
+use utsuwa_decide::revision::automatic_name;
 use utsuwa_model::address;
 use utsuwa_model::condition::{Condition, ConditionState, Severity};
 use utsuwa_model::operation::GenerationOutcome;
-use utsuwa_model::revision::{Outcome, Revision, RevisionStatus, automatic_name};
+use utsuwa_model::revision::{Outcome, Revision, RevisionStatus};
 use utsuwa_model::service::{Meta, Service, TrafficStatus, TrafficTarget};
 use utsuwa_model::{RevisionKey, ServiceKey, Timestamp};
 use utsuwa_store::{Settings, Store, StoreError};
@@ -196,7 +197,9 @@ fn make(service: &Service) -> Revision {
     let template = service.spec.template.clone();
     let name = match &template.revision {
         Some(name) => name.clone(),
-        None => automatic_name(&service.key.service, service.meta.generation, 7).expect("a name"),
+        None => automatic_name(&service.key.service, service.meta.generation, 7)
+            .parse()
+            .expect("a name"),
     };
     let now = service.meta.version;
     let image = template.containers[0].image.clone();

@@ -2,8 +2,6 @@
 
 mod defaults;
 
-pub use defaults::automatic_name;
-
 use serde::{Deserialize, Serialize};
 
 use crate::service::{Meta, RevisionTemplate};
