@@ -137,3 +137,27 @@ fn check(connection: &Connection, path: &Path) -> Result<(), StoreError> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an acknowledged write rests on.
+    #[test]
+    fn the_writer_is_durable() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let connection = Connection::open(dir.path().join("x.sqlite")).expect("opens");
+        prepare(&connection).expect("prepares");
+        let mode: String = connection
+            .pragma_query_value(None, "journal_mode", |r| r.get(0))
+            .expect("reads");
+        let synchronous: i64 = connection
+            .pragma_query_value(None, "synchronous", |r| r.get(0))
+            .expect("reads");
+        assert_eq!(
+            (mode.as_str(), synchronous),
+            ("wal", 2),
+            "2 is FULL: every commit waits for the disk"
+        );
+    }
+}

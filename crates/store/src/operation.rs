@@ -12,6 +12,9 @@ use crate::{AuditEntry, Listing, Page, Store, StoreError, audit, row};
 /// Operations kept per service; older ones are forgotten when a new one comes.
 const KEPT: i64 = 100;
 
+/// Operations are kept this long (30 days, in microseconds): those of services that are gone have no newer ones to push them out.
+const KEPT_MICROS: i64 = 30 * 24 * 3600 * 1_000_000;
+
 const COLUMNS: &str = "id, project, region, service, service_uid, generation, kind, create_time";
 
 type Seen = (Operation, Option<GenerationOutcome>);
@@ -119,6 +122,15 @@ fn insert(connection: &Connection, op: &Operation) -> Result<(), StoreError> {
              (SELECT id FROM operations WHERE service_uid = ?1 ORDER BY create_time DESC LIMIT -1 OFFSET ?2)",
         )?
         .execute(params![op.service_uid, KEPT])?;
+    connection
+        .prepare_cached(
+            "DELETE FROM operations WHERE project = ? AND region = ? AND create_time < ?",
+        )?
+        .execute(params![
+            op.service.project.as_str(),
+            op.service.region.as_str(),
+            op.create_time.0.saturating_sub(KEPT_MICROS)
+        ])?;
     Ok(())
 }
 
@@ -149,6 +161,15 @@ pub(crate) fn removed(connection: &Connection, uid: &str) -> Result<(), StoreErr
     connection
         .prepare_cached("INSERT OR IGNORE INTO removals (service_uid) VALUES (?)")?
         .execute([uid])?;
+    // Nobody can ask for the outcome of a service that has neither a row nor an operation.
+    for table in ["outcomes", "removals"] {
+        connection
+            .prepare_cached(&format!(
+                "DELETE FROM {table} WHERE service_uid NOT IN (SELECT service_uid FROM operations)
+                   AND service_uid NOT IN (SELECT uid FROM services)"
+            ))?
+            .execute([])?;
+    }
     Ok(())
 }
 

@@ -713,6 +713,25 @@ async fn a_damaged_page_is_noticed_at_start() {
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
 }
 
+/// Making and removing services over and over leaves nothing behind for ever.
+#[tokio::test]
+async fn operations_of_gone_services_are_forgotten_after_a_month() {
+    let store = Store::open_in_memory().unwrap();
+    let day = 24 * 3600 * 1_000_000;
+    let old = create(&store, "demo/r/old", 0).await;
+    store.remove_service(&old.key).await.unwrap();
+    create(&store, "demo/r/next", 29 * day).await;
+    assert!(store.operation("op-demo/r/old-0").unwrap().is_some());
+    create(&store, "demo/r/late", 31 * day).await;
+    assert_eq!(store.operation("op-demo/r/old-0").unwrap(), None);
+    assert!(
+        store
+            .operation(&format!("op-demo/r/next-{}", 29 * day))
+            .unwrap()
+            .is_some()
+    );
+}
+
 /// What a later version needs to know quickly is taken out of rows that an earlier version wrote.
 #[tokio::test]
 async fn an_older_database_is_brought_up_to_date() {
@@ -758,25 +777,31 @@ async fn an_older_database_is_brought_up_to_date() {
     );
 }
 
-/// Run by `acknowledged_writes_survive_kill_9` in a process of its own: writes until it is killed, and says what was
-/// acknowledged.
-#[tokio::test]
+/// Run by `acknowledged_writes_survive_kill_9` in a process of its own: eight writers at once (so that commits are shared)
+/// write until they are killed, and say what was acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_that_writes() {
     let Some(dir) = std::env::var_os("UTSUWA_STORE_TEST_DIR") else {
         return;
     };
     let store = Store::open(std::path::Path::new(&dir)).unwrap();
-    for n in 0.. {
-        create(&store, &format!("demo/r/s{n}"), n).await;
-        eprintln!("acknowledged {n}");
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..8 {
+        let store = store.clone();
+        writers.spawn(async move {
+            for n in 0.. {
+                create(&store, &format!("demo/r/w{writer}-s{n}"), n).await;
+                eprintln!("acknowledged demo/r/w{writer}-s{n}");
+            }
+        });
     }
+    while writers.join_next().await.is_some() {}
 }
 
 #[test]
 fn acknowledged_writes_survive_kill_9() {
     use std::io::{BufRead, BufReader};
     let dir = tempfile::tempdir().unwrap();
-    let mut acknowledged = 0;
     for round in 0..3 {
         let data = dir.path().join(round.to_string());
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -787,28 +812,36 @@ fn acknowledged_writes_survive_kill_9() {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut last = None;
+        let mut acknowledged = Vec::new();
         for line in lines {
-            let line = line.unwrap();
-            if let Some(n) = line.strip_prefix("acknowledged ") {
-                last = Some(n.parse::<i64>().unwrap());
+            // The last line may be cut off: then it doesn't say which write it was.
+            let Ok(line) = line else { break };
+            if let Some(written) = line.strip_prefix("acknowledged ") {
+                acknowledged.push(written.to_owned());
             }
             // Killed at different places; what is still in the pipe afterwards was acknowledged too.
-            if last == Some(20 + round * 17) {
+            if acknowledged.len() == 60 + round * 37 {
                 child.kill().unwrap();
             }
         }
         child.wait().unwrap();
-        let last = last.unwrap();
+        acknowledged.pop();
         let store = Store::open(&data).unwrap();
-        let found = i64::try_from(store.all_service_keys().unwrap().len()).unwrap();
-        assert!(
-            found > last,
-            "{found} services, but number {last} (counted from 0) was acknowledged"
-        );
-        acknowledged += last;
+        assert!(acknowledged.len() >= 59);
+        for written in &acknowledged {
+            assert!(
+                store.service(&key(written)).unwrap().is_some(),
+                "{written} was acknowledged"
+            );
+            let op = store
+                .operation(&format!(
+                    "op-{written}-{}",
+                    written.rsplit_once('s').unwrap().1
+                ))
+                .unwrap();
+            assert!(op.is_some(), "the operation of {written} came with it");
+        }
     }
-    assert!(acknowledged >= 60);
 }
 
 /// A real small file system: the write fails as a whole with the typed error, what was there stays, and after room was
