@@ -57,7 +57,7 @@ fn end(house: &House) -> End {
 /// Waits for `done`; if the server dies meanwhile, a new one begins.
 async fn reach(house: &mut House, gate: &Arc<Gate>, what: &str, done: impl Fn(&House) -> bool) {
     let (lives, seen) = (Arc::clone(gate), Arc::clone(gate));
-    house.until(what, |h| lives.is_closed() || done(h)).await;
+    house.until(what, |h| (lives.is_closed() && !h.reborn) || done(h)).await;
     if seen.is_closed() && !house.reborn {
         house.restart(None).await;
         house.reborn = true;

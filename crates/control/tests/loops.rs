@@ -50,6 +50,11 @@ async fn deploy_wake_sleep() {
     assert_eq!(house.driver.running().len(), 1, "kept while idle");
     house.pass_time(Duration::from_secs(70)).await;
     assert!(house.driver.running().is_empty(), "asleep after 15 min");
+    let retired = house.door.retired();
+    for stopped in house.driver.log().iter().filter_map(|line| line.strip_prefix("stop ")) {
+        let id = stopped.parse().expect("an id");
+        assert_eq!(utsuwa_decide::invariant::stops_after_retirement(&id, &retired), Ok(()));
+    }
     assert_eq!(house.control.sweep_found(), 0);
 }
 
@@ -191,6 +196,7 @@ async fn a_crash_is_replaced_and_a_loop_of_crashes_slows_down() {
     house.until("in flight", |h| h.door_in_flight(&revision) == 1).await;
     let id = house.driver.running()[0].clone();
     house.driver.exit(&id, Exit::Signal(11), Vec::new());
+    house.until("noticed", |h| h.door_in_flight(&revision) == 0).await;
     house.door.arrive(&revision, 1);
     house.until("replaced", |h| h.driver.running().first().is_some_and(|new| *new != id)).await;
 

@@ -174,6 +174,10 @@ impl Door {
         Arc::clone(&self.inner.lock().table)
     }
 
+    pub(crate) fn retired(&self) -> BTreeSet<InstanceId> {
+        self.inner.lock().retired.clone()
+    }
+
     pub(crate) fn refused(&self) -> Vec<(RevisionKey, Refusal)> {
         self.inner.lock().refused.clone()
     }
@@ -453,7 +457,7 @@ impl House {
     pub(crate) async fn pass_time(&self, time: Duration) {
         let mut left = time;
         while !left.is_zero() {
-            let step = left.min(Duration::from_millis(500));
+            let step = left.min(if time > Duration::from_secs(25) { Duration::from_secs(5) } else { Duration::from_millis(500) });
             tokio::time::advance(step).await;
             left -= step;
             self.rest().await;
@@ -466,6 +470,10 @@ impl House {
         let began = std::time::Instant::now();
         while quiet < 50 {
             tokio::task::yield_now().await;
+            if self.clock.gate.lock().as_ref().is_some_and(|gate| gate.is_closed()) {
+                // The dead do nothing any more.
+                return;
+            }
             quiet = if self.control.is_at_rest() { quiet + 1 } else { 0 };
             if began.elapsed() > Duration::from_secs(20) {
                 let table: Vec<String> = self.control.loops().iter().map(|l| format!("{l:?}")).collect();
