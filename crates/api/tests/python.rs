@@ -1,0 +1,82 @@
+//! The unchanged client library `google-cloud-run` for Python, over gRPC and over REST, through the proxy of `utsuwa env`.
+//! Runs where `UTSUWA_PYTHON` names an interpreter that has the library; elsewhere it is reported as skipped.
+
+mod support;
+
+use std::process::Stdio;
+
+use support::World;
+
+const CLIENT: &str = include_str!("python/client.py");
+
+async fn run(transport: &str) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test learns of its tools from the environment"
+    )]
+    let Ok(python) = std::env::var("UTSUWA_PYTHON") else {
+        #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+        {
+            eprintln!(
+                "SKIPPED google-cloud-run over {transport}: set UTSUWA_PYTHON to a Python that has google-cloud-run"
+            );
+        }
+        return;
+    };
+    let world = World::start().await;
+    let ca = utsuwa_api::proxy::ca_pem_path(&world.keys.path().join("keys"));
+    let ca = if ca.is_file() {
+        ca
+    } else {
+        utsuwa_api::proxy::ca_pem_path(world.keys.path())
+    };
+    let proxy = format!("http://{}", world.address);
+    let mut child = tokio::process::Command::new(python)
+        .args(["-c", CLIENT, transport])
+        .env("https_proxy", &proxy)
+        .env("HTTPS_PROXY", &proxy)
+        .env_remove("no_proxy")
+        .env_remove("NO_PROXY")
+        .env("REQUESTS_CA_BUNDLE", &ca)
+        .env("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", &ca)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("UTSUWA_PYTHON can be run");
+    drop(child.stdin.take());
+    let finished = tokio::time::timeout(
+        std::time::Duration::from_secs(120),
+        child.wait_with_output(),
+    );
+    let output = finished
+        .await
+        .expect("the client ends within two minutes")
+        .expect("the client ran");
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.status.success() && text.contains("all as expected"),
+        "{transport}: {text}"
+    );
+    let left = world.store.all_service_keys().expect("readable");
+    assert_eq!(
+        left.iter().map(|k| k.service.as_str()).collect::<Vec<_>>(),
+        ["failing"],
+        "what the client left"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_client_works_over_grpc() {
+    run("grpc").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_client_works_over_rest() {
+    run("rest").await;
+}
