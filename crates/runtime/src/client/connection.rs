@@ -160,6 +160,10 @@ impl Connection {
     /// `false`: nobody needs the connection any more.
     async fn reconnect(&mut self) -> bool {
         loop {
+            // A driver that nobody holds any more must not come back and supersede the next one.
+            if self.calls.is_closed() {
+                return false;
+            }
             let holds = self.internal_sockets.keys().copied().collect();
             let shared = Arc::clone(&self.shared);
             match KeeperLink::connect(&shared.socket, &shared.data_id, &shared.build, holds).await {

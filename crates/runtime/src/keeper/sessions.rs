@@ -13,6 +13,7 @@ use super::protocol::{
     ClientKind, Event, FromKeeper, KeeperError, LIST_PAGE, OLDEST, Op, Reply, Status, ToKeeper, VERSION,
 };
 use super::spawners::{HOUSEKEEPER, Pending, STARTER};
+use crate::network::Gateway;
 use crate::spawner::protocol::{Channel, Op as SpawnOp};
 
 /// More connections than this are somebody's mistake.
@@ -141,6 +142,7 @@ impl Keeper {
     fn tell_server(&mut self, holds: &[u32]) {
         let numbers: Vec<u32> = self.sandboxes.keys().copied().filter(|number| !holds.contains(number)).collect();
         for number in numbers {
+            self.reopen_internal(number);
             self.announce_sockets(number);
         }
         let gone = holds.iter().filter(|number| !self.sandboxes.contains_key(number)).copied().collect::<Vec<_>>();
@@ -183,6 +185,21 @@ impl Keeper {
         match copies {
             Ok(copies) => self.announce(Event::SandboxSockets { sandbox: number, net }, copies),
             Err(error) => tracing::error!(number, %error, "pass the internal sockets of a sandbox on"),
+        }
+    }
+
+    /// Internal sockets that were lost with all who held them are made anew.
+    fn reopen_internal(&mut self, number: u32) {
+        let Some(sandbox) = self.sandboxes.get_mut(&number) else { return };
+        if !sandbox.internal.is_empty() || sandbox.net.sockets.is_empty() || sandbox.netns.is_none() {
+            return;
+        }
+        match Gateway::reopen(&self.config.id, &sandbox.net) {
+            Ok(sockets) => {
+                sandbox.internal = sockets;
+                self.deposit(number);
+            }
+            Err(error) => tracing::error!(number, %error, "this instance has no name service any more"),
         }
     }
 

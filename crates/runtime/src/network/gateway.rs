@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::addresses::{RANGE_PREFIX, RANGE6_PREFIX, choose_range, hardware, range6, tag};
 use super::netlink::{End, Link, Message, Netlink, Route};
-use super::prepare::{forward, prepare_namespace, prepare_sandbox, sandbox_sockets};
+use super::prepare::{bound_socket, forward, prepare_namespace, prepare_sandbox, sandbox_sockets};
 use super::rules::{self, CABLE_PREFIX, UPLINK_INSIDE};
 use super::sysctl::{self, Record};
 use super::{HOST_ADDRESS, INTERNAL_ADDRESS, NetConfig, NetError, NetInfo};
@@ -203,6 +203,19 @@ impl Gateway {
     pub fn refusal_sockets(&self) -> Result<Vec<OwnedFd>, NetError> {
         let copies: Result<_, _> = self.refusals.iter().map(OwnedFd::try_clone).collect();
         copies.map_err(|error| NetError::sys("duplicate the sockets of refused connections", error))
+    }
+
+    /// The sockets of [`NetInfo::sockets`] made anew, for a sandbox whose sockets were all lost with the processes that held
+    /// them. Needs no [`Gateway`]: the caller is privileged and single-threaded like it.
+    ///
+    /// # Errors
+    /// [`NetError`]; for example while somebody still holds the old ones.
+    pub fn reopen(id: &str, info: &NetInfo) -> Result<Vec<OwnedFd>, NetError> {
+        let netns = namespace::find(id)
+            .ok_or_else(|| NetError::sys("find the gateway namespace", std::io::Error::from(std::io::ErrorKind::NotFound)))?;
+        namespace::inside(netns.as_fd(), || {
+            info.sockets.iter().map(|role| bound_socket(*role, &info.host_veth)).collect()
+        })
     }
 
     /// Removes everything that [`Gateway::set_up`] and [`Gateway::attach`] made for the server `id`, whoever called them.

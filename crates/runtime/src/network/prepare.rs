@@ -99,7 +99,8 @@ pub(super) fn sandbox_sockets(
     Ok((roles, sockets?))
 }
 
-fn bound_socket(role: SocketRole, device: &str) -> Result<OwnedFd, NetError> {
+/// One of them.
+pub(super) fn bound_socket(role: SocketRole, device: &str) -> Result<OwnedFd, NetError> {
     let (address, port, kind) = match role {
         SocketRole::DnsUdp => (INTERNAL_ADDRESS, 53, Type::DGRAM),
         SocketRole::DnsTcp => (INTERNAL_ADDRESS, 53, Type::STREAM),
