@@ -4,13 +4,15 @@
 mod launcher_world;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::time::{Duration, Instant};
 
 use launcher_world::{End, UID_BASE, World, possible, wait};
+use sha2::{Digest, Sha256};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
+use utsuwa_runtime::network::NetConfig;
 use utsuwa_runtime::sandbox::has_sigterm_handler;
 use utsuwa_runtime::sandbox::process::IMAGE_BASE;
 use utsuwa_runtime::spawner::protocol::{Op, Reply, SpawnError};
@@ -58,7 +60,7 @@ root_test! {
              do (echo 1 > $f) 2>/dev/null && echo WRITTEN $f; done; \
              mount -t tmpfs none /tmp 2>&1; umount /proc/keys 2>&1; umount /proc 2>&1; chroot / true 2>&1; unshare -U true 2>&1; \
              mknod /tmp/disk b 8 0 2>&1; mknod /tmp/pipe p && echo pipe made; cat /sys/fs/cgroup/memory*/memory.limit_in_bytes \
-             /sys/fs/cgroup/memory.max 2>/dev/null; cat /etc/resolv.conf /etc/hosts",
+             /sys/fs/cgroup/memory.max 2>/dev/null; cat /etc/resolv.conf /etc/hosts; (: <> /dev/ptmx) && echo pty made",
         );
         assert!(!output.contains("WRITTEN"), "{output}");
         for line in output.lines().filter(|line| line.starts_with("/proc/") && !line.ends_with(':')) {
@@ -66,7 +68,7 @@ root_test! {
         }
         let refused = output.lines().filter(|line| line.contains("ermitted") || line.contains("denied")).count();
         assert_eq!(refused, 6, "mount, 2 umount, chroot, unshare, mknod of a disk: {output}");
-        for expected in ["pipe made", "67108864", "nameserver 169.254.169.254", "127.0.0.1 localhost"] {
+        for expected in ["pipe made", "pty made", "67108864", "nameserver 169.254.169.254", "127.0.0.1 localhost"] {
             assert!(output.contains(expected), "{expected:?} is missing in\n{output}");
         }
     }
@@ -193,8 +195,8 @@ root_test! {
         spec.limits.memory = MemoryBytes(256 << 20);
         // 65,536 inodes for 256 MiB; the count stops there and not at the host's memory.
         let (output, end, _) = world.run(spec);
-        let made: u64 = output.lines().find_map(|line| line.strip_prefix("made ")?.parse().ok()).unwrap_or(0);
-        assert!(end == End::Code(0) && (60_000..=65_536).contains(&made), "{output} {end:?}");
+        let made: u64 = output.split(['/', ':']).find_map(|part| part.parse().ok()).unwrap_or(0);
+        assert!(output.contains("No space left") && (60_000..=65_536).contains(&made), "{output} {end:?}");
     }
 }
 
@@ -293,6 +295,74 @@ root_test! {
 }
 
 root_test! {
+    fn a_layer_is_unpacked_without_privileges(world) {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut add = |name: &str, kind: tar::EntryType, mode: u32, uid: u64, content: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_uid(uid);
+            header.set_gid(uid);
+            header.set_size(content.len() as u64);
+            archive.append_data(&mut header, name, content).unwrap();
+        };
+        add("app/", tar::EntryType::Directory, 0o755, 7, b"");
+        add("app/data", tar::EntryType::Regular, 0o640, 7, b"from the archive");
+        add("srv/.wh..wh..opq", tar::EntryType::Regular, 0o644, 0, b"");
+        add("etc/.wh.group", tar::EntryType::Regular, 0o644, 0, b"");
+        let archive = archive.into_inner().unwrap();
+        let diff_id = format!("sha256:{}", Sha256::digest(&archive).iter().map(|b| format!("{b:02x}")).collect::<String>());
+        let blob = || {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&archive).unwrap();
+            file.seek(SeekFrom::Start(0)).unwrap();
+            file
+        };
+        let media_type = "application/vnd.oci.image.layer.v1.tar".to_owned();
+        let op = Op::Unpack { diff_id: diff_id.clone(), media_type: media_type.clone() };
+        let (result, _) = world.housekeeper.ask(op, &[blob().as_fd()]);
+        assert!(matches!(result.unwrap(), Reply::Unpacked { entries: 4, bytes: 16, .. }));
+        let root = world.images.join("layers").join(diff_id.trim_start_matches("sha256:"));
+        assert_eq!(fs::metadata(root.join("app/data")).unwrap().uid(), IMAGE_BASE + 7);
+        let mut spec = world.spec(&["sh", "-c", "cat /app/data; stat -c ' %u %a' /app/data; ls -a /srv; ls /etc"]);
+        spec.rootfs.layers.push(diff_id.clone());
+        let (output, ..) = world.run(spec);
+        assert_eq!(output, "from the archive 7 640\n.\n..\nhostname\nhosts\npasswd\nresolv.conf\n");
+
+        let wrong = format!("sha256:{}", "ab".repeat(32));
+        let (result, _) = world.housekeeper.ask(Op::Unpack { diff_id: wrong.clone(), media_type }, &[blob().as_fd()]);
+        let error = result.unwrap_err();
+        assert!(matches!(&error, SpawnError::Unpack { why, .. } if why.contains(&diff_id)), "{error}");
+        let names: Vec<_> = fs::read_dir(world.images.join("layers")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 2, "nothing half done is left: {names:?}");
+    }
+}
+
+#[test]
+fn an_instance_has_its_network() {
+    if !possible("an_instance_has_its_network") {
+        return;
+    }
+    let id = World::id();
+    let network = NetConfig { id: id.clone(), ingress_ports: vec![80], allow: Vec::new(), mtu: None };
+    let mut world = World::with_network(Some(network));
+    let script = "ip -o addr; ip route; nc -l -p 80 -e echo answered & until nc ::1 80; do kill -0 $! || exit 1; done";
+    let mut spec = world.spec(&["sh", "-c", script]);
+    spec.process.user = "www".to_owned();
+    let mut instance = world.start(spec).unwrap();
+    let address = instance.sandbox.net.address.to_string();
+    let mut output = String::new();
+    instance.output.read_to_string(&mut output).unwrap();
+    assert_eq!(wait(&instance.sandbox.pidfd), End::Code(0), "{output}");
+    assert!(output.contains("eth0") && output.contains(&address) && output.contains("default via"), "{output}");
+    assert!(output.contains("answered"), "port 80 as another user than root: {output}");
+    assert!(!instance.sandbox.sockets.is_empty());
+    world.end(instance.sandbox);
+    drop(world);
+    utsuwa_runtime::network::Gateway::tear_down(&id).unwrap();
+}
+
+root_test! {
     fn roles_keep_to_their_work_and_removal_is_idempotent(world) {
         let (result, _) = world.starter.ask(Op::MakeSandbox { sandbox: 1 }, &[]);
         assert!(matches!(result, Err(SpawnError::WrongRole { .. })));
@@ -342,9 +412,7 @@ root_test! {
         let began = Instant::now();
         let mut waiting = std::collections::BTreeSet::new();
         for sandbox in &sandboxes {
-            let null = fs::File::create("/dev/null").unwrap();
             let pipe = rustix::pipe::pipe().unwrap();
-            drop(null);
             let spec = world.spec(&["/bin/sleep", "1000"]);
             let op = Op::Start { sandbox: sandbox.number, pid: sandbox.pid, spec: Box::new(spec), net: sandbox.net.clone() };
             waiting.insert(world.starter.send(op, &[sandbox.control.as_fd(), pipe.1.as_fd(), pipe.1.as_fd()]));

@@ -399,3 +399,6 @@ fn read(path: &Path) -> Result<String, SpawnError> {
 fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,6 +113,39 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_copy_is_the_same_with_other_owners() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped a_copy_is_the_same_with_other_owners: giving files away needs root");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let layer = directory.path().join("layer");
+        fs::create_dir_all(layer.join("d")).unwrap();
+        fs::write(layer.join("d/file"), "content").unwrap();
+        fs::hard_link(layer.join("d/file"), layer.join("d/other")).unwrap();
+        symlink("/etc/passwd", layer.join("link")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, layer.join("gone"), FileType::CharacterDevice, Mode::from_raw_mode(0), 0).unwrap();
+        lchown(layer.join("d/file"), Some(IMAGE_BASE + 5), Some(IMAGE_BASE + 6)).unwrap();
+        lchown(layer.join("link"), Some(IMAGE_BASE), Some(IMAGE_BASE)).unwrap();
+        fs::set_permissions(layer.join("d/file"), fs::Permissions::from_mode(0o4755)).unwrap();
+        rustix::fs::lsetxattr(layer.join("d"), "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+
+        let shifted = directory.path().join("shifted");
+        let copy = ensure(&layer, &shifted, "00", 500_000).unwrap();
+        assert_eq!(ensure(&layer, &shifted, "00", 500_000).unwrap(), copy);
+        let of = |name: &str| fs::symlink_metadata(copy.join(name)).unwrap();
+        let file = of("d/file");
+        assert_eq!((file.uid(), file.gid(), file.mode() & 0o7777), (500_005, 500_006, 0o4755));
+        assert_eq!(file.ino(), of("d/other").ino());
+        assert_eq!(file.mtime_nsec(), fs::metadata(layer.join("d/file")).unwrap().mtime_nsec());
+        assert_eq!(fs::read_to_string(copy.join("d/file")).unwrap(), "content");
+        assert_eq!((of("link").uid(), fs::read_link(copy.join("link")).unwrap()), (500_000, PathBuf::from("/etc/passwd")));
+        assert!(of("gone").file_type().is_char_device() && of("gone").rdev() == 0);
+        let mut value = [0u8; 4];
+        assert_eq!(rustix::fs::lgetxattr(copy.join("d"), "trusted.overlay.opaque", &mut value[..]).unwrap(), 1);
+    }
+
+    #[test]
     fn ids_outside_the_image_range_become_nobody() {
         assert_eq!(shifted(IMAGE_BASE, 100_000), 100_000);
         assert_eq!(shifted(IMAGE_BASE + 33, 100_000), 100_033);

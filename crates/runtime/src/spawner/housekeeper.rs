@@ -29,7 +29,8 @@ const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 struct Removal {
-    request: u64,
+    /// `None`: nobody waits for it.
+    request: Option<u64>,
     cgroup: SandboxCgroup,
     began: Instant,
 }
@@ -65,11 +66,11 @@ impl Housekeeper {
         cgroup.create()?;
         let made = self.make_in(sandbox, &cgroup);
         if made.is_err() {
-            // What began in it is killed and reaped by the keeper's side of the error; the name must not stay.
+            // Its process was killed; the keeper, its parent, reaps it like any child. The rest must not stay.
             if let Some(gateway) = &mut self.gateway {
                 let _ = gateway.detach(sandbox);
             }
-            let _ = cgroup.remove();
+            self.removals.push(Removal { request: None, cgroup, began: Instant::now() });
         }
         made
     }
@@ -124,7 +125,7 @@ impl Housekeeper {
             respond(channel, request, Err(SpawnError::Network { why: error.to_string() }), &[]);
             return;
         }
-        self.removals.push(Removal { request, cgroup: self.cgroups.sandbox(sandbox), began: Instant::now() });
+        self.removals.push(Removal { request: Some(request), cgroup: self.cgroups.sandbox(sandbox), began: Instant::now() });
         self.remove_cgroups(channel);
     }
 
@@ -134,7 +135,11 @@ impl Housekeeper {
                 Err(SpawnError::Sys { errno: libc::EBUSY, .. }) if removal.began.elapsed() < REMOVE_DEADLINE => return true,
                 other => other,
             };
-            respond(channel, removal.request, result.map(|()| Reply::Done), &[]);
+            match (removal.request, result) {
+                (Some(request), result) => respond(channel, request, result.map(|()| Reply::Done), &[]),
+                (None, Err(error)) => tracing::warn!(%error, "the cgroup of a sandbox that could not be made stays behind"),
+                (None, Ok(())) => {}
+            }
             false
         });
     }

@@ -9,22 +9,21 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{WaitId, WaitIdOptions};
 use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec, StartPhases};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
-use utsuwa_runtime::network::{NetInfo, SocketRole};
+use utsuwa_runtime::network::{NetConfig, NetInfo, SocketRole};
 use utsuwa_runtime::sandbox::cgroup::{Cgroups, SandboxCgroup};
 use utsuwa_runtime::sandbox::process::IMAGE_BASE;
 use utsuwa_runtime::spawner::protocol::{Channel, Op, Reply, Request, Response, SpawnError};
 use utsuwa_runtime::spawner::{CHANNEL_FD, Role, SpawnerConfig};
 
 pub const UID_BASE: u32 = 0x2000_0000;
-const APPLETS: [&str; 24] = [
+const APPLETS: [&str; 27] = [
     "sh", "id", "cat", "ls", "dd", "sleep", "stat", "readlink", "mount", "umount", "touch", "mkdir", "chown", "ps", "hostname",
-    "grep", "env", "pwd", "head", "mknod", "unshare", "chroot", "tail", "true",
+    "grep", "env", "pwd", "head", "mknod", "unshare", "chroot", "tail", "true", "ip", "ping", "nc",
 ];
 
 /// Whether these tests can run here; says so when not.
@@ -79,10 +78,6 @@ impl Spawner {
         assert_eq!(response.id, id);
         (response.result, descriptors)
     }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
 }
 
 impl Drop for Spawner {
@@ -128,9 +123,17 @@ pub enum End {
 
 impl World {
     pub fn new() -> Self {
+        Self::with_network(None)
+    }
+
+    pub fn id() -> String {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let id = format!("t{:x}{count}", std::process::id() & 0xf_ffff);
+        format!("t{:x}{count}", std::process::id() & 0xf_ffff)
+    }
+
+    pub fn with_network(network: Option<NetConfig>) -> Self {
+        let id = network.as_ref().map_or_else(Self::id, |network| network.id.clone());
         let directory = tempfile::Builder::new().prefix("utsuwa-launcher-").tempdir().unwrap();
         let images = directory.path().join("images");
         fs::create_dir_all(images.join("layers")).unwrap();
@@ -139,7 +142,7 @@ impl World {
             id: id.clone(),
             runtime_dir: directory.path().join("run"),
             images_dir: images.clone(),
-            network: None,
+            network: network.clone(),
             on_keeper_gone: Vec::new(),
         };
         let starter = Spawner::start(&config(Role::Starter));
@@ -301,8 +304,4 @@ pub fn give_to_images(path: &Path) {
             give_to_images(&entry.unwrap().path());
         }
     }
-}
-
-pub fn micros(duration: Duration) -> u128 {
-    duration.as_micros()
 }
