@@ -35,12 +35,13 @@ impl Clock for StepClock {
     }
 }
 
-/// One running instance of whatever is asked about.
+/// One running instance of whatever is asked about; a bug when asked about a service named `panics`.
 #[derive(Debug)]
 pub(crate) struct FixedInsight;
 
 impl Insight for FixedInsight {
     fn explain(&self, service: &ServiceKey) -> Vec<RevisionInsight> {
+        assert_ne!(service.service.as_str(), "panics", "asked to panic");
         let revision = RevisionKey {
             service: service.clone(),
             revision: format!("{}-00001-abc", service.service).parse().unwrap(),

@@ -295,3 +295,38 @@ async fn shutdown_lets_open_requests_end() {
     server.task.join_next().await.unwrap().unwrap().unwrap();
     assert!(tokio::net::TcpStream::connect(server.at).await.is_err());
 }
+
+#[tokio::test]
+async fn a_panic_ends_its_request_alone() {
+    let server = Running::start().await;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    let created = client
+        .post(server.url(&format!("/run{SERVICES}?serviceId=panics")))
+        .json(&hello())
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(created.status(), 200);
+    let waiting = created.json::<Value>().await.unwrap()["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let wait = client
+        .post(server.url(&format!("/run/v2/{waiting}:wait")))
+        .json(&json!({"timeout": "0.2s"}))
+        .send();
+    let explain =
+        server.url("/utsuwa/v1/projects/demo/locations/us-central1/services/panics:explain");
+    let (waited, explained) = tokio::join!(wait, client.get(explain).send());
+    // One connection carried both.
+    assert_eq!(waited.unwrap().status(), 200);
+    let explained = explained.unwrap();
+    assert_eq!(explained.status(), 500);
+    let error: Value = explained.json().await.unwrap();
+    assert_eq!(error["error"]["status"], "INTERNAL");
+    assert!(!error.to_string().contains("asked to panic"), "{error}");
+}
