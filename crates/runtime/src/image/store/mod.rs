@@ -13,21 +13,20 @@
 //!
 //! Fails with [`PullError`]. A failed call leaves complete blobs and layers (the next try uses them) and nothing half done.
 
+mod bring;
 mod claims;
 mod collect;
 mod download;
 mod index;
+mod resolve;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::os::fd::OwnedFd;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
@@ -36,24 +35,18 @@ use utsuwa_model::image::ResolvedImage;
 pub use collect::Collected;
 
 use self::claims::Claims;
-use self::index::{IndexFile, Layer, Record};
-use super::digest::{Digest, Hasher};
+use self::index::{IndexFile, Record};
+use super::digest::Digest;
 use super::error::PullError;
-use super::hello;
 use super::layers::LayerUnpacker;
-use super::manifest::{self, Descriptor, ImageManifest, Manifest};
-use super::progress::{LayerProgress, LayerState, PullProgress, Reporter};
-use super::reference::{HELLO, Reference, RewriteRule, rewrite};
+use super::progress::{PullProgress, Reporter};
+use super::reference::{Reference, RewriteRule, rewrite};
 use super::registry::{Registry, RegistrySettings};
 
-/// Layers of one pull that are on their way at a time: more only share the same line.
-const LAYERS_AT_A_TIME: usize = 4;
 /// Downloads of all pulls together.
 const DOWNLOADS_AT_A_TIME: usize = 6;
 /// Unpacking costs a CPU; deploys must not starve what serves.
 const UNPACKS_AT_A_TIME: usize = 2;
-/// Indexes of indexes exist; deeper ones don't.
-const MAX_INDEX_DEPTH: usize = 3;
 
 /// How an image store works.
 #[derive(Debug, Clone)]
@@ -241,349 +234,6 @@ impl ImageStore {
     pub async fn close(&self) {
         self.0.background.close();
         self.0.background.wait().await;
-    }
-
-    /// Finds out what `target` is, from this store or from its registry, and under which names to remember it.
-    async fn resolve(
-        &self,
-        reference: &str,
-        target: &Reference,
-    ) -> Result<(Record, Vec<String>), PullError> {
-        if target.is_local() {
-            return self.resolve_local(target).await;
-        }
-        if let Some(digest) = target.digest
-            && let Some(record) = self.known(&target.pinned(digest))
-        {
-            return Ok((record, Vec::new()));
-        }
-        let image = target.to_string();
-        let named = |error: PullError| match error {
-            // In the user's words, not in those of a rewrite rule.
-            PullError::NotFound { .. } => PullError::NotFound {
-                image: reference.to_owned(),
-            },
-            other => other,
-        };
-        let mut document = self
-            .0
-            .registry
-            .manifest(target, &target.at())
-            .await
-            .map_err(named)?;
-        let named_digest = document.digest;
-        let mut manifest = Manifest::parse(&image, &document.content, &document.media_type)?;
-        let mut depth = 0;
-        let found = loop {
-            match manifest {
-                Manifest::Image(found) => break found,
-                Manifest::Index { .. } if depth >= MAX_INDEX_DEPTH => {
-                    return Err(PullError::Unsupported {
-                        image,
-                        why: "its manifest lists are nested too deeply".to_owned(),
-                    });
-                }
-                Manifest::Index {
-                    media_type,
-                    entries,
-                } => {
-                    depth += 1;
-                    let entry = manifest::choose(&image, &media_type, &entries)?;
-                    document = self
-                        .0
-                        .registry
-                        .manifest(target, &entry.descriptor.digest.to_string())
-                        .await
-                        .map_err(named)?;
-                    manifest = Manifest::parse(&image, &document.content, &document.media_type)?;
-                }
-            }
-        };
-        let names = vec![target.pinned(named_digest), target.pinned(document.digest)];
-        if let Some(mut record) = self
-            .0
-            .index
-            .read(|index| index.images.get(&document.digest).cloned())
-        {
-            record.image.pinned = target.pinned(named_digest);
-            return Ok((record, names));
-        }
-        let config = self
-            .0
-            .registry
-            .document(target, found.config.digest)
-            .await
-            .map_err(named)?;
-        let record = self.record(
-            &image,
-            target.pinned(named_digest),
-            document.digest,
-            &found,
-            &config,
-        )?;
-        self.put_document(document.digest, &document.content)?;
-        self.put_document(found.config.digest, &config)?;
-        Ok((record, names))
-    }
-
-    async fn resolve_local(&self, target: &Reference) -> Result<(Record, Vec<String>), PullError> {
-        let name = match target.digest {
-            Some(digest) => target.pinned(digest),
-            None => target.to_string(),
-        };
-        if target.name() != HELLO || target.digest.is_some() {
-            let known = self.known(&name);
-            if target.name() != HELLO || known.is_some() {
-                return known
-                    .map(|record| (record, Vec::new()))
-                    .ok_or(PullError::NotLoaded { image: name });
-            }
-        }
-        // Hashing a megabyte and writing it once: too long for the threads that serve.
-        let this = self.clone();
-        let built = tokio::task::spawn_blocking(move || {
-            let built = hello::build()?;
-            let manifest_digest = Digest::of(&built.manifest);
-            this.put_document(manifest_digest, &built.manifest)?;
-            this.put_document(Digest::of(&built.config), &built.config)?;
-            let diff_id = Digest::of(&built.layer);
-            if !this.layer_path(diff_id).exists() {
-                this.put_document(diff_id, &built.layer)?;
-            }
-            Ok::<_, PullError>((manifest_digest, built))
-        });
-        let (digest, built) = built
-            .await
-            .map_err(|error| PullError::Interrupted(error.to_string()))??;
-        let pinned = format!("{HELLO}@{digest}");
-        if target.digest.is_some_and(|wanted| wanted != digest) {
-            // A digest of another build of the server.
-            return Err(PullError::NotFound { image: name });
-        }
-        let Manifest::Image(manifest) =
-            Manifest::parse(HELLO, &built.manifest, manifest::OCI_MANIFEST)?
-        else {
-            return Err(PullError::NotFound { image: name });
-        };
-        let record = self.record(HELLO, pinned.clone(), digest, &manifest, &built.config)?;
-        Ok((record, vec![pinned]))
-    }
-
-    fn record(
-        &self,
-        image: &str,
-        pinned: String,
-        manifest_digest: Digest,
-        manifest: &ImageManifest,
-        config: &[u8],
-    ) -> Result<Record, PullError> {
-        let (parsed, diff_ids) = manifest::parse_config(image, manifest, config)?;
-        let resolved = ResolvedImage {
-            reference: image.to_owned(),
-            pinned,
-            manifest: manifest_digest.to_string(),
-            layers: diff_ids.iter().map(Digest::to_string).collect(),
-            config: parsed,
-            size_bytes: manifest
-                .layers
-                .iter()
-                .fold(0, |sum, layer| sum.saturating_add(layer.size)),
-        };
-        let layers = diff_ids
-            .iter()
-            .zip(&manifest.layers)
-            .map(|(diff_id, blob)| Layer {
-                diff_id: *diff_id,
-                blob: blob.clone(),
-            });
-        Ok(Record {
-            image: resolved,
-            config: manifest.config.digest,
-            layers: layers.collect(),
-            used: now(),
-            durable: false,
-            boot: self.0.boot.clone(),
-        })
-    }
-
-    fn known(&self, name: &str) -> Option<Record> {
-        self.0.index.read(|index| {
-            let manifest = index.names.get(name)?;
-            let mut record = index.images.get(manifest)?.clone();
-            name.clone_into(&mut record.image.pinned);
-            Some(record)
-        })
-    }
-
-    /// Brings and unpacks what is missing; true when something was.
-    async fn make_ready(
-        &self,
-        source: &Reference,
-        record: &Record,
-        reporter: &Reporter,
-    ) -> Result<bool, PullError> {
-        let begin = |layer: &Layer| LayerProgress {
-            digest: layer.blob.digest,
-            total_bytes: layer.blob.size,
-            done_bytes: 0,
-            state: LayerState::Waiting,
-        };
-        reporter.begin(
-            &record.image.reference,
-            record.layers.iter().map(begin).collect(),
-        );
-        self.check_space(record)?;
-        // Futures are made before the stream borrows them: a closure over references would not be provably `Send`.
-        let layers: Vec<_> = record.layers.iter().enumerate().map(|(index, layer)| self.layer(source, layer, index, reporter)).collect();
-        futures_util::stream::iter(layers)
-            .buffer_unordered(LAYERS_AT_A_TIME)
-            .try_fold(false, |any, unpacked| {
-                std::future::ready(Ok(any || unpacked))
-            })
-            .await
-    }
-
-    async fn layer(
-        &self,
-        source: &Reference,
-        layer: &Layer,
-        index: usize,
-        reporter: &Reporter,
-    ) -> Result<bool, PullError> {
-        let inner = &self.0;
-        let _turn = inner.claims.turn(layer.diff_id).await;
-        let suspect = inner.suspect.lock().contains(&layer.diff_id);
-        let failed = |error| PullError::Unpack {
-            image: source.to_string(),
-            layer: layer.blob.digest,
-            source: Box::new(error),
-        };
-        if suspect {
-            tracing::info!(layer = %layer.diff_id, "unpack a layer again: it may not have reached the disk before the last stop");
-            inner.unpacker.remove(layer.diff_id).await.map_err(failed)?;
-            self.drop_wrong_blob(layer.blob.digest).await?;
-            inner.suspect.lock().remove(&layer.diff_id);
-        } else if self.layer_path(layer.diff_id).exists() {
-            reporter.layer(index, |progress| {
-                progress.done_bytes = progress.total_bytes;
-                progress.state = LayerState::Ready;
-            });
-            return Ok(false);
-        }
-        let blob = self.blob(source, &layer.blob, index, reporter).await?;
-        reporter.layer(index, |progress| {
-            progress.done_bytes = progress.total_bytes;
-            progress.state = LayerState::Unpacking;
-        });
-        let _permit = inner
-            .unpacks
-            .acquire()
-            .await
-            .map_err(|error| PullError::Interrupted(error.to_string()))?;
-        let report = inner
-            .unpacker
-            .unpack(layer.diff_id, layer.blob.media_type.clone(), blob)
-            .await
-            .map_err(failed)?;
-        tracing::info!(
-            image = %source, layer = %layer.diff_id, entries = report.entries, bytes = report.bytes,
-            skipped_devices = report.skipped, "unpacked a layer"
-        );
-        reporter.layer(index, |progress| progress.state = LayerState::Ready);
-        Ok(true)
-    }
-
-    /// A blob from before a power cut may be anything.
-    async fn drop_wrong_blob(&self, digest: Digest) -> Result<(), PullError> {
-        let _turn = self.0.claims.turn(blob_turn(digest)).await;
-        let path = self.blob_path(digest);
-        let check = tokio::task::spawn_blocking(move || {
-            let Ok(mut file) = File::open(&path) else {
-                return Ok(());
-            };
-            let mut hasher = Hasher::new();
-            let mut buffer = vec![0; 128 << 10];
-            loop {
-                let bytes = file
-                    .read(&mut buffer)
-                    .map_err(PullError::disk("read a layer", &path))?;
-                if bytes == 0 {
-                    break;
-                }
-                hasher.update(&buffer[..bytes]);
-            }
-            if hasher.finish() != digest {
-                std::fs::remove_file(&path)
-                    .map_err(PullError::disk("remove a damaged layer", &path))?;
-            }
-            Ok(())
-        });
-        check
-            .await
-            .map_err(|error| PullError::Interrupted(error.to_string()))?
-    }
-
-    /// The compressed layer, downloaded unless it is here.
-    async fn blob(
-        &self,
-        source: &Reference,
-        blob: &Descriptor,
-        index: usize,
-        reporter: &Reporter,
-    ) -> Result<OwnedFd, PullError> {
-        let path = self.blob_path(blob.digest);
-        // Another layer may be the same blob; its own turn is another one.
-        let _turn = self.0.claims.turn(blob_turn(blob.digest)).await;
-        if !path.exists() {
-            if source.is_local() {
-                return Err(PullError::NotLoaded {
-                    image: source.to_string(),
-                });
-            }
-            let _permit = self
-                .0
-                .downloads
-                .acquire()
-                .await
-                .map_err(|error| PullError::Interrupted(error.to_string()))?;
-            reporter.layer(index, |progress| progress.state = LayerState::Downloading);
-            let progress = |bytes| reporter.layer(index, |progress| progress.done_bytes = bytes);
-            download::download(&self.0.registry, source, blob, &path, &progress).await?;
-        }
-        File::open(&path)
-            .map(OwnedFd::from)
-            .map_err(PullError::disk("open a layer", &path))
-    }
-
-    /// Refuses a pull that would eat the reserve, before it starts. Unpacking looks again while it writes.
-    fn check_space(&self, record: &Record) -> Result<(), PullError> {
-        let directory = &self.0.settings.directory;
-        let needed_bytes = record
-            .layers
-            .iter()
-            .filter(|layer| {
-                !self.layer_path(layer.diff_id).exists()
-                    && !self.blob_path(layer.blob.digest).exists()
-            })
-            .fold(0_u64, |sum, layer| sum.saturating_add(layer.blob.size));
-        let stat = rustix::fs::statvfs(directory)
-            .map_err(|errno| PullError::disk("look at the free space", directory)(errno.into()))?;
-        let available_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let reserve_bytes = self.0.settings.reserve_bytes;
-        let nothing_to_do = record
-            .layers
-            .iter()
-            .all(|layer| self.layer_path(layer.diff_id).exists());
-        if !nothing_to_do && available_bytes < needed_bytes.saturating_add(reserve_bytes) {
-            let path = directory.clone();
-            return Err(PullError::DiskReserve {
-                path,
-                needed_bytes,
-                available_bytes,
-                reserve_bytes,
-            });
-        }
-        Ok(())
     }
 
     async fn remember(

@@ -23,6 +23,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::error::{EntryProblem, UnpackError, printable};
+use super::path::{base_name, directory_of, join, normal_path};
 use super::tar::{Entry, Kind, TarReader};
 use super::{Limits, UnpackReport};
 
@@ -32,9 +33,6 @@ const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 const NOBODY: u32 = 65_534;
 /// How often the free space is looked at.
 const SPACE_CHECK_BYTES: u64 = 16 << 20;
-/// `PATH_MAX` without its NUL.
-const MAX_PATH_BYTES: usize = 4_095;
-const MAX_NAME_BYTES: usize = 255;
 
 /// Writes one layer under `root`.
 #[derive(Debug)]
@@ -527,58 +525,6 @@ impl<'a> Unpacker<'a> {
 pub(super) fn open_one(at: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     fs::openat2(at, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
-}
-
-/// The path without empty and `.` components; empty for the root.
-fn normal_path(name: &[u8]) -> Result<Vec<u8>, UnpackError> {
-    let problem = |problem| UnpackError::Entry {
-        name: printable(name),
-        problem,
-    };
-    let mut path = Vec::with_capacity(name.len());
-    if name.contains(&0) || name.is_empty() {
-        return Err(problem(EntryProblem::BadName));
-    }
-    for part in name.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => continue,
-            b".." => return Err(problem(EntryProblem::ParentDirectory)),
-            _ if part.len() > MAX_NAME_BYTES => return Err(problem(EntryProblem::TooLong)),
-            _ => {}
-        }
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(part);
-    }
-    if name[0] == b'/' && !path.is_empty() {
-        return Err(problem(EntryProblem::Absolute));
-    }
-    if path.len() > MAX_PATH_BYTES {
-        return Err(problem(EntryProblem::TooLong));
-    }
-    Ok(path)
-}
-
-fn base_name(path: &[u8]) -> Option<&[u8]> {
-    path.rsplit(|byte| *byte == b'/')
-        .next()
-        .filter(|name| !name.is_empty())
-}
-
-fn directory_of(path: &[u8]) -> &[u8] {
-    path.iter()
-        .rposition(|byte| *byte == b'/')
-        .map_or(&[], |slash| &path[..slash])
-}
-
-fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut path = directory.to_vec();
-    if !path.is_empty() {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-    path
 }
 
 fn is_whiteout(stat: &fs::Stat) -> bool {

@@ -13,6 +13,7 @@
 
 mod error;
 mod extract;
+mod path;
 mod stream;
 mod tar;
 
