@@ -344,7 +344,12 @@ fn an_instance_has_its_network() {
         return;
     }
     let id = World::id();
-    let network = NetConfig { id: id.clone(), ingress_ports: vec![80], allow: Vec::new(), mtu: None };
+    let network = NetConfig {
+        id: id.clone(),
+        ingress_ports: vec![80],
+        allow: Vec::new(),
+        mtu: None,
+    };
     let mut world = World::with_network(Some(network));
     let script = "ip -o addr; ip route; nc -l -p 80 -e echo answered & until nc ::1 80; do kill -0 $! || exit 1; done";
     let mut spec = world.spec(&["sh", "-c", script]);
@@ -354,8 +359,14 @@ fn an_instance_has_its_network() {
     let mut output = String::new();
     instance.output.read_to_string(&mut output).unwrap();
     assert_eq!(wait(&instance.sandbox.pidfd), End::Code(0), "{output}");
-    assert!(output.contains("eth0") && output.contains(&address) && output.contains("default via"), "{output}");
-    assert!(output.contains("answered"), "port 80 as another user than root: {output}");
+    assert!(
+        output.contains("eth0") && output.contains(&address) && output.contains("default via"),
+        "{output}"
+    );
+    assert!(
+        output.contains("answered"),
+        "port 80 as another user than root: {output}"
+    );
     assert!(!instance.sandbox.sockets.is_empty());
     world.end(instance.sandbox);
     drop(world);

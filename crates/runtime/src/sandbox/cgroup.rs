@@ -29,9 +29,16 @@ const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
 /// Which kernel interface holds the controllers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Tree {
-    V2 { root: PathBuf },
+    V2 {
+        root: PathBuf,
+    },
     /// Directories `…/utsuwa-ID` of each hierarchy; `cpu` and `cpuacct` may be the same one.
-    V1 { cpu: PathBuf, cpuacct: PathBuf, memory: PathBuf, pids: PathBuf },
+    V1 {
+        cpu: PathBuf,
+        cpuacct: PathBuf,
+        memory: PathBuf,
+        pids: PathBuf,
+    },
 }
 
 /// The tree of one server.
@@ -57,11 +64,15 @@ pub(crate) struct Hierarchy {
 
 /// Mounted cgroup hierarchies of this process's mount namespace.
 pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
-    Ok(parse_hierarchies(&fs::read_to_string("/proc/self/mountinfo")?))
+    Ok(parse_hierarchies(&fs::read_to_string(
+        "/proc/self/mountinfo",
+    )?))
 }
 
 fn parse_hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
-    let known = ["cpu", "cpuacct", "memory", "pids", "cpuset", "freezer", "devices", "blkio"];
+    let known = [
+        "cpu", "cpuacct", "memory", "pids", "cpuset", "freezer", "devices", "blkio",
+    ];
     mountinfo
         .lines()
         .filter_map(|line| {
@@ -70,11 +81,22 @@ fn parse_hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
             let mut tail = tail.split(' ');
             let (kind, options) = (tail.next()?, tail.nth(1)?);
             match kind {
-                "cgroup2" => Some(Hierarchy { mount, controllers: Vec::new(), v2: true }),
+                "cgroup2" => Some(Hierarchy {
+                    mount,
+                    controllers: Vec::new(),
+                    v2: true,
+                }),
                 "cgroup" => {
-                    let controllers =
-                        options.split(',').filter(|o| known.contains(o)).map(str::to_owned).collect::<Vec<_>>();
-                    Some(Hierarchy { mount, controllers, v2: false })
+                    let controllers = options
+                        .split(',')
+                        .filter(|o| known.contains(o))
+                        .map(str::to_owned)
+                        .collect::<Vec<_>>();
+                    Some(Hierarchy {
+                        mount,
+                        controllers,
+                        v2: false,
+                    })
                 }
                 _ => None,
             }
@@ -88,10 +110,15 @@ impl Cgroups {
     /// # Errors
     /// [`SpawnError::Sys`] naming the directory or the missing controller.
     pub fn open(id: &str) -> Result<Self, SpawnError> {
-        let found = hierarchies().map_err(|e| SpawnError::sys("read", e, "/proc/self/mountinfo"))?;
+        let found =
+            hierarchies().map_err(|e| SpawnError::sys("read", e, "/proc/self/mountinfo"))?;
         for hierarchy in found.iter().filter(|h| h.v2) {
-            let offered = fs::read_to_string(hierarchy.mount.join("cgroup.controllers")).unwrap_or_default();
-            if NEEDED.iter().all(|needed| offered.split_whitespace().any(|o| o == *needed)) {
+            let offered =
+                fs::read_to_string(hierarchy.mount.join("cgroup.controllers")).unwrap_or_default();
+            if NEEDED
+                .iter()
+                .all(|needed| offered.split_whitespace().any(|o| o == *needed))
+            {
                 return Self::open_v2(&hierarchy.mount, id);
             }
         }
@@ -105,7 +132,12 @@ impl Cgroups {
                     SpawnError::Sys { call: "mountinfo".to_owned(), errno: libc::ENODEV, context }
                 })
         };
-        let tree = Tree::V1 { cpu: v1("cpu")?, cpuacct: v1("cpuacct")?, memory: v1("memory")?, pids: v1("pids")? };
+        let tree = Tree::V1 {
+            cpu: v1("cpu")?,
+            cpuacct: v1("cpuacct")?,
+            memory: v1("memory")?,
+            pids: v1("pids")?,
+        };
         for directory in tree.directories() {
             make_directory(directory)?;
         }
@@ -120,29 +152,52 @@ impl Cgroups {
         let parent = v2_parent(mount);
         if let Err(error) = enable_controllers(&parent) {
             if error.raw_os_error() != Some(libc::EBUSY) {
-                return Err(SpawnError::sys("write", error, format!("enable controllers in {}", parent.display())));
+                return Err(SpawnError::sys(
+                    "write",
+                    error,
+                    format!("enable controllers in {}", parent.display()),
+                ));
             }
             // A cgroup with processes of its own can't hand out controllers; this happens at the root of a container,
             // never at the real root. Its processes move aside.
             let aside = parent.join(format!("utsuwa-{id}-main"));
             make_directory(&aside)?;
-            for pid in fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default().lines() {
+            for pid in fs::read_to_string(parent.join("cgroup.procs"))
+                .unwrap_or_default()
+                .lines()
+            {
                 let _ = write_file(aside.join("cgroup.procs"), pid);
             }
-            enable_controllers(&parent)
-                .map_err(|e| SpawnError::sys("write", e, format!("enable controllers in {}", parent.display())))?;
+            enable_controllers(&parent).map_err(|e| {
+                SpawnError::sys(
+                    "write",
+                    e,
+                    format!("enable controllers in {}", parent.display()),
+                )
+            })?;
         }
         let root = parent.join(format!("utsuwa-{id}"));
         make_directory(&root)?;
-        enable_controllers(&root)
-            .map_err(|e| SpawnError::sys("write", e, format!("enable controllers in {}", root.display())))?;
-        Ok(Self { tree: Tree::V2 { root } })
+        enable_controllers(&root).map_err(|e| {
+            SpawnError::sys(
+                "write",
+                e,
+                format!("enable controllers in {}", root.display()),
+            )
+        })?;
+        Ok(Self {
+            tree: Tree::V2 { root },
+        })
     }
 
     /// The cgroup of sandbox `number`.
     #[must_use]
     pub fn sandbox(&self, number: u32) -> SandboxCgroup {
-        SandboxCgroup { tree: self.tree.map(|directory| directory.join(format!("s{number}"))) }
+        SandboxCgroup {
+            tree: self
+                .tree
+                .map(|directory| directory.join(format!("s{number}"))),
+        }
     }
 
     /// Whether processes are cloned into their cgroup (v2) rather than moved (v1).
@@ -157,7 +212,13 @@ impl Cgroups {
         let mut numbers: Vec<u32> = Vec::new();
         for directory in self.tree.directories() {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-                numbers.extend(entry.file_name().to_str().and_then(|n| n.strip_prefix('s')).and_then(|n| n.parse::<u32>().ok()));
+                numbers.extend(
+                    entry
+                        .file_name()
+                        .to_str()
+                        .and_then(|n| n.strip_prefix('s'))
+                        .and_then(|n| n.parse::<u32>().ok()),
+                );
             }
         }
         numbers.sort_unstable();
@@ -180,7 +241,10 @@ impl SandboxCgroup {
     /// # Errors
     /// [`SpawnError`] naming the directory; `ENOSPC` when the kernel has no more cgroup ids.
     pub fn create(&self) -> Result<(), SpawnError> {
-        self.tree.directories().into_iter().try_for_each(make_directory)
+        self.tree
+            .directories()
+            .into_iter()
+            .try_for_each(make_directory)
     }
 
     /// For `CLONE_INTO_CGROUP`; `None` on v1.
@@ -191,7 +255,8 @@ impl SandboxCgroup {
         match &self.tree {
             Tree::V1 { .. } => Ok(None),
             Tree::V2 { root } => {
-                let file = fs::File::open(root).map_err(|e| SpawnError::sys("open", e, root.display().to_string()))?;
+                let file = fs::File::open(root)
+                    .map_err(|e| SpawnError::sys("open", e, root.display().to_string()))?;
                 Ok(Some(file.into()))
             }
         }
@@ -204,8 +269,13 @@ impl SandboxCgroup {
     pub fn attach(&self, pid: u32) -> Result<(), SpawnError> {
         for directory in self.tree.directories() {
             let file = directory.join("cgroup.procs");
-            write_file(&file, &pid.to_string())
-                .map_err(|e| SpawnError::sys("write", e, format!("attach {pid} to {}", directory.display())))?;
+            write_file(&file, &pid.to_string()).map_err(|e| {
+                SpawnError::sys(
+                    "write",
+                    e,
+                    format!("attach {pid} to {}", directory.display()),
+                )
+            })?;
         }
         Ok(())
     }
@@ -216,7 +286,9 @@ impl SandboxCgroup {
     /// [`SpawnError`] naming the file.
     pub fn apply(&self, limits: &Limits) -> Result<(), SpawnError> {
         let write = |path: PathBuf, text: String| {
-            write_file(&path, &text).map_err(|e| SpawnError::sys("write", e, format!("set {} to {text}", path.display())))
+            write_file(&path, &text).map_err(|e| {
+                SpawnError::sys("write", e, format!("set {} to {text}", path.display()))
+            })
         };
         self.set_cpu(limits.cpu)?;
         let memory_bytes = limits.memory.0.to_string();
@@ -231,7 +303,10 @@ impl SandboxCgroup {
             }
             Tree::V1 { memory, pids, .. } => {
                 write(memory.join("memory.limit_in_bytes"), memory_bytes.clone())?;
-                optional(write_file(memory.join("memory.memsw.limit_in_bytes"), &memory_bytes), memory)?;
+                optional(
+                    write_file(memory.join("memory.memsw.limit_in_bytes"), &memory_bytes),
+                    memory,
+                )?;
                 write(pids.join("pids.max"), limits.pids.to_string())
             }
         }
@@ -249,7 +324,8 @@ impl SandboxCgroup {
             // The period's default is the 100 ms we use.
             Tree::V1 { cpu, .. } => (cpu.join("cpu.cfs_quota_us"), quota.to_string()),
         };
-        write_file(&path, &text).map_err(|e| SpawnError::sys("write", e, format!("set {} to {text}", path.display())))
+        write_file(&path, &text)
+            .map_err(|e| SpawnError::sys("write", e, format!("set {} to {text}", path.display())))
     }
 
     /// How many processes the kernel killed here because of the memory limit; `None` when the cgroup is gone.
@@ -277,13 +353,22 @@ impl SandboxCgroup {
                 keyed(&read(&root.join("cpu.stat"))?, "usage_usec").unwrap_or(0),
                 number(root.join("pids.current"))?,
             ),
-            Tree::V1 { cpuacct, memory, pids, .. } => (
+            Tree::V1 {
+                cpuacct,
+                memory,
+                pids,
+                ..
+            } => (
                 number(memory.join("memory.usage_in_bytes"))?,
                 number(cpuacct.join("cpuacct.usage"))? / 1000,
                 number(pids.join("pids.current"))?,
             ),
         };
-        Ok(Usage { memory_bytes, cpu_us, pids: u32::try_from(pids).unwrap_or(u32::MAX) })
+        Ok(Usage {
+            memory_bytes,
+            cpu_us,
+            pids: u32::try_from(pids).unwrap_or(u32::MAX),
+        })
     }
 
     /// Kills everything in it with one write (v2, kernel 5.14); `false` where that isn't possible: kill the sandbox's PID 1.
@@ -291,7 +376,9 @@ impl SandboxCgroup {
     /// # Errors
     /// [`SpawnError::Sys`] naming the file.
     pub fn kill(&self) -> Result<bool, SpawnError> {
-        let Tree::V2 { root } = &self.tree else { return Ok(false) };
+        let Tree::V2 { root } = &self.tree else {
+            return Ok(false);
+        };
         let file = root.join("cgroup.kill");
         match write_file(&file, "1") {
             Ok(()) => Ok(true),
@@ -313,9 +400,17 @@ impl Tree {
     fn map(&self, f: impl Fn(&Path) -> PathBuf) -> Self {
         match self {
             Self::V2 { root } => Self::V2 { root: f(root) },
-            Self::V1 { cpu, cpuacct, memory, pids } => {
-                Self::V1 { cpu: f(cpu), cpuacct: f(cpuacct), memory: f(memory), pids: f(pids) }
-            }
+            Self::V1 {
+                cpu,
+                cpuacct,
+                memory,
+                pids,
+            } => Self::V1 {
+                cpu: f(cpu),
+                cpuacct: f(cpuacct),
+                memory: f(memory),
+                pids: f(pids),
+            },
         }
     }
 
@@ -323,9 +418,19 @@ impl Tree {
     fn directories(&self) -> Vec<&Path> {
         match self {
             Self::V2 { root } => vec![root],
-            Self::V1 { cpu, cpuacct, memory, pids } => {
+            Self::V1 {
+                cpu,
+                cpuacct,
+                memory,
+                pids,
+            } => {
                 let mut all: Vec<&Path> = vec![memory, pids, cpu];
-                if same_hierarchy(cpu, cpuacct) { all } else { all.push(cpuacct); all }
+                if same_hierarchy(cpu, cpuacct) {
+                    all
+                } else {
+                    all.push(cpuacct);
+                    all
+                }
             }
         }
     }
@@ -343,30 +448,47 @@ fn same_hierarchy(a: &Path, b: &Path) -> bool {
 /// cgroup that hands out controllers.
 fn v2_parent(mount: &Path) -> PathBuf {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    let Some(parent) = mount.join(own).parent().map(Path::to_owned).filter(|_| !own.is_empty()) else {
+    let own = own
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or_default();
+    let Some(parent) = mount
+        .join(own)
+        .parent()
+        .map(Path::to_owned)
+        .filter(|_| !own.is_empty())
+    else {
         return mount.to_owned();
     };
     let mut value = [0u8; 4];
-    let delegated = ["trusted.delegate", "user.delegate"]
-        .iter()
-        .any(|name| matches!(rustix::fs::getxattr(&parent, *name, &mut value), Ok(1..)) && value[0] == b'1');
+    let delegated = ["trusted.delegate", "user.delegate"].iter().any(|name| {
+        matches!(rustix::fs::getxattr(&parent, *name, &mut value), Ok(1..)) && value[0] == b'1'
+    });
     if delegated { parent } else { mount.to_owned() }
 }
 
 fn enable_controllers(directory: &Path) -> io::Result<()> {
     let file = directory.join("cgroup.subtree_control");
     let enabled = fs::read_to_string(&file)?;
-    let missing: Vec<String> =
-        NEEDED.iter().filter(|n| !enabled.split_whitespace().any(|e| e == **n)).map(|n| format!("+{n}")).collect();
-    if missing.is_empty() { Ok(()) } else { write_file(file, &missing.join(" ")) }
+    let missing: Vec<String> = NEEDED
+        .iter()
+        .filter(|n| !enabled.split_whitespace().any(|e| e == **n))
+        .map(|n| format!("+{n}"))
+        .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        write_file(file, &missing.join(" "))
+    }
 }
 
 fn make_directory(directory: &Path) -> Result<(), SpawnError> {
     match fs::create_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(SpawnError::sys("mkdir", error, directory.display().to_string()))
-        }
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(SpawnError::sys(
+            "mkdir",
+            error,
+            directory.display().to_string(),
+        )),
         _ => Ok(()),
     }
 }
@@ -375,7 +497,11 @@ fn remove_directories(tree: &Tree) -> Result<(), SpawnError> {
     for directory in tree.directories() {
         match fs::remove_dir(directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SpawnError::sys("rmdir", error, directory.display().to_string()));
+                return Err(SpawnError::sys(
+                    "rmdir",
+                    error,
+                    directory.display().to_string(),
+                ));
             }
             _ => {}
         }
@@ -385,8 +511,17 @@ fn remove_directories(tree: &Tree) -> Result<(), SpawnError> {
 
 fn optional(result: io::Result<()>, directory: &Path) -> Result<(), SpawnError> {
     match result {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
-            Err(SpawnError::sys("write", error, format!("set limits in {}", directory.display())))
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Err(SpawnError::sys(
+                "write",
+                error,
+                format!("set limits in {}", directory.display()),
+            ))
         }
         _ => Ok(()),
     }
@@ -397,7 +532,13 @@ fn read(path: &Path) -> Result<String, SpawnError> {
 }
 
 fn keyed(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines().find_map(|line| {
+        line.strip_prefix(key)?
+            .strip_prefix(' ')?
+            .trim()
+            .parse()
+            .ok()
+    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,10 @@ use crate::spawner::SpawnError;
 
 const FILES: [(&str, &str); 3] = [
     ("/etc/resolv.conf", "nameserver 169.254.169.254\n"),
-    ("/etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"),
+    (
+        "/etc/hosts",
+        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
+    ),
     ("/etc/hostname", "localhost\n"),
 ];
 const EVERYBODY: u32 = 0o1777;
@@ -34,16 +37,25 @@ pub(crate) fn write_all() -> Result<(), SpawnError> {
 
 fn write(path: &str, content: &str) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    options.write(true).mode(0o644).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
+    options
+        .write(true)
+        .mode(0o644)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
     // A plain file is emptied in place (cheaper than removing it: no whiteout); a link or anything else is replaced.
     if fs::symlink_metadata(path).is_ok_and(|m| m.is_file()) {
-        options.truncate(true).open(path)?.write_all(content.as_bytes())
+        options
+            .truncate(true)
+            .open(path)?
+            .write_all(content.as_bytes())
     } else {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        options.create_new(true).open(path)?.write_all(content.as_bytes())
+        options
+            .create_new(true)
+            .open(path)?
+            .write_all(content.as_bytes())
     }
 }
 
@@ -57,14 +69,25 @@ fn temporary_directory() -> io::Result<()> {
         }
     };
     // Changing it copies the directory up: only where it is needed.
-    if mode == EVERYBODY { Ok(()) } else { fs::set_permissions("/tmp", Permissions::from_mode(EVERYBODY)) }
+    if mode == EVERYBODY {
+        Ok(())
+    } else {
+        fs::set_permissions("/tmp", Permissions::from_mode(EVERYBODY))
+    }
 }
 
 fn in_the_way(path: &str, error: &io::Error) -> SpawnError {
     let why = match error.raw_os_error() {
-        Some(libc::ENOTDIR) => "it is not a directory in the image; it must be one, or missing".to_owned(),
-        Some(libc::EISDIR) => "it is a directory in the image; it must be a file, or missing".to_owned(),
+        Some(libc::ENOTDIR) => {
+            "it is not a directory in the image; it must be one, or missing".to_owned()
+        }
+        Some(libc::EISDIR) => {
+            "it is a directory in the image; it must be a file, or missing".to_owned()
+        }
         _ => error.to_string(),
     };
-    SpawnError::Rootfs { path: path.to_owned(), why }
+    SpawnError::Rootfs {
+        path: path.to_owned(),
+        why,
+    }
 }

@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use serde::{Deserialize, Serialize};
@@ -51,8 +52,19 @@ const SELF: i32 = 3;
 
 /// Hidden: bound over with `/dev/null` (files) or an empty directory. Facts about or handles on the host.
 const HIDDEN: [&str; 14] = [
-    "proc/acpi", "proc/asound", "proc/interrupts", "proc/kcore", "proc/keys", "proc/latency_stats", "proc/sched_debug",
-    "proc/scsi", "proc/timer_list", "proc/timer_stats", "proc/sysrq-trigger", "sys/firmware", "sys/devices/virtual/powercap",
+    "proc/acpi",
+    "proc/asound",
+    "proc/interrupts",
+    "proc/kcore",
+    "proc/keys",
+    "proc/latency_stats",
+    "proc/sched_debug",
+    "proc/scsi",
+    "proc/timer_list",
+    "proc/timer_stats",
+    "proc/sysrq-trigger",
+    "sys/firmware",
+    "sys/devices/virtual/powercap",
     "sys/kernel/debug",
 ];
 /// Visible and read-only.
@@ -82,7 +94,9 @@ pub(crate) enum FromSandbox {
     /// In the waiting room.
     Staged,
     /// The next thing is exec: end of file after this means it happened. `mounts`: time until the root was complete.
-    Executing { mounts: Duration },
+    Executing {
+        mounts: Duration,
+    },
     Failed(SpawnError),
 }
 
@@ -113,7 +127,8 @@ pub(crate) fn run(control: &Channel, plan: &Plan) -> ! {
 fn live(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     // Only the control socket stays, under a known number.
     sys::place(control.as_fd(), SELF).map_err(|e| SpawnError::sys("dup2", e, "control socket"))?;
-    sys::close_from(SELF + 1).map_err(|e| SpawnError::sys("close_range", e, "descriptors of the maker"))?;
+    sys::close_from(SELF + 1)
+        .map_err(|e| SpawnError::sys("close_range", e, "descriptors of the maker"))?;
     sys::cloexec_from(SELF).map_err(|e| SpawnError::sys("close_range", e, "control socket"))?;
     let own = sys::adopt(SELF).map_err(|e| SpawnError::sys("fcntl", e, "control socket"))?;
     let control = Channel::from(own);
@@ -125,19 +140,33 @@ fn live(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
 }
 
 fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
-    let lost = |what: &str| SpawnError::SandboxGone { detail: format!("its control socket closed while it waited for {what}") };
+    let lost = |what: &str| SpawnError::SandboxGone {
+        detail: format!("its control socket closed while it waited for {what}"),
+    };
     sys::reset_signals();
     let _ = rustix::process::setsid();
     rustix::thread::set_name(c"utsuwa-pooled").map_err(|e| SpawnError::sys("prctl", e, "name"))?;
-    let received = control.receive::<ToSandbox>().map_err(|e| SpawnError::sys("recvmsg", e, "control socket"))?;
-    let Some((ToSandbox::Attached, _)) = received else { return Err(lost("its cgroup")) };
+    let received = control
+        .receive::<ToSandbox>()
+        .map_err(|e| SpawnError::sys("recvmsg", e, "control socket"))?;
+    let Some((ToSandbox::Attached, _)) = received else {
+        return Err(lost("its cgroup"));
+    };
     let prepared = waiting_room(plan)?;
-    control.send(&FromSandbox::Staged, &[]).map_err(|e| SpawnError::sys("sendmsg", e, "control socket"))?;
+    control
+        .send(&FromSandbox::Staged, &[])
+        .map_err(|e| SpawnError::sys("sendmsg", e, "control socket"))?;
 
-    let received = control.receive::<ToSandbox>().map_err(|e| SpawnError::sys("recvmsg", e, "control socket"))?;
-    let Some((ToSandbox::Launch(launch), descriptors)) = received else { return Err(lost("an instance")) };
+    let received = control
+        .receive::<ToSandbox>()
+        .map_err(|e| SpawnError::sys("recvmsg", e, "control socket"))?;
+    let Some((ToSandbox::Launch(launch), descriptors)) = received else {
+        return Err(lost("an instance"));
+    };
     let begun = Instant::now();
-    let [root, shm, stdout, stderr]: [OwnedFd; 4] = descriptors.try_into().map_err(|_| lost("all of its descriptors"))?;
+    let [root, shm, stdout, stderr]: [OwnedFd; 4] = descriptors
+        .try_into()
+        .map_err(|_| lost("all of its descriptors"))?;
     become_mapped_root()?;
     enter_root(&root, &shm, &prepared)?;
     files::write_all()?;
@@ -146,22 +175,41 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     let arguments = strings("args", &launch.args)?;
     if arguments.is_empty() {
         let why = "the image has no ENTRYPOINT or CMD and the service names no program: name one with --command".to_owned();
-        return Err(SpawnError::Invalid { field: "command".to_owned(), why });
+        return Err(SpawnError::Invalid {
+            field: "command".to_owned(),
+            why,
+        });
     }
     let (environment, path) = environment(&launch.env, &identity.home)?;
-    let cwd = if launch.cwd.is_empty() { "/" } else { launch.cwd.as_str() };
+    let cwd = if launch.cwd.is_empty() {
+        "/"
+    } else {
+        launch.cwd.as_str()
+    };
     make_working_directory(cwd)?;
     sys::place(stdout.as_fd(), 1).map_err(|e| SpawnError::sys("dup2", e, "standard output"))?;
     sys::place(stderr.as_fd(), 2).map_err(|e| SpawnError::sys("dup2", e, "standard error"))?;
     become_user(&identity)?;
     rustix::process::chdir(cwd).map_err(|e| SpawnError::Invalid {
         field: "workingDir".to_owned(),
-        why: format!("enter {cwd:?} as uid {}: {}", identity.uid, std::io::Error::from(e)),
+        why: format!(
+            "enter {cwd:?} as uid {}: {}",
+            identity.uid,
+            std::io::Error::from(e)
+        ),
     })?;
     sys::cloexec_from(3).map_err(|e| SpawnError::sys("close_range", e, "before exec"))?;
-    sys::install_seccomp(&plan.filter).map_err(|e| SpawnError::sys("seccomp", e, "install the filter"))?;
-    control.send(&FromSandbox::Executing { mounts }, &[]).map_err(|e| SpawnError::sys("sendmsg", e, "control socket"))?;
-    Err(program::execute(&arguments, &environment, &path, identity.uid))
+    sys::install_seccomp(&plan.filter)
+        .map_err(|e| SpawnError::sys("seccomp", e, "install the filter"))?;
+    control
+        .send(&FromSandbox::Executing { mounts }, &[])
+        .map_err(|e| SpawnError::sys("sendmsg", e, "control socket"))?;
+    Err(program::execute(
+        &arguments,
+        &environment,
+        &path,
+        identity.uid,
+    ))
 }
 
 /// Everything that can be done before the service is known.
@@ -173,7 +221,8 @@ fn waiting_room(plan: &Plan) -> Result<Prepared, SpawnError> {
         .map_err(|e| SpawnError::sys("prctl", e, "dumpable"))?;
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
         .map_err(|e| SpawnError::sys("unshare", e, "cgroup namespace"))?;
-    rustix::system::sethostname(b"localhost").map_err(|e| SpawnError::sys("sethostname", e, "localhost"))?;
+    rustix::system::sethostname(b"localhost")
+        .map_err(|e| SpawnError::sys("sethostname", e, "localhost"))?;
     limit(rustix::process::Resource::Nofile, OPEN_FILES)?;
     limit(rustix::process::Resource::Core, 0)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -184,36 +233,57 @@ fn waiting_room(plan: &Plan) -> Result<Prepared, SpawnError> {
             let _ = rustix::thread::remove_capability_from_bounding_set(capability);
         }
     }
-    rustix::thread::clear_ambient_capability_set().map_err(|e| SpawnError::sys("prctl", e, "ambient capabilities"))?;
-    rustix::thread::set_no_new_privs(true).map_err(|e| SpawnError::sys("prctl", e, "no_new_privs"))?;
+    rustix::thread::clear_ambient_capability_set()
+        .map_err(|e| SpawnError::sys("prctl", e, "ambient capabilities"))?;
+    rustix::thread::set_no_new_privs(true)
+        .map_err(|e| SpawnError::sys("prctl", e, "no_new_privs"))?;
     build_tree(plan)
 }
 
 fn limit(resource: rustix::process::Resource, wanted: u64) -> Result<(), SpawnError> {
-    let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let hard = rustix::process::getrlimit(resource)
+        .maximum
+        .unwrap_or(u64::MAX);
     let value = Some(wanted.min(hard));
-    rustix::process::setrlimit(resource, rustix::process::Rlimit { current: value, maximum: value })
-        .map_err(|e| SpawnError::sys("setrlimit", e, format!("{resource:?}")))
+    rustix::process::setrlimit(
+        resource,
+        rustix::process::Rlimit {
+            current: value,
+            maximum: value,
+        },
+    )
+    .map_err(|e| SpawnError::sys("setrlimit", e, format!("{resource:?}")))
 }
 
 /// Makes the stage the root of this mount namespace and attaches proc, sys and dev, masks included.
 fn build_tree(plan: &Plan) -> Result<Prepared, SpawnError> {
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|e| SpawnError::sys("mount", e, "make mounts private"))?;
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(|e| SpawnError::sys("mount", e, "make mounts private"))?;
     // Made while the host's own are still visible: the kernel refuses new ones to a namespace that sees none in full.
     let proc = new_mount("proc", &[], MountAttrFlags::empty())?;
     let sysfs = new_mount("sysfs", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)?;
     let cgroups = cgroup_mounts(plan)?;
-    let devices = stage::DEVICES.map(|name| (name, clone_tree(rustix::fs::CWD, Path::new("/dev").join(name))));
+    let devices = stage::DEVICES.map(|name| {
+        (
+            name,
+            clone_tree(rustix::fs::CWD, Path::new("/dev").join(name)),
+        )
+    });
 
     let root = clone_tree(rustix::fs::CWD, &plan.stage)?;
-    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY.union(MountAttrFlags::MOUNT_ATTR_NOSUID).bits();
+    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY
+        .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
+        .bits();
     sys::mount_setattr(root.as_fd(), u64::from(read_only), None, false)
         .map_err(|e| SpawnError::sys("mount_setattr", e, "stage"))?;
     attach(&root, rustix::fs::CWD, &plan.stage)?;
     rustix::process::fchdir(&root).map_err(|e| SpawnError::sys("fchdir", e, "stage"))?;
     rustix::process::pivot_root(".", ".").map_err(|e| SpawnError::sys("pivot_root", e, "stage"))?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(|e| SpawnError::sys("umount2", e, "the host's mounts"))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)
+        .map_err(|e| SpawnError::sys("umount2", e, "the host's mounts"))?;
     rustix::process::chdir("/").map_err(|e| SpawnError::sys("chdir", e, "stage"))?;
 
     attach(&proc, rustix::fs::CWD, "/proc")?;
@@ -227,41 +297,71 @@ fn build_tree(plan: &Plan) -> Result<Prepared, SpawnError> {
         attach(&cgroup, rustix::fs::CWD, target)?;
     }
     mask()?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).map_err(|e| SpawnError::sys("open", e, "/dev/null"))?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())
+        .map_err(|e| SpawnError::sys("open", e, "/dev/null"))?;
     for number in 0..=2 {
-        sys::place(null.as_fd(), number).map_err(|e| SpawnError::sys("dup2", e, "standard streams"))?;
+        sys::place(null.as_fd(), number)
+            .map_err(|e| SpawnError::sys("dup2", e, "standard streams"))?;
     }
-    Ok(Prepared { proc: at_root_of("/proc")?, sys: at_root_of("/sys")?, dev: at_root_of("/dev")? })
+    Ok(Prepared {
+        proc: at_root_of("/proc")?,
+        sys: at_root_of("/sys")?,
+        dev: at_root_of("/dev")?,
+    })
 }
 
 /// The instance's view of its cgroup, read-only: programs size themselves by it (Java, Go, Node).
 fn cgroup_mounts(plan: &Plan) -> Result<Vec<(PathBuf, OwnedFd)>, SpawnError> {
     let target = Path::new("/sys/fs/cgroup");
     let Some(controllers) = &plan.v1_controllers else {
-        return Ok(vec![(target.to_owned(), new_mount("cgroup2", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)?)]);
+        return Ok(vec![(
+            target.to_owned(),
+            new_mount("cgroup2", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)?,
+        )]);
     };
     let directory = clone_tree(rustix::fs::CWD, plan.stage.join("cgroup"))?;
     let read_only = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
-    sys::mount_setattr(directory.as_fd(), read_only, None, false).map_err(|e| SpawnError::sys("mount_setattr", e, "cgroup"))?;
+    sys::mount_setattr(directory.as_fd(), read_only, None, false)
+        .map_err(|e| SpawnError::sys("mount_setattr", e, "cgroup"))?;
     let mut mounts = vec![(target.to_owned(), directory)];
     for controller in controllers {
-        let options: Vec<(&str, Option<&str>)> = controller.split(',').map(|name| (name, None)).collect();
-        mounts.push((target.join(controller), new_mount("cgroup", &options, MountAttrFlags::MOUNT_ATTR_RDONLY)?));
+        let options: Vec<(&str, Option<&str>)> =
+            controller.split(',').map(|name| (name, None)).collect();
+        mounts.push((
+            target.join(controller),
+            new_mount("cgroup", &options, MountAttrFlags::MOUNT_ATTR_RDONLY)?,
+        ));
     }
     Ok(mounts)
 }
 
 fn mask() -> Result<(), SpawnError> {
     for path in READ_ONLY {
-        let Some(tree) = existing(path)? else { continue };
-        sys::mount_setattr(tree.as_fd(), u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), None, true)
-            .map_err(|e| SpawnError::sys("mount_setattr", e, path))?;
+        let Some(tree) = existing(path)? else {
+            continue;
+        };
+        sys::mount_setattr(
+            tree.as_fd(),
+            u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()),
+            None,
+            true,
+        )
+        .map_err(|e| SpawnError::sys("mount_setattr", e, path))?;
         attach(&tree, rustix::fs::CWD, Path::new("/").join(path))?;
     }
     for path in HIDDEN {
         let absolute = Path::new("/").join(path);
-        let Ok(metadata) = std::fs::symlink_metadata(&absolute) else { continue };
-        let cover = clone_tree(rustix::fs::CWD, if metadata.is_dir() { "/empty" } else { "/dev/null" })?;
+        let Ok(metadata) = std::fs::symlink_metadata(&absolute) else {
+            continue;
+        };
+        let cover = clone_tree(
+            rustix::fs::CWD,
+            if metadata.is_dir() {
+                "/empty"
+            } else {
+                "/dev/null"
+            },
+        )?;
         attach(&cover, rustix::fs::CWD, absolute)?;
     }
     Ok(())
@@ -279,8 +379,10 @@ fn existing(path: &str) -> Result<Option<OwnedFd>, SpawnError> {
 fn become_mapped_root() -> Result<(), SpawnError> {
     let context = "take the instance's own root";
     rustix::thread::set_thread_groups(&[]).map_err(|e| SpawnError::sys("setgroups", e, context))?;
-    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(|e| SpawnError::sys("setresgid", e, context))?;
-    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(|e| SpawnError::sys("setresuid", e, context))
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+        .map_err(|e| SpawnError::sys("setresgid", e, context))?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+        .map_err(|e| SpawnError::sys("setresuid", e, context))
 }
 
 /// Puts the root on top of the stage and what was prepared into it.
@@ -288,14 +390,29 @@ fn enter_root(root: &OwnedFd, shm: &OwnedFd, prepared: &Prepared) -> Result<(), 
     attach(root, rustix::fs::CWD, "/")?;
     rustix::process::fchdir(root).map_err(|e| SpawnError::sys("fchdir", e, "the image's root"))?;
     rustix::process::chroot(".").map_err(|e| SpawnError::sys("chroot", e, "the image's root"))?;
-    for (tree, name) in [(&prepared.proc, "proc"), (&prepared.sys, "sys"), (&prepared.dev, "dev")] {
+    for (tree, name) in [
+        (&prepared.proc, "proc"),
+        (&prepared.sys, "sys"),
+        (&prepared.dev, "dev"),
+    ] {
         let target = mount_point(root.as_fd(), name)?;
         attach_at(tree, &target, name)?;
     }
     // Opened after the move: these belong to the tree, not to the image.
-    let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let pts_options = [("newinstance", None), ("ptmxmode", Some("0666")), ("mode", Some("0620")), ("gid", Some("5"))];
-    let pts = new_mount("devpts", &pts_options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+    let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let pts_options = [
+        ("newinstance", None),
+        ("ptmxmode", Some("0666")),
+        ("mode", Some("0620")),
+        ("gid", Some("5")),
+    ];
+    let pts = new_mount(
+        "devpts",
+        &pts_options,
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )?;
     attach(&pts, &prepared.dev, "pts")?;
     attach(&new_mount("mqueue", &[], no_exec)?, &prepared.dev, "mqueue")?;
     attach(shm, &prepared.dev, "shm")
@@ -305,12 +422,22 @@ fn enter_root(root: &OwnedFd, shm: &OwnedFd, prepared: &Prepared) -> Result<(), 
 fn mount_point(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, SpawnError> {
     let open = || {
         let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat2(root, name, how, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+        rustix::fs::openat2(
+            root,
+            name,
+            how,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+        )
     };
-    let refused = |why: &str| SpawnError::Rootfs { path: format!("/{name}"), why: why.to_owned() };
+    let refused = |why: &str| SpawnError::Rootfs {
+        path: format!("/{name}"),
+        why: why.to_owned(),
+    };
     let opened = match open() {
         Err(rustix::io::Errno::NOENT) => {
-            rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755)).map_err(|e| SpawnError::sys("mkdir", e, format!("/{name}")))?;
+            rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755))
+                .map_err(|e| SpawnError::sys("mkdir", e, format!("/{name}")))?;
             open()
         }
         other => other,
@@ -321,14 +448,19 @@ fn mount_point(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, SpawnError> 
             rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR if link => {
                 refused("it is a symbolic link in the image; it must be a directory, or missing")
             }
-            rustix::io::Errno::NOTDIR => refused("it is not a directory in the image; it must be one, or missing"),
+            rustix::io::Errno::NOTDIR => {
+                refused("it is not a directory in the image; it must be one, or missing")
+            }
             other => SpawnError::sys("openat2", other, format!("/{name}")),
         }
     })
 }
 
 fn make_working_directory(cwd: &str) -> Result<(), SpawnError> {
-    let invalid = |why: String| SpawnError::Invalid { field: "workingDir".to_owned(), why };
+    let invalid = |why: String| SpawnError::Invalid {
+        field: "workingDir".to_owned(),
+        why,
+    };
     if !cwd.starts_with('/') {
         return Err(invalid(format!("{cwd:?} is not absolute: begin it with /")));
     }
@@ -341,14 +473,30 @@ fn make_working_directory(cwd: &str) -> Result<(), SpawnError> {
 /// Gives up every privilege the program shall not have; order matters: groups and ids while they may still be set.
 fn become_user(identity: &user::Identity) -> Result<(), SpawnError> {
     let context = || format!("become uid {} gid {}", identity.uid, identity.gid);
-    let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    let groups: Vec<Gid> = identity
+        .groups
+        .iter()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    rustix::thread::set_thread_groups(&groups).map_err(|e| SpawnError::sys("setgroups", e, context()))?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(|e| SpawnError::sys("setresgid", e, context()))?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(|e| SpawnError::sys("setresuid", e, context()))?;
-    let held = if identity.uid == 0 { KEPT } else { CapabilitySet::empty() };
-    let sets = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets).map_err(|e| SpawnError::sys("capset", e, context()))
+    rustix::thread::set_thread_groups(&groups)
+        .map_err(|e| SpawnError::sys("setgroups", e, context()))?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)
+        .map_err(|e| SpawnError::sys("setresgid", e, context()))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
+        .map_err(|e| SpawnError::sys("setresuid", e, context()))?;
+    let held = if identity.uid == 0 {
+        KEPT
+    } else {
+        CapabilitySet::empty()
+    };
+    let sets = CapabilitySets {
+        effective: held,
+        permitted: held,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, sets)
+        .map_err(|e| SpawnError::sys("capset", e, context()))
 }
 
 fn strings(field: &str, values: &[String]) -> Result<Vec<CString>, SpawnError> {
@@ -378,7 +526,10 @@ fn environment(given: &[String], home: &str) -> Result<(Vec<CString>, String), S
         .filter(|(index, entry)| last.get(name(entry)) == Some(index))
         .map(|(_, entry)| entry.clone())
         .collect();
-    let path = match last.get("PATH").and_then(|index| given[*index].split_once('=')) {
+    let path = match last
+        .get("PATH")
+        .and_then(|index| given[*index].split_once('='))
+    {
         Some((_, path)) => path.to_owned(),
         None => {
             entries.push(format!("PATH={}", program::DEFAULT_PATH));
@@ -391,9 +542,14 @@ fn environment(given: &[String], home: &str) -> Result<(Vec<CString>, String), S
     Ok((strings("env", &entries)?, path))
 }
 
-fn new_mount(kind: &str, options: &[(&str, Option<&str>)], extra: MountAttrFlags) -> Result<OwnedFd, SpawnError> {
+fn new_mount(
+    kind: &str,
+    options: &[(&str, Option<&str>)],
+    extra: MountAttrFlags,
+) -> Result<OwnedFd, SpawnError> {
     let context = || format!("mount {kind}");
-    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| SpawnError::sys("fsopen", e, context()))?;
+    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|e| SpawnError::sys("fsopen", e, context()))?;
     for (key, value) in options {
         match value {
             Some(value) => rustix::mount::fsconfig_set_string(fs.as_fd(), *key, *value),
@@ -401,8 +557,10 @@ fn new_mount(kind: &str, options: &[(&str, Option<&str>)], extra: MountAttrFlags
         }
         .map_err(|e| SpawnError::sys("fsconfig", e, format!("mount {kind}: {key}")))?;
     }
-    rustix::mount::fsconfig_create(fs.as_fd()).map_err(|e| SpawnError::sys("fsconfig", e, context()))?;
-    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC | extra;
+    rustix::mount::fsconfig_create(fs.as_fd())
+        .map_err(|e| SpawnError::sys("fsconfig", e, context()))?;
+    let mut attributes =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC | extra;
     if kind != "devpts" {
         attributes |= MountAttrFlags::MOUNT_ATTR_NODEV;
     }
@@ -412,8 +570,11 @@ fn new_mount(kind: &str, options: &[(&str, Option<&str>)], extra: MountAttrFlags
 
 fn clone_tree(at: impl AsFd, path: impl AsRef<Path>) -> Result<OwnedFd, SpawnError> {
     let path = path.as_ref();
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    rustix::mount::open_tree(at, path, flags).map_err(|e| SpawnError::sys("open_tree", e, path.display().to_string()))
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    rustix::mount::open_tree(at, path, flags)
+        .map_err(|e| SpawnError::sys("open_tree", e, path.display().to_string()))
 }
 
 /// A descriptor on the mount at `path`, to move it later.
@@ -430,5 +591,6 @@ fn attach(tree: &OwnedFd, at: impl AsFd, path: impl AsRef<Path>) -> Result<(), S
 
 fn attach_at(tree: &OwnedFd, target: &OwnedFd, name: &str) -> Result<(), SpawnError> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(tree, c"", target, c"", flags).map_err(|e| SpawnError::sys("move_mount", e, format!("/{name}")))
+    rustix::mount::move_mount(tree, c"", target, c"", flags)
+        .map_err(|e| SpawnError::sys("move_mount", e, format!("/{name}")))
 }

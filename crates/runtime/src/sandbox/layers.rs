@@ -39,7 +39,12 @@ pub(crate) struct Layers {
 impl Layers {
     /// `images` holds `layers/` and `shifted/`; the current directory of this process is where mounts go.
     pub(crate) fn new(images: &Path, method: Method) -> Self {
-        Self { images: images.to_owned(), method, names: BTreeMap::new(), next: 0 }
+        Self {
+            images: images.to_owned(),
+            method,
+            names: BTreeMap::new(),
+            next: 0,
+        }
     }
 
     /// Names for all layers of `rootfs` in the current directory, topmost first as overlay wants them, each once.
@@ -69,39 +74,69 @@ impl Layers {
     }
 
     fn mount(
-        &mut self, diff_id: &str, hex: &str, uid_base: u32, userns: &mut Option<OwnedFd>,
+        &mut self,
+        diff_id: &str,
+        hex: &str,
+        uid_base: u32,
+        userns: &mut Option<OwnedFd>,
     ) -> Result<String, SpawnError> {
         let unpacked = self.images.join("layers").join(hex);
         if !unpacked.is_dir() {
-            return Err(SpawnError::LayerMissing { diff_id: diff_id.to_owned() });
+            return Err(SpawnError::LayerMissing {
+                diff_id: diff_id.to_owned(),
+            });
         }
         let source = match self.method {
             Method::Idmap => unpacked,
-            Method::Copy => shift::ensure(&unpacked, &self.images.join("shifted").join(uid_base.to_string()), hex, uid_base)?,
+            Method::Copy => shift::ensure(
+                &unpacked,
+                &self.images.join("shifted").join(uid_base.to_string()),
+                hex,
+                uid_base,
+            )?,
         };
         let context = || format!("mount layer {diff_id} for ids {uid_base}…");
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
         let tree = rustix::mount::open_tree(rustix::fs::CWD, &source, flags)
             .map_err(|e| SpawnError::sys("open_tree", e, context()))?;
-        let attributes =
-            MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV;
         if self.method == Method::Idmap && userns.is_none() {
             *userns = Some(user_namespace(IMAGE_BASE, uid_base)?);
         }
-        sys::mount_setattr(tree.as_fd(), u64::from(attributes.bits()), userns.as_ref().map(AsFd::as_fd), false)
-            .map_err(|e| SpawnError::sys("mount_setattr", e, context()))?;
+        sys::mount_setattr(
+            tree.as_fd(),
+            u64::from(attributes.bits()),
+            userns.as_ref().map(AsFd::as_fd),
+            false,
+        )
+        .map_err(|e| SpawnError::sys("mount_setattr", e, context()))?;
         let name = short_name(self.next);
         self.next += 1;
         std::fs::create_dir(&name).map_err(|e| SpawnError::sys("mkdir", e, context()))?;
-        rustix::mount::move_mount(&tree, c"", rustix::fs::CWD, name.as_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .map_err(|e| SpawnError::sys("move_mount", e, context()))?;
+        rustix::mount::move_mount(
+            &tree,
+            c"",
+            rustix::fs::CWD,
+            name.as_str(),
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .map_err(|e| SpawnError::sys("move_mount", e, context()))?;
         Ok(name)
     }
 
     /// Lets go of every mount of a layer. Running instances keep theirs.
     pub(crate) fn forget(&mut self, diff_id: &str) -> Result<(), SpawnError> {
         let hex = digest_hex(diff_id)?;
-        let gone: Vec<(String, u32)> = self.names.keys().filter(|(layer, _)| layer == hex).cloned().collect();
+        let gone: Vec<(String, u32)> = self
+            .names
+            .keys()
+            .filter(|(layer, _)| layer == hex)
+            .cloned()
+            .collect();
         for key in gone {
             if let Some(name) = self.names.remove(&key) {
                 let _ = rustix::mount::unmount(name.as_str(), UnmountFlags::DETACH);
@@ -116,7 +151,9 @@ impl Layers {
 pub(crate) fn digest_hex(diff_id: &str) -> Result<&str, SpawnError> {
     diff_id
         .strip_prefix("sha256:")
-        .filter(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+        .filter(|hex| {
+            hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        })
         .ok_or_else(|| SpawnError::Invalid {
             field: "diff id".to_owned(),
             why: format!("{diff_id:?} is not sha256: and 64 lowercase hexadecimal digits"),
@@ -127,7 +164,9 @@ pub(crate) fn digest_hex(diff_id: &str) -> Result<&str, SpawnError> {
 fn short_name(mut number: u32) -> String {
     let mut name = Vec::new();
     loop {
-        name.push(char::from(b'a' + u8::try_from(number % 26).expect("a remainder of 26")));
+        name.push(char::from(
+            b'a' + u8::try_from(number % 26).expect("a remainder of 26"),
+        ));
         number /= 26;
         if number == 0 {
             return name.iter().rev().collect();
@@ -148,14 +187,25 @@ mod tests {
         unique.sort();
         unique.dedup();
         assert_eq!(unique.len(), 800);
-        assert_eq!((names[0].as_str(), names[25].as_str(), names[26].as_str()), ("a", "z", "aa"));
+        assert_eq!(
+            (names[0].as_str(), names[25].as_str(), names[26].as_str()),
+            ("a", "z", "aa")
+        );
         assert!(names[..700].iter().all(|name| name.len() <= 2));
     }
 
     #[test]
     fn a_digest_that_would_be_a_path_is_refused() {
-        for bad in ["sha256:../../etc", "sha512:00", "sha256:", &format!("sha256:{}", "A".repeat(64))] {
-            assert!(matches!(digest_hex(bad), Err(SpawnError::Invalid { .. })), "{bad}");
+        for bad in [
+            "sha256:../../etc",
+            "sha512:00",
+            "sha256:",
+            &format!("sha256:{}", "A".repeat(64)),
+        ] {
+            assert!(
+                matches!(digest_hex(bad), Err(SpawnError::Invalid { .. })),
+                "{bad}"
+            );
         }
         let good = format!("sha256:{}", "0a".repeat(32));
         assert_eq!(digest_hex(&good).unwrap(), "0a".repeat(32));

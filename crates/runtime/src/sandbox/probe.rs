@@ -24,7 +24,11 @@ pub struct Missing {
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.fix.is_empty() { f.write_str(&self.what) } else { write!(f, "{}; {}", self.what, self.fix) }
+        if self.fix.is_empty() {
+            f.write_str(&self.what)
+        } else {
+            write!(f, "{}; {}", self.what, self.fix)
+        }
     }
 }
 
@@ -126,27 +130,39 @@ impl Features {
             return Ok(());
         }
         let missing = |why: String| Missing {
-            what: format!("the file system of {} can't be idmapped ({why}): layers are copied for each service", directory.display()),
+            what: format!(
+                "the file system of {} can't be idmapped ({why}): layers are copied for each service",
+                directory.display()
+            ),
             fix: "use ext4, xfs or btrfs for the data directory".to_owned(),
         };
-        let userns = process::user_namespace(process::IMAGE_BASE, process::ID_COUNT).map_err(|e| missing(e.to_string()))?;
+        let userns = process::user_namespace(process::IMAGE_BASE, process::ID_COUNT)
+            .map_err(|e| missing(e.to_string()))?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree = rustix::mount::open_tree(rustix::fs::CWD, directory, flags).map_err(|e| missing(format!("open_tree: {e}")))?;
-        sys::mount_setattr(tree.as_fd(), 0, Some(userns.as_fd()), false).map_err(|e| missing(format!("mount_setattr: {e}")))
+        let tree = rustix::mount::open_tree(rustix::fs::CWD, directory, flags)
+            .map_err(|e| missing(format!("open_tree: {e}")))?;
+        sys::mount_setattr(tree.as_fd(), 0, Some(userns.as_fd()), false)
+            .map_err(|e| missing(format!("mount_setattr: {e}")))
     }
 }
 
 /// Looks at this machine.
 #[must_use]
 pub fn probe() -> Features {
-    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    let kernel = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
     let version = version(&kernel);
     let since = |needed: (u32, u32), what: &str| -> Feature {
         if version >= needed {
             Ok(())
         } else {
             let (major, minor) = needed;
-            Err(Missing { what: format!("{what} needs Linux {major}.{minor}; this is {kernel}"), fix: String::new() })
+            Err(Missing {
+                what: format!("{what} needs Linux {major}.{minor}; this is {kernel}"),
+                fix: String::new(),
+            })
         }
     };
     let hierarchies = cgroup::hierarchies().unwrap_or_default();
@@ -160,7 +176,11 @@ pub fn probe() -> Features {
     };
     let v1 = hierarchies
         .iter()
-        .filter(|h| h.controllers.iter().any(|c| ["cpu", "cpuacct", "memory", "pids"].contains(&c.as_str())))
+        .filter(|h| {
+            h.controllers
+                .iter()
+                .any(|c| ["cpu", "cpuacct", "memory", "pids"].contains(&c.as_str()))
+        })
         .map(|h| h.controllers.join(","))
         .collect();
     Features {
@@ -173,8 +193,14 @@ pub fn probe() -> Features {
         mount_calls: since((5, 12), "mount_setattr").and_then(|()| mount_calls()),
         pidfd: pidfd(),
         seccomp: seccomp(),
-        idmapped_overlay: since((5, 19), "overlay over idmapped layers (layers are copied for each service)"),
-        exit_by_pidfd: since((6, 15), "the exit status of instances that end while the keeper is restarted"),
+        idmapped_overlay: since(
+            (5, 19),
+            "overlay over idmapped layers (layers are copied for each service)",
+        ),
+        exit_by_pidfd: since(
+            (6, 15),
+            "the exit status of instances that end while the keeper is restarted",
+        ),
         full_proc: full_proc(),
         v1,
         kernel,
@@ -183,13 +209,21 @@ pub fn probe() -> Features {
 
 /// `6.1.0-18-amd64` → (6, 1).
 fn version(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn controllers(hierarchies: &[cgroup::Hierarchy]) -> (CgroupMode, Feature) {
     let needed = ["cpu", "memory", "pids"];
-    let lacks = |has: &dyn Fn(&str) -> bool| needed.iter().filter(|n| !has(n)).copied().collect::<Vec<_>>();
+    let lacks = |has: &dyn Fn(&str) -> bool| {
+        needed
+            .iter()
+            .filter(|n| !has(n))
+            .copied()
+            .collect::<Vec<_>>()
+    };
     let v2 = hierarchies.iter().find(|h| h.v2);
     let mut absent = needed.to_vec();
     if let Some(v2) = v2 {
@@ -199,54 +233,104 @@ fn controllers(hierarchies: &[cgroup::Hierarchy]) -> (CgroupMode, Feature) {
             return (CgroupMode::V2, Ok(()));
         }
     }
-    let on_v1 = lacks(&|name| hierarchies.iter().any(|h| h.controllers.iter().any(|c| c == name)));
+    let on_v1 = lacks(&|name| {
+        hierarchies
+            .iter()
+            .any(|h| h.controllers.iter().any(|c| c == name))
+    });
     if on_v1.is_empty() {
-        return (if v2.is_some() { CgroupMode::Hybrid } else { CgroupMode::V1 }, Ok(()));
+        return (
+            if v2.is_some() {
+                CgroupMode::Hybrid
+            } else {
+                CgroupMode::V1
+            },
+            Ok(()),
+        );
     }
-    let absent = if on_v1.len() < absent.len() { on_v1 } else { absent };
+    let absent = if on_v1.len() < absent.len() {
+        on_v1
+    } else {
+        absent
+    };
     let fix = if absent == ["memory"] {
         "boot with cgroup_enable=memory (some boards switch it off)"
     } else {
         "mount -t cgroup2 none /sys/fs/cgroup, and look at /proc/cgroups for controllers that are switched off"
     };
-    (CgroupMode::None, Err(Missing { what: format!("no cgroup controller {}: instances could not be limited", absent.join(", ")), fix: fix.to_owned() }))
+    (
+        CgroupMode::None,
+        Err(Missing {
+            what: format!(
+                "no cgroup controller {}: instances could not be limited",
+                absent.join(", ")
+            ),
+            fix: fix.to_owned(),
+        }),
+    )
 }
 
 fn user_namespaces() -> Feature {
-    let missing = |what: &str, fix: &str| Err(Missing { what: what.to_owned(), fix: fix.to_owned() });
+    let missing = |what: &str, fix: &str| {
+        Err(Missing {
+            what: what.to_owned(),
+            fix: fix.to_owned(),
+        })
+    };
     if !Path::new("/proc/self/ns/user").exists() {
         return missing("the kernel has no user namespaces (CONFIG_USER_NS)", "");
     }
-    match fs::read_to_string("/proc/sys/user/max_user_namespaces").ok().and_then(|text| text.trim().parse::<u64>().ok()) {
-        Some(0) => missing("user namespaces are switched off", "sysctl -w user.max_user_namespaces=15000"),
+    match fs::read_to_string("/proc/sys/user/max_user_namespaces")
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok())
+    {
+        Some(0) => missing(
+            "user namespaces are switched off",
+            "sysctl -w user.max_user_namespaces=15000",
+        ),
         _ => Ok(()),
     }
 }
 
 fn file_system(name: &str, option: &str) -> Feature {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if known.lines().any(|line| line.split_whitespace().last() == Some(name)) {
+    if known
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some(name))
+    {
         return Ok(());
     }
     // A module is loaded by the first mount; asking for a context does the same.
     if rustix::mount::fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).is_ok() {
         return Ok(());
     }
-    Err(Missing { what: format!("the kernel has no {name} file system ({option})"), fix: format!("modprobe {name}") })
+    Err(Missing {
+        what: format!("the kernel has no {name} file system ({option})"),
+        fix: format!("modprobe {name}"),
+    })
 }
 
 fn mount_calls() -> Feature {
     match rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC) {
-        Err(rustix::io::Errno::NOSYS) => Err(Missing { what: "fsopen is not there or not allowed".to_owned(), fix: String::new() }),
+        Err(rustix::io::Errno::NOSYS) => Err(Missing {
+            what: "fsopen is not there or not allowed".to_owned(),
+            fix: String::new(),
+        }),
         // Without privileges: refused, so it is there.
         _ => Ok(()),
     }
 }
 
 fn pidfd() -> Feature {
-    match rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty()) {
+    match rustix::process::pidfd_open(
+        rustix::process::getpid(),
+        rustix::process::PidfdFlags::empty(),
+    ) {
         Ok(_) => Ok(()),
-        Err(error) => Err(Missing { what: format!("pidfd_open: {error}"), fix: String::new() }),
+        Err(error) => Err(Missing {
+            what: format!("pidfd_open: {error}"),
+            fix: String::new(),
+        }),
     }
 }
 
@@ -255,7 +339,10 @@ fn seccomp() -> Feature {
     if actions.split_whitespace().any(|action| action == "errno") {
         Ok(())
     } else {
-        Err(Missing { what: "the kernel has no seccomp filters (CONFIG_SECCOMP_FILTER)".to_owned(), fix: String::new() })
+        Err(Missing {
+            what: "the kernel has no seccomp filters (CONFIG_SECCOMP_FILTER)".to_owned(),
+            fix: String::new(),
+        })
     }
 }
 
@@ -266,8 +353,13 @@ fn full_proc() -> Feature {
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .filter(|point| {
-            (point.starts_with("/proc/") && *point != "/proc/sys/fs/binfmt_misc" && *point != "/proc/fs/nfsd")
-                || (point.starts_with("/sys/") && !point.starts_with("/sys/fs/") && !point.starts_with("/sys/kernel/") && !point.starts_with("/sys/firmware/efi"))
+            (point.starts_with("/proc/")
+                && *point != "/proc/sys/fs/binfmt_misc"
+                && *point != "/proc/fs/nfsd")
+                || (point.starts_with("/sys/")
+                    && !point.starts_with("/sys/fs/")
+                    && !point.starts_with("/sys/kernel/")
+                    && !point.starts_with("/sys/firmware/efi"))
         })
         .collect();
     if covered.is_empty() {

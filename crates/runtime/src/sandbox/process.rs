@@ -25,7 +25,10 @@ const SIGTERM_BIT: u64 = 1 << (libc::SIGTERM - 1);
 pub fn has_sigterm_handler(pid: u32) -> io::Result<bool> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("0");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or("0");
         u64::from_str_radix(line.trim(), 16).unwrap_or(0)
     };
     Ok((mask("SigCgt:") | mask("SigBlk:") | mask("SigIgn:")) & SIGTERM_BIT != 0)
@@ -37,7 +40,9 @@ pub(crate) fn map_ids(pid: u32, inside: u32, outside: u32) -> Result<(), SpawnEr
     for map in ["uid_map", "gid_map"] {
         let path = format!("/proc/{pid}/{map}");
         write_file(&path, &line).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ESRCH) => SpawnError::SandboxGone { detail: format!("{path} is not there") },
+            Some(libc::ENOENT | libc::ESRCH) => SpawnError::SandboxGone {
+                detail: format!("{path} is not there"),
+            },
             _ => SpawnError::sys("write", error, format!("map ids: write {line:?} to {path}")),
         })?;
     }
@@ -46,7 +51,10 @@ pub(crate) fn map_ids(pid: u32, inside: u32, outside: u32) -> Result<(), SpawnEr
 
 /// Writes an existing file of `/proc` or a cgroup in one call.
 pub(crate) fn write_file(path: impl AsRef<std::path::Path>, text: &str) -> io::Result<()> {
-    OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+    OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(text.as_bytes())
 }
 
 /// A user namespace in which `inside…` are `outside…`, held by its descriptor only: for idmapped mounts.
@@ -67,7 +75,9 @@ pub(crate) fn user_namespace(inside: u32, outside: u32) -> Result<OwnedFd, Spawn
             drop(reader);
             let result = map_ids(pid, inside, outside).and_then(|()| {
                 let path = format!("/proc/{pid}/ns/user");
-                File::open(&path).map(OwnedFd::from).map_err(|e| SpawnError::sys("open", e, path))
+                File::open(&path)
+                    .map(OwnedFd::from)
+                    .map_err(|e| SpawnError::sys("open", e, path))
             });
             drop(writer);
             reap(&pidfd);
@@ -80,7 +90,9 @@ pub(crate) fn user_namespace(inside: u32, outside: u32) -> Result<OwnedFd, Spawn
 pub(crate) fn reap(pidfd: &OwnedFd) {
     use std::os::fd::AsFd;
     let id = rustix::process::WaitId::PidFd(pidfd.as_fd());
-    while let Err(rustix::io::Errno::INTR) = rustix::process::waitid(id.clone(), rustix::process::WaitIdOptions::EXITED) {}
+    while let Err(rustix::io::Errno::INTR) =
+        rustix::process::waitid(id.clone(), rustix::process::WaitIdOptions::EXITED)
+    {}
 }
 
 #[cfg(test)]
@@ -91,7 +103,10 @@ mod tests {
     #[test]
     fn a_program_without_handler_is_told_from_one_with() {
         // nextest and cargo install none for SIGTERM in the test process; sleep has none either.
-        let mut child = std::process::Command::new("sleep").arg("30").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("30")
+            .spawn()
+            .unwrap();
         let without = has_sigterm_handler(child.id()).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
@@ -108,6 +123,9 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(with);
-        assert_eq!(has_sigterm_handler(child.id()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            has_sigterm_handler(child.id()).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
     }
 }

@@ -11,7 +11,8 @@ use std::path::Path;
 use crate::spawner::SpawnError;
 
 /// Where programs are looked for when the environment has no PATH: what container images expect.
-pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str =
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 #[cfg(target_arch = "x86_64")]
 const MACHINE: u16 = 62;
@@ -19,23 +20,50 @@ const MACHINE: u16 = 62;
 const MACHINE: u16 = 183;
 
 /// Executes `arguments[0]`; returns only when that fails, with the reason in the user's words.
-pub(crate) fn execute(arguments: &[CString], environment: &[CString], path: &str, uid: u32) -> SpawnError {
+pub(crate) fn execute(
+    arguments: &[CString],
+    environment: &[CString],
+    path: &str,
+    uid: u32,
+) -> SpawnError {
     let program = arguments[0].to_string_lossy().into_owned();
     if program.is_empty() {
-        return SpawnError::Invalid { field: "command".to_owned(), why: "the program's name is empty".to_owned() };
+        return SpawnError::Invalid {
+            field: "command".to_owned(),
+            why: "the program's name is empty".to_owned(),
+        };
     }
     if program.contains('/') {
         let errno = try_execute(&arguments[0], arguments, environment);
-        return explain(&program, Path::new(&program), errno, uid, arguments, environment)
-            .unwrap_or_else(|| SpawnError::CommandNotFound { program, searched: "looked for exactly this path".to_owned() });
+        return explain(
+            &program,
+            Path::new(&program),
+            errno,
+            uid,
+            arguments,
+            environment,
+        )
+        .unwrap_or_else(|| SpawnError::CommandNotFound {
+            program,
+            searched: "looked for exactly this path".to_owned(),
+        });
     }
     let mut refused = None;
     for directory in path.split(':') {
         let directory = if directory.is_empty() { "." } else { directory };
         let candidate = format!("{directory}/{program}");
-        let Ok(file) = CString::new(candidate.clone()) else { continue };
+        let Ok(file) = CString::new(candidate.clone()) else {
+            continue;
+        };
         let errno = try_execute(&file, arguments, environment);
-        let explained = explain(&program, Path::new(&candidate), errno, uid, arguments, environment);
+        let explained = explain(
+            &program,
+            Path::new(&candidate),
+            errno,
+            uid,
+            arguments,
+            environment,
+        );
         match explained {
             // As every shell does: something of that name that may not be run doesn't end the search.
             Some(error @ SpawnError::PermissionDenied { .. }) => refused = refused.or(Some(error)),
@@ -43,7 +71,10 @@ pub(crate) fn execute(arguments: &[CString], environment: &[CString], path: &str
             None => {}
         }
     }
-    refused.unwrap_or_else(|| SpawnError::CommandNotFound { program, searched: format!("looked in PATH={path}") })
+    refused.unwrap_or_else(|| SpawnError::CommandNotFound {
+        program,
+        searched: format!("looked in PATH={path}"),
+    })
 }
 
 fn try_execute(file: &CString, arguments: &[CString], environment: &[CString]) -> i32 {
@@ -55,10 +86,20 @@ fn try_execute(file: &CString, arguments: &[CString], environment: &[CString]) -
 
 /// Why `execve` of `file` failed; `None`: there is no such file.
 fn explain(
-    program: &str, file: &Path, errno: i32, uid: u32, arguments: &[CString], environment: &[CString],
+    program: &str,
+    file: &Path,
+    errno: i32,
+    uid: u32,
+    arguments: &[CString],
+    environment: &[CString],
 ) -> Option<SpawnError> {
     let program = program.to_owned();
-    let not_executable = |why: &str| Some(SpawnError::NotExecutable { program: program.clone(), why: why.to_owned() });
+    let not_executable = |why: &str| {
+        Some(SpawnError::NotExecutable {
+            program: program.clone(),
+            why: why.to_owned(),
+        })
+    };
     match errno {
         libc::ENOENT | libc::ENOTDIR => {
             // The file is there: then what the kernel missed is its interpreter.
@@ -71,31 +112,52 @@ fn explain(
         libc::EACCES => match fs::metadata(file) {
             Ok(metadata) if metadata.is_dir() => {
                 // "/bin" as a program, or a directory of that name on PATH.
-                Some(SpawnError::PermissionDenied { program, uid, why: "it is a directory".to_owned() })
+                Some(SpawnError::PermissionDenied {
+                    program,
+                    uid,
+                    why: "it is a directory".to_owned(),
+                })
             }
             Ok(metadata) => {
                 let mode = metadata.permissions().mode() & 0o7777;
                 let why = if mode & 0o111 == 0 {
-                    format!("its mode is {mode:04o}, no execute bit; set it in the image (chmod +x, COPY --chmod=755)")
+                    format!(
+                        "its mode is {mode:04o}, no execute bit; set it in the image (chmod +x, COPY --chmod=755)"
+                    )
                 } else {
-                    format!("it belongs to {}:{} with mode {mode:04o}", metadata.uid(), metadata.gid())
+                    format!(
+                        "it belongs to {}:{} with mode {mode:04o}",
+                        metadata.uid(),
+                        metadata.gid()
+                    )
                 };
                 Some(SpawnError::PermissionDenied { program, uid, why })
             }
             Err(_) => {
-                let why = format!("a directory on the way to {} is closed to this user", file.display());
+                let why = format!(
+                    "a directory on the way to {} is closed to this user",
+                    file.display()
+                );
                 Some(SpawnError::PermissionDenied { program, uid, why })
             }
         },
         libc::ENOEXEC => not_executable(&why_no_format(file)),
         libc::E2BIG => {
-            let bytes = arguments.iter().chain(environment).map(|s| s.as_bytes_with_nul().len()).sum();
+            let bytes = arguments
+                .iter()
+                .chain(environment)
+                .map(|s| s.as_bytes_with_nul().len())
+                .sum();
             Some(SpawnError::ArgumentsTooLong { bytes })
         }
         libc::ELOOP => not_executable("its symbolic links lead in a circle"),
         libc::ETXTBSY => not_executable("it is open for writing"),
         libc::ENAMETOOLONG => None,
-        _ => Some(SpawnError::sys("execve", std::io::Error::from_raw_os_error(errno), format!("run {program:?}"))),
+        _ => Some(SpawnError::sys(
+            "execve",
+            std::io::Error::from_raw_os_error(errno),
+            format!("run {program:?}"),
+        )),
     }
 }
 
@@ -113,13 +175,21 @@ fn missing_interpreter(program: String, file: &Path) -> SpawnError {
         let line = line.split(|b| *b == b'\n').next().unwrap_or_default();
         let line = String::from_utf8_lossy(line);
         let windows = line.ends_with('\r');
-        let interpreter = line.split_whitespace().next().unwrap_or_default().to_owned();
+        let interpreter = line
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         let advice = if windows {
             "the line ends in a carriage return: save the script with Unix line ends".to_owned()
         } else {
             "install it in the image or correct the script's first line".to_owned()
         };
-        return SpawnError::InterpreterNotFound { program, interpreter, advice };
+        return SpawnError::InterpreterNotFound {
+            program,
+            interpreter,
+            advice,
+        };
     }
     if let Some(interpreter) = elf_interpreter(&bytes) {
         let advice = if interpreter.contains("musl") {
@@ -127,9 +197,16 @@ fn missing_interpreter(program: String, file: &Path) -> SpawnError {
         } else {
             "the program was built for another base image (glibc): use such a one or link it statically"
         };
-        return SpawnError::InterpreterNotFound { program, interpreter, advice: advice.to_owned() };
+        return SpawnError::InterpreterNotFound {
+            program,
+            interpreter,
+            advice: advice.to_owned(),
+        };
     }
-    SpawnError::NotExecutable { program, why: "the kernel finds no program to run it with".to_owned() }
+    SpawnError::NotExecutable {
+        program,
+        why: "the kernel finds no program to run it with".to_owned(),
+    }
 }
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
@@ -154,7 +231,11 @@ fn elf_interpreter(bytes: &[u8]) -> Option<String> {
         let start = usize::try_from(number::<8>(bytes, header + 8)?).ok()?;
         let length = usize::try_from(number::<8>(bytes, header + 32)?).ok()?;
         let name = bytes.get(start..start.checked_add(length)?)?;
-        Some(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
+        Some(
+            String::from_utf8_lossy(name)
+                .trim_end_matches('\0')
+                .to_owned(),
+        )
     })
 }
 
@@ -164,7 +245,9 @@ fn why_no_format(file: &Path) -> String {
         return "the file is empty or not readable".to_owned();
     }
     if bytes.starts_with(b"\x7fELF") {
-        let machine = number::<2>(&bytes, 18).and_then(|m| u16::try_from(m).ok()).unwrap_or(0);
+        let machine = number::<2>(&bytes, 18)
+            .and_then(|m| u16::try_from(m).ok())
+            .unwrap_or(0);
         if machine != MACHINE {
             let (theirs, ours) = (machine_name(machine), machine_name(MACHINE));
             return format!(
@@ -179,11 +262,17 @@ fn why_no_format(file: &Path) -> String {
     if bytes.starts_with(b"MZ") {
         return "it is a Windows program".to_owned();
     }
-    if bytes.starts_with(&[0xcf, 0xfa, 0xed, 0xfe]) || bytes.starts_with(&[0xca, 0xfe, 0xba, 0xbe]) {
+    if bytes.starts_with(&[0xcf, 0xfa, 0xed, 0xfe]) || bytes.starts_with(&[0xca, 0xfe, 0xba, 0xbe])
+    {
         return "it is a macOS program; build it for Linux".to_owned();
     }
-    if bytes.iter().take(512).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
-        return "it is a text file without a #! line; start it with one, for example #!/bin/sh".to_owned();
+    if bytes
+        .iter()
+        .take(512)
+        .all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace())
+    {
+        return "it is a text file without a #! line; start it with one, for example #!/bin/sh"
+            .to_owned();
     }
     "it is neither an ELF program nor a script with a #! line".to_owned()
 }

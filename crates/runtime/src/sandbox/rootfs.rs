@@ -36,19 +36,34 @@ pub(crate) struct Rootfs {
 ///
 /// # Errors
 /// [`SpawnError::Sys`] naming the step. Nothing stays mounted then.
-pub(crate) fn mount(layers: &[String], uid_base: u32, memory_bytes: u64, sandbox: u32) -> Result<Rootfs, SpawnError> {
+pub(crate) fn mount(
+    layers: &[String],
+    uid_base: u32,
+    memory_bytes: u64,
+    sandbox: u32,
+) -> Result<Rootfs, SpawnError> {
     let upper = format!("_{sandbox}");
     match std::fs::create_dir(&upper) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(SpawnError::sys("mkdir", error, format!("upper directory {upper}")));
+            return Err(SpawnError::sys(
+                "mkdir",
+                error,
+                format!("upper directory {upper}"),
+            ));
         }
         _ => {}
     }
     let inodes = (memory_bytes / BYTES_PER_INODE).max(INODES_AT_LEAST);
     let options = format!("mode=755,size={memory_bytes},nr_inodes={inodes}");
     let options = std::ffi::CString::new(options).expect("digits and letters");
-    rustix::mount::mount("utsuwa-upper", upper.as_str(), "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str())
-        .map_err(|e| SpawnError::sys("mount", e, format!("tmpfs {}", options.to_string_lossy())))?;
+    rustix::mount::mount(
+        "utsuwa-upper",
+        upper.as_str(),
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        options.as_c_str(),
+    )
+    .map_err(|e| SpawnError::sys("mount", e, format!("tmpfs {}", options.to_string_lossy())))?;
     let result = build(layers, uid_base, &upper);
     match result {
         Ok((root, shm)) => Ok(Rootfs { root, shm, upper }),
@@ -69,22 +84,40 @@ fn build(layers: &[String], uid_base: u32, upper: &str) -> Result<(OwnedFd, Owne
     let owner = (Some(Uid::from_raw(uid_base)), Some(Gid::from_raw(uid_base)));
     for (name, mode, owned) in [("u", 0o755, true), ("w", 0o755, false), ("s", 0o1777, true)] {
         let path = format!("{upper}/{name}");
-        rustix::fs::mkdir(path.as_str(), Mode::from_raw_mode(mode)).map_err(|e| SpawnError::sys("mkdir", e, path.clone()))?;
+        rustix::fs::mkdir(path.as_str(), Mode::from_raw_mode(mode))
+            .map_err(|e| SpawnError::sys("mkdir", e, path.clone()))?;
         if owned {
-            rustix::fs::chownat(rustix::fs::CWD, path.as_str(), owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|e| SpawnError::sys("chown", e, path.clone()))?;
+            rustix::fs::chownat(
+                rustix::fs::CWD,
+                path.as_str(),
+                owner.0,
+                owner.1,
+                AtFlags::SYMLINK_NOFOLLOW,
+            )
+            .map_err(|e| SpawnError::sys("chown", e, path.clone()))?;
         }
         if mode > 0o777 {
             // mkdir's mode is cut by the umask.
-            rustix::fs::chmod(path.as_str(), Mode::from_raw_mode(mode)).map_err(|e| SpawnError::sys("chmod", e, path.clone()))?;
+            rustix::fs::chmod(path.as_str(), Mode::from_raw_mode(mode))
+                .map_err(|e| SpawnError::sys("chmod", e, path.clone()))?;
         }
     }
-    let lower = if layers.is_empty() { "empty".to_owned() } else { layers.join(":") };
-    let root = if lower.len() <= OPTION_LIMIT { overlay(&lower, upper)? } else { overlay_by_path(&lower, upper)? };
+    let lower = if layers.is_empty() {
+        "empty".to_owned()
+    } else {
+        layers.join(":")
+    };
+    let root = if lower.len() <= OPTION_LIMIT {
+        overlay(&lower, upper)?
+    } else {
+        overlay_by_path(&lower, upper)?
+    };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let shm = rustix::mount::open_tree(rustix::fs::CWD, format!("{upper}/s"), flags)
         .map_err(|e| SpawnError::sys("open_tree", e, "/dev/shm"))?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     sys::mount_setattr(shm.as_fd(), u64::from(attributes.bits()), None, false)
         .map_err(|e| SpawnError::sys("mount_setattr", e, "/dev/shm"))?;
     Ok((root, shm))
@@ -92,14 +125,18 @@ fn build(layers: &[String], uid_base: u32, upper: &str) -> Result<(OwnedFd, Owne
 
 fn overlay(lower: &str, upper: &str) -> Result<OwnedFd, SpawnError> {
     let context = |key: &str| format!("mount overlay: {key}");
-    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| SpawnError::sys("fsopen", e, "overlay"))?;
-    for (key, value) in
-        [("lowerdir", lower.to_owned()), ("upperdir", format!("{upper}/u")), ("workdir", format!("{upper}/w"))]
-    {
+    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|e| SpawnError::sys("fsopen", e, "overlay"))?;
+    for (key, value) in [
+        ("lowerdir", lower.to_owned()),
+        ("upperdir", format!("{upper}/u")),
+        ("workdir", format!("{upper}/w")),
+    ] {
         rustix::mount::fsconfig_set_string(fs.as_fd(), key, value.as_str())
             .map_err(|e| SpawnError::sys("fsconfig", e, context(key)))?;
     }
-    rustix::mount::fsconfig_create(fs.as_fd()).map_err(|e| SpawnError::sys("fsconfig", e, context(lower)))?;
+    rustix::mount::fsconfig_create(fs.as_fd())
+        .map_err(|e| SpawnError::sys("fsconfig", e, context(lower)))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|e| SpawnError::sys("fsmount", e, "overlay"))
@@ -108,11 +145,24 @@ fn overlay(lower: &str, upper: &str) -> Result<OwnedFd, SpawnError> {
 /// For more layers than an option of the descriptor calls holds: the old call takes a page. Costs an unmount.
 fn overlay_by_path(lower: &str, upper: &str) -> Result<OwnedFd, SpawnError> {
     let point = format!("{upper}/m");
-    rustix::fs::mkdir(point.as_str(), Mode::from_raw_mode(0o755)).map_err(|e| SpawnError::sys("mkdir", e, point.clone()))?;
+    rustix::fs::mkdir(point.as_str(), Mode::from_raw_mode(0o755))
+        .map_err(|e| SpawnError::sys("mkdir", e, point.clone()))?;
     let options = format!("lowerdir={lower},upperdir={upper}/u,workdir={upper}/w");
     let options = std::ffi::CString::new(options).expect("names without NUL");
-    rustix::mount::mount("overlay", point.as_str(), "overlay", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str())
-        .map_err(|e| SpawnError::sys("mount", e, format!("overlay of {} bytes of layers", lower.len())))?;
+    rustix::mount::mount(
+        "overlay",
+        point.as_str(),
+        "overlay",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        options.as_c_str(),
+    )
+    .map_err(|e| {
+        SpawnError::sys(
+            "mount",
+            e,
+            format!("overlay of {} bytes of layers", lower.len()),
+        )
+    })?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(rustix::fs::CWD, point.as_str(), flags);
     let _ = rustix::mount::unmount(point.as_str(), UnmountFlags::DETACH);

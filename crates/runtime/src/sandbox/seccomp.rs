@@ -56,7 +56,10 @@ enum Verdict {
     Allow,
     Errno(u32),
     /// Without these bits in the argument.
-    WithoutBits { argument: u32, bits: u32 },
+    WithoutBits {
+        argument: u32,
+        bits: u32,
+    },
     /// Only these execution domains: Linux, 32-bit uname, no randomisation (debuggers), and asking.
     Personality,
     /// Unix, IPv4, IPv6, and of netlink only routes and kernel events: what programs use to look at addresses.
@@ -79,15 +82,29 @@ pub(crate) fn compile() -> Program {
 fn ranges() -> Vec<(RangeInclusive<u32>, Verdict)> {
     let mut verdicts = vec![Verdict::Errno(EPERM); NEWEST_KNOWN as usize + 1];
     let mut set = |number: i64, verdict| {
-        let slot = usize::try_from(number).ok().and_then(|number| verdicts.get_mut(number));
+        let slot = usize::try_from(number)
+            .ok()
+            .and_then(|number| verdicts.get_mut(number));
         *slot.expect("every listed call is below NEWEST_KNOWN") = verdict;
     };
     for number in allowed() {
         set(number, Verdict::Allow);
     }
     set(libc::SYS_clone3, Verdict::Errno(ENOSYS));
-    set(libc::SYS_clone, Verdict::WithoutBits { argument: 0, bits: NAMESPACE_FLAGS });
-    set(libc::SYS_unshare, Verdict::WithoutBits { argument: 0, bits: NAMESPACE_FLAGS | 0x80 });
+    set(
+        libc::SYS_clone,
+        Verdict::WithoutBits {
+            argument: 0,
+            bits: NAMESPACE_FLAGS,
+        },
+    );
+    set(
+        libc::SYS_unshare,
+        Verdict::WithoutBits {
+            argument: 0,
+            bits: NAMESPACE_FLAGS | 0x80,
+        },
+    );
     set(libc::SYS_personality, Verdict::Personality);
     set(libc::SYS_socket, Verdict::Socket);
     let mut ranges: Vec<(RangeInclusive<u32>, Verdict)> = Vec::new();
@@ -139,7 +156,8 @@ impl Assembler {
                     // Too far for a conditional jump: over an unconditional one.
                     Err(_) => {
                         self.push(AT_LEAST, start, 0, 1);
-                        let length = u32::try_from(below.code.len()).expect("a filter has at most 4096 instructions");
+                        let length = u32::try_from(below.code.len())
+                            .expect("a filter has at most 4096 instructions");
                         self.push(0x05, length, 0, 0);
                     }
                 }
@@ -153,7 +171,10 @@ impl Assembler {
         match verdict {
             Verdict::Allow => self.answer(ALLOW),
             Verdict::Errno(errno) => self.answer(ERRNO | errno),
-            Verdict::WithoutBits { argument: index, bits } => {
+            Verdict::WithoutBits {
+                argument: index,
+                bits,
+            } => {
                 self.load(argument(index));
                 self.push(ANY_BIT, bits, 0, 1);
                 self.answer(ERRNO | EPERM);
@@ -161,19 +182,29 @@ impl Assembler {
             }
             Verdict::Personality => {
                 self.load(argument(0));
-                self.one_of(&[0, 0x8, 0x4_0000, 0x2_0000, 0x2_0008, 0xffff_ffff], ERRNO | EPERM);
+                self.one_of(
+                    &[0, 0x8, 0x4_0000, 0x2_0000, 0x2_0008, 0xffff_ffff],
+                    ERRNO | EPERM,
+                );
             }
             Verdict::Socket => {
                 self.load(argument(0));
                 // Netlink goes on to its protocol; everything else is decided by the family.
                 self.push(EQUAL, libc::AF_NETLINK.unsigned_abs(), 5, 0);
                 self.one_of(
-                    &[libc::AF_UNIX.unsigned_abs(), libc::AF_INET.unsigned_abs(), libc::AF_INET6.unsigned_abs()],
+                    &[
+                        libc::AF_UNIX.unsigned_abs(),
+                        libc::AF_INET.unsigned_abs(),
+                        libc::AF_INET6.unsigned_abs(),
+                    ],
                     ERRNO | EAFNOSUPPORT,
                 );
                 self.load(argument(2));
                 self.one_of(
-                    &[libc::NETLINK_ROUTE.unsigned_abs(), libc::NETLINK_KOBJECT_UEVENT.unsigned_abs()],
+                    &[
+                        libc::NETLINK_ROUTE.unsigned_abs(),
+                        libc::NETLINK_KOBJECT_UEVENT.unsigned_abs(),
+                    ],
                     ERRNO | EPROTONOSUPPORT,
                 );
             }
@@ -286,7 +317,13 @@ mod tests {
         loop {
             let instruction = &program[at];
             at += 1;
-            let mut jump = |condition: bool| at += usize::from(if condition { instruction.jt } else { instruction.jf });
+            let mut jump = |condition: bool| {
+                at += usize::from(if condition {
+                    instruction.jt
+                } else {
+                    instruction.jf
+                })
+            };
             match instruction.code {
                 LOAD => {
                     let offset = instruction.k as usize;
@@ -307,8 +344,14 @@ mod tests {
         let program = compile();
         let allowed = allowed();
         for number in 0..=i64::from(NEWEST_KNOWN) + 100 {
-            let special =
-                [libc::SYS_clone3, libc::SYS_clone, libc::SYS_unshare, libc::SYS_personality, libc::SYS_socket].contains(&number);
+            let special = [
+                libc::SYS_clone3,
+                libc::SYS_clone,
+                libc::SYS_unshare,
+                libc::SYS_personality,
+                libc::SYS_socket,
+            ]
+            .contains(&number);
             if special {
                 continue;
             }
@@ -319,9 +362,17 @@ mod tests {
             } else {
                 ERRNO | EPERM
             };
-            assert_eq!(run(&program, OUR_ARCHITECTURE, number, [0; 3]), expected, "call {number}");
+            assert_eq!(
+                run(&program, OUR_ARCHITECTURE, number, [0; 3]),
+                expected,
+                "call {number}"
+            );
         }
-        assert_eq!(run(&program, OUR_ARCHITECTURE, 0x4000_0000, [0; 3]), ERRNO | ENOSYS, "x32");
+        assert_eq!(
+            run(&program, OUR_ARCHITECTURE, 0x4000_0000, [0; 3]),
+            ERRNO | ENOSYS,
+            "x32"
+        );
         assert_eq!(run(&program, 0x4000_0003, 1, [0; 3]), KILL_PROCESS, "i386");
     }
 
@@ -335,35 +386,82 @@ mod tests {
             SYS_io_uring_setup SYS_io_uring_enter SYS_io_uring_register SYS_fanotify_init SYS_sethostname
             SYS_setdomainname SYS_vhangup SYS_mbind SYS_set_mempolicy SYS_migrate_pages SYS_move_pages];
         for number in refused {
-            assert_eq!(run(&program, OUR_ARCHITECTURE, number, [0; 3]), ERRNO | EPERM, "call {number}");
+            assert_eq!(
+                run(&program, OUR_ARCHITECTURE, number, [0; 3]),
+                ERRNO | EPERM,
+                "call {number}"
+            );
         }
-        assert_eq!(run(&program, OUR_ARCHITECTURE, libc::SYS_clone3, [0; 3]), ERRNO | ENOSYS);
+        assert_eq!(
+            run(&program, OUR_ARCHITECTURE, libc::SYS_clone3, [0; 3]),
+            ERRNO | ENOSYS
+        );
     }
 
     #[test]
     fn arguments_decide_where_they_must() {
         let program = compile();
         let answer = |number, arguments| run(&program, OUR_ARCHITECTURE, number, arguments);
-        assert_eq!(answer(libc::SYS_clone, [0x0123_8f00 & !u64::from(NAMESPACE_FLAGS), 0, 0]), ALLOW, "a thread");
-        for flag in [libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWNET, libc::CLONE_NEWPID, libc::CLONE_NEWCGROUP] {
+        assert_eq!(
+            answer(
+                libc::SYS_clone,
+                [0x0123_8f00 & !u64::from(NAMESPACE_FLAGS), 0, 0]
+            ),
+            ALLOW,
+            "a thread"
+        );
+        for flag in [
+            libc::CLONE_NEWUSER,
+            libc::CLONE_NEWNS,
+            libc::CLONE_NEWNET,
+            libc::CLONE_NEWPID,
+            libc::CLONE_NEWCGROUP,
+        ] {
             let flag = u64::from(flag.unsigned_abs());
             assert_eq!(answer(libc::SYS_clone, [flag, 0, 0]), ERRNO | EPERM);
             assert_eq!(answer(libc::SYS_unshare, [flag, 0, 0]), ERRNO | EPERM);
         }
-        assert_eq!(answer(libc::SYS_unshare, [0x80, 0, 0]), ERRNO | EPERM, "time namespace");
-        assert_eq!(answer(libc::SYS_unshare, [0x400, 0, 0]), ALLOW, "descriptor table");
-        let socket = |family: i32, protocol: u64| answer(libc::SYS_socket, [u64::from(family.unsigned_abs()), 1, protocol]);
+        assert_eq!(
+            answer(libc::SYS_unshare, [0x80, 0, 0]),
+            ERRNO | EPERM,
+            "time namespace"
+        );
+        assert_eq!(
+            answer(libc::SYS_unshare, [0x400, 0, 0]),
+            ALLOW,
+            "descriptor table"
+        );
+        let socket = |family: i32, protocol: u64| {
+            answer(
+                libc::SYS_socket,
+                [u64::from(family.unsigned_abs()), 1, protocol],
+            )
+        };
         assert_eq!(socket(libc::AF_INET, 6), ALLOW);
         assert_eq!(socket(libc::AF_INET6, 0), ALLOW);
         assert_eq!(socket(libc::AF_UNIX, 0), ALLOW);
         assert_eq!(socket(libc::AF_NETLINK, 0), ALLOW);
         assert_eq!(socket(libc::AF_NETLINK, 15), ALLOW);
-        assert_eq!(socket(libc::AF_NETLINK, 12), ERRNO | EPROTONOSUPPORT, "netfilter");
-        for family in [libc::AF_VSOCK, libc::AF_PACKET, libc::AF_ALG, libc::AF_TIPC, libc::AF_XDP] {
+        assert_eq!(
+            socket(libc::AF_NETLINK, 12),
+            ERRNO | EPROTONOSUPPORT,
+            "netfilter"
+        );
+        for family in [
+            libc::AF_VSOCK,
+            libc::AF_PACKET,
+            libc::AF_ALG,
+            libc::AF_TIPC,
+            libc::AF_XDP,
+        ] {
             assert_eq!(socket(family, 0), ERRNO | EAFNOSUPPORT);
         }
         assert_eq!(answer(libc::SYS_personality, [0xffff_ffff, 0, 0]), ALLOW);
-        assert_eq!(answer(libc::SYS_personality, [0x0040_0000, 0, 0]), ERRNO | EPERM, "READ_IMPLIES_EXEC");
+        assert_eq!(
+            answer(libc::SYS_personality, [0x0040_0000, 0, 0]),
+            ERRNO | EPERM,
+            "READ_IMPLIES_EXEC"
+        );
     }
 
     #[test]

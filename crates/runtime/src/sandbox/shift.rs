@@ -18,13 +18,23 @@ use crate::spawner::SpawnError;
 ///
 /// # Errors
 /// [`SpawnError::Sys`] naming the layer; half a copy is never found by a later call.
-pub(crate) fn ensure(layer: &Path, directory: &Path, hex: &str, uid_base: u32) -> Result<PathBuf, SpawnError> {
+pub(crate) fn ensure(
+    layer: &Path,
+    directory: &Path,
+    hex: &str,
+    uid_base: u32,
+) -> Result<PathBuf, SpawnError> {
     let target = directory.join(hex);
     if target.is_dir() {
         return Ok(target);
     }
-    let at = |e: io::Error| SpawnError::sys("copy", e, format!("copy layer {hex} for ids {uid_base}…"));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at)?;
+    let at =
+        |e: io::Error| SpawnError::sys("copy", e, format!("copy layer {hex} for ids {uid_base}…"));
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(at)?;
     let partial = directory.join(format!("{hex}.partial"));
     match fs::remove_dir_all(&partial) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(error)),
@@ -37,7 +47,12 @@ pub(crate) fn ensure(layer: &Path, directory: &Path, hex: &str, uid_base: u32) -
 }
 
 /// `links`: inode of a file with several names → its copy.
-fn copy(from: &Path, to: &Path, uid_base: u32, links: &mut BTreeMap<u64, PathBuf>) -> io::Result<()> {
+fn copy(
+    from: &Path,
+    to: &Path,
+    uid_base: u32,
+    links: &mut BTreeMap<u64, PathBuf>,
+) -> io::Result<()> {
     let metadata = fs::symlink_metadata(from)?;
     let kind = metadata.file_type();
     if !kind.is_dir() && metadata.nlink() > 1 {
@@ -65,15 +80,28 @@ fn copy(from: &Path, to: &Path, uid_base: u32, links: &mut BTreeMap<u64, PathBuf
             // Sockets and block devices have no use in a layer, and unpacking makes none.
             return Ok(());
         };
-        rustix::fs::mknodat(rustix::fs::CWD, to, file_type, Mode::from_raw_mode(0o600), metadata.rdev())?;
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            to,
+            file_type,
+            Mode::from_raw_mode(0o600),
+            metadata.rdev(),
+        )?;
     }
-    lchown(to, Some(shifted(metadata.uid(), uid_base)), Some(shifted(metadata.gid(), uid_base)))?;
+    lchown(
+        to,
+        Some(shifted(metadata.uid(), uid_base)),
+        Some(shifted(metadata.gid(), uid_base)),
+    )?;
     if !kind.is_symlink() {
         // After chown, which takes set-id bits away.
         fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
     }
     copy_attributes(from, to)?;
-    let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let time = |seconds, nanoseconds| Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds,
+    };
     let times = Timestamps {
         last_access: time(metadata.atime(), metadata.atime_nsec()),
         last_modification: time(metadata.mtime(), metadata.mtime_nsec()),
@@ -100,7 +128,10 @@ fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     };
     let mut value = vec![0u8; 64 * 1024];
-    for name in names[..length].split(|b| *b == 0).filter(|n| n.starts_with(b"trusted.overlay.") || n.starts_with(b"user.")) {
+    for name in names[..length]
+        .split(|b| *b == 0)
+        .filter(|n| n.starts_with(b"trusted.overlay.") || n.starts_with(b"user."))
+    {
         let size = rustix::fs::lgetxattr(from, name, &mut value[..])?;
         rustix::fs::lsetxattr(to, name, &value[..size], XattrFlags::empty())?;
     }
@@ -124,25 +155,56 @@ mod tests {
         fs::write(layer.join("d/file"), "content").unwrap();
         fs::hard_link(layer.join("d/file"), layer.join("d/other")).unwrap();
         symlink("/etc/passwd", layer.join("link")).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, layer.join("gone"), FileType::CharacterDevice, Mode::from_raw_mode(0), 0).unwrap();
-        lchown(layer.join("d/file"), Some(IMAGE_BASE + 5), Some(IMAGE_BASE + 6)).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            layer.join("gone"),
+            FileType::CharacterDevice,
+            Mode::from_raw_mode(0),
+            0,
+        )
+        .unwrap();
+        lchown(
+            layer.join("d/file"),
+            Some(IMAGE_BASE + 5),
+            Some(IMAGE_BASE + 6),
+        )
+        .unwrap();
         lchown(layer.join("link"), Some(IMAGE_BASE), Some(IMAGE_BASE)).unwrap();
         fs::set_permissions(layer.join("d/file"), fs::Permissions::from_mode(0o4755)).unwrap();
-        rustix::fs::lsetxattr(layer.join("d"), "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+        rustix::fs::lsetxattr(
+            layer.join("d"),
+            "trusted.overlay.opaque",
+            b"y",
+            XattrFlags::empty(),
+        )
+        .unwrap();
 
         let shifted = directory.path().join("shifted");
         let copy = ensure(&layer, &shifted, "00", 500_000).unwrap();
         assert_eq!(ensure(&layer, &shifted, "00", 500_000).unwrap(), copy);
         let of = |name: &str| fs::symlink_metadata(copy.join(name)).unwrap();
         let file = of("d/file");
-        assert_eq!((file.uid(), file.gid(), file.mode() & 0o7777), (500_005, 500_006, 0o4755));
+        assert_eq!(
+            (file.uid(), file.gid(), file.mode() & 0o7777),
+            (500_005, 500_006, 0o4755)
+        );
         assert_eq!(file.ino(), of("d/other").ino());
-        assert_eq!(file.mtime_nsec(), fs::metadata(layer.join("d/file")).unwrap().mtime_nsec());
+        assert_eq!(
+            file.mtime_nsec(),
+            fs::metadata(layer.join("d/file")).unwrap().mtime_nsec()
+        );
         assert_eq!(fs::read_to_string(copy.join("d/file")).unwrap(), "content");
-        assert_eq!((of("link").uid(), fs::read_link(copy.join("link")).unwrap()), (500_000, PathBuf::from("/etc/passwd")));
+        assert_eq!(
+            (of("link").uid(), fs::read_link(copy.join("link")).unwrap()),
+            (500_000, PathBuf::from("/etc/passwd"))
+        );
         assert!(of("gone").file_type().is_char_device() && of("gone").rdev() == 0);
         let mut value = [0u8; 4];
-        assert_eq!(rustix::fs::lgetxattr(copy.join("d"), "trusted.overlay.opaque", &mut value[..]).unwrap(), 1);
+        assert_eq!(
+            rustix::fs::lgetxattr(copy.join("d"), "trusted.overlay.opaque", &mut value[..])
+                .unwrap(),
+            1
+        );
     }
 
     #[test]

@@ -12,15 +12,21 @@ use crate::spawner::SpawnError;
 
 /// Devices every instance has, bound from the host's `/dev`.
 pub(crate) const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-const LINKS: [(&str, &str); 5] =
-    [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")];
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
 
 /// Makes the stage at `directory` (made if missing), with a mount point for each v1 `controllers` name.
 ///
 /// # Errors
 /// [`SpawnError::Sys`] naming the step.
 pub(crate) fn build(directory: &Path, controllers: &[String]) -> Result<PathBuf, SpawnError> {
-    let at = |e: io::Error, what: &str| SpawnError::sys("mkdir", e, format!("make the stage: {what}"));
+    let at =
+        |e: io::Error, what: &str| SpawnError::sys("mkdir", e, format!("make the stage: {what}"));
     fs::create_dir_all(directory).map_err(|e| at(e, &directory.display().to_string()))?;
     rustix::mount::mount(
         "utsuwa-stage",
@@ -29,8 +35,23 @@ pub(crate) fn build(directory: &Path, controllers: &[String]) -> Result<PathBuf,
         rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NOEXEC,
         c"mode=755,size=64k,nr_inodes=64",
     )
-    .map_err(|e| SpawnError::sys("mount", e, format!("make the stage: tmpfs at {}", directory.display())))?;
-    for name in ["proc", "sys", "empty", "cgroup", "dev", "dev/pts", "dev/shm", "dev/mqueue"] {
+    .map_err(|e| {
+        SpawnError::sys(
+            "mount",
+            e,
+            format!("make the stage: tmpfs at {}", directory.display()),
+        )
+    })?;
+    for name in [
+        "proc",
+        "sys",
+        "empty",
+        "cgroup",
+        "dev",
+        "dev/pts",
+        "dev/shm",
+        "dev/mqueue",
+    ] {
         fs::create_dir(directory.join(name)).map_err(|e| at(e, name))?;
     }
     for controller in controllers {

@@ -1,7 +1,10 @@
 //! The system calls no safe wrapper in our dependencies covers.
 //!
 //! Owns: every `unsafe` block of the sandbox code. Doesn't: decide anything.
-#![expect(unsafe_code, reason = "clone3, mount_setattr, close_range, seccomp and raw descriptors have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "clone3, mount_setattr, close_range, seccomp and raw descriptors have no safe wrapper"
+)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -28,7 +31,11 @@ pub(crate) enum Cloned {
 ///
 /// # Errors
 /// What `clone3` says. `E2BIG` or `EINVAL` where `cgroup` is given and the kernel can't (5.7 can).
-pub(crate) fn clone_process(namespaces: u64, sibling: bool, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+pub(crate) fn clone_process(
+    namespaces: u64,
+    sibling: bool,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Cloned> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: all-zero is a valid clone_args.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -41,18 +48,28 @@ pub(crate) fn clone_process(namespaces: u64, sibling: bool, cgroup: Option<Borro
     }
     if let Some(cgroup) = cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
-        arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).expect("a borrowed descriptor is not negative");
+        arguments.cgroup =
+            u64::try_from(cgroup.as_raw_fd()).expect("a borrowed descriptor is not negative");
     }
     // SAFETY: no CLONE_VM: the child gets copies of everything. The process is single-threaded (role contract of the
     // spawner), so the child finds no lock held by a thread that doesn't exist there. `arguments` outlives the call.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        )
+    };
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Cloned::Child),
         pid => {
             // SAFETY: CLONE_PIDFD stored a descriptor that nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Cloned::Parent { pid: u32::try_from(pid).expect("a process id is positive"), pidfd })
+            Ok(Cloned::Parent {
+                pid: u32::try_from(pid).expect("a process id is positive"),
+                pidfd,
+            })
         }
     }
 }
@@ -69,12 +86,23 @@ struct MountAttributes {
 ///
 /// # Errors
 /// What `mount_setattr` says; `EINVAL` where the file system can't be idmapped, `ENOSYS` before 5.12.
-pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, userns: Option<BorrowedFd<'_>>, recursive: bool) -> io::Result<()> {
+pub(crate) fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    set: u64,
+    userns: Option<BorrowedFd<'_>>,
+    recursive: bool,
+) -> io::Result<()> {
     let attributes = MountAttributes {
-        set: if userns.is_some() { set | libc::MOUNT_ATTR_IDMAP } else { set },
+        set: if userns.is_some() {
+            set | libc::MOUNT_ATTR_IDMAP
+        } else {
+            set
+        },
         clear: 0,
         propagation: 0,
-        userns_fd: userns.map_or(0, |fd| u64::try_from(fd.as_raw_fd()).expect("a borrowed descriptor is not negative")),
+        userns_fd: userns.map_or(0, |fd| {
+            u64::try_from(fd.as_raw_fd()).expect("a borrowed descriptor is not negative")
+        }),
     };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated constant and `attributes` has the layout and size of struct mount_attr.
@@ -88,14 +116,22 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, userns: Option<Borr
             size_of::<MountAttributes>(),
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Duplicates `descriptor` to number `target` (without close-on-exec), closing what was there.
 pub(crate) fn place(descriptor: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
     // SAFETY: only numbers; the caller knows that nothing in this process owns `target`.
     let result = unsafe { libc::dup2(descriptor.as_raw_fd(), target) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Takes ownership of descriptor `number`.
@@ -119,7 +155,11 @@ pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
     let first = libc::c_uint::try_from(first).unwrap_or(3);
     // SAFETY: the caller is a fresh child that leaves (exec or exit) without dropping the closed descriptors' owners.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Marks every descriptor from `first` on as close-on-exec.
@@ -129,8 +169,19 @@ pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
 pub(crate) fn cloexec_from(first: RawFd) -> io::Result<()> {
     let first = libc::c_uint::try_from(first).unwrap_or(3);
     // SAFETY: only flags change.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Every signal to its default action, none blocked.
@@ -143,7 +194,13 @@ pub(crate) fn reset_signals() {
     for signal in 1..=64 {
         // SAFETY: `default` is readable for the size of the kernel's struct; signals that can't be changed are refused.
         unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), size_of::<u64>());
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                size_of::<u64>(),
+            );
         }
     }
     // SAFETY: an empty set of eight bytes, as the size says.
@@ -169,18 +226,41 @@ pub(crate) fn leave(status: i32) -> ! {
 /// # Errors
 /// `EINVAL` for a malformed program, `EACCES` without `no_new_privs`.
 pub(crate) fn install_seccomp(program: &[seccompiler::sock_filter]) -> io::Result<()> {
-    let length = libc::c_ushort::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let length = libc::c_ushort::try_from(program.len())
+        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     // seccompiler's sock_filter is repr(C) with the kernel's layout; so is libc's.
-    let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut() };
+    let filter = libc::sock_fprog {
+        len: length,
+        filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+    };
     // SAFETY: `filter` points to `length` initialised instructions that outlive the call; the kernel copies them.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const filter,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// `execveat` of an open file with the given arguments; returns only on failure.
-pub(crate) fn exec_descriptor(file: impl AsFd, arguments: &[std::ffi::CString], environment: &[std::ffi::CString]) -> io::Error {
+pub(crate) fn exec_descriptor(
+    file: impl AsFd,
+    arguments: &[std::ffi::CString],
+    environment: &[std::ffi::CString],
+) -> io::Error {
     let pointers = |strings: &[std::ffi::CString]| {
-        strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>()
+        strings
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain(std::iter::once(std::ptr::null()))
+            .collect::<Vec<_>>()
     };
     let (argv, envp) = (pointers(arguments), pointers(environment));
     // SAFETY: both vectors are NULL-terminated arrays of NUL-terminated strings that outlive the call.

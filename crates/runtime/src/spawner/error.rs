@@ -11,22 +11,40 @@ use crate::driver::DriverError;
 #[serde(tag = "error", rename_all = "snake_case")]
 pub enum SpawnError {
     /// The program is nowhere in the image.
-    #[error("the program {program:?} is not in the image ({searched}); name one with --command, or set ENTRYPOINT or CMD in the image")]
+    #[error(
+        "the program {program:?} is not in the image ({searched}); name one with --command, or set ENTRYPOINT or CMD in the image"
+    )]
     CommandNotFound { program: String, searched: String },
     /// It is there and may not be executed by this user.
     #[error("{program:?} may not be executed by uid {uid}: {why}")]
-    PermissionDenied { program: String, uid: u32, why: String },
+    PermissionDenied {
+        program: String,
+        uid: u32,
+        why: String,
+    },
     /// It is there and is not something the kernel can run.
     #[error("{program:?} can't be executed: {why}")]
     NotExecutable { program: String, why: String },
     /// Its `#!` line or its ELF header names a program that is not in the image.
     #[error("{program:?} needs {interpreter:?}, which is not in the image; {advice}")]
-    InterpreterNotFound { program: String, interpreter: String, advice: String },
+    InterpreterNotFound {
+        program: String,
+        interpreter: String,
+        advice: String,
+    },
     /// `USER` of the image names nobody.
-    #[error("the image's user {user:?} (config.User) is not known: {why}; name one that the image's {file} lists, or use a number")]
-    UserNotFound { user: String, file: String, why: String },
+    #[error(
+        "the image's user {user:?} (config.User) is not known: {why}; name one that the image's {file} lists, or use a number"
+    )]
+    UserNotFound {
+        user: String,
+        file: String,
+        why: String,
+    },
     /// Arguments and environment are larger than the kernel takes.
-    #[error("arguments and environment variables together are larger than the kernel takes ({bytes} bytes): set fewer or shorter ones")]
+    #[error(
+        "arguments and environment variables together are larger than the kernel takes ({bytes} bytes): set fewer or shorter ones"
+    )]
     ArgumentsTooLong { bytes: usize },
     /// Something the caller gave can't be used.
     #[error("{field}: {why}")]
@@ -42,7 +60,11 @@ pub enum SpawnError {
     Unpack { diff_id: String, why: String },
     /// A resource of the host ran out.
     #[error("{what} ran out on this host ({detail}): {advice}")]
-    Exhausted { what: String, detail: String, advice: String },
+    Exhausted {
+        what: String,
+        detail: String,
+        advice: String,
+    },
     /// The memory limit is too small even for starting.
     #[error("the memory limit of {limit} bytes was reached while starting: raise it with --memory")]
     MemoryLimit { limit: u64 },
@@ -60,7 +82,11 @@ pub enum SpawnError {
     WrongRole { op: String, role: String },
     /// A system call failed in a way nothing above describes.
     #[error("{context}: {call}: {}", describe_errno(*.errno))]
-    Sys { call: String, errno: i32, context: String },
+    Sys {
+        call: String,
+        errno: i32,
+        context: String,
+    },
 }
 
 impl SpawnError {
@@ -76,18 +102,34 @@ impl SpawnError {
             advice: advice.to_owned(),
         };
         match errno {
-            libc::EMFILE => exhausted("open files of this process", "raise the limit of open files (ulimit -n, LimitNOFILE=)"),
+            libc::EMFILE => exhausted(
+                "open files of this process",
+                "raise the limit of open files (ulimit -n, LimitNOFILE=)",
+            ),
             libc::ENFILE => exhausted("open files", "raise fs.file-max (sysctl)"),
             libc::ENOMEM => exhausted("memory", "stop something or add memory"),
-            libc::EAGAIN if call.starts_with("clone") => {
-                exhausted("processes", "raise kernel.pid_max, kernel.threads-max or TasksMax= of the unit")
-            }
-            libc::ENOSPC if call.starts_with("clone") => {
-                exhausted("namespaces", "raise user.max_user_namespaces and its siblings (sysctl -a | grep user.max)")
-            }
-            libc::ENOSPC if call == "mkdir" => exhausted("space for cgroups or files", "free some; see df -i and /proc/cgroups"),
-            0 => Self::Sys { call: format!("{call}: {error}"), errno, context },
-            _ => Self::Sys { call: call.to_owned(), errno, context },
+            libc::EAGAIN if call.starts_with("clone") => exhausted(
+                "processes",
+                "raise kernel.pid_max, kernel.threads-max or TasksMax= of the unit",
+            ),
+            libc::ENOSPC if call.starts_with("clone") => exhausted(
+                "namespaces",
+                "raise user.max_user_namespaces and its siblings (sysctl -a | grep user.max)",
+            ),
+            libc::ENOSPC if call == "mkdir" => exhausted(
+                "space for cgroups or files",
+                "free some; see df -i and /proc/cgroups",
+            ),
+            0 => Self::Sys {
+                call: format!("{call}: {error}"),
+                errno,
+                context,
+            },
+            _ => Self::Sys {
+                call: call.to_owned(),
+                errno,
+                context,
+            },
         }
     }
 
@@ -106,14 +148,21 @@ impl SpawnError {
             | Self::LayerMissing { .. }
             | Self::MemoryLimit { .. }
             | Self::Unpack { .. } => DriverError::Refused(self.to_string()),
-            Self::Exhausted { .. } | Self::Timeout { .. } => DriverError::Exhausted(self.to_string()),
-            Self::SandboxGone { .. } | Self::Network { .. } | Self::WrongRole { .. } | Self::Sys { .. } => {
-                DriverError::Internal(self.to_string())
+            Self::Exhausted { .. } | Self::Timeout { .. } => {
+                DriverError::Exhausted(self.to_string())
             }
+            Self::SandboxGone { .. }
+            | Self::Network { .. }
+            | Self::WrongRole { .. }
+            | Self::Sys { .. } => DriverError::Internal(self.to_string()),
         }
     }
 }
 
 fn describe_errno(errno: i32) -> String {
-    if errno == 0 { "no system error".to_owned() } else { std::io::Error::from_raw_os_error(errno).to_string() }
+    if errno == 0 {
+        "no system error".to_owned()
+    } else {
+        std::io::Error::from_raw_os_error(errno).to_string()
+    }
 }

@@ -49,15 +49,35 @@ pub(super) struct Housekeeper {
 impl Housekeeper {
     pub(super) fn new(config: &SpawnerConfig, features: &Features) -> Result<Self, SpawnError> {
         let cgroups = Cgroups::open(&config.id)?;
-        let v1_controllers = if cgroups.is_v2() { None } else { Some(features.v1_controllers()) };
-        let stage = stage::build(&config.runtime_dir.join("stage"), v1_controllers.as_deref().unwrap_or_default())?;
+        let v1_controllers = if cgroups.is_v2() {
+            None
+        } else {
+            Some(features.v1_controllers())
+        };
+        let stage = stage::build(
+            &config.runtime_dir.join("stage"),
+            v1_controllers.as_deref().unwrap_or_default(),
+        )?;
         let gateway = match &config.network {
-            Some(network) => Some(Gateway::set_up(network).map_err(|e| SpawnError::Network { why: e.to_string() })?),
+            Some(network) => Some(
+                Gateway::set_up(network).map_err(|e| SpawnError::Network { why: e.to_string() })?,
+            ),
             None => None,
         };
         unpacker::sweep(&config.images_dir);
-        let plan = Plan { stage, v1_controllers, filter: seccomp::compile() };
-        Ok(Self { cgroups, gateway, plan, images: config.images_dir.clone(), removals: Vec::new(), jobs: Vec::new() })
+        let plan = Plan {
+            stage,
+            v1_controllers,
+            filter: seccomp::compile(),
+        };
+        Ok(Self {
+            cgroups,
+            gateway,
+            plan,
+            images: config.images_dir.clone(),
+            removals: Vec::new(),
+            jobs: Vec::new(),
+        })
     }
 
     /// A sandbox in its waiting room and all its descriptors.
@@ -70,13 +90,22 @@ impl Housekeeper {
             if let Some(gateway) = &mut self.gateway {
                 let _ = gateway.detach(sandbox);
             }
-            self.removals.push(Removal { request: None, cgroup, began: Instant::now() });
+            self.removals.push(Removal {
+                request: None,
+                cgroup,
+                began: Instant::now(),
+            });
         }
         made
     }
 
-    fn make_in(&mut self, sandbox: u32, cgroup: &SandboxCgroup) -> Result<(u32, NetInfo, Vec<OwnedFd>), SpawnError> {
-        let (ours, theirs) = Channel::pair().map_err(|e| SpawnError::sys("socketpair", e, "control socket"))?;
+    fn make_in(
+        &mut self,
+        sandbox: u32,
+        cgroup: &SandboxCgroup,
+    ) -> Result<(u32, NetInfo, Vec<OwnedFd>), SpawnError> {
+        let (ours, theirs) =
+            Channel::pair().map_err(|e| SpawnError::sys("socketpair", e, "control socket"))?;
         let target = cgroup.clone_target()?;
         let cloned = sys::clone_process(SANDBOX_NAMESPACES, true, target.as_ref().map(AsFd::as_fd))
             .map_err(|e| SpawnError::sys("clone3", e, "make a sandbox"))?;
@@ -100,18 +129,27 @@ impl Housekeeper {
     }
 
     fn finish(
-        &mut self, sandbox: u32, pid: u32, cgroup: &SandboxCgroup, attach: bool, control: &Channel,
+        &mut self,
+        sandbox: u32,
+        pid: u32,
+        cgroup: &SandboxCgroup,
+        attach: bool,
+        control: &Channel,
     ) -> Result<(NetInfo, OwnedFd, Vec<OwnedFd>), SpawnError> {
         if attach {
             cgroup.attach(pid)?;
         }
-        control.send(&ToSandbox::Attached, &[]).map_err(|e| SpawnError::sys("sendmsg", e, "control socket of a sandbox"))?;
+        control
+            .send(&ToSandbox::Attached, &[])
+            .map_err(|e| SpawnError::sys("sendmsg", e, "control socket of a sandbox"))?;
         let path = format!("/proc/{pid}/ns/net");
-        let netns: OwnedFd = std::fs::File::open(&path).map_err(|e| SpawnError::sys("open", e, path))?.into();
+        let netns: OwnedFd = std::fs::File::open(&path)
+            .map_err(|e| SpawnError::sys("open", e, path))?
+            .into();
         let (net, sockets) = match &mut self.gateway {
-            Some(gateway) => {
-                gateway.attach(sandbox, netns.as_fd()).map_err(|e| SpawnError::Network { why: e.to_string() })?
-            }
+            Some(gateway) => gateway
+                .attach(sandbox, netns.as_fd())
+                .map_err(|e| SpawnError::Network { why: e.to_string() })?,
             None => (loopback_only(sandbox), Vec::new()),
         };
         wait_until_staged(control)?;
@@ -122,10 +160,21 @@ impl Housekeeper {
         if let Some(gateway) = &mut self.gateway
             && let Err(error) = gateway.detach(sandbox)
         {
-            respond(channel, request, Err(SpawnError::Network { why: error.to_string() }), &[]);
+            respond(
+                channel,
+                request,
+                Err(SpawnError::Network {
+                    why: error.to_string(),
+                }),
+                &[],
+            );
             return;
         }
-        self.removals.push(Removal { request: Some(request), cgroup: self.cgroups.sandbox(sandbox), began: Instant::now() });
+        self.removals.push(Removal {
+            request: Some(request),
+            cgroup: self.cgroups.sandbox(sandbox),
+            began: Instant::now(),
+        });
         self.remove_cgroups(channel);
     }
 
@@ -147,13 +196,21 @@ impl Housekeeper {
     fn remove_layer(&self, diff_id: &str) -> Result<(), SpawnError> {
         let hex = layers::digest_hex(diff_id)?;
         let mut directories = vec![self.images.join("layers").join(hex)];
-        for base in std::fs::read_dir(self.images.join("shifted")).into_iter().flatten().flatten() {
+        for base in std::fs::read_dir(self.images.join("shifted"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             directories.push(base.path().join(hex));
         }
         for directory in directories {
             match std::fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(SpawnError::sys("unlink", error, format!("delete layer {diff_id}")));
+                    return Err(SpawnError::sys(
+                        "unlink",
+                        error,
+                        format!("delete layer {diff_id}"),
+                    ));
                 }
                 _ => {}
             }
@@ -168,7 +225,8 @@ impl Worker for Housekeeper {
         let result = match request.op {
             Op::MakeSandbox { sandbox } => match self.make(sandbox) {
                 Ok((pid, net, descriptors)) => {
-                    let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+                    let borrowed: Vec<BorrowedFd<'_>> =
+                        descriptors.iter().map(AsFd::as_fd).collect();
                     respond(channel, id, Ok(Reply::Made { pid, net }), &borrowed);
                     return;
                 }
@@ -178,24 +236,28 @@ impl Worker for Housekeeper {
                 self.destroy(channel, id, sandbox);
                 return;
             }
-            Op::Unpack { diff_id, media_type } => {
-                match Job::begin(id, &self.images, &diff_id, &media_type, descriptors.pop()) {
-                    Ok(job) => {
-                        self.jobs.push(job);
-                        return;
-                    }
-                    Err(error) => Err(error),
+            Op::Unpack {
+                diff_id,
+                media_type,
+            } => match Job::begin(id, &self.images, &diff_id, &media_type, descriptors.pop()) {
+                Ok(job) => {
+                    self.jobs.push(job);
+                    return;
                 }
-            }
+                Err(error) => Err(error),
+            },
             Op::RemoveLayer { diff_id } => self.remove_layer(&diff_id).map(|()| Reply::Done),
             Op::RefusalSockets => {
                 let sockets = match &self.gateway {
-                    Some(gateway) => gateway.refusal_sockets().map_err(|e| SpawnError::Network { why: e.to_string() }),
+                    Some(gateway) => gateway
+                        .refusal_sockets()
+                        .map_err(|e| SpawnError::Network { why: e.to_string() }),
                     None => Ok(Vec::new()),
                 };
                 match sockets {
                     Ok(sockets) => {
-                        let borrowed: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+                        let borrowed: Vec<BorrowedFd<'_>> =
+                            sockets.iter().map(AsFd::as_fd).collect();
                         respond(channel, id, Ok(Reply::Done), &borrowed);
                         return;
                     }
@@ -219,14 +281,20 @@ impl Worker for Housekeeper {
     }
 
     fn wake(&mut self, channel: &Channel, index: usize) {
-        let Some(finished) = self.jobs.get_mut(index).and_then(Job::advance) else { return };
+        let Some(finished) = self.jobs.get_mut(index).and_then(Job::advance) else {
+            return;
+        };
         let job = self.jobs.remove(index);
         let Finished { request, result } = job.finish(finished);
         respond(channel, request, result, &[]);
     }
 
     fn next_tick(&self) -> Option<Duration> {
-        if self.removals.is_empty() { None } else { Some(REMOVE_INTERVAL) }
+        if self.removals.is_empty() {
+            None
+        } else {
+            Some(REMOVE_INTERVAL)
+        }
     }
 
     fn tick(&mut self, channel: &Channel) {
@@ -236,11 +304,17 @@ impl Worker for Housekeeper {
 
 fn wait_until_staged(control: &Channel) -> Result<(), SpawnError> {
     let mut polled = [PollFd::from_borrowed_fd(control.as_fd(), PollFlags::IN)];
-    let timeout = Timespec { tv_sec: MAKE_DEADLINE_S, tv_nsec: 0 };
+    let timeout = Timespec {
+        tv_sec: MAKE_DEADLINE_S,
+        tv_nsec: 0,
+    };
     loop {
         match rustix::event::poll(&mut polled, Some(&timeout)) {
             Ok(0) => {
-                return Err(SpawnError::Timeout { seconds: MAKE_DEADLINE_S.unsigned_abs(), at: "making a sandbox".to_owned() });
+                return Err(SpawnError::Timeout {
+                    seconds: MAKE_DEADLINE_S.unsigned_abs(),
+                    at: "making a sandbox".to_owned(),
+                });
             }
             Ok(_) => break,
             Err(rustix::io::Errno::INTR) => {}
@@ -250,14 +324,24 @@ fn wait_until_staged(control: &Channel) -> Result<(), SpawnError> {
     match control.receive::<FromSandbox>() {
         Ok(Some((FromSandbox::Staged, _))) => Ok(()),
         Ok(Some((FromSandbox::Failed(error), _))) => Err(error),
-        Ok(Some((FromSandbox::Executing { .. }, _))) | Ok(None) => {
-            Err(SpawnError::SandboxGone { detail: "it ended while it was made".to_owned() })
-        }
-        Err(error) => Err(SpawnError::sys("recvmsg", error, "control socket of a sandbox")),
+        Ok(Some((FromSandbox::Executing { .. }, _))) | Ok(None) => Err(SpawnError::SandboxGone {
+            detail: "it ended while it was made".to_owned(),
+        }),
+        Err(error) => Err(SpawnError::sys(
+            "recvmsg",
+            error,
+            "control socket of a sandbox",
+        )),
     }
 }
 
 /// The network of a sandbox without a gateway.
 fn loopback_only(sandbox: u32) -> NetInfo {
-    NetInfo { index: sandbox, host_veth: String::new(), address: Ipv4Addr::UNSPECIFIED, address6: None, sockets: Vec::new() }
+    NetInfo {
+        index: sandbox,
+        host_veth: String::new(),
+        address: Ipv4Addr::UNSPECIFIED,
+        address6: None,
+        sockets: Vec::new(),
+    }
 }

@@ -72,14 +72,20 @@ pub struct SpawnerConfig {
 /// Must be called before any thread exists.
 #[must_use]
 pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
-    let config = match arguments.next().as_deref().map(serde_json::from_str::<SpawnerConfig>) {
+    let config = match arguments
+        .next()
+        .as_deref()
+        .map(serde_json::from_str::<SpawnerConfig>)
+    {
         Some(Ok(config)) => config,
         Some(Err(error)) => {
             tracing::error!(%error, "spawner: its configuration is not readable");
             return ExitCode::from(64);
         }
         None => {
-            tracing::error!("spawner: started without its configuration; it is started by the keeper, not by hand");
+            tracing::error!(
+                "spawner: started without its configuration; it is started by the keeper, not by hand"
+            );
             return ExitCode::from(64);
         }
     };
@@ -113,7 +119,12 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
 /// What both roles have in common.
 trait Worker {
     /// Serves one request: answers now, or later through `wake`.
-    fn serve(&mut self, channel: &Channel, request: Request, descriptors: Vec<std::os::fd::OwnedFd>);
+    fn serve(
+        &mut self,
+        channel: &Channel,
+        request: Request,
+        descriptors: Vec<std::os::fd::OwnedFd>,
+    );
     /// Descriptors whose readability means that something under way has gone on.
     fn waiting(&self) -> Vec<BorrowedFd<'_>>;
     /// One of them (by index) is readable.
@@ -137,7 +148,11 @@ fn serve(channel: &Channel, config: &SpawnerConfig) -> Result<Held, SpawnError> 
         let waiting = worker.waiting();
         let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(waiting.len() + 1);
         polled.push(PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN));
-        polled.extend(waiting.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        polled.extend(
+            waiting
+                .into_iter()
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+        );
         let timeout = worker.next_tick().map(|after| Timespec {
             tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(after.subsec_nanos()),
@@ -161,7 +176,13 @@ fn serve(channel: &Channel, config: &SpawnerConfig) -> Result<Held, SpawnError> 
             match channel.receive::<Request>() {
                 Ok(Some((request, descriptors))) => worker.serve(channel, request, descriptors),
                 Ok(None) => return Ok(worker.end()),
-                Err(error) => return Err(SpawnError::sys("recvmsg", error, "read a request of the keeper")),
+                Err(error) => {
+                    return Err(SpawnError::sys(
+                        "recvmsg",
+                        error,
+                        "read a request of the keeper",
+                    ));
+                }
             }
         }
     }
@@ -172,17 +193,28 @@ fn own_mount_namespace() -> Result<(), SpawnError> {
     use rustix::mount::MountPropagationFlags;
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
         .map_err(|e| SpawnError::sys("unshare", e, "own mount namespace"))?;
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|e| SpawnError::sys("mount", e, "make mounts private"))
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(|e| SpawnError::sys("mount", e, "make mounts private"))
 }
 
 /// Sends a response; a keeper that is gone is noticed by the loop.
-fn respond(channel: &Channel, id: u64, result: Result<protocol::Reply, SpawnError>, descriptors: &[BorrowedFd<'_>]) {
+fn respond(
+    channel: &Channel,
+    id: u64,
+    result: Result<protocol::Reply, SpawnError>,
+    descriptors: &[BorrowedFd<'_>],
+) {
     if let Err(error) = channel.send(&Response { id, result }, descriptors) {
         tracing::warn!(%error, request = id, "spawner: an answer did not reach the keeper");
     }
 }
 
 fn wrong_role(op: &str, role: Role) -> SpawnError {
-    SpawnError::WrongRole { op: op.to_owned(), role: role.name().to_owned() }
+    SpawnError::WrongRole {
+        op: op.to_owned(),
+        role: role.name().to_owned(),
+    }
 }

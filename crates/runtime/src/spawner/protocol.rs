@@ -18,8 +18,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,12 @@ pub enum Op {
     MakeSandbox { sandbox: u32 },
     /// Turns a pooled sandbox into an instance. Descriptors in: `[control, stdout, stderr]`. Reply: [`Reply::Started`] once
     /// the program's `execve` succeeded. After an error the keeper kills the process and sends [`Op::DestroySandbox`].
-    Start { sandbox: u32, pid: u32, spec: Box<InstanceSpec>, net: NetInfo },
+    Start {
+        sandbox: u32,
+        pid: u32,
+        spec: Box<InstanceSpec>,
+        net: NetInfo,
+    },
     /// After the process was reaped: removes its cgroup and network. Idempotent. Reply: [`Reply::Done`]. Housekeeper only.
     DestroySandbox { sandbox: u32 },
     /// Makes the layers of `rootfs` ready for its uid range. Idempotent. Reply: [`Reply::Done`]. Send it to the starter.
@@ -87,10 +92,19 @@ pub struct Response {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    Made { pid: u32, net: NetInfo },
-    Started { phases: StartPhases },
+    Made {
+        pid: u32,
+        net: NetInfo,
+    },
+    Started {
+        phases: StartPhases,
+    },
     /// `entries` and `bytes` written; `skipped` says in words what of the layer was left out, for example device nodes.
-    Unpacked { entries: u64, bytes: u64, skipped: Vec<String> },
+    Unpacked {
+        entries: u64,
+        bytes: u64,
+        skipped: Vec<String>,
+    },
     Done,
 }
 
@@ -129,7 +143,12 @@ impl Channel {
     /// # Errors
     /// `EMFILE`, `ENFILE` or `ENOMEM` of `socketpair`.
     pub fn pair() -> io::Result<(Self, Self)> {
-        let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (a, b) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         Ok((Self { socket: a }, Self { socket: b }))
     }
 
@@ -138,9 +157,16 @@ impl Channel {
     ///
     /// # Errors
     /// `EPIPE` when the peer is gone; `InvalidInput` when the message or the number of descriptors is above its limit.
-    pub fn send<T: Serialize>(&self, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub fn send<T: Serialize>(
+        &self,
+        message: &T,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         if descriptors.len() > DESCRIPTOR_LIMIT {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "send message: too many descriptors for one packet"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "send message: too many descriptors for one packet",
+            ));
         }
         let mut packet = vec![INLINE];
         serde_json::to_writer(&mut packet, message)?;
@@ -148,26 +174,41 @@ impl Channel {
             return self.send_packet(&packet, descriptors);
         }
         if packet.len() as u64 > MESSAGE_LIMIT {
-            let text = format!("send message: {} bytes are more than the limit of {MESSAGE_LIMIT}", packet.len());
+            let text = format!(
+                "send message: {} bytes are more than the limit of {MESSAGE_LIMIT}",
+                packet.len()
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let memfd = rustix::fs::memfd_create(c"utsuwa-message", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let memfd = rustix::fs::memfd_create(
+            c"utsuwa-message",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+        )?;
         let mut file = File::from(memfd);
         file.write_all(&packet[1..])?;
-        rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        rustix::fs::fcntl_add_seals(
+            &file,
+            SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+        )?;
         let mut all = descriptors.to_vec();
         all.push(file.as_fd());
         self.send_packet(&[IN_MEMFD], &all)
     }
 
     fn send_packet(&self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT + 1))];
+        let mut space =
+            vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT + 1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(descriptors));
         }
         loop {
-            match rustix::net::sendmsg(&self.socket, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL) {
+            match rustix::net::sendmsg(
+                &self.socket,
+                &[IoSlice::new(packet)],
+                &mut control,
+                SendFlags::NOSIGNAL,
+            ) {
                 Ok(_) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -182,11 +223,17 @@ impl Channel {
     /// `InvalidData` for what is not a message of this protocol: the connection is then useless.
     pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let mut buffer = vec![0u8; INLINE_LIMIT + 1];
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT + 1))];
+        let mut space =
+            vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT + 1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             let mut slices = [IoSliceMut::new(&mut buffer)];
-            match rustix::net::recvmsg(&self.socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            match rustix::net::recvmsg(
+                &self.socket,
+                &mut slices,
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
                 Ok(received) => break received,
                 Err(rustix::io::Errno::INTR) => {}
                 // A peer that died with unread packets: as gone as one that closed.
@@ -203,16 +250,28 @@ impl Channel {
         if received.bytes == 0 {
             return Ok(None);
         }
-        if received.flags.intersects(rustix::net::ReturnFlags::TRUNC | rustix::net::ReturnFlags::CTRUNC) {
-            return Err(invalid("receive message: it was cut off (too large, or no free descriptors here)"));
+        if received
+            .flags
+            .intersects(rustix::net::ReturnFlags::TRUNC | rustix::net::ReturnFlags::CTRUNC)
+        {
+            return Err(invalid(
+                "receive message: it was cut off (too large, or no free descriptors here)",
+            ));
         }
         let message = match buffer[0] {
-            INLINE => serde_json::from_slice(&buffer[1..received.bytes]).map_err(|e| invalid(&format!("receive message: {e}")))?,
+            INLINE => serde_json::from_slice(&buffer[1..received.bytes])
+                .map_err(|e| invalid(&format!("receive message: {e}")))?,
             IN_MEMFD => {
-                let memfd = descriptors.pop().ok_or_else(|| invalid("receive message: the memfd with its body is missing"))?;
+                let memfd = descriptors.pop().ok_or_else(|| {
+                    invalid("receive message: the memfd with its body is missing")
+                })?;
                 from_memfd(memfd)?
             }
-            other => return Err(invalid(&format!("receive message: unknown kind of packet {other}"))),
+            other => {
+                return Err(invalid(&format!(
+                    "receive message: unknown kind of packet {other}"
+                )));
+            }
         };
         Ok(Some((message, descriptors)))
     }
@@ -243,20 +302,32 @@ mod tests {
     #[test]
     fn a_message_and_its_descriptors_arrive() {
         let (a, b) = Channel::pair().unwrap();
-        let request = Request { id: 7, op: Op::MakeSandbox { sandbox: 3 } };
+        let request = Request {
+            id: 7,
+            op: Op::MakeSandbox { sandbox: 3 },
+        };
         a.send(&request, &[a.as_fd(), b.as_fd()]).unwrap();
         let (got, descriptors) = b.receive::<Request>().unwrap().unwrap();
         assert_eq!(got, request);
         assert_eq!(descriptors.len(), 2);
         for descriptor in &descriptors {
-            assert!(rustix::io::fcntl_getfd(descriptor).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+            assert!(
+                rustix::io::fcntl_getfd(descriptor)
+                    .unwrap()
+                    .contains(rustix::io::FdFlags::CLOEXEC)
+            );
         }
     }
 
     #[test]
     fn a_message_above_the_socket_buffer_arrives() {
         let (a, b) = Channel::pair().unwrap();
-        let request = Request { id: 1, op: Op::RemoveLayer { diff_id: "x".repeat(2 << 20) } };
+        let request = Request {
+            id: 1,
+            op: Op::RemoveLayer {
+                diff_id: "x".repeat(2 << 20),
+            },
+        };
         a.send(&request, &[a.as_fd()]).unwrap();
         let (got, descriptors) = b.receive::<Request>().unwrap().unwrap();
         assert_eq!(got, request);
@@ -275,8 +346,12 @@ mod tests {
     #[test]
     fn an_unsealed_body_is_refused() {
         let (a, b) = Channel::pair().unwrap();
-        let memfd = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        let memfd = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .unwrap();
         a.send_packet(&[IN_MEMFD], &[memfd.as_fd()]).unwrap();
-        assert_eq!(b.receive::<Request>().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            b.receive::<Request>().unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 }

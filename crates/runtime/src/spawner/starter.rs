@@ -54,17 +54,23 @@ impl Starter {
     pub(super) fn new(config: &SpawnerConfig, features: &Features) -> Result<Self, SpawnError> {
         let cgroups = Cgroups::open(&config.id)?;
         let mounts = config.runtime_dir.join("mounts");
-        std::fs::create_dir_all(&mounts).map_err(|e| SpawnError::sys("mkdir", e, mounts.display().to_string()))?;
+        std::fs::create_dir_all(&mounts)
+            .map_err(|e| SpawnError::sys("mkdir", e, mounts.display().to_string()))?;
         let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
         rustix::mount::mount("utsuwa-mounts", &mounts, "tmpfs", flags, c"mode=700")
             .map_err(|e| SpawnError::sys("mount", e, format!("tmpfs at {}", mounts.display())))?;
-        rustix::process::chdir(&mounts).map_err(|e| SpawnError::sys("chdir", e, mounts.display().to_string()))?;
+        rustix::process::chdir(&mounts)
+            .map_err(|e| SpawnError::sys("chdir", e, mounts.display().to_string()))?;
         std::fs::create_dir("empty").map_err(|e| SpawnError::sys("mkdir", e, "empty layer"))?;
         let idmapped = features.idmapped_overlay_on(&config.images_dir);
         if let Err(missing) = &idmapped {
             tracing::info!(why = %missing, "layers are copied for each service: idmapped mounts are not possible here");
         }
-        let method = if idmapped.is_ok() { Method::Idmap } else { Method::Copy };
+        let method = if idmapped.is_ok() {
+            Method::Idmap
+        } else {
+            Method::Copy
+        };
         Ok(Self {
             cgroups,
             mounts,
@@ -76,16 +82,35 @@ impl Starter {
     }
 
     fn start(
-        &mut self, request: u64, sandbox: u32, pid: u32, spec: &InstanceSpec, descriptors: Vec<OwnedFd>,
+        &mut self,
+        request: u64,
+        sandbox: u32,
+        pid: u32,
+        spec: &InstanceSpec,
+        descriptors: Vec<OwnedFd>,
     ) -> Result<(), SpawnError> {
         let began = Instant::now();
-        let [control, stdout, stderr]: [OwnedFd; 3] = descriptors.try_into().map_err(|given: Vec<OwnedFd>| {
-            let why = format!("a start needs control, stdout and stderr; {} came", given.len());
-            SpawnError::Invalid { field: "descriptors".to_owned(), why }
-        })?;
+        let [control, stdout, stderr]: [OwnedFd; 3] =
+            descriptors.try_into().map_err(|given: Vec<OwnedFd>| {
+                let why = format!(
+                    "a start needs control, stdout and stderr; {} came",
+                    given.len()
+                );
+                SpawnError::Invalid {
+                    field: "descriptors".to_owned(),
+                    why,
+                }
+            })?;
         if !(process::ID_COUNT..=u32::MAX - process::ID_COUNT).contains(&spec.rootfs.uid_base) {
-            let why = format!("{} leaves no range of {} ids above the host's own", spec.rootfs.uid_base, process::ID_COUNT);
-            return Err(SpawnError::Invalid { field: "uid base".to_owned(), why });
+            let why = format!(
+                "{} leaves no range of {} ids above the host's own",
+                spec.rootfs.uid_base,
+                process::ID_COUNT
+            );
+            return Err(SpawnError::Invalid {
+                field: "uid base".to_owned(),
+                why,
+            });
         }
         let names = self.layers.ensure(&spec.rootfs)?;
         process::map_ids(pid, 0, spec.rootfs.uid_base)?;
@@ -93,7 +118,8 @@ impl Starter {
         cgroup.apply(&spec.limits)?;
         for stream in [&stdout, &stderr] {
             // Programs open /dev/stdout anew (nginx): the pipe must let another user write. Only the keeper can reach its path.
-            rustix::fs::fchmod(stream, Mode::from_raw_mode(0o622)).map_err(|e| SpawnError::sys("fchmod", e, "log pipe"))?;
+            rustix::fs::fchmod(stream, Mode::from_raw_mode(0o622))
+                .map_err(|e| SpawnError::sys("fchmod", e, "log pipe"))?;
         }
         let overlay_began = Instant::now();
         let root = rootfs::mount(&names, spec.rootfs.uid_base, spec.limits.memory.0, sandbox)?;
@@ -107,8 +133,18 @@ impl Starter {
         let control = Channel::from(control);
         self.attached.push_back(root.upper.clone());
         control
-            .send(&launch, &[root.root.as_fd(), root.shm.as_fd(), stdout.as_fd(), stderr.as_fd()])
-            .map_err(|e| SpawnError::SandboxGone { detail: format!("sending it its program: {e}") })?;
+            .send(
+                &launch,
+                &[
+                    root.root.as_fd(),
+                    root.shm.as_fd(),
+                    stdout.as_fd(),
+                    stderr.as_fd(),
+                ],
+            )
+            .map_err(|e| SpawnError::SandboxGone {
+                detail: format!("sending it its program: {e}"),
+            })?;
         self.pending.push(Pending {
             request,
             control,
@@ -135,14 +171,26 @@ impl Starter {
                 Some(mounts) => {
                     let rootfs = pending.overlay + mounts;
                     let exec = pending.began.elapsed().saturating_sub(rootfs);
-                    Ok(StartPhases { sandbox: Duration::ZERO, rootfs, exec })
+                    Ok(StartPhases {
+                        sandbox: Duration::ZERO,
+                        rootfs,
+                        exec,
+                    })
                 }
                 None if pending.cgroup.oom_kills().is_some_and(|kills| kills > 0) => {
-                    Err(SpawnError::MemoryLimit { limit: pending.memory_limit })
+                    Err(SpawnError::MemoryLimit {
+                        limit: pending.memory_limit,
+                    })
                 }
-                None => Err(SpawnError::SandboxGone { detail: "its control socket closed".to_owned() }),
+                None => Err(SpawnError::SandboxGone {
+                    detail: "its control socket closed".to_owned(),
+                }),
             }),
-            Err(error) => Some(Err(SpawnError::sys("recvmsg", error, "control socket of a sandbox"))),
+            Err(error) => Some(Err(SpawnError::sys(
+                "recvmsg",
+                error,
+                "control socket of a sandbox",
+            ))),
         }
     }
 }
@@ -150,7 +198,12 @@ impl Starter {
 impl Worker for Starter {
     fn serve(&mut self, channel: &Channel, request: Request, descriptors: Vec<OwnedFd>) {
         let result = match request.op {
-            Op::Start { sandbox, pid, spec, net: _ } => match self.start(request.id, sandbox, pid, &spec, descriptors) {
+            Op::Start {
+                sandbox,
+                pid,
+                spec,
+                net: _,
+            } => match self.start(request.id, sandbox, pid, &spec, descriptors) {
                 Ok(()) => return,
                 Err(error) => Err(error),
             },
@@ -180,36 +233,67 @@ impl Worker for Starter {
     }
 
     fn waiting(&self) -> Vec<BorrowedFd<'_>> {
-        self.pending.iter().map(|pending| pending.control.as_fd()).collect()
+        self.pending
+            .iter()
+            .map(|pending| pending.control.as_fd())
+            .collect()
     }
 
     fn wake(&mut self, channel: &Channel, index: usize) {
-        let Some(result) = self.pending.get_mut(index).and_then(Self::advance) else { return };
+        let Some(result) = self.pending.get_mut(index).and_then(Self::advance) else {
+            return;
+        };
         let done = self.pending.remove(index);
-        respond(channel, done.request, result.map(|phases| Reply::Started { phases }), &[]);
+        respond(
+            channel,
+            done.request,
+            result.map(|phases| Reply::Started { phases }),
+            &[],
+        );
     }
 
     fn next_tick(&self) -> Option<Duration> {
         if !self.attached.is_empty() && self.pending.is_empty() {
             return Some(Duration::ZERO);
         }
-        self.pending.iter().map(|pending| START_DEADLINE.saturating_sub(pending.began.elapsed())).min()
+        self.pending
+            .iter()
+            .map(|pending| START_DEADLINE.saturating_sub(pending.began.elapsed()))
+            .min()
     }
 
     fn tick(&mut self, channel: &Channel) {
-        let at_once = if self.attached.len() > ATTACHED_LIMIT { ATTACHED_LIMIT / 2 } else { 1 };
+        let at_once = if self.attached.len() > ATTACHED_LIMIT {
+            ATTACHED_LIMIT / 2
+        } else {
+            1
+        };
         for _ in 0..at_once {
             // One at a time: a request that comes meanwhile waits for one unmount only. Uppers of starts under way stay.
-            let free = self.attached.iter().position(|upper| self.pending.iter().all(|pending| pending.upper != *upper));
-            let Some(upper) = free.and_then(|index| self.attached.remove(index)) else { break };
+            let free = self
+                .attached
+                .iter()
+                .position(|upper| self.pending.iter().all(|pending| pending.upper != *upper));
+            let Some(upper) = free.and_then(|index| self.attached.remove(index)) else {
+                break;
+            };
             rootfs::release(&upper);
         }
-        let late: Vec<usize> =
-            (0..self.pending.len()).rev().filter(|index| self.pending[*index].began.elapsed() >= START_DEADLINE).collect();
+        let late: Vec<usize> = (0..self.pending.len())
+            .rev()
+            .filter(|index| self.pending[*index].began.elapsed() >= START_DEADLINE)
+            .collect();
         for index in late {
             let given_up = self.pending.remove(index);
-            let at = if given_up.executing.is_some() { "executing the program" } else { "preparing its files" };
-            let error = SpawnError::Timeout { seconds: START_DEADLINE.as_secs(), at: at.to_owned() };
+            let at = if given_up.executing.is_some() {
+                "executing the program"
+            } else {
+                "preparing its files"
+            };
+            let error = SpawnError::Timeout {
+                seconds: START_DEADLINE.as_secs(),
+                at: at.to_owned(),
+            };
             respond(channel, given_up.request, Err(error), &[]);
         }
     }

@@ -21,8 +21,8 @@ use super::protocol::{Reply, SpawnError};
 use crate::image::unpack::{self, Limits, UnpackReport, UnpackSpec};
 use crate::sandbox::layers::digest_hex;
 use crate::sandbox::process::{IMAGE_BASE, map_ids, reap};
-use crate::sandbox::sys::{self, Cloned};
 use crate::sandbox::seccomp;
+use crate::sandbox::sys::{self, Cloned};
 
 /// What giving files their owners and modes takes.
 const NEEDED: CapabilitySet = CapabilitySet::CHOWN
@@ -63,25 +63,43 @@ impl Job {
     /// # Errors
     /// [`SpawnError`]; nothing is left on disk then.
     pub(super) fn begin(
-        request: u64, images: &Path, diff_id: &str, media_type: &str, blob: Option<OwnedFd>,
+        request: u64,
+        images: &Path,
+        diff_id: &str,
+        media_type: &str,
+        blob: Option<OwnedFd>,
     ) -> Result<Self, SpawnError> {
         let hex = digest_hex(diff_id)?;
-        let refuse = |why: String| SpawnError::Unpack { diff_id: diff_id.to_owned(), why };
+        let refuse = |why: String| SpawnError::Unpack {
+            diff_id: diff_id.to_owned(),
+            why,
+        };
         let blob = blob.ok_or_else(|| refuse("the request came without its blob".to_owned()))?;
         let spec = UnpackSpec {
-            diff_id: diff_id.parse().map_err(|_| refuse("this is no digest".to_owned()))?,
+            diff_id: diff_id
+                .parse()
+                .map_err(|_| refuse("this is no digest".to_owned()))?,
             media_type: media_type.to_owned(),
             limits: Limits::default(),
         };
-        let at = |call: &'static str| move |e: io::Error| SpawnError::sys(call, e, format!("unpack layer {diff_id}"));
+        let at = |call: &'static str| {
+            move |e: io::Error| SpawnError::sys(call, e, format!("unpack layer {diff_id}"))
+        };
         let layers = images.join("layers");
         fs::create_dir_all(&layers).map_err(at("mkdir"))?;
-        let (target, partial) = (layers.join(hex), layers.join(format!("{hex}.partial-{request}")));
-        fs::DirBuilder::new().mode(0o755).create(&partial).map_err(at("mkdir"))?;
+        let (target, partial) = (
+            layers.join(hex),
+            layers.join(format!("{hex}.partial-{request}")),
+        );
+        fs::DirBuilder::new()
+            .mode(0o755)
+            .create(&partial)
+            .map_err(at("mkdir"))?;
         let begun = (|| {
             lchown(&partial, Some(IMAGE_BASE), Some(IMAGE_BASE)).map_err(at("chown"))?;
             let directory = File::open(&partial).map_err(at("open"))?;
-            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| at("pipe")(e.into()))?;
+            let (reader, writer) =
+                pipe_with(PipeFlags::CLOEXEC).map_err(|e| at("pipe")(e.into()))?;
             let pidfd = start_child(&spec, &blob, &directory, &writer)?;
             Ok((directory, pidfd, File::from(reader)))
         })();
@@ -129,7 +147,10 @@ impl Job {
         if result.is_err() {
             let _ = fs::remove_dir_all(&self.partial);
         }
-        Finished { request: self.request, result }
+        Finished {
+            request: self.request,
+            result,
+        }
     }
 
     fn end_child(&mut self) {
@@ -140,18 +161,33 @@ impl Job {
     }
 
     fn settle(&self) -> Result<Reply, SpawnError> {
-        let refuse = |why: String| SpawnError::Unpack { diff_id: self.diff_id.clone(), why };
-        let report = unpack::read_report(&self.answer[..]).map_err(|error| refuse(error.to_string()))?;
-        unpack::mark_opaque(self.directory.as_fd(), &report.opaque).map_err(|error| refuse(error.to_string()))?;
+        let refuse = |why: String| SpawnError::Unpack {
+            diff_id: self.diff_id.clone(),
+            why,
+        };
+        let report =
+            unpack::read_report(&self.answer[..]).map_err(|error| refuse(error.to_string()))?;
+        unpack::mark_opaque(self.directory.as_fd(), &report.opaque)
+            .map_err(|error| refuse(error.to_string()))?;
         match fs::rename(&self.partial, &self.target) {
             Ok(()) => {}
             // Unpacked twice at the same time: the first one stays.
             Err(_) if self.target.is_dir() => {
                 let _ = fs::remove_dir_all(&self.partial);
             }
-            Err(error) => return Err(SpawnError::sys("rename", error, format!("unpack layer {}", self.diff_id))),
+            Err(error) => {
+                return Err(SpawnError::sys(
+                    "rename",
+                    error,
+                    format!("unpack layer {}", self.diff_id),
+                ));
+            }
         }
-        Ok(Reply::Unpacked { entries: report.entries, bytes: report.bytes, skipped: skipped(&report) })
+        Ok(Reply::Unpacked {
+            entries: report.entries,
+            bytes: report.bytes,
+            skipped: skipped(&report),
+        })
     }
 }
 
@@ -163,7 +199,11 @@ impl Drop for Job {
 
 /// Removes what an interrupted unpacking left behind. Only when no job can be under way.
 pub(super) fn sweep(images: &Path) {
-    for entry in fs::read_dir(images.join("layers")).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(images.join("layers"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         if entry.file_name().to_string_lossy().contains(".partial") {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -172,31 +212,66 @@ pub(super) fn sweep(images: &Path) {
 
 fn skipped(report: &UnpackReport) -> Vec<String> {
     let notes = [
-        (report.skipped, "device nodes or entries of unknown types left out"),
+        (
+            report.skipped,
+            "device nodes or entries of unknown types left out",
+        ),
         (report.skipped_attributes, "extended attributes left out"),
-        (report.remapped_owners, "entries of owners above 65535 given to nobody"),
+        (
+            report.remapped_owners,
+            "entries of owners above 65535 given to nobody",
+        ),
     ];
-    notes.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect()
+    notes
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect()
 }
 
-fn start_child(spec: &UnpackSpec, blob: &OwnedFd, directory: &File, result: &OwnedFd) -> Result<OwnedFd, SpawnError> {
+fn start_child(
+    spec: &UnpackSpec,
+    blob: &OwnedFd,
+    directory: &File,
+    result: &OwnedFd,
+) -> Result<OwnedFd, SpawnError> {
     let context = "start the unpacking process";
-    let argument = std::ffi::CString::new(spec.to_argument())
-        .map_err(|_| SpawnError::Invalid { field: "media type".to_owned(), why: "it contains a NUL character".to_owned() })?;
-    let arguments = [c"utsuwa".to_owned(), c"internal".to_owned(), c"unpack".to_owned(), argument];
-    let (go_reader, go_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| SpawnError::sys("pipe", e, context))?;
+    let argument = std::ffi::CString::new(spec.to_argument()).map_err(|_| SpawnError::Invalid {
+        field: "media type".to_owned(),
+        why: "it contains a NUL character".to_owned(),
+    })?;
+    let arguments = [
+        c"utsuwa".to_owned(),
+        c"internal".to_owned(),
+        c"unpack".to_owned(),
+        argument,
+    ];
+    let (go_reader, go_writer) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|e| SpawnError::sys("pipe", e, context))?;
     // Opened before privileges go: the child need not be able to reach the file by its path.
-    let program = File::open("/proc/self/exe").map_err(|e| SpawnError::sys("open", e, "/proc/self/exe"))?;
-    let namespaces =
-        (libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID) as u64;
-    let cloned = sys::clone_process(namespaces, false, None).map_err(|e| SpawnError::sys("clone3", e, context))?;
+    let program =
+        File::open("/proc/self/exe").map_err(|e| SpawnError::sys("open", e, "/proc/self/exe"))?;
+    let namespaces = (libc::CLONE_NEWUSER
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWPID) as u64;
+    let cloned = sys::clone_process(namespaces, false, None)
+        .map_err(|e| SpawnError::sys("clone3", e, context))?;
     match cloned {
         Cloned::Child => {
             drop(go_writer);
-            let failure = become_unpacker(go_reader, &program, [blob.as_fd(), directory.as_fd(), result.as_fd()], &arguments);
+            let failure = become_unpacker(
+                go_reader,
+                &program,
+                [blob.as_fd(), directory.as_fd(), result.as_fd()],
+                &arguments,
+            );
             // The reader of descriptor 5 understands only reports; this one it can show.
             let answer: Result<UnpackReport, unpack::UnpackError> =
-                Err(unpack::UnpackError::Unavailable { why: failure.to_string() });
+                Err(unpack::UnpackError::Unavailable {
+                    why: failure.to_string(),
+                });
             let _ = rustix::io::write(result, &serde_json::to_vec(&answer).unwrap_or_default());
             sys::leave(1)
         }
@@ -219,7 +294,10 @@ fn start_child(spec: &UnpackSpec, blob: &OwnedFd, directory: &File, result: &Own
 
 /// Returns only when something failed.
 fn become_unpacker(
-    go: OwnedFd, program: &File, descriptors: [BorrowedFd<'_>; 3], arguments: &[std::ffi::CString],
+    go: OwnedFd,
+    program: &File,
+    descriptors: [BorrowedFd<'_>; 3],
+    arguments: &[std::ffi::CString],
 ) -> SpawnError {
     let prepare = || -> Result<(OwnedFd, [OwnedFd; 3]), SpawnError> {
         let mut byte = [0];
@@ -227,34 +305,54 @@ fn become_unpacker(
             Ok(1) => {}
             _ => sys::leave(1),
         }
-        let step = |call: &'static str| move |e: rustix::io::Errno| SpawnError::sys(call, e, "give up privileges");
+        let step = |call: &'static str| {
+            move |e: rustix::io::Errno| SpawnError::sys(call, e, "give up privileges")
+        };
         sys::reset_signals();
         rustix::thread::set_thread_groups(&[]).map_err(step("setgroups"))?;
-        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(step("setresgid"))?;
-        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(step("setresuid"))?;
+        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+            .map_err(step("setresgid"))?;
+        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+            .map_err(step("setresuid"))?;
         for bit in 0..64 {
             let capability = CapabilitySet::from_bits_retain(1 << bit);
             if !NEEDED.contains(capability) {
                 let _ = rustix::thread::remove_capability_from_bounding_set(capability);
             }
         }
-        let sets = CapabilitySets { effective: NEEDED, permitted: NEEDED, inheritable: CapabilitySet::empty() };
+        let sets = CapabilitySets {
+            effective: NEEDED,
+            permitted: NEEDED,
+            inheritable: CapabilitySet::empty(),
+        };
         rustix::thread::set_capabilities(None, sets).map_err(step("capset"))?;
         rustix::thread::set_no_new_privs(true).map_err(step("prctl"))?;
         // Out of the way of 3, 4 and 5 first.
-        let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 10).map_err(step("fcntl"));
+        let above =
+            |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 10).map_err(step("fcntl"));
         let program = above(program.as_fd())?;
-        let moved = [above(descriptors[0])?, above(descriptors[1])?, above(descriptors[2])?];
-        sys::cloexec_from(3).map_err(|e| SpawnError::sys("close_range", e, "descriptors of the maker"))?;
+        let moved = [
+            above(descriptors[0])?,
+            above(descriptors[1])?,
+            above(descriptors[2])?,
+        ];
+        sys::cloexec_from(3)
+            .map_err(|e| SpawnError::sys("close_range", e, "descriptors of the maker"))?;
         for (descriptor, number) in moved.iter().zip(3..) {
-            sys::place(descriptor.as_fd(), number).map_err(|e| SpawnError::sys("dup2", e, "descriptors of the unpacker"))?;
+            sys::place(descriptor.as_fd(), number)
+                .map_err(|e| SpawnError::sys("dup2", e, "descriptors of the unpacker"))?;
         }
-        sys::install_seccomp(&seccomp::compile()).map_err(|e| SpawnError::sys("seccomp", e, "install the filter"))?;
+        sys::install_seccomp(&seccomp::compile())
+            .map_err(|e| SpawnError::sys("seccomp", e, "install the filter"))?;
         Ok((program, moved))
     };
     match prepare() {
         // `moved` lives until exec; placing has closed what the borrowed numbers 3 to 5 meant before.
-        Ok((program, _moved)) => SpawnError::sys("execveat", sys::exec_descriptor(&program, arguments, &[]), "run the unpacker"),
+        Ok((program, _moved)) => SpawnError::sys(
+            "execveat",
+            sys::exec_descriptor(&program, arguments, &[]),
+            "run the unpacker",
+        ),
         Err(error) => error,
     }
 }

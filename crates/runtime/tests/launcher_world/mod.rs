@@ -22,8 +22,9 @@ use utsuwa_runtime::spawner::{CHANNEL_FD, Role, SpawnerConfig};
 
 pub const UID_BASE: u32 = 0x2000_0000;
 const APPLETS: [&str; 27] = [
-    "sh", "id", "cat", "ls", "dd", "sleep", "stat", "readlink", "mount", "umount", "touch", "mkdir", "chown", "ps", "hostname",
-    "grep", "env", "pwd", "head", "mknod", "unshare", "chroot", "tail", "true", "ip", "ping", "nc",
+    "sh", "id", "cat", "ls", "dd", "sleep", "stat", "readlink", "mount", "umount", "touch",
+    "mkdir", "chown", "ps", "hostname", "grep", "env", "pwd", "head", "mknod", "unshare", "chroot",
+    "tail", "true", "ip", "ping", "nc",
 ];
 
 /// Whether these tests can run here; says so when not.
@@ -33,7 +34,9 @@ pub fn possible(test: &str) -> bool {
         return false;
     }
     if !Path::new("/bin/busybox").exists() {
-        eprintln!("skipped {test}: it needs a static busybox at /bin/busybox (apt install busybox-static)");
+        eprintln!(
+            "skipped {test}: it needs a static busybox at /bin/busybox (apt install busybox-static)"
+        );
         return false;
     }
     true
@@ -51,14 +54,28 @@ impl Spawner {
         let theirs = OwnedFd::from(theirs);
         let number = theirs.as_raw_fd();
         let mut command = Command::new(env!("CARGO_BIN_EXE_utsuwa-roles"));
-        command.args(["internal", "spawner", &serde_json::to_string(config).unwrap()]);
+        command.args([
+            "internal",
+            "spawner",
+            &serde_json::to_string(config).unwrap(),
+        ]);
         #[expect(unsafe_code, reason = "dup2 in the child, before exec")]
         // SAFETY: dup2 is async-signal-safe; the number stays open until after spawn.
         unsafe {
-            command.pre_exec(move || if libc::dup2(number, CHANNEL_FD) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) });
+            command.pre_exec(move || {
+                if libc::dup2(number, CHANNEL_FD) < 0 {
+                    Err(std::io::Error::last_os_error())
+                } else {
+                    Ok(())
+                }
+            });
         }
         let child = command.spawn().unwrap();
-        Self { child, channel: ours, next: 1 }
+        Self {
+            child,
+            channel: ours,
+            next: 1,
+        }
     }
 
     pub fn send(&mut self, op: Op, descriptors: &[BorrowedFd<'_>]) -> u64 {
@@ -69,10 +86,17 @@ impl Spawner {
     }
 
     pub fn receive(&self) -> (Response, Vec<OwnedFd>) {
-        self.channel.receive::<Response>().unwrap().expect("the spawner lives")
+        self.channel
+            .receive::<Response>()
+            .unwrap()
+            .expect("the spawner lives")
     }
 
-    pub fn ask(&mut self, op: Op, descriptors: &[BorrowedFd<'_>]) -> (Result<Reply, SpawnError>, Vec<OwnedFd>) {
+    pub fn ask(
+        &mut self,
+        op: Op,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> (Result<Reply, SpawnError>, Vec<OwnedFd>) {
         let id = self.send(op, descriptors);
         let (response, descriptors) = self.receive();
         assert_eq!(response.id, id);
@@ -133,8 +157,13 @@ impl World {
     }
 
     pub fn with_network(network: Option<NetConfig>) -> Self {
-        let id = network.as_ref().map_or_else(Self::id, |network| network.id.clone());
-        let directory = tempfile::Builder::new().prefix("utsuwa-launcher-").tempdir().unwrap();
+        let id = network
+            .as_ref()
+            .map_or_else(Self::id, |network| network.id.clone());
+        let directory = tempfile::Builder::new()
+            .prefix("utsuwa-launcher-")
+            .tempdir()
+            .unwrap();
         let images = directory.path().join("images");
         fs::create_dir_all(images.join("layers")).unwrap();
         let config = |role| SpawnerConfig {
@@ -148,7 +177,14 @@ impl World {
         let starter = Spawner::start(&config(Role::Starter));
         let housekeeper = Spawner::start(&config(Role::Housekeeper));
         let cgroups = Cgroups::open(&id).unwrap();
-        let world = Self { starter, housekeeper, cgroups, images, next_sandbox: 0, _directory: directory };
+        let world = Self {
+            starter,
+            housekeeper,
+            cgroups,
+            images,
+            next_sandbox: 0,
+            _directory: directory,
+        };
         world.busybox_layer();
         world
     }
@@ -156,7 +192,10 @@ impl World {
     /// Where the layer number `number` lies and its diff id.
     pub fn layer(&self, number: u8) -> (PathBuf, String) {
         let hex = format!("{number:02x}").repeat(32);
-        (self.images.join("layers").join(&hex), format!("sha256:{hex}"))
+        (
+            self.images.join("layers").join(&hex),
+            format!("sha256:{hex}"),
+        )
     }
 
     /// Makes layer `number` by `fill`, then gives all of it to the images' ids.
@@ -177,18 +216,34 @@ impl World {
             for applet in APPLETS {
                 symlink("busybox", root.join("bin").join(applet)).unwrap();
             }
-            fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nwww:x:33:34:www:/srv:/bin/sh\n").unwrap();
-            fs::write(root.join("etc/group"), "root:x:0:\nwww:x:34:\nmedia:x:44:www\n").unwrap();
+            fs::write(
+                root.join("etc/passwd"),
+                "root:x:0:0:root:/root:/bin/sh\nwww:x:33:34:www:/srv:/bin/sh\n",
+            )
+            .unwrap();
+            fs::write(
+                root.join("etc/group"),
+                "root:x:0:\nwww:x:34:\nmedia:x:44:www\n",
+            )
+            .unwrap();
             fs::write(root.join("etc/resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
             fs::write(root.join("srv/plain"), "plain text").unwrap();
             fs::write(root.join("srv/text"), "echo hello\n").unwrap();
             fs::write(root.join("srv/no-interpreter"), "#!/usr/bin/nothing here\n").unwrap();
             fs::write(root.join("srv/windows"), "#!/bin/sh\r\necho hello\r\n").unwrap();
             let mut foreign = fs::read("/bin/busybox").unwrap()[..64].to_vec();
-            foreign[18] = if cfg!(target_arch = "x86_64") { 183 } else { 62 };
+            foreign[18] = if cfg!(target_arch = "x86_64") {
+                183
+            } else {
+                62
+            };
             fs::write(root.join("srv/foreign"), foreign).unwrap();
             for name in ["text", "no-interpreter", "windows", "foreign"] {
-                fs::set_permissions(root.join("srv").join(name), fs::Permissions::from_mode(0o755)).unwrap();
+                fs::set_permissions(
+                    root.join("srv").join(name),
+                    fs::Permissions::from_mode(0o755),
+                )
+                .unwrap();
             }
         });
     }
@@ -197,14 +252,21 @@ impl World {
         InstanceSpec {
             id: "0123456789abcdef0123456789abcdef".parse().unwrap(),
             revision: "demo/local/hello/hello-00001-abc".parse().unwrap(),
-            rootfs: RootfsSpec { layers: vec![self.layer(0).1], uid_base: UID_BASE },
+            rootfs: RootfsSpec {
+                layers: vec![self.layer(0).1],
+                uid_base: UID_BASE,
+            },
             process: ProcessSpec {
                 args: args.iter().map(|&a| a.to_owned()).collect(),
                 env: vec!["GREETING=hello".to_owned()],
                 cwd: String::new(),
                 user: String::new(),
             },
-            limits: Limits { cpu: MilliCpu(1000), memory: MemoryBytes(64 << 20), pids: 64 },
+            limits: Limits {
+                cpu: MilliCpu(1000),
+                memory: MemoryBytes(64 << 20),
+                pids: 64,
+            },
             port: 8080,
         }
     }
@@ -212,23 +274,56 @@ impl World {
     pub fn make(&mut self) -> Sandbox {
         self.next_sandbox += 1;
         let number = self.next_sandbox;
-        let (result, descriptors) = self.housekeeper.ask(Op::MakeSandbox { sandbox: number }, &[]);
-        let Reply::Made { pid, net } = result.unwrap() else { panic!("not made") };
+        let (result, descriptors) = self
+            .housekeeper
+            .ask(Op::MakeSandbox { sandbox: number }, &[]);
+        let Reply::Made { pid, net } = result.unwrap() else {
+            panic!("not made")
+        };
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().unwrap();
         let (pidfd, netns, control) = (next(), next(), next());
         let sockets: Vec<OwnedFd> = descriptors.collect();
         assert_eq!(sockets.len(), net.sockets.len());
-        assert!(net.sockets.iter().all(|role: &SocketRole| *role != SocketRole::HostForward { port: 0 }));
-        Sandbox { number, pid, net, pidfd, netns, control, sockets, cgroup: self.cgroups.sandbox(number) }
+        assert!(
+            net.sockets
+                .iter()
+                .all(|role: &SocketRole| *role != SocketRole::HostForward { port: 0 })
+        );
+        Sandbox {
+            number,
+            pid,
+            net,
+            pidfd,
+            netns,
+            control,
+            sockets,
+            cgroup: self.cgroups.sandbox(number),
+        }
     }
 
-    pub fn start_in(&mut self, sandbox: Sandbox, spec: InstanceSpec) -> Result<Instance, SpawnError> {
+    pub fn start_in(
+        &mut self,
+        sandbox: Sandbox,
+        spec: InstanceSpec,
+    ) -> Result<Instance, SpawnError> {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let op = Op::Start { sandbox: sandbox.number, pid: sandbox.pid, spec: Box::new(spec), net: sandbox.net.clone() };
-        let (result, _) = self.starter.ask(op, &[sandbox.control.as_fd(), writer.as_fd(), writer.as_fd()]);
+        let op = Op::Start {
+            sandbox: sandbox.number,
+            pid: sandbox.pid,
+            spec: Box::new(spec),
+            net: sandbox.net.clone(),
+        };
+        let (result, _) = self.starter.ask(
+            op,
+            &[sandbox.control.as_fd(), writer.as_fd(), writer.as_fd()],
+        );
         match result {
-            Ok(Reply::Started { phases }) => Ok(Instance { sandbox, phases, output: File::from(reader) }),
+            Ok(Reply::Started { phases }) => Ok(Instance {
+                sandbox,
+                phases,
+                output: File::from(reader),
+            }),
             Ok(other) => panic!("not started: {other:?}"),
             Err(error) => {
                 self.end(sandbox);
@@ -262,8 +357,14 @@ impl World {
     /// Kills what is left, reaps it, and has everything removed.
     pub fn end(&mut self, sandbox: Sandbox) {
         let _ = rustix::process::pidfd_send_signal(&sandbox.pidfd, rustix::process::Signal::KILL);
-        let _ = rustix::process::waitid(WaitId::PidFd(sandbox.pidfd.as_fd()), WaitIdOptions::EXITED);
-        let (result, _) = self.housekeeper.ask(Op::DestroySandbox { sandbox: sandbox.number }, &[]);
+        let _ =
+            rustix::process::waitid(WaitId::PidFd(sandbox.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let (result, _) = self.housekeeper.ask(
+            Op::DestroySandbox {
+                sandbox: sandbox.number,
+            },
+            &[],
+        );
         assert_eq!(result.unwrap(), Reply::Done);
         assert_eq!(sandbox.cgroup.oom_kills(), None, "the cgroup is gone");
     }
@@ -273,7 +374,9 @@ impl Drop for World {
     fn drop(&mut self) {
         let left = self.cgroups.list();
         for number in &left {
-            let _ = self.housekeeper.ask(Op::DestroySandbox { sandbox: *number }, &[]);
+            let _ = self
+                .housekeeper
+                .ask(Op::DestroySandbox { sandbox: *number }, &[]);
         }
         let removed = self.cgroups.remove();
         if !std::thread::panicking() {
@@ -286,9 +389,18 @@ impl Drop for World {
 /// Waits at most ten seconds.
 pub fn wait(pidfd: &OwnedFd) -> End {
     let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
-    let ready = rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 10, tv_nsec: 0 })).unwrap();
+    let ready = rustix::event::poll(
+        &mut polled,
+        Some(&Timespec {
+            tv_sec: 10,
+            tv_nsec: 0,
+        }),
+    )
+    .unwrap();
     assert_eq!(ready, 1, "it did not end");
-    let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
+    let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
+        .unwrap()
+        .unwrap();
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => End::Code(code),
         (None, Some(signal)) => End::Signal(signal),
@@ -298,7 +410,12 @@ pub fn wait(pidfd: &OwnedFd) -> End {
 
 pub fn give_to_images(path: &Path) {
     let metadata = fs::symlink_metadata(path).unwrap();
-    lchown(path, Some(IMAGE_BASE + metadata.uid()), Some(IMAGE_BASE + metadata.gid())).unwrap();
+    lchown(
+        path,
+        Some(IMAGE_BASE + metadata.uid()),
+        Some(IMAGE_BASE + metadata.gid()),
+    )
+    .unwrap();
     if metadata.is_dir() {
         for entry in fs::read_dir(path).unwrap() {
             give_to_images(&entry.unwrap().path());

@@ -15,15 +15,20 @@ const MOUNTS: &str = "\
 #[test]
 fn hierarchies_are_read_from_mountinfo() {
     let found = parse_hierarchies(MOUNTS);
-    let summary: Vec<(String, String, bool)> =
-        found.iter().map(|h| (h.mount.display().to_string(), h.controllers.join("+"), h.v2)).collect();
+    let summary: Vec<(String, String, bool)> = found
+        .iter()
+        .map(|h| (h.mount.display().to_string(), h.controllers.join("+"), h.v2))
+        .collect();
     let at = |name: &str| format!("/sys/fs/cgroup/{name}");
-    assert_eq!(summary, [
-        (at("cpu,cpuacct"), "cpu+cpuacct".to_owned(), false),
-        (at("memory"), "memory".to_owned(), false),
-        (at("systemd"), String::new(), false),
-        (at("unified"), String::new(), true),
-    ]);
+    assert_eq!(
+        summary,
+        [
+            (at("cpu,cpuacct"), "cpu+cpuacct".to_owned(), false),
+            (at("memory"), "memory".to_owned(), false),
+            (at("systemd"), String::new(), false),
+            (at("unified"), String::new(), true),
+        ]
+    );
 }
 
 #[test]
@@ -48,13 +53,21 @@ fn joined_hierarchies_are_used_once() {
 /// Without controllers (as beside v1) what belongs to v2 itself works: birth in a cgroup, killing it, removing it.
 #[test]
 fn a_process_is_born_in_a_v2_cgroup_and_killed_with_it() {
-    let mount = hierarchies().unwrap().into_iter().find(|h| h.v2).map(|h| h.mount);
+    let mount = hierarchies()
+        .unwrap()
+        .into_iter()
+        .find(|h| h.v2)
+        .map(|h| h.mount);
     let Some(mount) = mount.filter(|_| rustix::process::geteuid().is_root()) else {
-        eprintln!("skipped a_process_is_born_in_a_v2_cgroup_and_killed_with_it: needs root and a mounted cgroup2");
+        eprintln!(
+            "skipped a_process_is_born_in_a_v2_cgroup_and_killed_with_it: needs root and a mounted cgroup2"
+        );
         return;
     };
     let root = mount.join(format!("utsuwa-test-{}", std::process::id()));
-    let cgroup = SandboxCgroup { tree: Tree::V2 { root: root.clone() } };
+    let cgroup = SandboxCgroup {
+        tree: Tree::V2 { root: root.clone() },
+    };
     cgroup.create().unwrap();
     let target = cgroup.clone_target().unwrap().unwrap();
     use std::os::fd::AsFd;
@@ -69,7 +82,12 @@ fn a_process_is_born_in_a_v2_cgroup_and_killed_with_it() {
     let killed = cgroup.kill();
     crate::sandbox::process::reap(&pidfd);
     let removed = cgroup.remove();
-    assert!(own.lines().any(|l| l.starts_with("0::") && l.ends_with(root.file_name().unwrap().to_str().unwrap())), "{own}");
+    assert!(
+        own.lines()
+            .any(|l| l.starts_with("0::")
+                && l.ends_with(root.file_name().unwrap().to_str().unwrap())),
+        "{own}"
+    );
     assert!(killed.unwrap());
     removed.unwrap();
     cgroup.remove().unwrap();
