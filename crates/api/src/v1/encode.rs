@@ -11,8 +11,8 @@ use serde_json::{Map, Value, json};
 use utsuwa_model::address::project_number;
 use utsuwa_model::condition::{self, Condition, ConditionState, Severity};
 use utsuwa_model::revision::Revision;
-use utsuwa_model::service::{Meta, Service, TrafficStatus, TrafficTarget};
-use utsuwa_model::{ProjectId, RevisionId, ServiceKey, Timestamp};
+use utsuwa_model::service::{Meta, RevisionTemplate, Service, TrafficStatus, TrafficTarget};
+use utsuwa_model::{ProjectId, RevisionId, ServiceId, ServiceKey, Timestamp};
 
 use super::annotation;
 use super::encode_template::{revision_spec, template};
@@ -49,20 +49,15 @@ pub(super) fn service(service: &Service, operation: Option<&str>) -> Value {
         "apiVersion": API_VERSION,
         "kind": "Service",
         "metadata": metadata("services", service.key.service.as_str(), &service.key, &service.meta, &service.meta.labels, annotations),
-        "spec": {"template": template(&service.spec.template), "traffic": traffic},
+        "spec": {"template": shown_template(service), "traffic": traffic},
         "status": out,
     })
 }
 
-/// A revision, with every default written out, and with names for its containers (`hello-1`), since `gcloud` prints them.
+/// A revision, with every default written out.
 pub(super) fn revision(revision: &Revision) -> Value {
     let key = &revision.key;
-    let mut full = revision.template.defaulted();
-    for (index, container) in full.containers.iter_mut().enumerate() {
-        if container.name.is_empty() {
-            container.name = format!("{}-{}", key.service.service, index + 1);
-        }
-    }
+    let full = named(&key.service.service, revision.template.defaulted());
     let mut labels = revision.template.labels.clone();
     let service = key.service.service.as_str();
     for (name, value) in [
@@ -117,6 +112,25 @@ pub(super) fn revision(revision: &Revision) -> Value {
     })
 }
 
+/// The name that a container without one is shown with, as Google does; `gcloud` prints it.
+pub(super) fn container_name(service: &ServiceId, index: usize) -> String {
+    format!("{service}-{}", index + 1)
+}
+
+fn named(service: &ServiceId, mut template: RevisionTemplate) -> RevisionTemplate {
+    for (index, container) in template.containers.iter_mut().enumerate() {
+        if container.name.is_empty() {
+            container.name = container_name(service, index);
+        }
+    }
+    template
+}
+
+/// `spec.template` of a service.
+fn shown_template(service: &Service) -> Value {
+    template(&named(&service.key.service, service.spec.template.clone()))
+}
+
 /// The configuration that Knative would derive from the service.
 pub(super) fn configuration(service: &Service) -> Value {
     let mut out = json!({
@@ -128,7 +142,7 @@ pub(super) fn configuration(service: &Service) -> Value {
         "apiVersion": API_VERSION,
         "kind": "Configuration",
         "metadata": derived_metadata("configurations", service),
-        "spec": {"template": template(&service.spec.template)},
+        "spec": {"template": shown_template(service)},
         "status": out,
     })
 }

@@ -156,6 +156,17 @@ fn unchanged_parts(old: &Service, mut draft: Draft) -> Draft {
     if old.spec.traffic.is_empty() && default_traffic {
         draft.spec.traffic.clear();
     }
+    let containers = draft
+        .spec
+        .template
+        .containers
+        .iter_mut()
+        .zip(&old.spec.template.containers);
+    for (index, (new, old_one)) in containers.enumerate() {
+        if old_one.name.is_empty() && new.name == encode::container_name(&old.key.service, index) {
+            new.name.clear();
+        }
+    }
     if full_probes(&draft.spec.template) == full_probes(&old.spec.template) {
         draft.spec.template = old.spec.template.clone();
     }

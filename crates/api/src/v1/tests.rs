@@ -217,6 +217,7 @@ async fn what_was_read_and_is_sent_back_is_no_change() {
     let read = get(&bench, &format!("{SERVICES}/rich")).await;
     let spec = &read["spec"]["template"]["spec"];
     assert_eq!(spec["timeoutSeconds"], 90);
+    assert_eq!(spec["containers"][0]["name"], "rich-1");
     assert_eq!(
         spec["containers"][0]["env"],
         json!([{"name": "A", "value": "1"}, {"name": "EMPTY", "value": ""}])
@@ -246,6 +247,10 @@ async fn what_was_read_and_is_sent_back_is_no_change() {
     assert_eq!(written["metadata"]["generation"], 1, "nothing has changed");
     let after = bench.state.store.service(&key("rich")).unwrap().unwrap();
     assert_eq!(after.spec.template.concurrency, Some(7));
+    assert_eq!(
+        after.spec.template.containers[0].name, "",
+        "a name that we made up isn't the user's"
+    );
 
     let mut changed = get(&bench, &format!("{SERVICES}/rich")).await;
     changed["spec"]["template"]["spec"]["containerConcurrency"] = json!(8);
