@@ -1,5 +1,4 @@
 //! The spawners with real namespaces, cgroups and mounts. Need root; skipped by name otherwise.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod launcher_world;
 
@@ -23,7 +22,6 @@ macro_rules! root_test {
         #[test]
         fn $name() {
             if possible(stringify!($name)) {
-                #[allow(unused_mut, reason = "not every test starts something")]
                 let mut $world = World::new();
                 $body
             }

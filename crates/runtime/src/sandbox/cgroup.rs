@@ -9,12 +9,17 @@
 //!
 //! Failure: [`SpawnError::Sys`] naming the file; a missing controller is found at [`Cgroups::open`], not at a start.
 
+mod tree;
+
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use utsuwa_model::instance::Limits;
+
+pub(crate) use tree::{Hierarchy, hierarchies};
+use tree::{NEEDED, Tree, enable_controllers, make_directory, remove_directories, v2_parent};
 
 use super::process::write_file;
 use crate::driver::Usage;
@@ -24,22 +29,6 @@ use crate::spawner::SpawnError;
 const CPU_PERIOD_US: u64 = 100_000;
 /// The kernel refuses quotas below 1 ms.
 const CPU_QUOTA_FLOOR_US: u64 = 1_000;
-const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
-
-/// Which kernel interface holds the controllers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Tree {
-    V2 {
-        root: PathBuf,
-    },
-    /// Directories `…/utsuwa-ID` of each hierarchy; `cpu` and `cpuacct` may be the same one.
-    V1 {
-        cpu: PathBuf,
-        cpuacct: PathBuf,
-        memory: PathBuf,
-        pids: PathBuf,
-    },
-}
 
 /// The tree of one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,57 +40,6 @@ pub struct Cgroups {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxCgroup {
     tree: Tree,
-}
-
-/// A mounted hierarchy with controllers, as `/proc/self/mountinfo` tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Hierarchy {
-    pub(crate) mount: PathBuf,
-    /// Empty for v2.
-    pub(crate) controllers: Vec<String>,
-    pub(crate) v2: bool,
-}
-
-/// Mounted cgroup hierarchies of this process's mount namespace.
-pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
-    Ok(parse_hierarchies(&fs::read_to_string(
-        "/proc/self/mountinfo",
-    )?))
-}
-
-fn parse_hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
-    let known = [
-        "cpu", "cpuacct", "memory", "pids", "cpuset", "freezer", "devices", "blkio",
-    ];
-    mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (head, tail) = line.split_once(" - ")?;
-            let mount = PathBuf::from(head.split(' ').nth(4)?);
-            let mut tail = tail.split(' ');
-            let (kind, options) = (tail.next()?, tail.nth(1)?);
-            match kind {
-                "cgroup2" => Some(Hierarchy {
-                    mount,
-                    controllers: Vec::new(),
-                    v2: true,
-                }),
-                "cgroup" => {
-                    let controllers = options
-                        .split(',')
-                        .filter(|o| known.contains(o))
-                        .map(str::to_owned)
-                        .collect::<Vec<_>>();
-                    Some(Hierarchy {
-                        mount,
-                        controllers,
-                        v2: false,
-                    })
-                }
-                _ => None,
-            }
-        })
-        .collect()
 }
 
 impl Cgroups {
@@ -302,7 +240,21 @@ impl SandboxCgroup {
                 write(root.join("pids.max"), limits.pids.to_string())
             }
             Tree::V1 { memory, pids, .. } => {
-                write(memory.join("memory.limit_in_bytes"), memory_bytes.clone())?;
+                write_file(memory.join("memory.limit_in_bytes"), &memory_bytes).map_err(
+                    |error| {
+                        match error.raw_os_error() {
+                            // Less than what is in use: the waiting process alone is larger.
+                            Some(libc::EBUSY) => SpawnError::MemoryLimit {
+                                limit: limits.memory.0,
+                            },
+                            _ => SpawnError::sys(
+                                "write",
+                                error,
+                                format!("memory limit {memory_bytes}"),
+                            ),
+                        }
+                    },
+                )?;
                 optional(
                     write_file(memory.join("memory.memsw.limit_in_bytes"), &memory_bytes),
                     memory,
@@ -394,119 +346,6 @@ impl SandboxCgroup {
     pub fn remove(&self) -> Result<(), SpawnError> {
         remove_directories(&self.tree)
     }
-}
-
-impl Tree {
-    fn map(&self, f: impl Fn(&Path) -> PathBuf) -> Self {
-        match self {
-            Self::V2 { root } => Self::V2 { root: f(root) },
-            Self::V1 {
-                cpu,
-                cpuacct,
-                memory,
-                pids,
-            } => Self::V1 {
-                cpu: f(cpu),
-                cpuacct: f(cpuacct),
-                memory: f(memory),
-                pids: f(pids),
-            },
-        }
-    }
-
-    /// Each directory once.
-    fn directories(&self) -> Vec<&Path> {
-        match self {
-            Self::V2 { root } => vec![root],
-            Self::V1 {
-                cpu,
-                cpuacct,
-                memory,
-                pids,
-            } => {
-                let mut all: Vec<&Path> = vec![memory, pids, cpu];
-                if same_hierarchy(cpu, cpuacct) {
-                    all
-                } else {
-                    all.push(cpuacct);
-                    all
-                }
-            }
-        }
-    }
-}
-
-/// `cpu` and `cpuacct` usually are symbolic links to one hierarchy `cpu,cpuacct`, listed once in mountinfo.
-fn same_hierarchy(a: &Path, b: &Path) -> bool {
-    a == b
-}
-
-/// Where on v2 our directory goes.
-///
-/// Beside our own leaf when systemd delegated the parent to us (`DelegateSubgroup=`), else at the top: a delegated unit
-/// without a subgroup can't hold a tree that outlives a restart, since systemd could not put the new process back into a
-/// cgroup that hands out controllers.
-fn v2_parent(mount: &Path) -> PathBuf {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let own = own
-        .lines()
-        .find_map(|line| line.strip_prefix("0::/"))
-        .unwrap_or_default();
-    let Some(parent) = mount
-        .join(own)
-        .parent()
-        .map(Path::to_owned)
-        .filter(|_| !own.is_empty())
-    else {
-        return mount.to_owned();
-    };
-    let mut value = [0u8; 4];
-    let delegated = ["trusted.delegate", "user.delegate"].iter().any(|name| {
-        matches!(rustix::fs::getxattr(&parent, *name, &mut value), Ok(1..)) && value[0] == b'1'
-    });
-    if delegated { parent } else { mount.to_owned() }
-}
-
-fn enable_controllers(directory: &Path) -> io::Result<()> {
-    let file = directory.join("cgroup.subtree_control");
-    let enabled = fs::read_to_string(&file)?;
-    let missing: Vec<String> = NEEDED
-        .iter()
-        .filter(|n| !enabled.split_whitespace().any(|e| e == **n))
-        .map(|n| format!("+{n}"))
-        .collect();
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        write_file(file, &missing.join(" "))
-    }
-}
-
-fn make_directory(directory: &Path) -> Result<(), SpawnError> {
-    match fs::create_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(SpawnError::sys(
-            "mkdir",
-            error,
-            directory.display().to_string(),
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn remove_directories(tree: &Tree) -> Result<(), SpawnError> {
-    for directory in tree.directories() {
-        match fs::remove_dir(directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SpawnError::sys(
-                    "rmdir",
-                    error,
-                    directory.display().to_string(),
-                ));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 fn optional(result: io::Result<()>, directory: &Path) -> Result<(), SpawnError> {

@@ -13,20 +13,18 @@
 //!
 //! Failure: sent as [`FromSandbox::Failed`], then the process ends.
 
+mod tree;
+
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags,
-};
+use rustix::fs::Mode;
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use serde::{Deserialize, Serialize};
 
-use super::{files, process, program, seccomp, stage, sys, user};
+use super::{files, process, program, seccomp, sys, user};
 use crate::spawner::SpawnError;
 use crate::spawner::protocol::Channel;
 
@@ -49,26 +47,6 @@ const OPEN_FILES: u64 = 25_000;
 /// Above the default 0, so that an app is chosen before the host's own services when the host runs out of memory.
 const OOM_SCORE_ADJUSTMENT: &str = "500";
 const SELF: i32 = 3;
-
-/// Hidden: bound over with `/dev/null` (files) or an empty directory. Facts about or handles on the host.
-const HIDDEN: [&str; 14] = [
-    "proc/acpi",
-    "proc/asound",
-    "proc/interrupts",
-    "proc/kcore",
-    "proc/keys",
-    "proc/latency_stats",
-    "proc/sched_debug",
-    "proc/scsi",
-    "proc/timer_list",
-    "proc/timer_stats",
-    "proc/sysrq-trigger",
-    "sys/firmware",
-    "sys/devices/virtual/powercap",
-    "sys/kernel/debug",
-];
-/// Visible and read-only.
-const READ_ONLY: [&str; 4] = ["proc/bus", "proc/fs", "proc/irq", "proc/sys"];
 
 /// To the process in the sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -107,13 +85,6 @@ pub(crate) struct Plan {
     /// v1 controllers to show under `/sys/fs/cgroup`; `None`: the v2 tree.
     pub(crate) v1_controllers: Option<Vec<String>>,
     pub(crate) filter: seccomp::Program,
-}
-
-/// The trees prepared in the waiting room, by descriptors on their roots.
-struct Prepared {
-    proc: OwnedFd,
-    sys: OwnedFd,
-    dev: OwnedFd,
 }
 
 /// The life of the process until exec. `control` is its end of the pair whose other end goes to the keeper.
@@ -168,7 +139,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         .try_into()
         .map_err(|_| lost("all of its descriptors"))?;
     become_mapped_root()?;
-    enter_root(&root, &shm, &prepared)?;
+    tree::enter(&root, &shm, &prepared)?;
     files::write_all()?;
     let mounts = begun.elapsed();
     let identity = user::look_up(&launch.user)?;
@@ -213,7 +184,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
 }
 
 /// Everything that can be done before the service is known.
-fn waiting_room(plan: &Plan) -> Result<Prepared, SpawnError> {
+fn waiting_room(plan: &Plan) -> Result<tree::Prepared, SpawnError> {
     process::write_file("/proc/self/oom_score_adj", OOM_SCORE_ADJUSTMENT)
         .map_err(|e| SpawnError::sys("write", e, "/proc/self/oom_score_adj"))?;
     // Until exec this is a copy of a privileged process's memory.
@@ -237,7 +208,7 @@ fn waiting_room(plan: &Plan) -> Result<Prepared, SpawnError> {
         .map_err(|e| SpawnError::sys("prctl", e, "ambient capabilities"))?;
     rustix::thread::set_no_new_privs(true)
         .map_err(|e| SpawnError::sys("prctl", e, "no_new_privs"))?;
-    build_tree(plan)
+    tree::build(plan)
 }
 
 fn limit(resource: rustix::process::Resource, wanted: u64) -> Result<(), SpawnError> {
@@ -255,126 +226,6 @@ fn limit(resource: rustix::process::Resource, wanted: u64) -> Result<(), SpawnEr
     .map_err(|e| SpawnError::sys("setrlimit", e, format!("{resource:?}")))
 }
 
-/// Makes the stage the root of this mount namespace and attaches proc, sys and dev, masks included.
-fn build_tree(plan: &Plan) -> Result<Prepared, SpawnError> {
-    rustix::mount::mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )
-    .map_err(|e| SpawnError::sys("mount", e, "make mounts private"))?;
-    // Made while the host's own are still visible: the kernel refuses new ones to a namespace that sees none in full.
-    let proc = new_mount("proc", &[], MountAttrFlags::empty())?;
-    let sysfs = new_mount("sysfs", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-    let cgroups = cgroup_mounts(plan)?;
-    let devices = stage::DEVICES.map(|name| {
-        (
-            name,
-            clone_tree(rustix::fs::CWD, Path::new("/dev").join(name)),
-        )
-    });
-
-    let root = clone_tree(rustix::fs::CWD, &plan.stage)?;
-    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY
-        .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
-        .bits();
-    sys::mount_setattr(root.as_fd(), u64::from(read_only), None, false)
-        .map_err(|e| SpawnError::sys("mount_setattr", e, "stage"))?;
-    attach(&root, rustix::fs::CWD, &plan.stage)?;
-    rustix::process::fchdir(&root).map_err(|e| SpawnError::sys("fchdir", e, "stage"))?;
-    rustix::process::pivot_root(".", ".").map_err(|e| SpawnError::sys("pivot_root", e, "stage"))?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH)
-        .map_err(|e| SpawnError::sys("umount2", e, "the host's mounts"))?;
-    rustix::process::chdir("/").map_err(|e| SpawnError::sys("chdir", e, "stage"))?;
-
-    attach(&proc, rustix::fs::CWD, "/proc")?;
-    attach(&sysfs, rustix::fs::CWD, "/sys")?;
-    let dev = clone_tree(rustix::fs::CWD, "/dev")?;
-    attach(&dev, rustix::fs::CWD, "/dev")?;
-    for (name, device) in devices {
-        attach(&device?, rustix::fs::CWD, Path::new("/dev").join(name))?;
-    }
-    for (target, cgroup) in cgroups {
-        attach(&cgroup, rustix::fs::CWD, target)?;
-    }
-    mask()?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())
-        .map_err(|e| SpawnError::sys("open", e, "/dev/null"))?;
-    for number in 0..=2 {
-        sys::place(null.as_fd(), number)
-            .map_err(|e| SpawnError::sys("dup2", e, "standard streams"))?;
-    }
-    Ok(Prepared {
-        proc: at_root_of("/proc")?,
-        sys: at_root_of("/sys")?,
-        dev: at_root_of("/dev")?,
-    })
-}
-
-/// The instance's view of its cgroup, read-only: programs size themselves by it (Java, Go, Node).
-fn cgroup_mounts(plan: &Plan) -> Result<Vec<(PathBuf, OwnedFd)>, SpawnError> {
-    let target = Path::new("/sys/fs/cgroup");
-    let Some(controllers) = &plan.v1_controllers else {
-        return Ok(vec![(
-            target.to_owned(),
-            new_mount("cgroup2", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)?,
-        )]);
-    };
-    let directory = clone_tree(rustix::fs::CWD, plan.stage.join("cgroup"))?;
-    let read_only = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
-    sys::mount_setattr(directory.as_fd(), read_only, None, false)
-        .map_err(|e| SpawnError::sys("mount_setattr", e, "cgroup"))?;
-    let mut mounts = vec![(target.to_owned(), directory)];
-    for controller in controllers {
-        let options: Vec<(&str, Option<&str>)> =
-            controller.split(',').map(|name| (name, None)).collect();
-        mounts.push((
-            target.join(controller),
-            new_mount("cgroup", &options, MountAttrFlags::MOUNT_ATTR_RDONLY)?,
-        ));
-    }
-    Ok(mounts)
-}
-
-fn mask() -> Result<(), SpawnError> {
-    for path in READ_ONLY {
-        let Some(tree) = existing(path)? else {
-            continue;
-        };
-        sys::mount_setattr(
-            tree.as_fd(),
-            u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()),
-            None,
-            true,
-        )
-        .map_err(|e| SpawnError::sys("mount_setattr", e, path))?;
-        attach(&tree, rustix::fs::CWD, Path::new("/").join(path))?;
-    }
-    for path in HIDDEN {
-        let absolute = Path::new("/").join(path);
-        let Ok(metadata) = std::fs::symlink_metadata(&absolute) else {
-            continue;
-        };
-        let cover = clone_tree(
-            rustix::fs::CWD,
-            if metadata.is_dir() {
-                "/empty"
-            } else {
-                "/dev/null"
-            },
-        )?;
-        attach(&cover, rustix::fs::CWD, absolute)?;
-    }
-    Ok(())
-}
-
-fn existing(path: &str) -> Result<Option<OwnedFd>, SpawnError> {
-    let absolute = Path::new("/").join(path);
-    if std::fs::symlink_metadata(&absolute).is_err() {
-        return Ok(None);
-    }
-    clone_tree(rustix::fs::CWD, absolute).map(Some)
-}
-
 /// The maker mapped 65,536 ids since the waiting room: take the first.
 fn become_mapped_root() -> Result<(), SpawnError> {
     let context = "take the instance's own root";
@@ -383,77 +234,6 @@ fn become_mapped_root() -> Result<(), SpawnError> {
         .map_err(|e| SpawnError::sys("setresgid", e, context))?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
         .map_err(|e| SpawnError::sys("setresuid", e, context))
-}
-
-/// Puts the root on top of the stage and what was prepared into it.
-fn enter_root(root: &OwnedFd, shm: &OwnedFd, prepared: &Prepared) -> Result<(), SpawnError> {
-    attach(root, rustix::fs::CWD, "/")?;
-    rustix::process::fchdir(root).map_err(|e| SpawnError::sys("fchdir", e, "the image's root"))?;
-    rustix::process::chroot(".").map_err(|e| SpawnError::sys("chroot", e, "the image's root"))?;
-    for (tree, name) in [
-        (&prepared.proc, "proc"),
-        (&prepared.sys, "sys"),
-        (&prepared.dev, "dev"),
-    ] {
-        let target = mount_point(root.as_fd(), name)?;
-        attach_at(tree, &target, name)?;
-    }
-    // Opened after the move: these belong to the tree, not to the image.
-    let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let pts_options = [
-        ("newinstance", None),
-        ("ptmxmode", Some("0666")),
-        ("mode", Some("0620")),
-        ("gid", Some("5")),
-    ];
-    let pts = new_mount(
-        "devpts",
-        &pts_options,
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-    )?;
-    attach(&pts, &prepared.dev, "pts")?;
-    attach(&new_mount("mqueue", &[], no_exec)?, &prepared.dev, "mqueue")?;
-    attach(shm, &prepared.dev, "shm")
-}
-
-/// The directory `name` of the image's root, made if missing, refused if it is anything but a directory.
-fn mount_point(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, SpawnError> {
-    let open = || {
-        let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat2(
-            root,
-            name,
-            how,
-            Mode::empty(),
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
-        )
-    };
-    let refused = |why: &str| SpawnError::Rootfs {
-        path: format!("/{name}"),
-        why: why.to_owned(),
-    };
-    let opened = match open() {
-        Err(rustix::io::Errno::NOENT) => {
-            rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755))
-                .map_err(|e| SpawnError::sys("mkdir", e, format!("/{name}")))?;
-            open()
-        }
-        other => other,
-    };
-    opened.map_err(|errno| {
-        let link = rustix::fs::readlinkat(root, name, Vec::new()).is_ok();
-        match errno {
-            rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR if link => {
-                refused("it is a symbolic link in the image; it must be a directory, or missing")
-            }
-            rustix::io::Errno::NOTDIR => {
-                refused("it is not a directory in the image; it must be one, or missing")
-            }
-            other => SpawnError::sys("openat2", other, format!("/{name}")),
-        }
-    })
 }
 
 fn make_working_directory(cwd: &str) -> Result<(), SpawnError> {
@@ -540,57 +320,4 @@ fn environment(given: &[String], home: &str) -> Result<(Vec<CString>, String), S
         entries.push(format!("HOME={home}"));
     }
     Ok((strings("env", &entries)?, path))
-}
-
-fn new_mount(
-    kind: &str,
-    options: &[(&str, Option<&str>)],
-    extra: MountAttrFlags,
-) -> Result<OwnedFd, SpawnError> {
-    let context = || format!("mount {kind}");
-    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
-        .map_err(|e| SpawnError::sys("fsopen", e, context()))?;
-    for (key, value) in options {
-        match value {
-            Some(value) => rustix::mount::fsconfig_set_string(fs.as_fd(), *key, *value),
-            None => rustix::mount::fsconfig_set_flag(fs.as_fd(), *key),
-        }
-        .map_err(|e| SpawnError::sys("fsconfig", e, format!("mount {kind}: {key}")))?;
-    }
-    rustix::mount::fsconfig_create(fs.as_fd())
-        .map_err(|e| SpawnError::sys("fsconfig", e, context()))?;
-    let mut attributes =
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC | extra;
-    if kind != "devpts" {
-        attributes |= MountAttrFlags::MOUNT_ATTR_NODEV;
-    }
-    rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(|e| SpawnError::sys("fsmount", e, context()))
-}
-
-fn clone_tree(at: impl AsFd, path: impl AsRef<Path>) -> Result<OwnedFd, SpawnError> {
-    let path = path.as_ref();
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    rustix::mount::open_tree(at, path, flags)
-        .map_err(|e| SpawnError::sys("open_tree", e, path.display().to_string()))
-}
-
-/// A descriptor on the mount at `path`, to move it later.
-fn at_root_of(path: &str) -> Result<OwnedFd, SpawnError> {
-    rustix::mount::open_tree(rustix::fs::CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)
-        .map_err(|e| SpawnError::sys("open_tree", e, path))
-}
-
-fn attach(tree: &OwnedFd, at: impl AsFd, path: impl AsRef<Path>) -> Result<(), SpawnError> {
-    let path = path.as_ref();
-    rustix::mount::move_mount(tree, c"", at, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|e| SpawnError::sys("move_mount", e, path.display().to_string()))
-}
-
-fn attach_at(tree: &OwnedFd, target: &OwnedFd, name: &str) -> Result<(), SpawnError> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(tree, c"", target, c"", flags)
-        .map_err(|e| SpawnError::sys("move_mount", e, format!("/{name}")))
 }

@@ -129,6 +129,11 @@ impl Features {
         if !rustix::process::geteuid().is_root() {
             return Ok(());
         }
+        // Before the first pull there is no image store: its file system is that of what is there already.
+        let directory = directory
+            .ancestors()
+            .find(|d| d.is_dir())
+            .unwrap_or(directory);
         let missing = |why: String| Missing {
             what: format!(
                 "the file system of {} can't be idmapped ({why}): layers are copied for each service",

@@ -25,6 +25,8 @@ use crate::sandbox::{process, rootfs};
 const START_DEADLINE: Duration = Duration::from_secs(10);
 /// Uppers that are still attached here are let go when nothing else is to do, but never more than this many at once.
 const ATTACHED_LIMIT: usize = 64;
+/// Nothing came for this long: time for the unmounts, each of which waits for the kernel's RCU.
+const IDLE: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 struct Pending {
@@ -253,8 +255,11 @@ impl Worker for Starter {
     }
 
     fn next_tick(&self) -> Option<Duration> {
-        if !self.attached.is_empty() && self.pending.is_empty() {
+        if self.attached.len() > ATTACHED_LIMIT {
             return Some(Duration::ZERO);
+        }
+        if !self.attached.is_empty() && self.pending.is_empty() {
+            return Some(IDLE);
         }
         self.pending
             .iter()

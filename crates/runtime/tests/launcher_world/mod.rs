@@ -1,5 +1,11 @@
 //! A keeper's minimum: starts the two spawners, asks them, reaps what they make, and leaves nothing behind.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "tests, and a module shared by them"
+)]
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -126,7 +132,6 @@ pub struct Sandbox {
     pub pid: u32,
     pub net: NetInfo,
     pub pidfd: OwnedFd,
-    pub netns: OwnedFd,
     pub control: OwnedFd,
     pub sockets: Vec<OwnedFd>,
     pub cgroup: SandboxCgroup,
@@ -282,7 +287,7 @@ impl World {
         };
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().unwrap();
-        let (pidfd, netns, control) = (next(), next(), next());
+        let (pidfd, _netns, control) = (next(), next(), next());
         let sockets: Vec<OwnedFd> = descriptors.collect();
         assert_eq!(sockets.len(), net.sockets.len());
         assert!(
@@ -295,7 +300,6 @@ impl World {
             pid,
             net,
             pidfd,
-            netns,
             control,
             sockets,
             cgroup: self.cgroups.sandbox(number),

@@ -1,5 +1,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use std::path::PathBuf;
+
+use super::tree::parse_hierarchies;
 use super::*;
 use crate::sandbox::sys::{self, Cloned};
 
