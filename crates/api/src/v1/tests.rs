@@ -423,6 +423,67 @@ async fn wrong_fields_are_named_in_v1s_words() {
     assert_eq!(error(&answer).0, 400);
 }
 
+/// Every part of a request replaced by every kind of JSON: an answer in Google's words each time, never an internal error.
+#[tokio::test]
+async fn nothing_that_is_sent_breaks_us() {
+    fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
+        found.push(at.to_owned());
+        match value {
+            Value::Object(map) => {
+                map.iter().for_each(|(k, v)| {
+                    pointers(v, &format!("{at}/{}", k.replace('/', "~1")), found)
+                });
+            }
+            Value::Array(items) => items
+                .iter()
+                .enumerate()
+                .for_each(|(i, v)| pointers(v, &format!("{at}/{i}"), found)),
+            _ => {}
+        }
+    }
+    let bench = Bench::new();
+    let mut whole = hello("whole");
+    whole["metadata"]["resourceVersion"] = json!("1");
+    whole["spec"]["traffic"] =
+        json!([{"percent": 100, "latestRevision": true, "tag": "a", "revisionName": ""}]);
+    let container = &mut whole["spec"]["template"]["spec"]["containers"][0];
+    container["env"] = json!([{"name": "A", "value": "1"}, {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "1"}}}]);
+    container["ports"] = json!([{"name": "h2c", "containerPort": 1}]);
+    container["volumeMounts"] = json!([{"name": "v", "mountPath": "/v", "readOnly": true}]);
+    container["startupProbe"] = json!({"httpGet": {"path": "/", "port": 1, "httpHeaders": [{"name": "a", "value": "b"}]}, "periodSeconds": 1});
+    container["livenessProbe"] = json!({"grpc": {"port": 1, "service": "s"}});
+    whole["spec"]["template"]["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "s", "items": [{"key": "1", "path": "p", "mode": 1}]}}, {"name": "w", "emptyDir": {"medium": "Memory"}}]);
+    let mut all = Vec::new();
+    pointers(&whole, "", &mut all);
+    assert!(all.len() > 60);
+    let kinds = [
+        Value::Null,
+        json!(true),
+        json!(-1),
+        json!(1e300),
+        json!(u64::MAX),
+        json!(""),
+        json!("\u{0}\u{7f}é"),
+        json!([]),
+        json!([null]),
+        json!({}),
+        json!({"a": [1]}),
+    ];
+    for pointer in &all {
+        for kind in &kinds {
+            let mut body = whole.clone();
+            *body.pointer_mut(pointer).unwrap() = kind.clone();
+            let (status, answer) = bench
+                .call("POST", &format!("{SERVICES}?dryRun=all"), body)
+                .await;
+            assert!(
+                status == 200 || status == 400,
+                "{pointer} = {kind}: {status} {answer}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn dry_runs_check_and_write_nothing() {
     let bench = Bench::new();
