@@ -41,7 +41,9 @@ pub(crate) struct Core {
 
 impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Core").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Core")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 
@@ -58,7 +60,11 @@ pub(crate) struct Seams {
 impl Core {
     pub(crate) fn new(seams: Seams, settings: ControlSettings) -> Arc<Self> {
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let rounds = Arc::new(Rounds::new(tracker.clone(), cancel.clone(), Arc::clone(&seams.env)));
+        let rounds = Arc::new(Rounds::new(
+            tracker.clone(),
+            cancel.clone(),
+            Arc::clone(&seams.env),
+        ));
         Arc::new_cyclic(|me| Self {
             store: seams.store,
             driver: seams.driver,
@@ -85,7 +91,8 @@ impl Core {
     /// Wishes a pass over `key` after `wait`.
     pub(crate) fn ask_after(&self, key: Key, wait: Duration, priority: Priority) {
         if let Some(me) = self.me.upgrade() {
-            self.rounds.ask_at(&me, key, Instant::now() + wait, priority);
+            self.rounds
+                .ask_at(&me, key, Instant::now() + wait, priority);
         }
     }
 
@@ -130,14 +137,17 @@ impl Core {
     /// An instance id nobody ever had: 128 bits of chance.
     pub(crate) fn new_instance_id(&self) -> InstanceId {
         let text = format!("{:016x}{:016x}", self.env.random(), self.env.random());
-        text.parse().expect("32 hexadecimal digits are an instance id")
+        text.parse()
+            .expect("32 hexadecimal digits are an instance id")
     }
 
     /// A UUID of the given chance.
     pub(crate) fn new_uid(&self) -> String {
-        uuid::Builder::from_random_bytes((u128::from(self.env.random()) << 64 | u128::from(self.env.random())).to_be_bytes())
-            .into_uuid()
-            .to_string()
+        uuid::Builder::from_random_bytes(
+            (u128::from(self.env.random()) << 64 | u128::from(self.env.random())).to_be_bytes(),
+        )
+        .into_uuid()
+        .to_string()
     }
 }
 

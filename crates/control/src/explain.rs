@@ -30,7 +30,12 @@ pub struct InstanceExplained {
 
 pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplained> {
     let keys: Vec<RevisionKey> = core.world.with(|inner| {
-        inner.revisions.keys().filter(|key| key.service == *service).cloned().collect()
+        inner
+            .revisions
+            .keys()
+            .filter(|key| key.service == *service)
+            .cloned()
+            .collect()
     });
     keys.into_iter()
         .filter_map(|key| {

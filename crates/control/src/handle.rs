@@ -53,7 +53,16 @@ impl Control {
         env: Arc<dyn Environment>,
         settings: ControlSettings,
     ) -> Result<ControlHandle, ControlError> {
-        let core = Core::new(Seams { store, driver, door, images, env }, settings);
+        let core = Core::new(
+            Seams {
+                store,
+                driver,
+                door,
+                images,
+                env,
+            },
+            settings,
+        );
         // Before the list is made, so that no end falls between the two.
         let events = core.driver.events();
         // Before anything is read, so that no change falls between reading and listening.
@@ -100,7 +109,12 @@ impl ControlHandle {
     /// An instance of `revision` became ready, failed its startup probe or went idle, or more wait than expected. Never blocks.
     pub fn changed(&self, revision: &RevisionKey) {
         self.core.ask_instances(revision, Priority::Soon);
-        if self.core.world.revision(revision, |state| state.stage == Stage::Proving) == Some(true) {
+        if self
+            .core
+            .world
+            .revision(revision, |state| state.stage == Stage::Proving)
+            == Some(true)
+        {
             self.core.ask_revision(revision);
         }
     }
@@ -140,19 +154,25 @@ impl ControlHandle {
         self.core.rounds.stop();
         self.core.cancel.cancel();
         self.core.tracker.close();
-        tokio::time::timeout(deadline, self.core.tracker.wait()).await.is_ok()
+        tokio::time::timeout(deadline, self.core.tracker.wait())
+            .await
+            .is_ok()
     }
 }
 
 impl Core {
     /// Puts a stored service and its routed or pending revisions into the picture.
     async fn recall_service(&self, key: &ServiceKey) -> Result<(), PassError> {
-        let Some(service) = self.store.service(key)? else { return Ok(()) };
+        let Some(service) = self.store.service(key)? else {
+            return Ok(());
+        };
         if service.meta.delete_time.is_some() {
             return Ok(());
         }
         let current = service.status.latest_created.clone();
-        let clash = || crate::service::Clash { message: String::new() };
+        let clash = || crate::service::Clash {
+            message: String::new(),
+        };
         let picture = self.picture(service, current.ok_or_else(clash))?;
         let routes = self.routes_of(&picture)?;
         let mut ready = BTreeSet::new();
@@ -186,7 +206,10 @@ impl Core {
         }
     }
 
-    fn ask_changed(&self, seen: &mut std::collections::BTreeMap<ServiceKey, (Timestamp, String)>) -> Result<(), StoreError> {
+    fn ask_changed(
+        &self,
+        seen: &mut std::collections::BTreeMap<ServiceKey, (Timestamp, String)>,
+    ) -> Result<(), StoreError> {
         let now = self.store.service_versions()?;
         for (key, stamp) in &now {
             if seen.get(key) != Some(stamp) {

@@ -158,9 +158,20 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    pub(crate) fn new(tracker: TaskTracker, cancel: CancellationToken, env: Arc<dyn Environment>) -> Self {
+    pub(crate) fn new(
+        tracker: TaskTracker,
+        cancel: CancellationToken,
+        env: Arc<dyn Environment>,
+    ) -> Self {
         let inner = Mutex::new(Inner::default());
-        Self { inner, nudge: Notify::new(), tracker, cancel, env, sweep_found: AtomicU64::new(0) }
+        Self {
+            inner,
+            nudge: Notify::new(),
+            tracker,
+            cancel,
+            env,
+            sweep_found: AtomicU64::new(0),
+        }
     }
 
     /// Wishes a pass over `key` now.
@@ -169,7 +180,13 @@ impl Rounds {
     }
 
     /// Wishes a pass over `key` at `at`, or earlier if somebody else does.
-    pub(crate) fn ask_at<P: Passes>(self: &Arc<Self>, passes: &Arc<P>, key: Key, at: Instant, priority: Priority) {
+    pub(crate) fn ask_at<P: Passes>(
+        self: &Arc<Self>,
+        passes: &Arc<P>,
+        key: Key,
+        at: Instant,
+        priority: Priority,
+    ) {
         let mut inner = self.inner.lock();
         inner.wish(key, at, priority);
         let due = inner.take_due(Instant::now());
@@ -211,7 +228,12 @@ impl Rounds {
 
     /// The visible table.
     pub(crate) fn table(&self) -> Vec<LoopLine> {
-        self.inner.lock().lines.values().filter_map(|line| line.shown.clone()).collect()
+        self.inner
+            .lock()
+            .lines
+            .values()
+            .filter_map(|line| line.shown.clone())
+            .collect()
     }
 
     /// Subjects of all lines.
@@ -236,14 +258,16 @@ impl Rounds {
     fn run<P: Passes>(self: &Arc<Self>, passes: &Arc<P>, due: Vec<(Key, Priority)>) {
         for (key, priority) in due {
             let (rounds, passes) = (Arc::clone(self), Arc::clone(passes));
-            self.tracker.spawn(async move { rounds.one(&passes, key, priority).await });
+            self.tracker
+                .spawn(async move { rounds.one(&passes, key, priority).await });
         }
     }
 
     /// One pass, from slot to slot.
     async fn one<P: Passes>(self: &Arc<Self>, passes: &Arc<P>, key: Key, priority: Priority) {
         let (began, started) = (self.env.now(), Instant::now());
-        let work = AssertUnwindSafe(tokio::time::timeout(key.limit(), passes.pass(key.clone()))).catch_unwind();
+        let work = AssertUnwindSafe(tokio::time::timeout(key.limit(), passes.pass(key.clone())))
+            .catch_unwind();
         let result = tokio::select! {
             () = self.cancel.cancelled() => Err(PassError("stopped by shutdown".to_owned())),
             result = work => match result {
@@ -259,7 +283,11 @@ impl Rounds {
         }
         if priority == Priority::Sweep && result.as_ref().is_ok_and(|report| report.actions > 0) {
             self.sweep_found.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(loop_name = key.name(), key = key.subject(), "the slow sweep found work that no event had announced");
+            tracing::warn!(
+                loop_name = key.name(),
+                key = key.subject(),
+                "the slow sweep found work that no event had announced"
+            );
         }
         let due = {
             let mut inner = self.inner.lock();
@@ -296,8 +324,14 @@ impl Inner {
         while let Some((at, _)) = self.later.first()
             && *at <= now
         {
-            let Some((at, key)) = self.later.pop_first() else { break };
-            let priority = self.lines.get(&key).and_then(|l| l.wish).map_or(Priority::Housekeeping, |(_, p)| p);
+            let Some((at, key)) = self.later.pop_first() else {
+                break;
+            };
+            let priority = self
+                .lines
+                .get(&key)
+                .and_then(|l| l.wish)
+                .map_or(Priority::Housekeeping, |(_, p)| p);
             self.ready.insert((priority, at, key));
         }
         let mut due = Vec::new();
@@ -308,7 +342,14 @@ impl Inner {
             };
             if *running >= slots {
                 // Wakes come first in the set: if theirs are full, others may still have room; not the other way round.
-                let Some(next) = self.ready.iter().find(|(p, _, _)| *p != Priority::Wake).cloned() else { break };
+                let Some(next) = self
+                    .ready
+                    .iter()
+                    .find(|(p, _, _)| *p != Priority::Wake)
+                    .cloned()
+                else {
+                    break;
+                };
                 if *priority != Priority::Wake || self.other_running >= OTHER_SLOTS {
                     break;
                 }
@@ -318,7 +359,9 @@ impl Inner {
                 continue;
             }
             *running += 1;
-            let Some((priority, _, key)) = self.ready.pop_first() else { break };
+            let Some((priority, _, key)) = self.ready.pop_first() else {
+                break;
+            };
             self.begin(key, priority, &mut due);
         }
         due
@@ -345,7 +388,9 @@ impl Inner {
             _ => self.other_running -= 1,
         }
         let (now, time) = (Instant::now(), env.now());
-        let Some(line) = self.lines.get_mut(key) else { return };
+        let Some(line) = self.lines.get_mut(key) else {
+            return;
+        };
         line.running = false;
         let (because, next, error, gone) = match result {
             Ok(report) => {
@@ -379,7 +424,11 @@ impl Inner {
             self.wish(key.clone(), at, urgency);
         }
         if let Some(at) = next {
-            let urgency = if matches!(key, Key::Instances(_)) { Priority::Soon } else { Priority::Housekeeping };
+            let urgency = if matches!(key, Key::Instances(_)) {
+                Priority::Soon
+            } else {
+                Priority::Housekeeping
+            };
             self.wish(key.clone(), at, urgency);
         }
     }
@@ -387,7 +436,9 @@ impl Inner {
 
 /// 200 ms, doubled for each failure in a row up to 30 s, and up to half of it less, so that many don't come back as one.
 fn backoff(failures: u32, chance: u64) -> Duration {
-    let whole = FIRST_BACKOFF.saturating_mul(1 << failures.min(8)).min(LONGEST_BACKOFF);
+    let whole = FIRST_BACKOFF
+        .saturating_mul(1 << failures.min(8))
+        .min(LONGEST_BACKOFF);
     let thousandth = u32::try_from(chance % 500).unwrap_or(0);
     whole.saturating_sub(whole * thousandth / 1000)
 }

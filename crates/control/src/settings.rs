@@ -53,19 +53,26 @@ impl ControlSettings {
     #[must_use]
     pub fn url(&self, host: &str) -> String {
         let own = if self.scheme == "https" { 443 } else { 80 };
-        if self.port == own { format!("{}://{host}", self.scheme) } else { format!("{}://{host}:{}", self.scheme, self.port) }
+        if self.port == own {
+            format!("{}://{host}", self.scheme)
+        } else {
+            format!("{}://{host}:{}", self.scheme, self.port)
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
     #[test]
     fn addresses_leave_out_the_usual_port() {
-        let mut settings = ControlSettings::new("demo".parse().unwrap(), "here".parse().unwrap(), "localhost", 8080);
+        let mut settings = ControlSettings::new(
+            "demo".parse().unwrap(),
+            "here".parse().unwrap(),
+            "localhost",
+            8080,
+        );
         assert_eq!(settings.url("a.localhost"), "http://a.localhost:8080");
         settings.port = 80;
         assert_eq!(settings.url("a.localhost"), "http://a.localhost");

@@ -130,7 +130,9 @@ impl RevisionState {
 
     /// Whether the ingress must know its settings.
     pub(crate) fn is_published(&self) -> bool {
-        self.routed || matches!(self.stage, Stage::Proving | Stage::Proven) || !self.instances.is_empty()
+        self.routed
+            || matches!(self.stage, Stage::Proving | Stage::Proven)
+            || !self.instances.is_empty()
     }
 }
 
@@ -163,7 +165,11 @@ impl World {
     }
 
     /// Runs `work` on a revision, if it is known.
-    pub(crate) fn revision<T>(&self, key: &RevisionKey, work: impl FnOnce(&mut RevisionState) -> T) -> Option<T> {
+    pub(crate) fn revision<T>(
+        &self,
+        key: &RevisionKey,
+        work: impl FnOnce(&mut RevisionState) -> T,
+    ) -> Option<T> {
         self.with(|inner| inner.revisions.get_mut(key).map(work))
     }
 
@@ -182,7 +188,11 @@ impl World {
     /// The table the ingress shall route by.
     pub(crate) fn table(&self) -> RouteTable {
         self.with(|inner| RouteTable {
-            hosts: inner.services.values().flat_map(|service| service.hosts.iter().cloned()).collect(),
+            hosts: inner
+                .services
+                .values()
+                .flat_map(|service| service.hosts.iter().cloned())
+                .collect(),
             revisions: inner
                 .revisions
                 .iter()

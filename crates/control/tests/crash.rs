@@ -13,17 +13,22 @@ use utsuwa_decide::invariant;
 use utsuwa_model::route::Target;
 use utsuwa_model::{ConditionState, ServiceKey, condition};
 
+/// Kind, state and reason of a condition.
+type Shown = (String, ConditionState, String);
+
 /// Where a telling ended, without names that chance made.
 #[derive(Debug, PartialEq, Eq)]
 struct End {
-    services: Vec<(String, u64, Vec<(String, ConditionState, String)>)>,
+    services: Vec<(String, u64, Vec<Shown>)>,
     revisions: Vec<(String, String)>,
     routed: Vec<(String, String)>,
     running: usize,
 }
 
 fn stem(name: &str) -> String {
-    name.rsplit_once('-').map_or(name, |(stem, _)| stem).to_owned()
+    name.rsplit_once('-')
+        .map_or(name, |(stem, _)| stem)
+        .to_owned()
 }
 
 fn end(house: &House) -> End {
@@ -31,33 +36,60 @@ fn end(house: &House) -> End {
     let mut revisions = Vec::new();
     for key in house.store.all_service_keys().unwrap() {
         let service = house.service(&key);
-        assert_eq!(invariant::observed_follows(service.status.observed_generation, service.meta.generation), Ok(()));
-        let conditions = service.status.conditions.iter().map(|c| (c.kind.clone(), c.state, c.reason.clone())).collect();
-        services.push((key.service.to_string(), service.status.observed_generation, conditions));
+        assert_eq!(
+            invariant::observed_follows(
+                service.status.observed_generation,
+                service.meta.generation
+            ),
+            Ok(())
+        );
+        let conditions = service
+            .status
+            .conditions
+            .iter()
+            .map(|c| (c.kind.clone(), c.state, c.reason.clone()))
+            .collect();
+        services.push((
+            key.service.to_string(),
+            service.status.observed_generation,
+            conditions,
+        ));
         for revision in house.store.revisions_of(&key).unwrap() {
             let ready = condition::find(&revision.status.conditions, "Ready").unwrap();
-            revisions.push((stem(revision.key.revision.as_str()), format!("{:?}", ready.state)));
+            revisions.push((
+                stem(revision.key.revision.as_str()),
+                format!("{:?}", ready.state),
+            ));
         }
     }
     let table = house.door.table();
     assert_eq!(invariant::table_is_whole(&table), Ok(()));
     let routed = table.hosts.iter().map(|(host, route)| {
         let to = match &route.target {
-            Target::Split(split) => {
-                split.iter().map(|(key, percent)| format!("{percent}% {}", stem(key.revision.as_str()))).collect::<Vec<_>>().join(" ")
-            }
+            Target::Split(split) => split
+                .iter()
+                .map(|(key, percent)| format!("{percent}% {}", stem(key.revision.as_str())))
+                .collect::<Vec<_>>()
+                .join(" "),
             Target::NotReady { .. } => "nothing".to_owned(),
         };
         (host.clone(), to)
     });
     let routed = routed.collect();
-    End { services, revisions, routed, running: house.driver.running().len() }
+    End {
+        services,
+        revisions,
+        routed,
+        running: house.driver.running().len(),
+    }
 }
 
 /// Waits for `done`; if the server dies meanwhile, a new one begins.
 async fn reach(house: &mut House, gate: &Arc<Gate>, what: &str, done: impl Fn(&House) -> bool) {
     let (lives, seen) = (Arc::clone(gate), Arc::clone(gate));
-    house.until(what, |h| (lives.is_closed() && !h.reborn) || done(h)).await;
+    house
+        .until(what, |h| (lives.is_closed() && !h.reborn) || done(h))
+        .await;
     if seen.is_closed() && !house.reborn {
         house.restart(None).await;
         house.reborn = true;
@@ -77,25 +109,47 @@ async fn tell(actions: u64) -> (End, Arc<Gate>) {
     house.images.put("hello:1");
     house.images.put("hello:2");
     let key = house.create("hello", template("hello:1")).await;
-    reach(&mut house, &gate, "first deploy", |h| state(h, &key) == Some(ConditionState::True)).await;
+    reach(&mut house, &gate, "first deploy", |h| {
+        state(h, &key) == Some(ConditionState::True)
+    })
+    .await;
 
     let first = house.routed("hello.localhost");
     if let Some(first) = &first {
         house.door.arrive(first, 1);
         let woken = first.clone();
-        reach(&mut house, &gate, "served", |h| h.door_in_flight(&woken) > 0 || h.reborn).await;
+        reach(&mut house, &gate, "served", |h| {
+            h.door_in_flight(&woken) > 0 || h.reborn
+        })
+        .await;
         house.door.finish(first);
     }
 
-    house.update(&key, |s| s.spec.template = template("hello:2")).await;
-    reach(&mut house, &gate, "second deploy", |h| state(h, &key) == Some(ConditionState::True)).await;
-    house.update(&key, |s| s.spec.template = template("nowhere:1")).await;
-    reach(&mut house, &gate, "failed deploy", |h| state(h, &key) == Some(ConditionState::False)).await;
+    house
+        .update(&key, |s| s.spec.template = template("hello:2"))
+        .await;
+    reach(&mut house, &gate, "second deploy", |h| {
+        state(h, &key) == Some(ConditionState::True)
+    })
+    .await;
+    house
+        .update(&key, |s| s.spec.template = template("nowhere:1"))
+        .await;
+    reach(&mut house, &gate, "failed deploy", |h| {
+        state(h, &key) == Some(ConditionState::False)
+    })
+    .await;
 
     let other = house.create("other", template("hello:1")).await;
-    reach(&mut house, &gate, "other", |h| state(h, &other) == Some(ConditionState::True)).await;
+    reach(&mut house, &gate, "other", |h| {
+        state(h, &other) == Some(ConditionState::True)
+    })
+    .await;
     house.delete(&other).await;
-    reach(&mut house, &gate, "deleted", |h| h.store.service(&other).unwrap().is_none()).await;
+    reach(&mut house, &gate, "deleted", |h| {
+        h.store.service(&other).unwrap().is_none()
+    })
+    .await;
 
     for _ in 0..32 {
         if gate.is_closed() && !house.reborn {

@@ -31,29 +31,51 @@ async fn deploy_wake_sleep() {
     assert_eq!(service.status.url, "http://hello.localhost:8080");
     assert_eq!(service.status.latest_ready, Some(revision.revision.clone()));
     assert_eq!(service.status.traffic[0].percent, Some(100));
-    let (_, outcome) = house.store.operation("uid-hello-1").expect("store").expect("operation");
+    let (_, outcome) = house
+        .store
+        .operation("uid-hello-1")
+        .expect("store")
+        .expect("operation");
     assert_eq!(outcome, Some(GenerationOutcome::Succeeded));
-    assert_eq!(house.door.table().hosts["hello.localhost"].access, Access::Public);
+    assert_eq!(
+        house.door.table().hosts["hello.localhost"].access,
+        Access::Public
+    );
     assert_eq!(house.driver.running().len(), 1, "the proof");
     let spec = house.driver.spec(&house.driver.running()[0]).expect("spec");
     assert!(spec.process.env.contains(&"K_SERVICE=hello".to_owned()));
     assert_eq!(spec.process.args, ["/app"]);
 
     house.pass_time(Duration::from_secs(15)).await;
-    assert!(house.driver.running().is_empty(), "started only to prove the deploy");
+    assert!(
+        house.driver.running().is_empty(),
+        "started only to prove the deploy"
+    );
 
     house.door.arrive(&revision, 1);
-    house.until("woken", |h| h.driver.running().len() == 1).await;
-    house.until("served", |h| h.door_in_flight(&revision) == 1).await;
+    house
+        .until("woken", |h| h.driver.running().len() == 1)
+        .await;
+    house
+        .until("served", |h| h.door_in_flight(&revision) == 1)
+        .await;
     house.door.finish(&revision);
     house.pass_time(Duration::from_secs(14 * 60)).await;
     assert_eq!(house.driver.running().len(), 1, "kept while idle");
     house.pass_time(Duration::from_secs(70)).await;
     assert!(house.driver.running().is_empty(), "asleep after 15 min");
     let retired = house.door.retired();
-    for stopped in house.driver.log().iter().filter_map(|line| line.strip_prefix("stop ")) {
+    for stopped in house
+        .driver
+        .log()
+        .iter()
+        .filter_map(|line| line.strip_prefix("stop "))
+    {
         let id = stopped.parse().expect("an id");
-        assert_eq!(utsuwa_decide::invariant::stops_after_retirement(&id, &retired), Ok(()));
+        assert_eq!(
+            utsuwa_decide::invariant::stops_after_retirement(&id, &retired),
+            Ok(())
+        );
     }
     assert_eq!(house.control.sweep_found(), 0);
 }
@@ -72,7 +94,12 @@ async fn two_hundred_at_once_wake_at_most_two() {
     house.until("two", |h| h.driver.running().len() == 2).await;
     house.pass_time(Duration::from_secs(2)).await;
     assert_eq!(house.driver.running().len(), 2);
-    let starts = house.driver.log().iter().filter(|l| l.starts_with("start")).count();
+    let starts = house
+        .driver
+        .log()
+        .iter()
+        .filter(|l| l.starts_with("start"))
+        .count();
     assert_eq!(starts, 3, "one proof and two");
 }
 
@@ -80,21 +107,38 @@ async fn two_hundred_at_once_wake_at_most_two() {
 async fn a_failed_deploy_changes_nothing_that_serves() {
     let (house, key, revision) = hello().await;
     house.door.arrive(&revision, 1);
-    house.update(&key, |s| s.spec.template = template("gone:1")).await;
+    house
+        .update(&key, |s| s.spec.template = template("gone:1"))
+        .await;
     house.until_failed(&key).await;
     let service = house.service(&key);
     let ready = condition::find(&service.status.conditions, "Ready").expect("ready");
-    assert_eq!((ready.reason.as_str(), ready.message.as_str()), ("ContainerMissing", "Image 'gone:1' not found."));
+    assert_eq!(
+        (ready.reason.as_str(), ready.message.as_str()),
+        ("ContainerMissing", "Image 'gone:1' not found.")
+    );
     assert_eq!(service.status.latest_ready, Some(revision.revision.clone()));
-    assert_ne!(service.status.latest_created, Some(revision.revision.clone()));
+    assert_ne!(
+        service.status.latest_created,
+        Some(revision.revision.clone())
+    );
     assert_eq!(house.routed("hello.localhost"), Some(revision.clone()));
     assert_eq!(house.driver.running().len(), 1, "what serves still runs");
-    let (_, outcome) = house.store.operation("uid-hello-2").expect("store").expect("operation");
-    assert!(matches!(outcome, Some(GenerationOutcome::Failed { .. })), "{outcome:?}");
+    let (_, outcome) = house
+        .store
+        .operation("uid-hello-2")
+        .expect("store")
+        .expect("operation");
+    assert!(
+        matches!(outcome, Some(GenerationOutcome::Failed { .. })),
+        "{outcome:?}"
+    );
 
     // A later good one recovers.
     house.images.put("hello:2");
-    house.update(&key, |s| s.spec.template = template("hello:2")).await;
+    house
+        .update(&key, |s| s.spec.template = template("hello:2"))
+        .await;
     house.until_ready(&key).await;
     assert_ne!(house.routed("hello.localhost"), Some(revision));
 }
@@ -103,33 +147,68 @@ async fn a_failed_deploy_changes_nothing_that_serves() {
 async fn a_program_that_never_listens_or_ends_fails_the_deploy() {
     let house = House::new().await;
     house.images.put("bad:1");
-    house.driver.exit_at_start(Some((Exit::Code(3), vec!["boom".to_owned()])));
+    house
+        .driver
+        .exit_at_start(Some((Exit::Code(3), vec!["boom".to_owned()])));
     house.door.listens(Listens::NotYet);
     let key = house.create("bad", template("bad:1")).await;
     house.until_failed(&key).await;
     let service = house.service(&key);
     let ready = condition::find(&service.status.conditions, "Ready").expect("ready");
     assert_eq!(ready.reason, "ExitCode3");
-    for part in ["is not ready and cannot serve traffic", "PORT=8080", "exited with status 3", "boom"] {
+    for part in [
+        "is not ready and cannot serve traffic",
+        "PORT=8080",
+        "exited with status 3",
+        "boom",
+    ] {
         assert!(ready.message.contains(part), "{}", ready.message);
     }
-    assert!(matches!(house.door.table().hosts["bad.localhost"].target, Target::NotReady { .. }));
+    assert!(matches!(
+        house.door.table().hosts["bad.localhost"].target,
+        Target::NotReady { .. }
+    ));
 
     house.driver.exit_at_start(None);
-    house.driver.fail_next(Call::Start, DriverError::Refused("'/app' is not in the image".to_owned()));
-    house.update(&key, |s| s.spec.template.labels.insert("n".into(), "2".into()).map_or((), drop)).await;
-    house.until("failed again", |h| {
-        let service = h.service(&h.key("bad"));
-        condition::find(&service.status.conditions, "Ready").is_some_and(|c| c.message.contains("'/app' is not in the image"))
-    })
-    .await;
-    house.door.listens(Listens::Never("Nothing accepted a connection on port 8080.".to_owned()));
-    house.update(&key, |s| s.spec.template.labels.insert("n".into(), "3".into()).map_or((), drop)).await;
-    house.until("never listened", |h| {
-        let service = h.service(&h.key("bad"));
-        condition::find(&service.status.conditions, "Ready").is_some_and(|c| c.message.contains("Nothing accepted"))
-    })
-    .await;
+    house.driver.fail_next(
+        Call::Start,
+        DriverError::Refused("'/app' is not in the image".to_owned()),
+    );
+    house
+        .update(&key, |s| {
+            s.spec
+                .template
+                .labels
+                .insert("n".into(), "2".into())
+                .map_or((), drop)
+        })
+        .await;
+    house
+        .until("failed again", |h| {
+            let service = h.service(&h.key("bad"));
+            condition::find(&service.status.conditions, "Ready")
+                .is_some_and(|c| c.message.contains("'/app' is not in the image"))
+        })
+        .await;
+    house.door.listens(Listens::Never(
+        "Nothing accepted a connection on port 8080.".to_owned(),
+    ));
+    house
+        .update(&key, |s| {
+            s.spec
+                .template
+                .labels
+                .insert("n".into(), "3".into())
+                .map_or((), drop)
+        })
+        .await;
+    house
+        .until("never listened", |h| {
+            let service = h.service(&h.key("bad"));
+            condition::find(&service.status.conditions, "Ready")
+                .is_some_and(|c| c.message.contains("Nothing accepted"))
+        })
+        .await;
     house.rest().await;
     assert!(house.driver.running().is_empty());
 }
@@ -137,7 +216,11 @@ async fn a_program_that_never_listens_or_ends_fails_the_deploy() {
 #[tokio::test(start_paused = true)]
 async fn registry_trouble_is_waited_out_and_then_told() {
     let house = House::new().await;
-    let down = ImageError { reason: "ContainerMissing".into(), message: "registry is down".into(), transient: true };
+    let down = ImageError {
+        reason: "ContainerMissing".into(),
+        message: "registry is down".into(),
+        transient: true,
+    };
     house.images.refuse("late:1", down.clone());
     let key = house.create("late", template("late:1")).await;
     house.pass_time(Duration::from_secs(5)).await;
@@ -156,29 +239,50 @@ async fn registry_trouble_is_waited_out_and_then_told() {
 async fn traffic_is_split_tagged_and_held() {
     let (house, key, first) = hello().await;
     house.images.put("hello:2");
-    house.update(&key, |s| s.spec.template = template("hello:2")).await;
+    house
+        .update(&key, |s| s.spec.template = template("hello:2"))
+        .await;
     house.until_ready(&key).await;
     let second = house.routed("hello.localhost").expect("routed");
     let old = first.revision.clone();
     house
         .update(&key, move |s| {
             s.spec.traffic = vec![
-                TrafficTarget { latest: true, percent: Some(90), ..TrafficTarget::default() },
-                TrafficTarget { revision: Some(old), percent: Some(10), tag: Some("old".into()), ..TrafficTarget::default() },
+                TrafficTarget {
+                    latest: true,
+                    percent: Some(90),
+                    ..TrafficTarget::default()
+                },
+                TrafficTarget {
+                    revision: Some(old),
+                    percent: Some(10),
+                    tag: Some("old".into()),
+                    ..TrafficTarget::default()
+                },
             ];
         })
         .await;
     house.until_ready(&key).await;
     let split = Target::Split(vec![(second.clone(), 90), (first.clone(), 10)]);
     assert_eq!(house.door.table().hosts["hello.localhost"].target, split);
-    assert_eq!(house.door.table().hosts["old---hello.localhost"].target, Target::Split(vec![(first.clone(), 100)]));
-    assert_eq!(house.service(&key).status.traffic[1].url, "http://old---hello.localhost:8080");
+    assert_eq!(
+        house.door.table().hosts["old---hello.localhost"].target,
+        Target::Split(vec![(first.clone(), 100)])
+    );
+    assert_eq!(
+        house.service(&key).status.traffic[1].url,
+        "http://old---hello.localhost:8080"
+    );
 
     // One bad target: the whole route stays.
     house
         .update(&key, |s| {
             let revision = Some("hello-nowhere".parse().expect("a name"));
-            s.spec.traffic = vec![TrafficTarget { revision, percent: Some(100), ..TrafficTarget::default() }];
+            s.spec.traffic = vec![TrafficTarget {
+                revision,
+                percent: Some(100),
+                ..TrafficTarget::default()
+            }];
         })
         .await;
     house.until_failed(&key).await;
@@ -193,14 +297,24 @@ async fn traffic_is_split_tagged_and_held() {
 async fn a_crash_is_replaced_and_a_loop_of_crashes_slows_down() {
     let (house, _, revision) = hello().await;
     house.door.arrive(&revision, 1);
-    house.until("in flight", |h| h.door_in_flight(&revision) == 1).await;
+    house
+        .until("in flight", |h| h.door_in_flight(&revision) == 1)
+        .await;
     let id = house.driver.running()[0].clone();
     house.driver.exit(&id, Exit::Signal(11), Vec::new());
-    house.until("noticed", |h| h.door_in_flight(&revision) == 0).await;
+    house
+        .until("noticed", |h| h.door_in_flight(&revision) == 0)
+        .await;
     house.door.arrive(&revision, 1);
-    house.until("replaced", |h| h.driver.running().first().is_some_and(|new| *new != id)).await;
+    house
+        .until("replaced", |h| {
+            h.driver.running().first().is_some_and(|new| *new != id)
+        })
+        .await;
 
-    house.driver.exit_at_start(Some((Exit::Code(1), Vec::new())));
+    house
+        .driver
+        .exit_at_start(Some((Exit::Code(1), Vec::new())));
     house.door.listens(Listens::NotYet);
     let id = house.driver.running()[0].clone();
     house.driver.exit(&id, Exit::Code(1), Vec::new());
@@ -208,9 +322,20 @@ async fn a_crash_is_replaced_and_a_loop_of_crashes_slows_down() {
         house.door.arrive(&revision, 1);
         house.pass_time(Duration::from_secs(1)).await;
     }
-    let starts = house.driver.log().iter().filter(|l| l.starts_with("start")).count();
+    let starts = house
+        .driver
+        .log()
+        .iter()
+        .filter(|l| l.starts_with("start"))
+        .count();
     assert!(starts <= 10, "{starts} starts in 40 s of crashes");
-    assert!(house.door.refused().iter().any(|(_, why)| matches!(why, Refusal::StartFailed { .. })));
+    assert!(
+        house
+            .door
+            .refused()
+            .iter()
+            .any(|(_, why)| matches!(why, Refusal::StartFailed { .. }))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,11 +343,17 @@ async fn delete_goes_from_hosts_to_the_row() {
     let (house, key, revision) = hello().await;
     house.door.arrive(&revision, 1);
     house.delete(&key).await;
-    house.until("gone", |h| h.store.service(&key).expect("store").is_none()).await;
+    house
+        .until("gone", |h| h.store.service(&key).expect("store").is_none())
+        .await;
     assert!(house.door.table().hosts.is_empty());
     assert!(house.driver.running().is_empty());
     assert!(house.store.revisions_of(&key).expect("store").is_empty());
-    let (_, outcome) = house.store.operation("uid-hello-2").expect("store").expect("operation");
+    let (_, outcome) = house
+        .store
+        .operation("uid-hello-2")
+        .expect("store")
+        .expect("operation");
     assert_eq!(outcome, Some(GenerationOutcome::Succeeded));
 }
 
@@ -230,7 +361,9 @@ async fn delete_goes_from_hosts_to_the_row() {
 async fn a_restart_adopts_the_rightful_and_stops_the_rest() {
     let (mut house, key, revision) = hello().await;
     house.door.arrive(&revision, 1);
-    house.until("in flight", |h| h.door_in_flight(&revision) == 1).await;
+    house
+        .until("in flight", |h| h.door_in_flight(&revision) == 1)
+        .await;
     let rightful = house.driver.running();
     let spec = house.driver.spec(&rightful[0]).expect("spec");
     let stray = utsuwa_model::instance::InstanceSpec {
@@ -238,14 +371,26 @@ async fn a_restart_adopts_the_rightful_and_stops_the_rest() {
         revision: "demo/here/gone/gone-00001-abc".parse().expect("key"),
         ..spec
     };
-    utsuwa_runtime::Driver::start(&house.driver, stray).await.expect("starts");
+    utsuwa_runtime::Driver::start(&house.driver, stray)
+        .await
+        .expect("starts");
     house.restart(None).await;
-    house.until("the stray is gone", |h| h.driver.running() == rightful).await;
-    assert_eq!(house.routed("hello.localhost"), Some(revision.clone()), "published at once");
+    house
+        .until("the stray is gone", |h| h.driver.running() == rightful)
+        .await;
+    assert_eq!(
+        house.routed("hello.localhost"),
+        Some(revision.clone()),
+        "published at once"
+    );
     house.rest().await;
     assert_eq!(house.ready(&key), Some(ConditionState::True));
     house.door.arrive(&revision, 1);
-    house.until("served by the adopted one", |h| h.door_in_flight(&revision) == 1).await;
+    house
+        .until("served by the adopted one", |h| {
+            h.door_in_flight(&revision) == 1
+        })
+        .await;
     assert_eq!(house.driver.running(), rightful);
 }
 
@@ -256,7 +401,10 @@ async fn at_rest_a_pass_does_nothing() {
     let before = (house.driver.log(), *house.store.changes().borrow());
     house.control.look_at_everything();
     house.rest().await;
-    assert_eq!((house.driver.log(), *house.store.changes().borrow()), before);
+    assert_eq!(
+        (house.driver.log(), *house.store.changes().borrow()),
+        before
+    );
     assert_eq!(house.control.sweep_found(), 0);
 }
 
@@ -269,31 +417,59 @@ async fn short_memory_lets_idle_ones_give_way_and_refuses_the_rest() {
     let second = house.routed("other.localhost").expect("routed");
     house.pass_time(Duration::from_secs(15)).await;
     house.door.arrive(&first, 1);
-    house.until("first runs", |h| h.door_in_flight(&first) == 1).await;
+    house
+        .until("first runs", |h| h.door_in_flight(&first) == 1)
+        .await;
     house.door.finish(&first);
     *house.clock.memory.lock() = Some(0);
     house.door.arrive(&second, 1);
-    house.until("the idle one gave way", |h| h.driver.running().is_empty()).await;
+    house
+        .until("the idle one gave way", |h| h.driver.running().is_empty())
+        .await;
     *house.clock.memory.lock() = Some(8 << 30);
     house.pass_time(Duration::from_secs(1)).await;
-    house.until("second runs", |h| h.door_in_flight(&second) == 1).await;
+    house
+        .until("second runs", |h| h.door_in_flight(&second) == 1)
+        .await;
 
     *house.clock.memory.lock() = Some(0);
     house.door.arrive(&first, 1);
-    house.until("refused", |h| h.door.refused().iter().any(|(_, why)| matches!(why, Refusal::NoCapacity { .. }))).await;
-    assert_eq!(house.driver.running().len(), 1, "a busy one never gives way");
+    house
+        .until("refused", |h| {
+            h.door
+                .refused()
+                .iter()
+                .any(|(_, why)| matches!(why, Refusal::NoCapacity { .. }))
+        })
+        .await;
+    assert_eq!(
+        house.driver.running().len(),
+        1,
+        "a busy one never gives way"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn explained_for_those_who_ask_why() {
     let (house, key, revision) = hello().await;
     house.door.arrive(&revision, 1);
-    house.until("in flight", |h| h.door_in_flight(&revision) == 1).await;
+    house
+        .until("in flight", |h| h.door_in_flight(&revision) == 1)
+        .await;
     house.rest().await;
     let explained = house.control.explain(&key);
     assert_eq!(explained.len(), 1);
     assert_eq!((explained[0].percent, explained[0].in_flight), (100, 1));
     assert_eq!(explained[0].instances[0].state, "ready");
-    assert!(explained[0].because[0].summary.starts_with("keep 1") || explained[0].because[0].summary.starts_with("want 1"));
-    assert!(house.control.loops().iter().any(|l| l.name == "instances" && l.passes > 0));
+    assert!(
+        explained[0].because[0].summary.starts_with("keep 1")
+            || explained[0].because[0].summary.starts_with("want 1")
+    );
+    assert!(
+        house
+            .control
+            .loops()
+            .iter()
+            .any(|l| l.name == "instances" && l.passes > 0)
+    );
 }

@@ -48,7 +48,10 @@ pub fn victims(candidates: &[Candidate], count: u32) -> Vec<InstanceId> {
         .filter_map(|c| c.idle_since.map(|since| (since, &c.id)))
         .collect();
     idle.sort();
-    idle.into_iter().take(usize::try_from(count).unwrap_or(usize::MAX)).map(|(_, id)| id.clone()).collect()
+    idle.into_iter()
+        .take(usize::try_from(count).unwrap_or(usize::MAX))
+        .map(|(_, id)| id.clone())
+        .collect()
 }
 
 #[cfg(test)]
@@ -59,13 +62,24 @@ mod tests {
 
     #[test]
     fn only_what_is_free_and_not_promised_fits() {
-        for (available, promised, wanted, want) in
-            [(1000, 0, 3, 3), (1000, 600, 3, 2), (1000, 950, 3, 0), (100, 0, 3, 0), (0, 0, 1, 0)]
-        {
-            assert_eq!(fit(available, 100, promised, 150, wanted), want, "{available} {promised}");
+        for (available, promised, wanted, want) in [
+            (1000, 0, 3, 3),
+            (1000, 600, 3, 2),
+            (1000, 950, 3, 0),
+            (100, 0, 3, 0),
+            (0, 0, 1, 0),
+        ] {
+            assert_eq!(
+                fit(available, 100, promised, 150, wanted),
+                want,
+                "{available} {promised}"
+            );
         }
         assert_eq!(fit(0, 0, 0, 0, 2), 2);
-        assert_eq!((expected(16 << 20), expected(1 << 30)), (16 << 20, EXPECTED_BYTES));
+        assert_eq!(
+            (expected(16 << 20), expected(1 << 30)),
+            (16 << 20, EXPECTED_BYTES)
+        );
     }
 
     #[test]
@@ -83,7 +97,12 @@ mod tests {
             candidate(4, 0, Some(5), true),
             candidate(5, 0, None, false),
         ];
-        let ids = |count| victims(&all, count).iter().map(|id| id.as_str()[31..].to_owned()).collect::<Vec<_>>();
+        let ids = |count| {
+            victims(&all, count)
+                .iter()
+                .map(|id| id.as_str()[31..].to_owned())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(ids(1), ["3"]);
         assert_eq!(ids(9), ["3", "1"]);
     }

@@ -149,7 +149,7 @@ impl Draft {
 
 fn manual(count: u32, input: &ScaleInput<'_>, in_system: u32) -> Draft {
     if input.proving {
-        let want = input.settings.initial_scale.max(1);
+        let want = input.settings.initial_scale;
         return Draft::new(
             want,
             format!("want {want}: the revision is being proven"),
@@ -241,21 +241,16 @@ fn automatic(
         .flatten();
     bound(input, state, in_system, &mut draft);
 
-    let moving = by_window
-        .is_none_or(|w| w.stable > 0.0 || w.answer.in_panic || !state.kpa.wishes.is_empty());
+    // Averages, a panic and delayed wishes run down by themselves: they are looked at until they have.
+    let moving =
+        by_window.is_none_or(|w| w.stable > 0.0) || draft.in_panic || !state.kpa.wishes.is_empty();
+    let idle_end = idle_end.filter(|end| in_system == 0 && present > 0 && *end > now);
+    let tick = (in_system > 0 || draft.desired < present || (present > 0 && moving))
+        .then(|| now.plus(TICK));
     draft.wake_at = if input.queued > 0 {
         Some(now.plus(QUEUE_LOOK))
-    } else if in_system > 0 || draft.desired < present || (present > 0 && moving) {
-        let tick = now.plus(TICK);
-        let idle_end = idle_end.filter(|end| in_system == 0 && *end > now);
-        Some(
-            [hold_until, idle_end]
-                .into_iter()
-                .flatten()
-                .fold(tick, Timestamp::min),
-        )
     } else {
-        hold_until
+        [tick, hold_until, idle_end].into_iter().flatten().min()
     };
     draft
 }
@@ -289,7 +284,7 @@ fn hold(input: &ScaleInput<'_>, state: &ScalerState, draft: &mut Draft) -> Optio
 fn bound(input: &ScaleInput<'_>, state: &ScalerState, in_system: u32, draft: &mut Draft) {
     let settings = input.settings;
     if input.proving {
-        let want = settings.initial_scale.max(1);
+        let want = settings.initial_scale;
         if draft.desired < want || !state.reached_initial {
             draft.desired = draft.desired.max(want);
             draft.summary = format!("want {}: the revision is being proven", draft.desired);

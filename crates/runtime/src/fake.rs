@@ -61,7 +61,9 @@ struct World {
 
 impl fmt::Debug for FakeDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FakeDriver").field("running", &self.inner.world.lock().running.len()).finish_non_exhaustive()
+        f.debug_struct("FakeDriver")
+            .field("running", &self.inner.world.lock().running.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -69,14 +71,29 @@ impl FakeDriver {
     /// An empty world whose time is `now`.
     #[must_use]
     pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
-        let world = World { next_pid: 1000, ..World::default() };
+        let world = World {
+            next_pid: 1000,
+            ..World::default()
+        };
         let (events, _) = broadcast::channel(1024);
-        Self { inner: Arc::new(Inner { world: Mutex::new(world), events, now: Box::new(now) }) }
+        Self {
+            inner: Arc::new(Inner {
+                world: Mutex::new(world),
+                events,
+                now: Box::new(now),
+            }),
+        }
     }
 
     /// The next `call` fails with `error`; repeated, the one after it too.
     pub fn fail_next(&self, call: Call, error: DriverError) {
-        self.inner.world.lock().failures.entry(call).or_default().push_back(error);
+        self.inner
+            .world
+            .lock()
+            .failures
+            .entry(call)
+            .or_default()
+            .push_back(error);
     }
 
     /// How long every start takes.
@@ -126,7 +143,12 @@ impl FakeDriver {
     }
 
     fn tell(&self, id: &InstanceId, exit: Exit, last_lines: Vec<String>) {
-        let event = InstanceEvent::Exited { id: id.clone(), exit, at: (self.inner.now)(), last_lines };
+        let event = InstanceEvent::Exited {
+            id: id.clone(),
+            exit,
+            at: (self.inner.now)(),
+            last_lines,
+        };
         // Nobody listening is a world without a server: the event is lost, as it would be.
         drop(self.inner.events.send(event));
     }
@@ -159,7 +181,8 @@ impl Driver for FakeDriver {
 
     fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>> {
         async move {
-            self.before(Call::Start, &format!("start {}", spec.id)).await?;
+            self.before(Call::Start, &format!("start {}", spec.id))
+                .await?;
             let takes = self.inner.world.lock().start_takes;
             if !takes.is_zero() {
                 tokio::time::sleep(takes).await;
@@ -186,7 +209,10 @@ impl Driver for FakeDriver {
             if let Some((exit, last_lines)) = ends {
                 self.exit(&id, exit, last_lines);
             }
-            Ok(StartPhases { exec: takes, ..StartPhases::default() })
+            Ok(StartPhases {
+                exec: takes,
+                ..StartPhases::default()
+            })
         }
         .boxed()
     }
@@ -218,14 +244,27 @@ impl Driver for FakeDriver {
 
     fn socket(&self, id: &InstanceId) -> BoxFuture<'_, Result<(OwnedFd, SocketAddr), DriverError>> {
         let id = id.clone();
-        async move { Err(DriverError::Internal(format!("the fake driver has no network for {id}"))) }.boxed()
+        async move {
+            Err(DriverError::Internal(format!(
+                "the fake driver has no network for {id}"
+            )))
+        }
+        .boxed()
     }
 
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>> {
         let known = self.inner.world.lock().running.contains_key(id);
         let id = id.clone();
         async move {
-            if known { Ok(Usage { memory_bytes: 16 << 20, cpu_us: 0, pids: 1 }) } else { Err(DriverError::NotFound(id)) }
+            if known {
+                Ok(Usage {
+                    memory_bytes: 16 << 20,
+                    cpu_us: 0,
+                    pids: 1,
+                })
+            } else {
+                Err(DriverError::NotFound(id))
+            }
         }
         .boxed()
     }

@@ -18,25 +18,45 @@ impl Core {
         let mut admitted = Vec::new();
         for found in running {
             let rightful = self.world.with(|inner| {
-                let Some(state) = inner.revisions.get_mut(&found.revision) else { return false };
+                let Some(state) = inner.revisions.get_mut(&found.revision) else {
+                    return false;
+                };
                 if state.stage == Stage::Ended {
                     return false;
                 }
-                let record = Record { phase: Phase::Running, started: found.started, pid: found.pid, retired: false };
+                let record = Record {
+                    phase: Phase::Running,
+                    started: found.started,
+                    pid: found.pid,
+                    retired: false,
+                };
                 state.instances.insert(found.id.clone(), record);
-                inner.owners.insert(found.id.clone(), found.revision.clone());
+                inner
+                    .owners
+                    .insert(found.id.clone(), found.revision.clone());
                 true
             });
             if rightful {
-                admitted.push(InstanceRoute { id: found.id, revision: found.revision, port: found.port });
+                admitted.push(InstanceRoute {
+                    id: found.id,
+                    revision: found.revision,
+                    port: found.port,
+                });
             } else {
                 tracing::info!(revision = %found.revision, instance = %found.id, "stop an instance that nothing leads to");
                 self.remove_stray(found);
             }
         }
         self.world.with(|inner| {
-            for state in inner.revisions.values_mut().filter(|s| s.stage == Stage::Serving && !s.instances.is_empty()) {
-                state.scaler = ScalerState::adopt(u32::try_from(state.instances.len()).unwrap_or(u32::MAX), now);
+            for state in inner
+                .revisions
+                .values_mut()
+                .filter(|s| s.stage == Stage::Serving && !s.instances.is_empty())
+            {
+                state.scaler = ScalerState::adopt(
+                    u32::try_from(state.instances.len()).unwrap_or(u32::MAX),
+                    now,
+                );
             }
         });
         admitted
@@ -60,10 +80,19 @@ impl Core {
         // running before the list was made must be in it.
         let before = self.world.with(|inner| {
             let running = |(id, key): (&_, &_)| {
-                let phase = inner.revisions.get::<utsuwa_model::RevisionKey>(key)?.instances.get::<utsuwa_model::InstanceId>(id)?.phase;
+                let phase = inner
+                    .revisions
+                    .get::<utsuwa_model::RevisionKey>(key)?
+                    .instances
+                    .get::<utsuwa_model::InstanceId>(id)?
+                    .phase;
                 (phase == Phase::Running).then(|| id.clone())
             };
-            inner.owners.iter().filter_map(running).collect::<Vec<utsuwa_model::InstanceId>>()
+            inner
+                .owners
+                .iter()
+                .filter_map(running)
+                .collect::<Vec<utsuwa_model::InstanceId>>()
         });
         let listed = self.driver.list().await?;
         for id in before {
@@ -76,7 +105,9 @@ impl Core {
         for found in listed {
             if known.contains(&found.id) {
                 let pid = found.pid;
-                self.world.revision(&found.revision, |state| state.instances.get_mut(&found.id).map(|r| r.pid = pid));
+                self.world.revision(&found.revision, |state| {
+                    state.instances.get_mut(&found.id).map(|r| r.pid = pid)
+                });
             } else {
                 tracing::warn!(revision = %found.revision, instance = %found.id, "stop an instance that nobody started");
                 self.remove_stray(found);

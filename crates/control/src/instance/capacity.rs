@@ -13,8 +13,14 @@ pub(crate) fn promised(inner: &Inner) -> u64 {
         .revisions
         .values()
         .map(|state| {
-            let starting = state.instances.values().filter(|r| r.phase == Phase::Starting).count();
-            u64::try_from(starting).unwrap_or(u64::MAX).saturating_mul(capacity::expected(state.plan.limits.memory.0))
+            let starting = state
+                .instances
+                .values()
+                .filter(|r| r.phase == Phase::Starting)
+                .count();
+            u64::try_from(starting)
+                .unwrap_or(u64::MAX)
+                .saturating_mul(capacity::expected(state.plan.limits.memory.0))
         })
         .fold(0, u64::saturating_add)
 }
@@ -23,15 +29,26 @@ impl Core {
     /// Lets up to `count` idle instances of other revisions go, least valuable first. Answers how many.
     pub(crate) fn evict(&self, for_whom: &RevisionKey, count: u32) -> usize {
         let others: Vec<RevisionKey> = self.world.with(|inner| {
-            let with_instances = inner.revisions.iter().filter(|(key, state)| *key != for_whom && !state.instances.is_empty());
+            let with_instances = inner
+                .revisions
+                .iter()
+                .filter(|(key, state)| *key != for_whom && !state.instances.is_empty());
             with_instances.map(|(key, _)| key.clone()).collect()
         });
         let mut candidates = Vec::new();
         for key in &others {
             let demand = self.door.demand(key).unwrap_or_default();
             self.world.revision(key, |state| {
-                let live = state.views(&demand).into_iter().filter(|v| v.reach == Reach::Ready).collect::<Vec<_>>();
-                let least = if state.routed { state.settings.manual.unwrap_or(state.settings.min) } else { 0 };
+                let live = state
+                    .views(&demand)
+                    .into_iter()
+                    .filter(|v| v.reach == Reach::Ready)
+                    .collect::<Vec<_>>();
+                let least = if state.routed {
+                    state.settings.manual.unwrap_or(state.settings.min)
+                } else {
+                    0
+                };
                 let holds_minimum = u32::try_from(live.len()).unwrap_or(u32::MAX) <= least;
                 candidates.extend(live.into_iter().map(|v| Candidate {
                     id: v.id,

@@ -26,9 +26,17 @@ impl Core {
                 event = events.recv() => event,
             };
             match event {
-                Ok(InstanceEvent::Exited { id, exit, last_lines, .. }) => self.ended(&id, &exit, last_lines),
+                Ok(InstanceEvent::Exited {
+                    id,
+                    exit,
+                    last_lines,
+                    ..
+                }) => self.ended(&id, &exit, last_lines),
                 Err(RecvError::Lagged(missed)) => {
-                    tracing::warn!(missed, "ends of instances came too fast, looking at all of them");
+                    tracing::warn!(
+                        missed,
+                        "ends of instances came too fast, looking at all of them"
+                    );
                     if let Err(error) = self.reconcile().await {
                         tracing::warn!(%error, "list instances");
                     }
@@ -40,11 +48,19 @@ impl Core {
 
     /// The instance is dead.
     pub(crate) fn ended(&self, id: &InstanceId, exit: &Exit, last_lines: Vec<String>) {
-        let Some(key) = self.world.with(|inner| inner.owners.get(id).cloned()) else { return };
+        let Some(key) = self.world.with(|inner| inner.owners.get(id).cloned()) else {
+            return;
+        };
         let demand = self.door.demand(&key).unwrap_or_default();
-        let reached = demand.instances.iter().any(|load| load.id == *id && load.reach == Reach::Ready);
-        self.door.forget(id, matches!(exit, Exit::OutOfMemory { .. }));
-        let Some((key, record)) = self.world.forget(id) else { return };
+        let reached = demand
+            .instances
+            .iter()
+            .any(|load| load.id == *id && load.reach == Reach::Ready);
+        self.door
+            .forget(id, matches!(exit, Exit::OutOfMemory { .. }));
+        let Some((key, record)) = self.world.forget(id) else {
+            return;
+        };
         if matches!(record.phase, Phase::Leaving | Phase::Stuck) {
             self.ask_instances(&key, Priority::Soon);
             return;
@@ -54,7 +70,10 @@ impl Core {
         let message = format!("the container {}", exit.describe());
         let proving = self.world.revision(&key, |state| {
             if state.stage == Stage::Proving && !reached {
-                state.proof = Some(ProofInstance::Ended { exit: exit.clone(), last_lines });
+                state.proof = Some(ProofInstance::Ended {
+                    exit: exit.clone(),
+                    last_lines,
+                });
                 return true;
             }
             self.crashed(state, message.clone(), lived >= SETTLED);
@@ -74,7 +93,9 @@ impl Core {
         tracing::info!(revision = %key, instance = %id, tried, "instance never listened");
         let proving = self.world.revision(key, |state| {
             if state.stage == Stage::Proving {
-                state.proof = Some(ProofInstance::NotListening { tried: tried.to_owned() });
+                state.proof = Some(ProofInstance::NotListening {
+                    tried: tried.to_owned(),
+                });
                 return true;
             }
             self.crashed(state, tried.to_owned(), false);
@@ -89,7 +110,11 @@ impl Core {
 
     /// Counts an end; the first one is replaced at once, the next ones later and later.
     fn crashed(&self, state: &mut RevisionState, message: String, settled: bool) {
-        state.crashes = if settled { 1 } else { state.crashes.saturating_add(1) };
+        state.crashes = if settled {
+            1
+        } else {
+            state.crashes.saturating_add(1)
+        };
         state.last_failure = Some(message);
         let wait = crash_backoff(state.crashes - 1);
         state.not_before = (!wait.is_zero()).then(|| self.env.now().plus(wait));
@@ -98,7 +123,10 @@ impl Core {
     /// Nobody else is there who could serve those who wait: they are told why.
     fn refuse_if_alone(&self, key: &RevisionKey, message: String) {
         let others = self.world.revision(key, |state| {
-            state.instances.values().any(|r| matches!(r.phase, Phase::Running | Phase::Starting))
+            state
+                .instances
+                .values()
+                .any(|r| matches!(r.phase, Phase::Running | Phase::Starting))
         });
         if others != Some(true) {
             self.door.refuse(key, Refusal::StartFailed { message });

@@ -55,9 +55,15 @@ impl Core {
         let memory = self.env.available_memory();
         let mut fresh = || self.new_instance_id();
         let reserve = self.settings.memory_reserve_bytes;
-        let decided = self.world.with(|inner| decide(inner, key, now, &demand, memory, reserve, &mut fresh));
+        let decided = self
+            .world
+            .with(|inner| decide(inner, key, now, &demand, memory, reserve, &mut fresh));
         let Some(decided) = decided else {
-            return Report { because: "nothing is known of it any more".to_owned(), gone: true, ..Report::default() };
+            return Report {
+                because: "nothing is known of it any more".to_owned(),
+                gone: true,
+                ..Report::default()
+            };
         };
         self.act(key, decided)
     }
@@ -81,7 +87,10 @@ impl Core {
             let made_room = self.evict(key, decided.evict);
             report.actions += made_room;
             if made_room == 0 && report.actions == 0 && !decided.proving {
-                let message = format!("no memory is left on this machine for an instance of {}", key.revision);
+                let message = format!(
+                    "no memory is left on this machine for an instance of {}",
+                    key.revision
+                );
                 self.door.refuse(key, Refusal::NoCapacity { message });
             }
         }
@@ -120,7 +129,11 @@ impl Core {
     }
 
     fn is_retired(&self, key: &RevisionKey, id: &InstanceId) -> bool {
-        self.world.revision(key, |state| state.instances.get(id).is_none_or(|r| r.retired)).unwrap_or(true)
+        self.world
+            .revision(key, |state| {
+                state.instances.get(id).is_none_or(|r| r.retired)
+            })
+            .unwrap_or(true)
     }
 
     /// Nothing of the instance is left.
@@ -133,9 +146,16 @@ impl Core {
 
     /// The `Active` condition follows later: nothing waits for it, and a wake shall not share the disk with it.
     pub(crate) fn after_count_changed(&self, key: &RevisionKey) {
-        let known = self.world.revision(key, |state| state.stage == Stage::Serving).unwrap_or(false);
+        let known = self
+            .world
+            .revision(key, |state| state.stage == Stage::Serving)
+            .unwrap_or(false);
         if known {
-            self.ask_after(crate::rounds::Key::Revision(key.clone()), Duration::from_secs(5), Priority::Housekeeping);
+            self.ask_after(
+                crate::rounds::Key::Revision(key.clone()),
+                Duration::from_secs(5),
+                Priority::Housekeeping,
+            );
         }
     }
 }
@@ -154,7 +174,17 @@ fn decide(
     let state = inner.revisions.get_mut(key)?;
     let views = state.views(demand);
     let (mut plan, mut wake_at) = wanted(state, now, demand, &views);
-    debug_assert_eq!(invariant::retires_idle_only(if state.stage == Stage::Ended { &[] } else { &plan.retire }, &views), Ok(()));
+    debug_assert_eq!(
+        invariant::retires_idle_only(
+            if state.stage == Stage::Ended {
+                &[]
+            } else {
+                &plan.retire
+            },
+            &views
+        ),
+        Ok(())
+    );
 
     let mut refuse = None;
     let live = views.iter().filter(|view| view.is_live()).count();
@@ -166,7 +196,10 @@ fn decide(
         let wait = until.since(now);
         plan.because = Because::new(revision::backoff_summary(state.crashes, wait));
         if live == 0 && demand.queued > 0 && wait > PATIENCE {
-            let message = state.last_failure.clone().unwrap_or_else(|| plan.because.summary.clone());
+            let message = state
+                .last_failure
+                .clone()
+                .unwrap_or_else(|| plan.because.summary.clone());
             refuse = Some(Refusal::StartFailed { message });
         }
     }
@@ -178,7 +211,9 @@ fn decide(
             evict = plan.start - fits;
             plan.start = fits;
             wake_at = Some(now.plus(MEMORY_LOOK));
-            plan.because = Because::new(format!("start {fits} now; memory for {evict} more must be freed first"));
+            plan.because = Because::new(format!(
+                "start {fits} now; memory for {evict} more must be freed first"
+            ));
         }
     }
     if !plan.because.summary.is_empty() {
@@ -187,7 +222,12 @@ fn decide(
 
     let start: Vec<InstanceId> = (0..plan.start).map(|_| fresh()).collect();
     for id in &start {
-        let record = Record { phase: Phase::Starting, started: now, pid: 0, retired: false };
+        let record = Record {
+            phase: Phase::Starting,
+            started: now,
+            pid: 0,
+            retired: false,
+        };
         state.instances.insert(id.clone(), record);
     }
     let failed = mark_leaving(state, &plan, &views);
@@ -200,7 +240,12 @@ fn decide(
     }
     let gone = !state.is_published() && start.is_empty() && leave.is_empty();
     let report = Report {
-        because: state.because.iter().map(|b| b.summary.as_str()).collect::<Vec<_>>().join("; "),
+        because: state
+            .because
+            .iter()
+            .map(|b| b.summary.as_str())
+            .collect::<Vec<_>>()
+            .join("; "),
         wake_at,
         actions: 0,
         gone,
@@ -213,7 +258,11 @@ fn decide(
         evict,
         refuse,
         proving: state.stage == Stage::Proving,
-        timeout: if state.stage == Stage::Ended { Duration::ZERO } else { state.route.timeout },
+        timeout: if state.stage == Stage::Ended {
+            Duration::ZERO
+        } else {
+            state.route.timeout
+        },
         report,
     };
     if gone {
@@ -232,25 +281,67 @@ fn wanted(
     demand: &RevisionDemand,
     views: &[InstanceView],
 ) -> (InstancePlan, Option<Timestamp>) {
-    let count = |wanted: fn(&Reach) -> bool| u32::try_from(views.iter().filter(|v| wanted(&v.reach)).count()).unwrap_or(u32::MAX);
-    let (ready, starting) = (count(|r| *r == Reach::Ready), count(|r| *r == Reach::Starting));
-    if ready > 0 && state.crashes > 0 && views.iter().any(|v| v.reach == Reach::Ready && now.since(v.started) >= ended::SETTLED) {
+    let count = |wanted: fn(&Reach) -> bool| {
+        u32::try_from(views.iter().filter(|v| wanted(&v.reach)).count()).unwrap_or(u32::MAX)
+    };
+    let (ready, starting) = (
+        count(|r| *r == Reach::Ready),
+        count(|r| *r == Reach::Starting),
+    );
+    if ready > 0
+        && state.crashes > 0
+        && views
+            .iter()
+            .any(|v| v.reach == Reach::Ready && now.since(v.started) >= ended::SETTLED)
+    {
         state.crashes = 0;
         state.not_before = None;
     }
     if state.stage == Stage::Ended {
         let because = Because::new("want 0: the revision failed or is being deleted");
         state.because = vec![because.clone()];
-        let live = views.iter().filter(|v| v.is_live()).map(|v| v.id.clone()).collect();
-        let discard = views.iter().filter(|v| matches!(v.reach, Reach::Failed { .. })).map(|v| v.id.clone()).collect();
-        return (InstancePlan { start: 0, retire: live, discard, because }, None);
+        let live = views
+            .iter()
+            .filter(|v| v.is_live())
+            .map(|v| v.id.clone())
+            .collect();
+        let discard = views
+            .iter()
+            .filter(|v| matches!(v.reach, Reach::Failed { .. }))
+            .map(|v| v.id.clone())
+            .collect();
+        return (
+            InstancePlan {
+                start: 0,
+                retire: live,
+                discard,
+                because,
+            },
+            None,
+        );
     }
     if state.stage == Stage::Proven {
-        state.because = vec![Because::new("keep what proved it until its service has looked at the routes")];
-        let discard = views.iter().filter(|v| matches!(v.reach, Reach::Failed { .. })).map(|v| v.id.clone()).collect();
-        return (InstancePlan { start: 0, retire: Vec::new(), discard, because: Because::default() }, None);
+        state.because = vec![Because::new(
+            "keep what proved it until its service has looked at the routes",
+        )];
+        let discard = views
+            .iter()
+            .filter(|v| matches!(v.reach, Reach::Failed { .. }))
+            .map(|v| v.id.clone())
+            .collect();
+        return (
+            InstancePlan {
+                start: 0,
+                retire: Vec::new(),
+                discard,
+                because: Because::default(),
+            },
+            None,
+        );
     }
-    state.history.push(Sample::of(demand, now), state.settings.stable_window);
+    state
+        .history
+        .push(Sample::of(demand, now), state.settings.stable_window);
     let input = ScaleInput {
         now,
         settings: &state.settings,
@@ -260,7 +351,11 @@ fn wanted(
         last_active: demand.last_active,
         ready,
         starting,
-        idle_since: views.iter().filter(|v| v.is_live()).filter_map(|v| v.idle_since).max(),
+        idle_since: views
+            .iter()
+            .filter(|v| v.is_live())
+            .filter_map(|v| v.idle_since)
+            .max(),
         routed: state.routed,
         proving: state.stage == Stage::Proving,
     };
@@ -275,7 +370,11 @@ fn wanted(
 }
 
 /// Marks what goes; answers those that never listened, with what was tried.
-fn mark_leaving(state: &mut RevisionState, plan: &InstancePlan, views: &[InstanceView]) -> Vec<(InstanceId, String)> {
+fn mark_leaving(
+    state: &mut RevisionState,
+    plan: &InstancePlan,
+    views: &[InstanceView],
+) -> Vec<(InstanceId, String)> {
     let mut failed = Vec::new();
     for id in plan.retire.iter().chain(&plan.discard) {
         if let Some(record) = state.instances.get_mut(id) {

@@ -18,16 +18,22 @@ impl Core {
     pub(crate) async fn start_one(&self, key: &RevisionKey, id: InstanceId, plan: &StartPlan) {
         match self.driver.start(plan.spec(key, id.clone())).await {
             Ok(phases) => {
-                let known = self.world.revision(key, |state| match state.instances.get_mut(&id) {
-                    Some(record) if record.phase == Phase::Starting => {
-                        record.phase = Phase::Running;
-                        true
-                    }
-                    // It ended already, or was told to leave while it started.
-                    _ => false,
-                });
+                let known = self
+                    .world
+                    .revision(key, |state| match state.instances.get_mut(&id) {
+                        Some(record) if record.phase == Phase::Starting => {
+                            record.phase = Phase::Running;
+                            true
+                        }
+                        // It ended already, or was told to leave while it started.
+                        _ => false,
+                    });
                 if known == Some(true) {
-                    let route = InstanceRoute { id: id.clone(), revision: key.clone(), port: plan.port };
+                    let route = InstanceRoute {
+                        id: id.clone(),
+                        revision: key.clone(),
+                        port: plan.port,
+                    };
                     self.door.admit(route, phases);
                 }
             }
@@ -50,7 +56,9 @@ impl Core {
                     state.proof = Some(ProofInstance::NotStarted { why: why.clone() });
                     return None;
                 }
-                DriverError::Refused(_) => state.not_before = Some(now.plus(crash_backoff(state.crashes))),
+                DriverError::Refused(_) => {
+                    state.not_before = Some(now.plus(crash_backoff(state.crashes)))
+                }
                 // Room may be made; a deploy waits for it.
                 DriverError::Exhausted(_) => state.not_before = Some(now.plus(crash_backoff(1))),
                 _ => {
@@ -61,7 +69,9 @@ impl Core {
                     }
                 }
             }
-            if state.stage == Stage::Proving || state.instances.values().any(|r| r.phase == Phase::Running) {
+            if state.stage == Stage::Proving
+                || state.instances.values().any(|r| r.phase == Phase::Running)
+            {
                 return None;
             }
             Some(match error {

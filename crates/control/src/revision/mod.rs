@@ -41,7 +41,10 @@ const START_PATIENCE: Duration = Duration::from_secs(120);
 /// Why a revision can't be made startable.
 enum Hindrance {
     /// The user must change something.
-    Failed { reason: &'static str, message: String },
+    Failed {
+        reason: &'static str,
+        message: String,
+    },
     /// Later may work.
     Later(PassError),
 }
@@ -58,12 +61,19 @@ impl Core {
         let stored = self.store.revision(key)?;
         let Some(revision) = stored.filter(|r| r.meta.delete_time.is_none()) else {
             self.end_revision(key);
-            return Ok(Report { because: "the revision is gone".to_owned(), gone: true, ..Report::default() });
+            return Ok(Report {
+                because: "the revision is gone".to_owned(),
+                gone: true,
+                ..Report::default()
+            });
         };
         match &revision.status.outcome {
             Outcome::Failed { reason, .. } => {
                 self.end_revision(key);
-                Ok(Report { because: format!("failed: {reason}"), ..Report::default() })
+                Ok(Report {
+                    because: format!("failed: {reason}"),
+                    ..Report::default()
+                })
             }
             Outcome::Ready => self.keep_startable(revision).await,
             Outcome::Pending => self.prove(revision).await,
@@ -74,7 +84,10 @@ impl Core {
     async fn keep_startable(&self, revision: Revision) -> Result<Report, PassError> {
         let key = revision.key.clone();
         let routed = self.world.with(|inner| {
-            inner.services.get(&key.service).is_some_and(|routes| routes.shares.contains_key(&key.revision))
+            inner
+                .services
+                .get(&key.service)
+                .is_some_and(|routes| routes.shares.contains_key(&key.revision))
         });
         let known = self.world.revision(&key, |state| state.prepared);
         let mut actions = 0;
@@ -83,10 +96,50 @@ impl Core {
             actions += 1;
             self.ask_instances(&key, Priority::Soon);
         }
-        let running = self.world.revision(&key, |state| state.instances.values().filter(|r| r.phase == Phase::Running).count());
-        actions += usize::from(self.write_active(&revision, running.unwrap_or(0) > 0).await?);
-        let because = if routed { "ready and startable" } else { "ready, not routed" };
-        Ok(Report { because: because.to_owned(), actions, ..Report::default() })
+        self.learn_pids(&key).await?;
+        let running = self.world.revision(&key, |state| {
+            state
+                .instances
+                .values()
+                .filter(|r| r.phase == Phase::Running)
+                .count()
+        });
+        actions += usize::from(
+            self.write_active(&revision, running.unwrap_or(0) > 0)
+                .await?,
+        );
+        let because = if routed {
+            "ready and startable"
+        } else {
+            "ready, not routed"
+        };
+        Ok(Report {
+            because: because.to_owned(),
+            actions,
+            ..Report::default()
+        })
+    }
+
+    /// Process ids are shown to people only: they are looked up when nobody waits.
+    async fn learn_pids(&self, key: &RevisionKey) -> Result<(), PassError> {
+        let unknown = |state: &mut RevisionState| {
+            state
+                .instances
+                .values()
+                .any(|r| r.phase == Phase::Running && r.pid == 0)
+        };
+        if self.world.revision(key, unknown) != Some(true) {
+            return Ok(());
+        }
+        let listed = self.driver.list().await?;
+        self.world.revision(key, |state| {
+            for found in listed.iter().filter(|found| found.revision == *key) {
+                if let Some(record) = state.instances.get_mut(&found.id) {
+                    record.pid = found.pid;
+                }
+            }
+        });
+        Ok(())
     }
 
     /// Pending: image, first instance, judgement.
@@ -94,42 +147,75 @@ impl Core {
         let key = revision.key.clone();
         let mut actions = 0;
         if self.world.revision(&key, |state| state.prepared) != Some(true) {
-            self.write_pending(&revision, "ResolvingDigests", "Pulling the image.").await?;
+            self.write_pending(&revision, "ResolvingDigests", "Pulling the image.")
+                .await?;
             match self.make_startable(&revision, Stage::Proving).await {
                 Ok(()) => actions += 1,
                 Err(Hindrance::Failed { reason, message }) => {
-                    return self.settle(&revision, Outcome::Failed { reason: reason.to_owned(), message }).await;
+                    return self
+                        .settle(
+                            &revision,
+                            Outcome::Failed {
+                                reason: reason.to_owned(),
+                                message,
+                            },
+                        )
+                        .await;
                 }
-                Err(Hindrance::Later(error)) if self.env.now().since(revision.meta.create_time) > IMAGE_PATIENCE => {
+                Err(Hindrance::Later(error))
+                    if self.env.now().since(revision.meta.create_time) > IMAGE_PATIENCE =>
+                {
                     let reason = "ContainerMissing".to_owned();
-                    return self.settle(&revision, Outcome::Failed { reason, message: error.0 }).await;
+                    return self
+                        .settle(
+                            &revision,
+                            Outcome::Failed {
+                                reason,
+                                message: error.0,
+                            },
+                        )
+                        .await;
                 }
                 Err(Hindrance::Later(error)) => return Err(error),
             }
             self.publish();
         }
         let Some((proof, deadline)) = self.proof(&key) else {
-            return Err(PassError("the revision was forgotten while it was being proven".to_owned()));
+            return Err(PassError(
+                "the revision was forgotten while it was being proven".to_owned(),
+            ));
         };
         let now = self.env.now();
         let (mut outcome, reason, message) = judge(&proof);
         if outcome == Outcome::Pending && now >= deadline {
             let message = "Initial scale was never achieved".to_owned();
-            outcome = Outcome::Failed { reason: "ProgressDeadlineExceeded".to_owned(), message };
+            outcome = Outcome::Failed {
+                reason: "ProgressDeadlineExceeded".to_owned(),
+                message,
+            };
         }
         if outcome != Outcome::Pending {
             return self.settle(&revision, outcome).await;
         }
         actions += usize::from(self.write_pending(&revision, reason, &message).await?);
         self.ask_instances(&key, Priority::Soon);
-        Ok(Report { because: message, wake_at: Some(deadline), actions, gone: false })
+        Ok(Report {
+            because: message,
+            wake_at: Some(deadline),
+            actions,
+            gone: false,
+        })
     }
 
     /// What is known of the attempt, and until when it may take.
     fn proof(&self, key: &RevisionKey) -> Option<(Proof, Timestamp)> {
         let demand = self.door.demand(key).unwrap_or_default();
         self.world.revision(key, |state| {
-            let reached = demand.instances.iter().filter(|load| load.reach == Reach::Ready).count();
+            let reached = demand
+                .instances
+                .iter()
+                .filter(|load| load.reach == Reach::Ready)
+                .count();
             let wanted = usize::try_from(state.settings.initial_scale.max(1)).unwrap_or(usize::MAX);
             let instance = match &state.proof {
                 _ if reached >= wanted => ProofInstance::Reached,
@@ -144,7 +230,12 @@ impl Core {
                 start_none: state.settings.initial_scale == 0,
                 port: state.plan.port,
             };
-            (proof, state.proving_since.plus(state.route.startup.deadline() + START_PATIENCE))
+            (
+                proof,
+                state
+                    .proving_since
+                    .plus(state.route.startup.deadline() + START_PATIENCE),
+            )
         })
     }
 
@@ -168,7 +259,11 @@ impl Core {
         }
         self.ask_service(&key.service);
         self.ask_instances(key, Priority::Soon);
-        Ok(Report { because, actions: 1, ..Report::default() })
+        Ok(Report {
+            because,
+            actions: 1,
+            ..Report::default()
+        })
     }
 
     /// Nothing of it shall run any more.
@@ -190,7 +285,10 @@ impl Core {
         match self.driver.prepare(rootfs).await {
             Ok(()) => {}
             Err(DriverError::Refused(message)) => {
-                return Err(Hindrance::Failed { reason: "ContainerMissing", message });
+                return Err(Hindrance::Failed {
+                    reason: "ContainerMissing",
+                    message,
+                });
             }
             Err(error) => return Err(Hindrance::Later(error.into())),
         }
@@ -210,27 +308,48 @@ impl Core {
 
     /// Makes sure that the picture says how `revision` is started, before requests are led to it.
     pub(crate) async fn make_known(&self, revision: &Revision) -> Result<(), PassError> {
-        if self.world.revision(&revision.key, |_| ()).is_some() || self.recall(revision, Stage::Serving).await? {
+        if self.world.revision(&revision.key, |_| ()).is_some()
+            || self.recall(revision, Stage::Serving).await?
+        {
             return Ok(());
         }
         self.make_startable_again(revision).await
     }
 
     /// Puts the way to start `revision` into the picture. Answers its root file system.
-    async fn learn(&self, revision: &Revision, image: &ResolvedImage, stage: Stage) -> Result<RootfsSpec, Hindrance> {
-        let uid_base = self.store.uid_base(&revision.key.service).await.map_err(PassError::from)?;
+    async fn learn(
+        &self,
+        revision: &Revision,
+        image: &ResolvedImage,
+        stage: Stage,
+    ) -> Result<RootfsSpec, Hindrance> {
+        let uid_base = self
+            .store
+            .uid_base(&revision.key.service)
+            .await
+            .map_err(PassError::from)?;
         let plan = self.start_plan(revision, image, uid_base)?;
         let rootfs = plan.rootfs.clone();
         let scaling = self.service_scaling(revision);
-        self.world.learn(&revision.key, || self.state_of(revision, plan, stage, &scaling));
+        self.world.learn(&revision.key, || {
+            self.state_of(revision, plan, stage, &scaling)
+        });
         Ok(rootfs)
     }
 
     /// Puts a stored revision into the picture without asking anybody but the store: what a restart begins with. `false` when
     /// something is missing; the revision's pass will find out what.
-    pub(crate) async fn recall(&self, revision: &Revision, stage: Stage) -> Result<bool, PassError> {
-        let Some(pinned) = revision.status.image_digests.first() else { return Ok(false) };
-        let Some(image) = self.store.image(pinned)? else { return Ok(false) };
+    pub(crate) async fn recall(
+        &self,
+        revision: &Revision,
+        stage: Stage,
+    ) -> Result<bool, PassError> {
+        let Some(pinned) = revision.status.image_digests.first() else {
+            return Ok(false);
+        };
+        let Some(image) = self.store.image(pinned)? else {
+            return Ok(false);
+        };
         match self.learn(revision, &image, stage).await {
             Ok(_) => Ok(true),
             Err(Hindrance::Later(error)) => Err(error),
@@ -238,19 +357,38 @@ impl Core {
         }
     }
 
-    fn start_plan(&self, revision: &Revision, image: &ResolvedImage, uid_base: u32) -> Result<StartPlan, Hindrance> {
+    fn start_plan(
+        &self,
+        revision: &Revision,
+        image: &ResolvedImage,
+        uid_base: u32,
+    ) -> Result<StartPlan, Hindrance> {
         let template = &revision.template;
-        let process = process::process(&revision.key, template, &image.config)
-            .map_err(|error| Hindrance::Failed { reason: "ContainerMissing", message: error.to_string() })?;
+        let process =
+            process::process(&revision.key, template, &image.config).map_err(|error| {
+                Hindrance::Failed {
+                    reason: "ContainerMissing",
+                    message: error.to_string(),
+                }
+            })?;
         Ok(StartPlan {
-            rootfs: RootfsSpec { layers: image.layers.clone(), uid_base },
+            rootfs: RootfsSpec {
+                layers: image.layers.clone(),
+                uid_base,
+            },
             process,
             limits: process::limits(template, self.settings.pids),
             port: template.port(),
         })
     }
 
-    fn state_of(&self, revision: &Revision, plan: StartPlan, stage: Stage, scaling: &ServiceScaling) -> RevisionState {
+    fn state_of(
+        &self,
+        revision: &Revision,
+        plan: StartPlan,
+        stage: Stage,
+        scaling: &ServiceScaling,
+    ) -> RevisionState {
         let template = Arc::new(revision.template.clone());
         let settings = scaling_settings(&template, scaling, 0, self.settings.idle_timeout);
         RevisionState {
@@ -275,7 +413,12 @@ impl Core {
     }
 
     fn service_scaling(&self, revision: &Revision) -> ServiceScaling {
-        let known = self.world.with(|inner| inner.services.get(&revision.key.service).map(|s| s.scaling.clone()));
+        let known = self.world.with(|inner| {
+            inner
+                .services
+                .get(&revision.key.service)
+                .map(|s| s.scaling.clone())
+        });
         known.unwrap_or_default()
     }
 
@@ -284,7 +427,10 @@ impl Core {
         let template = &revision.template;
         let Some(container) = template.ingress_container() else {
             let message = process::ProcessError::NoContainer.to_string();
-            return Err(Hindrance::Failed { reason: "ContainerMissing", message });
+            return Err(Hindrance::Failed {
+                reason: "ContainerMissing",
+                message,
+            });
         };
         let pinned = revision.status.image_digests.first();
         let wanted = pinned.map_or(container.image.as_str(), String::as_str);
@@ -292,12 +438,18 @@ impl Core {
             if error.transient {
                 Hindrance::Later(PassError(error.message))
             } else {
-                Hindrance::Failed { reason: static_reason(&error.reason), message: error.message }
+                Hindrance::Failed {
+                    reason: static_reason(&error.reason),
+                    message: error.message,
+                }
             }
         })?;
         if pinned.is_none() {
             self.env.before("save image").await;
-            self.store.save_image(image.clone()).await.map_err(PassError::from)?;
+            self.store
+                .save_image(image.clone())
+                .await
+                .map_err(PassError::from)?;
             self.env.before("pin digest").await;
             let digest = image.pinned.clone();
             let pin = move |stored: &mut Revision| {
@@ -307,7 +459,10 @@ impl Core {
                 }
                 unpinned
             };
-            self.store.update_revision(&revision.key, pin).await.map_err(PassError::from)?;
+            self.store
+                .update_revision(&revision.key, pin)
+                .await
+                .map_err(PassError::from)?;
         }
         Ok(image)
     }

@@ -10,7 +10,9 @@
 use utsuwa_model::RevisionKey;
 use utsuwa_model::image::ImageConfig;
 use utsuwa_model::instance::{Limits, ProcessSpec};
-use utsuwa_model::service::{Container, EnvValue, ExecutionEnvironment, RevisionTemplate, VolumeSource};
+use utsuwa_model::service::{
+    Container, EnvValue, ExecutionEnvironment, RevisionTemplate, VolumeSource,
+};
 
 /// Where programs are looked for when the image doesn't say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -32,7 +34,9 @@ pub enum ProcessError {
          with --set-env-vars, or remove the variable"
     )]
     Secret { name: String, secret: String },
-    #[error("volume '{name}' is of a kind that is not supported yet ({kind}). The root file system is writable and in memory")]
+    #[error(
+        "volume '{name}' is of a kind that is not supported yet ({kind}). The root file system is writable and in memory"
+    )]
     Volume { name: String, kind: &'static str },
 }
 
@@ -40,17 +44,26 @@ pub enum ProcessError {
 ///
 /// # Errors
 /// [`ProcessError`]: what can't be run, and what to change.
-pub fn process(key: &RevisionKey, template: &RevisionTemplate, image: &ImageConfig) -> Result<ProcessSpec, ProcessError> {
+pub fn process(
+    key: &RevisionKey,
+    template: &RevisionTemplate,
+    image: &ImageConfig,
+) -> Result<ProcessSpec, ProcessError> {
     if template.containers.len() > 1 {
         return Err(ProcessError::Sidecars(template.containers.len()));
     }
-    let container = template.ingress_container().ok_or(ProcessError::NoContainer)?;
+    let container = template
+        .ingress_container()
+        .ok_or(ProcessError::NoContainer)?;
     if let Some(volume) = template.volumes.first() {
         let kind = match volume.source {
             VolumeSource::EmptyDir { .. } => "an empty directory",
             VolumeSource::Secret { .. } => "a secret",
         };
-        return Err(ProcessError::Volume { name: volume.name.clone(), kind });
+        return Err(ProcessError::Volume {
+            name: volume.name.clone(),
+            kind,
+        });
     }
     let cwd = container.working_dir.clone().filter(|dir| !dir.is_empty());
     Ok(ProcessSpec {
@@ -70,7 +83,9 @@ fn arguments(container: &Container, image: &ImageConfig) -> Result<Vec<String>, 
     };
     let args: Vec<String> = program.iter().chain(rest).cloned().collect();
     if args.first().is_none_or(String::is_empty) {
-        return Err(ProcessError::NoProgram { image: container.image.clone() });
+        return Err(ProcessError::NoProgram {
+            image: container.image.clone(),
+        });
     }
     Ok(args)
 }
@@ -83,10 +98,11 @@ fn environment(
     image: &ImageConfig,
 ) -> Result<Vec<String>, ProcessError> {
     let mut variables: Vec<(String, String)> = Vec::new();
-    let mut set = |name: &str, value: &str| match variables.iter_mut().find(|(known, _)| known == name) {
-        Some((_, old)) => value.clone_into(old),
-        None => variables.push((name.to_owned(), value.to_owned())),
-    };
+    let mut set =
+        |name: &str, value: &str| match variables.iter_mut().find(|(known, _)| known == name) {
+            Some((_, old)) => value.clone_into(old),
+            None => variables.push((name.to_owned(), value.to_owned())),
+        };
     set("PATH", DEFAULT_PATH);
     for variable in &image.env {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
@@ -99,7 +115,10 @@ fn environment(
         match &variable.value {
             EnvValue::Literal(value) => set(&variable.name, value),
             EnvValue::Secret { secret, .. } => {
-                return Err(ProcessError::Secret { name: variable.name.clone(), secret: secret.clone() });
+                return Err(ProcessError::Secret {
+                    name: variable.name.clone(),
+                    secret: secret.clone(),
+                });
             }
         }
     }
@@ -108,19 +127,24 @@ fn environment(
     set("K_SERVICE", service);
     set("K_REVISION", key.revision.as_str());
     set("K_CONFIGURATION", service);
-    Ok(variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
+    Ok(variables
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect())
 }
 
 /// CPU and memory as written or by default; `pids` is the server's.
 #[must_use]
 pub fn limits(template: &RevisionTemplate, pids: u32) -> Limits {
-    Limits { cpu: template.cpu(), memory: template.memory(), pids }
+    Limits {
+        cpu: template.cpu(),
+        memory: template.memory(),
+        pids,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use utsuwa_model::service::{ContainerPort, EnvVar, Volume};
 
     use super::*;
@@ -134,12 +158,22 @@ mod tests {
     }
 
     fn template(command: &str, args: &str) -> RevisionTemplate {
-        let container = Container { command: words(command), args: words(args), ..Container::default() };
-        RevisionTemplate { containers: vec![container], ..RevisionTemplate::default() }
+        let container = Container {
+            command: words(command),
+            args: words(args),
+            ..Container::default()
+        };
+        RevisionTemplate {
+            containers: vec![container],
+            ..RevisionTemplate::default()
+        }
     }
 
     fn literal(name: &str, value: &str) -> EnvVar {
-        EnvVar { name: name.into(), value: EnvValue::Literal(value.into()) }
+        EnvVar {
+            name: name.into(),
+            value: EnvValue::Literal(value.into()),
+        }
     }
 
     #[test]
@@ -154,10 +188,18 @@ mod tests {
             ("", "", "", "", None),
             ("", "", "/mine", "", Some("/mine")),
         ] {
-            let image = ImageConfig { entrypoint: words(entrypoint), cmd: words(cmd), ..ImageConfig::default() };
+            let image = ImageConfig {
+                entrypoint: words(entrypoint),
+                cmd: words(cmd),
+                ..ImageConfig::default()
+            };
             let got = process(&key(), &template(command, args), &image);
             match want {
-                Some(want) => assert_eq!(got.unwrap().args, words(want), "{entrypoint}|{cmd}|{command}|{args}"),
+                Some(want) => assert_eq!(
+                    got.unwrap().args,
+                    words(want),
+                    "{entrypoint}|{cmd}|{command}|{args}"
+                ),
                 None => assert!(matches!(got, Err(ProcessError::NoProgram { .. }))),
             }
         }
@@ -167,12 +209,24 @@ mod tests {
     fn environment_in_layers_and_ours_last() {
         let image = ImageConfig {
             entrypoint: words("/app"),
-            env: vec!["PATH=/opt/bin".into(), "LANG=C".into(), "PORT=1".into(), "A=image".into()],
+            env: vec![
+                "PATH=/opt/bin".into(),
+                "LANG=C".into(),
+                "PORT=1".into(),
+                "A=image".into(),
+            ],
             ..ImageConfig::default()
         };
         let mut with = template("", "");
-        with.containers[0].env = vec![literal("A", "user"), literal("B", "x=y $(A)"), literal("K_SERVICE", "liar")];
-        with.containers[0].ports = vec![ContainerPort { name: String::new(), container_port: 9000 }];
+        with.containers[0].env = vec![
+            literal("A", "user"),
+            literal("B", "x=y $(A)"),
+            literal("K_SERVICE", "liar"),
+        ];
+        with.containers[0].ports = vec![ContainerPort {
+            name: String::new(),
+            container_port: 9000,
+        }];
         assert_eq!(
             process(&key(), &with, &image).unwrap().env,
             [
@@ -187,7 +241,12 @@ mod tests {
             ]
         );
         with.execution_environment = Some(ExecutionEnvironment::Gen1);
-        assert!(process(&key(), &with, &image).unwrap().env.contains(&"HOME=/home".to_owned()));
+        assert!(
+            process(&key(), &with, &image)
+                .unwrap()
+                .env
+                .contains(&"HOME=/home".to_owned())
+        );
     }
 
     #[test]
@@ -199,7 +258,10 @@ mod tests {
             ..ImageConfig::default()
         };
         let plain = process(&key(), &template("", ""), &image).unwrap();
-        assert_eq!((plain.cwd.as_str(), plain.user.as_str()), ("/srv", "app:app"));
+        assert_eq!(
+            (plain.cwd.as_str(), plain.user.as_str()),
+            ("/srv", "app:app")
+        );
         let mut moved = template("", "");
         moved.containers[0].working_dir = Some("/elsewhere".into());
         assert_eq!(process(&key(), &moved, &image).unwrap().cwd, "/elsewhere");
@@ -207,19 +269,43 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_said() {
-        let image = ImageConfig { entrypoint: words("/app"), ..ImageConfig::default() };
+        let image = ImageConfig {
+            entrypoint: words("/app"),
+            ..ImageConfig::default()
+        };
         let mut secret = template("", "");
-        let value = EnvValue::Secret { secret: "key".into(), version: "latest".into() };
-        secret.containers[0].env.push(EnvVar { name: "API_KEY".into(), value });
+        let value = EnvValue::Secret {
+            secret: "key".into(),
+            version: "latest".into(),
+        };
+        secret.containers[0].env.push(EnvVar {
+            name: "API_KEY".into(),
+            value,
+        });
         let text = process(&key(), &secret, &image).unwrap_err().to_string();
-        assert!(text.contains("API_KEY") && text.contains("'key'") && text.contains("--set-env-vars"), "{text}");
+        assert!(
+            text.contains("API_KEY") && text.contains("'key'") && text.contains("--set-env-vars"),
+            "{text}"
+        );
 
         let mut sidecar = template("", "");
         sidecar.containers.push(Container::default());
-        assert_eq!(process(&key(), &sidecar, &image), Err(ProcessError::Sidecars(2)));
+        assert_eq!(
+            process(&key(), &sidecar, &image),
+            Err(ProcessError::Sidecars(2))
+        );
         let mut volume = template("", "");
-        volume.volumes.push(Volume { name: "tmp".into(), source: VolumeSource::EmptyDir { size_limit: None } });
-        assert!(matches!(process(&key(), &volume, &image), Err(ProcessError::Volume { .. })));
-        assert_eq!(process(&key(), &RevisionTemplate::default(), &image), Err(ProcessError::NoContainer));
+        volume.volumes.push(Volume {
+            name: "tmp".into(),
+            source: VolumeSource::EmptyDir { size_limit: None },
+        });
+        assert!(matches!(
+            process(&key(), &volume, &image),
+            Err(ProcessError::Volume { .. })
+        ));
+        assert_eq!(
+            process(&key(), &RevisionTemplate::default(), &image),
+            Err(ProcessError::NoContainer)
+        );
     }
 }

@@ -13,7 +13,12 @@ const ACTIVE: &str = "Active";
 
 impl Core {
     /// Shows how far the attempt has come. `true` if something was written.
-    pub(crate) async fn write_pending(&self, revision: &Revision, reason: &str, message: &str) -> Result<bool, PassError> {
+    pub(crate) async fn write_pending(
+        &self,
+        revision: &Revision,
+        reason: &str,
+        message: &str,
+    ) -> Result<bool, PassError> {
         let now = self.env.now();
         let mut conditions = revision.status.conditions.clone();
         pending(&mut conditions, reason, message, now);
@@ -36,7 +41,12 @@ impl Core {
     }
 
     /// Writes the outcome with its conditions in one transaction.
-    pub(crate) async fn write_outcome(&self, revision: &Revision, outcome: Outcome, image: bool) -> Result<(), PassError> {
+    pub(crate) async fn write_outcome(
+        &self,
+        revision: &Revision,
+        outcome: Outcome,
+        image: bool,
+    ) -> Result<(), PassError> {
         let now = self.env.now();
         self.env.before("revision outcome").await;
         self.store
@@ -52,8 +62,16 @@ impl Core {
     }
 
     /// `Active` follows what runs; it never touches `Ready`. `true` if something was written.
-    pub(crate) async fn write_active(&self, revision: &Revision, active: bool) -> Result<bool, PassError> {
-        let state = if active { ConditionState::True } else { ConditionState::False };
+    pub(crate) async fn write_active(
+        &self,
+        revision: &Revision,
+        active: bool,
+    ) -> Result<bool, PassError> {
+        let state = if active {
+            ConditionState::True
+        } else {
+            ConditionState::False
+        };
         if condition::find(&revision.status.conditions, ACTIVE).is_some_and(|c| c.state == state) {
             return Ok(false);
         }
@@ -78,7 +96,10 @@ pub(crate) fn newborn(now: Timestamp) -> Vec<Condition> {
 
 fn pending(conditions: &mut Vec<Condition>, reason: &str, message: &str, now: Timestamp) {
     for kind in [RESOURCES, HEALTHY] {
-        condition::set(conditions, make(kind, ConditionState::Unknown, reason, message, now));
+        condition::set(
+            conditions,
+            make(kind, ConditionState::Unknown, reason, message, now),
+        );
     }
     let ready = condition::summary(conditions, &[RESOURCES, HEALTHY], now);
     condition::set(conditions, ready);
@@ -91,9 +112,15 @@ fn settled(stored: &mut Revision, outcome: Outcome, image: bool, now: Timestamp)
             // Without its image nothing was provisioned; with it, the container is at fault.
             let at_fault = if image { HEALTHY } else { RESOURCES };
             if image {
-                condition::set(conditions, make(RESOURCES, ConditionState::True, "", "", now));
+                condition::set(
+                    conditions,
+                    make(RESOURCES, ConditionState::True, "", "", now),
+                );
             }
-            condition::set(conditions, make(at_fault, ConditionState::False, reason, message, now));
+            condition::set(
+                conditions,
+                make(at_fault, ConditionState::False, reason, message, now),
+            );
             condition::set(conditions, active_condition(false, now));
         }
         _ => {
@@ -113,13 +140,26 @@ fn active_condition(active: bool, now: Timestamp) -> Condition {
     let (state, reason, message) = if active {
         (ConditionState::True, "", "")
     } else {
-        (ConditionState::False, "NoTraffic", "The target is not receiving traffic.")
+        (
+            ConditionState::False,
+            "NoTraffic",
+            "The target is not receiving traffic.",
+        )
     };
-    Condition { severity: Severity::Info, ..make(ACTIVE, state, reason, message, now) }
+    Condition {
+        severity: Severity::Info,
+        ..make(ACTIVE, state, reason, message, now)
+    }
 }
 
 /// A condition that takes part in the summary.
-pub(crate) fn make(kind: &str, state: ConditionState, reason: &str, message: &str, now: Timestamp) -> Condition {
+pub(crate) fn make(
+    kind: &str,
+    state: ConditionState,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> Condition {
     Condition {
         kind: kind.to_owned(),
         state,
@@ -132,7 +172,8 @@ pub(crate) fn make(kind: &str, state: ConditionState, reason: &str, message: &st
 
 /// What a service says of a revision that is not ready yet: reason and message of its summary.
 pub(crate) fn ready_words(revision: &Revision) -> (String, String) {
-    condition::find(&revision.status.conditions, "Ready").map_or_else(Default::default, |c| (c.reason.clone(), c.message.clone()))
+    condition::find(&revision.status.conditions, "Ready")
+        .map_or_else(Default::default, |c| (c.reason.clone(), c.message.clone()))
 }
 
 /// The message of a service whose newest revision failed.

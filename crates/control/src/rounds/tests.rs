@@ -1,5 +1,3 @@
-#![expect(clippy::panic, reason = "tests")]
-
 use std::collections::VecDeque;
 
 use super::*;
@@ -39,18 +37,29 @@ impl Passes for Notes {
             self.came.lock().push(key.clone());
             tokio::time::sleep(self.takes).await;
             self.now.lock().remove(&key);
-            self.answers.lock().pop_front().unwrap_or_else(|| Ok(Report::default()))
+            self.answers
+                .lock()
+                .pop_front()
+                .unwrap_or_else(|| Ok(Report::default()))
         }
         .boxed()
     }
 }
 
 fn service(name: &str) -> Key {
-    Key::Service(format!("demo/here/{name}").parse().unwrap_or_else(|e| panic!("{e}")))
+    Key::Service(
+        format!("demo/here/{name}")
+            .parse()
+            .unwrap_or_else(|e| panic!("{e}")),
+    )
 }
 
 fn revision(name: &str) -> Key {
-    Key::Instances(format!("demo/here/a/{name}").parse().unwrap_or_else(|e| panic!("{e}")))
+    Key::Instances(
+        format!("demo/here/a/{name}")
+            .parse()
+            .unwrap_or_else(|e| panic!("{e}")),
+    )
 }
 
 fn rounds(notes: Notes) -> (Arc<Rounds>, Arc<Notes>, CancellationToken) {
@@ -67,21 +76,43 @@ async fn pass(time: Duration) {
 
 #[tokio::test(start_paused = true)]
 async fn many_wishes_are_one_pass_and_one_more() {
-    let (rounds, notes, _cancel) = rounds(Notes { takes: Duration::from_millis(10), ..Notes::default() });
+    let (rounds, notes, _cancel) = rounds(Notes {
+        takes: Duration::from_millis(10),
+        ..Notes::default()
+    });
     for _ in 0..100 {
         rounds.ask(&notes, service("a"), Priority::Soon);
     }
     pass(Duration::from_secs(1)).await;
-    assert_eq!(notes.came.lock().len(), 2, "one that ran, one for what came meanwhile");
+    assert_eq!(
+        notes.came.lock().len(),
+        2,
+        "one that ran, one for what came meanwhile"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_earliest_wish_wins() {
     let (rounds, notes, _cancel) = rounds(Notes::default());
     let now = Instant::now();
-    rounds.ask_at(&notes, service("a"), now + Duration::from_secs(60), Priority::Housekeeping);
-    rounds.ask_at(&notes, service("a"), now + Duration::from_secs(5), Priority::Housekeeping);
-    rounds.ask_at(&notes, service("a"), now + Duration::from_secs(90), Priority::Housekeeping);
+    rounds.ask_at(
+        &notes,
+        service("a"),
+        now + Duration::from_secs(60),
+        Priority::Housekeeping,
+    );
+    rounds.ask_at(
+        &notes,
+        service("a"),
+        now + Duration::from_secs(5),
+        Priority::Housekeeping,
+    );
+    rounds.ask_at(
+        &notes,
+        service("a"),
+        now + Duration::from_secs(90),
+        Priority::Housekeeping,
+    );
     pass(Duration::from_secs(4)).await;
     assert_eq!(notes.came.lock().len(), 0);
     pass(Duration::from_secs(200)).await;
@@ -90,7 +121,10 @@ async fn the_earliest_wish_wins() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wake_passes_a_full_house() {
-    let (rounds, notes, _cancel) = rounds(Notes { takes: Duration::from_secs(10), ..Notes::default() });
+    let (rounds, notes, _cancel) = rounds(Notes {
+        takes: Duration::from_secs(10),
+        ..Notes::default()
+    });
     for n in 0..100 {
         rounds.ask(&notes, service(&format!("s{n}")), Priority::Housekeeping);
     }
@@ -101,7 +135,11 @@ async fn a_wake_passes_a_full_house() {
     assert!(notes.came.lock().contains(&revision("woken")));
     assert!(!rounds.is_at_rest());
     pass(Duration::from_secs(10)).await;
-    assert_eq!(notes.came.lock()[OTHER_SLOTS + 1], service("soon"), "before housekeeping that was asked earlier");
+    assert_eq!(
+        notes.came.lock()[OTHER_SLOTS + 1],
+        service("soon"),
+        "before housekeeping that was asked earlier"
+    );
     pass(Duration::from_secs(60)).await;
     assert_eq!(notes.came.lock().len(), 102);
     assert!(rounds.is_at_rest());
@@ -110,8 +148,10 @@ async fn a_wake_passes_a_full_house() {
 #[tokio::test(start_paused = true)]
 async fn failures_come_again_later_and_later() {
     let failed = || Err(PassError("no".to_owned()));
-    let (rounds, notes, _cancel) =
-        rounds(Notes { answers: Mutex::new(VecDeque::from([failed(), failed(), failed()])), ..Notes::default() });
+    let (rounds, notes, _cancel) = rounds(Notes {
+        answers: Mutex::new(VecDeque::from([failed(), failed(), failed()])),
+        ..Notes::default()
+    });
     rounds.ask(&notes, service("a"), Priority::Soon);
     pass(Duration::from_millis(100)).await;
     assert_eq!(notes.came.lock().len(), 1);
@@ -119,7 +159,11 @@ async fn failures_come_again_later_and_later() {
     pass(Duration::from_millis(150)).await;
     assert_eq!(notes.came.lock().len(), 2, "after 200 ms");
     pass(Duration::from_secs(2)).await;
-    assert_eq!(notes.came.lock().len(), 4, "after 400 and 800 ms, then it was well");
+    assert_eq!(
+        notes.came.lock().len(),
+        4,
+        "after 400 and 800 ms, then it was well"
+    );
     pass(Duration::from_secs(60)).await;
     assert_eq!(notes.came.lock().len(), 4);
     assert_eq!(backoff(40, 0), LONGEST_BACKOFF);
@@ -128,10 +172,23 @@ async fn failures_come_again_later_and_later() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sweep_that_finds_work_is_counted() {
-    let found = Ok(Report { actions: 1, ..Report::default() });
-    let (rounds, notes, _cancel) =
-        rounds(Notes { answers: Mutex::new(VecDeque::from([found.clone(), Ok(Report::default()), found])), ..Notes::default() });
-    for (priority, counted) in [(Priority::Sweep, 1), (Priority::Sweep, 1), (Priority::Soon, 1)] {
+    let found = Ok(Report {
+        actions: 1,
+        ..Report::default()
+    });
+    let (rounds, notes, _cancel) = rounds(Notes {
+        answers: Mutex::new(VecDeque::from([
+            found.clone(),
+            Ok(Report::default()),
+            found,
+        ])),
+        ..Notes::default()
+    });
+    for (priority, counted) in [
+        (Priority::Sweep, 1),
+        (Priority::Sweep, 1),
+        (Priority::Soon, 1),
+    ] {
         rounds.ask(&notes, service("a"), priority);
         pass(Duration::from_millis(1)).await;
         assert_eq!(rounds.sweep_found(), counted);
@@ -140,8 +197,14 @@ async fn a_sweep_that_finds_work_is_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_line_that_is_gone_is_forgotten_and_nothing_begins_after_the_stop() {
-    let gone = Ok(Report { gone: true, ..Report::default() });
-    let (rounds, notes, _cancel) = rounds(Notes { answers: Mutex::new(VecDeque::from([gone])), ..Notes::default() });
+    let gone = Ok(Report {
+        gone: true,
+        ..Report::default()
+    });
+    let (rounds, notes, _cancel) = rounds(Notes {
+        answers: Mutex::new(VecDeque::from([gone])),
+        ..Notes::default()
+    });
     rounds.ask(&notes, service("a"), Priority::Soon);
     pass(Duration::from_millis(1)).await;
     assert!(rounds.table().is_empty() && rounds.keys().is_empty());

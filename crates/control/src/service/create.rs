@@ -23,22 +23,34 @@ pub(crate) struct Created {
 
 impl Core {
     /// Finds the revision of the service's template, or makes it.
-    pub(crate) async fn create_revision_if_changed(&self, service: &Service) -> Result<Created, PassError> {
+    pub(crate) async fn create_revision_if_changed(
+        &self,
+        service: &Service,
+    ) -> Result<Created, PassError> {
         let revisions = self.store.revisions_of(&service.key)?;
-        let found = |current| Ok(Created { current: Ok(current), made: false });
+        let found = |current| {
+            Ok(Created {
+                current: Ok(current),
+                made: false,
+            })
+        };
         match &service.spec.template.revision {
             Some(name) => {
                 if let Some(same) = revisions.iter().find(|r| r.key.revision == *name) {
                     if same.template.same_as(&service.spec.template) {
                         return found(name.clone());
                     }
-                    return Ok(Created { current: Err(taken(name)), made: false });
+                    return Ok(Created {
+                        current: Err(taken(name)),
+                        made: false,
+                    });
                 }
             }
             // A crash may have come between making it and saying so: what counts is what is there.
             None => {
                 let newest = revisions.last();
-                if let Some(newest) = newest.filter(|r| r.template.same_as(&service.spec.template)) {
+                if let Some(newest) = newest.filter(|r| r.template.same_as(&service.spec.template))
+                {
                     return found(newest.key.revision.clone());
                 }
             }
@@ -50,15 +62,25 @@ impl Core {
         let explicit = service.spec.template.revision.clone();
         let name = match &explicit {
             Some(name) => name.clone(),
-            None => automatic_name(&service.key.service, service.meta.generation, self.env.random())
-                .parse()
-                .map_err(|error| PassError(format!("name a revision: {error}")))?,
+            None => automatic_name(
+                &service.key.service,
+                service.meta.generation,
+                self.env.random(),
+            )
+            .parse()
+            .map_err(|error| PassError(format!("name a revision: {error}")))?,
         };
         let revision = self.newborn(service, name.clone());
         self.env.before("create revision").await;
         match self.store.create_revision(revision).await {
-            Ok(()) => Ok(Created { current: Ok(name), made: true }),
-            Err(StoreError::AlreadyExists { .. }) if explicit.is_some() => Ok(Created { current: Err(taken(&name)), made: false }),
+            Ok(()) => Ok(Created {
+                current: Ok(name),
+                made: true,
+            }),
+            Err(StoreError::AlreadyExists { .. }) if explicit.is_some() => Ok(Created {
+                current: Err(taken(&name)),
+                made: false,
+            }),
             // An automatic name was taken: the next pass draws another.
             Err(error) => Err(error.into()),
         }
@@ -68,7 +90,10 @@ impl Core {
         let now = self.env.now();
         let template = service.spec.template.clone();
         Revision {
-            key: RevisionKey { service: service.key.clone(), revision: name },
+            key: RevisionKey {
+                service: service.key.clone(),
+                revision: name,
+            },
             meta: Meta {
                 uid: self.new_uid(),
                 generation: 1,
@@ -96,5 +121,7 @@ impl Core {
 }
 
 fn taken(name: &RevisionId) -> Clash {
-    Clash { message: format!("Revision named '{name}' with different configuration already exists.") }
+    Clash {
+        message: format!("Revision named '{name}' with different configuration already exists."),
+    }
 }

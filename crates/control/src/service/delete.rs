@@ -10,14 +10,21 @@ impl Core {
     pub(crate) async fn delete_pass(&self, service: &Service) -> Result<Report, PassError> {
         let key = &service.key;
         let mut actions = 0;
-        if self.world.with(|inner| inner.services.remove(key).is_some()) {
+        if self
+            .world
+            .with(|inner| inner.services.remove(key).is_some())
+        {
             self.publish();
             actions += 1;
         }
         let mut left = 0;
         for revision in self.store.revisions_of(key)? {
             self.end_revision(&revision.key);
-            if self.world.revision(&revision.key, |state| state.instances.len()).is_some_and(|count| count > 0) {
+            if self
+                .world
+                .revision(&revision.key, |state| state.instances.len())
+                .is_some_and(|count| count > 0)
+            {
                 left += 1;
                 continue;
             }
@@ -28,10 +35,20 @@ impl Core {
         if left > 0 {
             // The instance loop asks for this service when the last instance is gone; this is only the belt to the braces.
             let wake_at = Some(self.env.now().plus(std::time::Duration::from_secs(1)));
-            return Ok(Report { because: format!("waits for instances of {left} revisions"), wake_at, actions, gone: false });
+            return Ok(Report {
+                because: format!("waits for instances of {left} revisions"),
+                wake_at,
+                actions,
+                gone: false,
+            });
         }
         self.env.before("remove service").await;
         self.store.remove_service(key).await?;
-        Ok(Report { because: "removed".to_owned(), wake_at: None, actions: actions + 1, gone: true })
+        Ok(Report {
+            because: "removed".to_owned(),
+            wake_at: None,
+            actions: actions + 1,
+            gone: true,
+        })
     }
 }

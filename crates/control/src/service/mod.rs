@@ -52,11 +52,17 @@ impl Core {
     /// One pass over a service.
     pub(crate) async fn service_pass(&self, key: &ServiceKey) -> Result<Report, PassError> {
         let Some(service) = self.store.service(key)? else {
-            let had = self.world.with(|inner| inner.services.remove(key).is_some());
+            let had = self
+                .world
+                .with(|inner| inner.services.remove(key).is_some());
             if had {
                 self.publish();
             }
-            return Ok(Report { because: "the service is gone".to_owned(), gone: true, ..Report::default() });
+            return Ok(Report {
+                because: "the service is gone".to_owned(),
+                gone: true,
+                ..Report::default()
+            });
         };
         if service.meta.delete_time.is_some() {
             return self.delete_pass(&service).await;
@@ -75,22 +81,46 @@ impl Core {
         }
         let because = match (&picture.resolved, picture.current()) {
             (Ok(routing), Some(current)) => {
-                let split: Vec<String> = routing.split.iter().map(|(id, percent)| format!("{percent} % to {id}")).collect();
-                format!("{}; newest revision {} is {}", split.join(", "), current.key.revision, word(&current.status.outcome))
+                let split: Vec<String> = routing
+                    .split
+                    .iter()
+                    .map(|(id, percent)| format!("{percent} % to {id}"))
+                    .collect();
+                format!(
+                    "{}; newest revision {} is {}",
+                    split.join(", "),
+                    current.key.revision,
+                    word(&current.status.outcome)
+                )
             }
             (Err(held), _) => held.message.clone(),
             (_, None) => "no revision could be made".to_owned(),
         };
-        Ok(Report { because, actions, ..Report::default() })
+        Ok(Report {
+            because,
+            actions,
+            ..Report::default()
+        })
     }
 
     /// Reads the rest and resolves the traffic.
-    pub(crate) fn picture(&self, service: Service, current: Result<RevisionId, create::Clash>) -> Result<Picture, PassError> {
+    pub(crate) fn picture(
+        &self,
+        service: Service,
+        current: Result<RevisionId, create::Clash>,
+    ) -> Result<Picture, PassError> {
         let revisions = self.store.revisions_of(&service.key)?;
         let latest_ready = latest_ready(&service, &revisions, current.as_ref().ok());
-        let known: BTreeMap<RevisionId, Servable> =
-            revisions.iter().map(|r| (r.key.revision.clone(), servable(r))).collect();
-        let resolved = resolve(service.key.service.as_str(), &service.spec.traffic, latest_ready.as_ref(), &known);
+        let known: BTreeMap<RevisionId, Servable> = revisions
+            .iter()
+            .map(|r| (r.key.revision.clone(), servable(r)))
+            .collect();
+        let resolved = resolve(
+            service.key.service.as_str(),
+            &service.spec.traffic,
+            latest_ready.as_ref(),
+            &known,
+        );
         let routing = match &resolved {
             Ok(routing) => Some(routing.clone()),
             Err(_) => {
@@ -98,21 +128,39 @@ impl Core {
                 traffic::routing_of(&service.status.traffic, serves)
             }
         };
-        Ok(Picture { service, revisions, current, latest_ready, resolved, routing })
+        Ok(Picture {
+            service,
+            revisions,
+            current,
+            latest_ready,
+            resolved,
+            routing,
+        })
     }
 
     /// Takes over the routes and tells the ingress if something changed.
     async fn route(&self, picture: &Picture) -> Result<bool, PassError> {
         let key = &picture.service.key;
         let routes = self.routes_of(picture)?;
-        for revision in picture.revisions.iter().filter(|r| routes.shares.contains_key(&r.key.revision)) {
+        for revision in picture
+            .revisions
+            .iter()
+            .filter(|r| routes.shares.contains_key(&r.key.revision))
+        {
             self.make_known(revision).await?;
         }
-        let ready: BTreeSet<RevisionId> =
-            picture.revisions.iter().filter(|r| r.can_serve()).map(|r| r.key.revision.clone()).collect();
+        let ready: BTreeSet<RevisionId> = picture
+            .revisions
+            .iter()
+            .filter(|r| r.can_serve())
+            .map(|r| r.key.revision.clone())
+            .collect();
         let changed = self.take_routes(key, routes, &ready)?;
         for id in self.unprepared(key) {
-            self.ask_revision(&RevisionKey { service: key.clone(), revision: id });
+            self.ask_revision(&RevisionKey {
+                service: key.clone(),
+                revision: id,
+            });
         }
         Ok(changed)
     }
@@ -120,8 +168,18 @@ impl Core {
     /// The routes that the picture stands for.
     pub(crate) fn routes_of(&self, picture: &Picture) -> Result<ServiceRoutes, PassError> {
         let policy = self.store.policy(&picture.service.key)?;
-        let held = picture.resolved.as_ref().err().map_or("", |held| held.message.as_str());
-        Ok(traffic::routes(&picture.service, &policy, picture.routing.as_ref(), held, &self.settings))
+        let held = picture
+            .resolved
+            .as_ref()
+            .err()
+            .map_or("", |held| held.message.as_str());
+        Ok(traffic::routes(
+            &picture.service,
+            &policy,
+            picture.routing.as_ref(),
+            held,
+            &self.settings,
+        ))
     }
 
     /// Puts `routes` into the picture and publishes them when they differ. Revisions that lost or won traffic are looked at.
@@ -138,12 +196,25 @@ impl Core {
         let idle = self.settings.idle_timeout;
         let mut touched = Vec::new();
         let changed = self.world.with(|inner| {
-            let revision = |id: &RevisionId| RevisionKey { service: key.clone(), revision: id.clone() };
-            if let Some(unknown) = routes.shares.keys().map(revision).find(|key| !inner.revisions.contains_key(key)) {
-                return Err(PassError(format!("{unknown} is routed, but how to start it is not known yet")));
+            let revision = |id: &RevisionId| RevisionKey {
+                service: key.clone(),
+                revision: id.clone(),
+            };
+            if let Some(unknown) = routes
+                .shares
+                .keys()
+                .map(revision)
+                .find(|key| !inner.revisions.contains_key(key))
+            {
+                return Err(PassError(format!(
+                    "{unknown} is routed, but how to start it is not known yet"
+                )));
             }
             let changed = inner.services.get(key) != Some(&routes);
-            let own = inner.revisions.range_mut(first_of(key)..).take_while(|(k, _)| k.service == *key);
+            let own = inner
+                .revisions
+                .range_mut(first_of(key)..)
+                .take_while(|(k, _)| k.service == *key);
             for (revision, state) in own {
                 let was = state.stage;
                 if was == Stage::Proven && ready.contains(&revision.revision) {
@@ -152,8 +223,11 @@ impl Core {
                 let share = routes.shares.get(&revision.revision);
                 let (routed, percent) = (share.is_some(), share.copied().unwrap_or(0));
                 let settings = scaling_settings(&state.template, &routes.scaling, percent, idle);
-                if (routed, percent, was) != (state.routed, state.percent, state.stage) || settings != state.settings {
-                    state.route = Arc::new(revision::route_of(revision, &state.template, &settings));
+                if (routed, percent, was) != (state.routed, state.percent, state.stage)
+                    || settings != state.settings
+                {
+                    state.route =
+                        Arc::new(revision::route_of(revision, &state.template, &settings));
                     (state.routed, state.percent, state.settings) = (routed, percent, settings);
                     touched.push(revision.clone());
                 }
@@ -173,21 +247,42 @@ impl Core {
     /// Routed revisions that nobody has made startable yet.
     fn unprepared(&self, key: &ServiceKey) -> Vec<RevisionId> {
         self.world.with(|inner| {
-            let Some(routes) = inner.services.get(key) else { return Vec::new() };
-            let known = |id: &RevisionId| {
-                let revision = RevisionKey { service: key.clone(), revision: id.clone() };
-                inner.revisions.get(&revision).is_some_and(|state| state.prepared)
+            let Some(routes) = inner.services.get(key) else {
+                return Vec::new();
             };
-            routes.shares.keys().filter(|id| !known(id)).cloned().collect()
+            let known = |id: &RevisionId| {
+                let revision = RevisionKey {
+                    service: key.clone(),
+                    revision: id.clone(),
+                };
+                inner
+                    .revisions
+                    .get(&revision)
+                    .is_some_and(|state| state.prepared)
+            };
+            routes
+                .shares
+                .keys()
+                .filter(|id| !known(id))
+                .cloned()
+                .collect()
         })
     }
 
     /// Revisions that a user deleted go when nothing of them runs any more.
     async fn remove_deleted(&self, picture: &Picture) -> Result<usize, PassError> {
         let mut removed = 0;
-        for revision in picture.revisions.iter().filter(|r| r.meta.delete_time.is_some()) {
+        for revision in picture
+            .revisions
+            .iter()
+            .filter(|r| r.meta.delete_time.is_some())
+        {
             self.end_revision(&revision.key);
-            if self.world.revision(&revision.key, |state| state.instances.is_empty()).unwrap_or(true) {
+            if self
+                .world
+                .revision(&revision.key, |state| state.instances.is_empty())
+                .unwrap_or(true)
+            {
                 self.env.before("remove revision").await;
                 self.store.remove_revision(&revision.key).await?;
                 removed += 1;
@@ -201,23 +296,44 @@ impl Core {
         if picture.revisions.len() <= KEPT_REVISIONS {
             return Ok(0);
         }
-        let mut needed: BTreeSet<RevisionId> = picture.service.spec.traffic.iter().filter_map(|t| t.revision.clone()).collect();
+        let mut needed: BTreeSet<RevisionId> = picture
+            .service
+            .spec
+            .traffic
+            .iter()
+            .filter_map(|t| t.revision.clone())
+            .collect();
         needed.extend(picture.current.as_ref().ok().cloned());
         needed.extend(picture.latest_ready.clone());
-        needed.extend(picture.routing.iter().flat_map(|r| r.targets.iter().map(|t| t.revision.clone())));
+        needed.extend(
+            picture
+                .routing
+                .iter()
+                .flat_map(|r| r.targets.iter().map(|t| t.revision.clone())),
+        );
         let aged: Vec<Aged> = picture
             .revisions
             .iter()
             .map(|r| {
-                let kept = r.meta.annotations.get("serving.knative.dev/no-gc").is_some_and(|v| v == "true");
-                let running = self.world.revision(&r.key, |state| !state.instances.is_empty()).unwrap_or(false);
+                let kept = r
+                    .meta
+                    .annotations
+                    .get("serving.knative.dev/no-gc")
+                    .is_some_and(|v| v == "true");
+                let running = self
+                    .world
+                    .revision(&r.key, |state| !state.instances.is_empty())
+                    .unwrap_or(false);
                 Aged::of(&r.key.revision, &r.meta, kept, running)
             })
             .collect();
         let unneeded = collect(&aged, &needed, KEPT_REVISIONS);
         for id in &unneeded {
             self.env.before("collect revision").await;
-            let key = RevisionKey { service: picture.service.key.clone(), revision: id.clone() };
+            let key = RevisionKey {
+                service: picture.service.key.clone(),
+                revision: id.clone(),
+            };
             self.store.remove_revision(&key).await?;
         }
         Ok(unneeded.len())
@@ -226,7 +342,10 @@ impl Core {
 
 /// The least key a revision of `service` can have.
 fn first_of(service: &ServiceKey) -> RevisionKey {
-    RevisionKey { service: service.clone(), revision: "a".parse().expect("a letter is a revision id") }
+    RevisionKey {
+        service: service.clone(),
+        revision: "a".parse().expect("a letter is a revision id"),
+    }
 }
 
 fn word(outcome: &Outcome) -> &'static str {
@@ -247,9 +366,27 @@ fn servable(revision: &Revision) -> Servable {
 }
 
 /// The current one if it is ready; else the one that was, if it still can serve; else the newest that can.
-fn latest_ready(service: &Service, revisions: &[Revision], current: Option<&RevisionId>) -> Option<RevisionId> {
-    let ready = |id: &RevisionId| revisions.iter().any(|r| r.key.revision == *id && r.can_serve());
+fn latest_ready(
+    service: &Service,
+    revisions: &[Revision],
+    current: Option<&RevisionId>,
+) -> Option<RevisionId> {
+    let ready = |id: &RevisionId| {
+        revisions
+            .iter()
+            .any(|r| r.key.revision == *id && r.can_serve())
+    };
     let preferred = [current, service.status.latest_ready.as_ref()];
-    let kept = preferred.into_iter().flatten().find(|id| ready(id)).cloned();
-    kept.or_else(|| revisions.iter().rev().find(|r| r.can_serve()).map(|r| r.key.revision.clone()))
+    let kept = preferred
+        .into_iter()
+        .flatten()
+        .find(|id| ready(id))
+        .cloned();
+    kept.or_else(|| {
+        revisions
+            .iter()
+            .rev()
+            .find(|r| r.can_serve())
+            .map(|r| r.key.revision.clone())
+    })
 }

@@ -29,9 +29,15 @@ pub(crate) fn access(service: &Service, policy: &Policy) -> Access {
         return Access::Closed;
     }
     let everybody = policy.bindings.iter().any(|binding| {
-        binding.role == "roles/run.invoker" && binding.condition.is_none() && binding.members.iter().any(|m| m == "allUsers")
+        binding.role == "roles/run.invoker"
+            && binding.condition.is_none()
+            && binding.members.iter().any(|m| m == "allUsers")
     });
-    if service.spec.invoker_iam_disabled || everybody { Access::Public } else { Access::Authenticated }
+    if service.spec.invoker_iam_disabled || everybody {
+        Access::Public
+    } else {
+        Access::Authenticated
+    }
 }
 
 /// The routes of a service. Without `routing` nothing of it ever became ready, for the reason `held`.
@@ -44,29 +50,60 @@ pub(crate) fn routes(
 ) -> ServiceRoutes {
     let (key, access) = (&service.key, access(service, policy));
     let own = host(key, settings);
-    let revision = |id: &RevisionId| RevisionKey { service: key.clone(), revision: id.clone() };
+    let revision = |id: &RevisionId| RevisionKey {
+        service: key.clone(),
+        revision: id.clone(),
+    };
     let route = |tag: Option<&String>, target: Target| {
-        Arc::new(HostRoute { service: key.clone(), tag: tag.cloned(), access, target })
+        Arc::new(HostRoute {
+            service: key.clone(),
+            tag: tag.cloned(),
+            access,
+            target,
+        })
     };
     let mut hosts = Vec::new();
     let mut shares = BTreeMap::new();
     match routing {
         Some(routing) => {
-            let split = routing.split.iter().map(|(id, percent)| (revision(id), *percent)).collect();
+            let split = routing
+                .split
+                .iter()
+                .map(|(id, percent)| (revision(id), *percent))
+                .collect();
             hosts.push((own.clone(), route(None, Target::Split(split))));
             for (tag, id) in &routing.tags {
-                hosts.push((tag_host(tag, &own), route(Some(tag), Target::Split(vec![(revision(id), 100)]))));
+                hosts.push((
+                    tag_host(tag, &own),
+                    route(Some(tag), Target::Split(vec![(revision(id), 100)])),
+                ));
                 shares.insert(id.clone(), 0);
             }
             shares.extend(routing.split.iter().cloned());
         }
-        None => hosts.push((own, route(None, Target::NotReady { message: held.to_owned() }))),
+        None => hosts.push((
+            own,
+            route(
+                None,
+                Target::NotReady {
+                    message: held.to_owned(),
+                },
+            ),
+        )),
     }
-    ServiceRoutes { hosts, shares, scaling: service.spec.scaling.clone() }
+    ServiceRoutes {
+        hosts,
+        shares,
+        scaling: service.spec.scaling.clone(),
+    }
 }
 
 /// What is shown as really routed, in the user's order.
-pub(crate) fn traffic_status(key: &ServiceKey, routing: &Routing, settings: &ControlSettings) -> Vec<TrafficStatus> {
+pub(crate) fn traffic_status(
+    key: &ServiceKey,
+    routing: &Routing,
+    settings: &ControlSettings,
+) -> Vec<TrafficStatus> {
     let own = host(key, settings);
     routing
         .targets
@@ -76,19 +113,29 @@ pub(crate) fn traffic_status(key: &ServiceKey, routing: &Routing, settings: &Con
             latest: target.latest,
             percent: target.percent,
             tag: target.tag.clone(),
-            url: target.tag.as_ref().map_or_else(String::new, |tag| settings.url(&tag_host(tag, &own))),
+            url: target
+                .tag
+                .as_ref()
+                .map_or_else(String::new, |tag| settings.url(&tag_host(tag, &own))),
         })
         .collect()
 }
 
 /// The routing that a stored status describes: where a held route stays, also after a restart. `None` if it names nothing, or
 /// a revision that can't serve.
-pub(crate) fn routing_of(status: &[TrafficStatus], can_serve: impl Fn(&RevisionId) -> bool) -> Option<Routing> {
+pub(crate) fn routing_of(
+    status: &[TrafficStatus],
+    can_serve: impl Fn(&RevisionId) -> bool,
+) -> Option<Routing> {
     let mut routing = Routing::default();
     for target in status.iter().filter(|target| can_serve(&target.revision)) {
         let percent = target.percent.unwrap_or(0);
         if percent > 0 {
-            match routing.split.iter_mut().find(|(id, _)| *id == target.revision) {
+            match routing
+                .split
+                .iter_mut()
+                .find(|(id, _)| *id == target.revision)
+            {
                 Some((_, share)) => *share += percent,
                 None => routing.split.push((target.revision.clone(), percent)),
             }

@@ -1,6 +1,10 @@
 //! A house without containers and without network for the loops under test: the fake driver, a door that counts, images from a
 //! table, and time that only moves when told. It outlives the loops: [`House::restart`] gives it new ones.
-#![allow(clippy::allow_attributes, dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    clippy::allow_attributes,
+    dead_code,
+    reason = "each test file uses a part of it"
+)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +25,9 @@ use utsuwa_model::image::{ImageConfig, ResolvedImage};
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::operation::{Operation, OperationKind};
 use utsuwa_model::route::{InstanceRoute, RouteTable, Target};
-use utsuwa_model::service::{Container, Meta, RevisionTemplate, Service, ServiceSpec, ServiceStatus};
+use utsuwa_model::service::{
+    Container, Meta, RevisionTemplate, Service, ServiceSpec, ServiceStatus,
+};
 use utsuwa_model::{ConditionState, InstanceId, RevisionKey, ServiceKey, Timestamp, condition};
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::fake::FakeDriver;
@@ -44,7 +50,9 @@ impl Environment for Clock {
     }
 
     fn random(&self) -> u64 {
-        let mut z = self.dice.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let mut z = self
+            .dice
+            .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -75,7 +83,11 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) fn after(actions: u64) -> Arc<Self> {
-        Arc::new(Self { left: AtomicU64::new(actions), closed: AtomicBool::new(false), seen: Mutex::default() })
+        Arc::new(Self {
+            left: AtomicU64::new(actions),
+            closed: AtomicBool::new(false),
+            seen: Mutex::default(),
+        })
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -144,10 +156,16 @@ impl DoorInner {
     /// Gives waiting requests to ready instances.
     fn hand_out(&mut self, key: &RevisionKey) {
         let limit = self.table.revisions.get(key).map_or(80, |r| r.concurrency);
-        let Some(demand) = self.demand.get_mut(key) else { return };
+        let Some(demand) = self.demand.get_mut(key) else {
+            return;
+        };
         while demand.queued > 0 {
-            let free = |i: &&mut InstanceLoad| i.reach == Reach::Ready && (limit == 0 || i.in_flight < limit);
-            let Some(instance) = demand.instances.iter_mut().find(free) else { break };
+            let free = |i: &&mut InstanceLoad| {
+                i.reach == Reach::Ready && (limit == 0 || i.in_flight < limit)
+            };
+            let Some(instance) = demand.instances.iter_mut().find(free) else {
+                break;
+            };
             instance.in_flight += 1;
             instance.idle_since = None;
             demand.queued -= 1;
@@ -158,7 +176,11 @@ impl DoorInner {
 
 impl Door {
     fn new(clock: Arc<Clock>, gate: Option<Arc<Gate>>) -> Arc<Self> {
-        Arc::new(Self { clock, inner: Mutex::default(), gate })
+        Arc::new(Self {
+            clock,
+            inner: Mutex::default(),
+            gate,
+        })
     }
 
     fn alive(&self, action: &str) -> bool {
@@ -193,13 +215,20 @@ impl Door {
             demand.last_active = Some(now);
             inner.hand_out(key);
             let demand = inner.demand(key, now);
-            let nobody = !demand.instances.iter().any(|i| matches!(i.reach, Reach::Ready | Reach::Starting));
+            let nobody = !demand
+                .instances
+                .iter()
+                .any(|i| matches!(i.reach, Reach::Ready | Reach::Starting));
             let wake = demand.queued > 0 && nobody && !demand.wake;
             demand.wake |= wake;
             (inner.handle.clone(), wake)
         };
         if let Some(handle) = handle {
-            if wake { handle.wake(key) } else { handle.changed(key) }
+            if wake {
+                handle.wake(key)
+            } else {
+                handle.changed(key)
+            }
         }
     }
 
@@ -246,11 +275,18 @@ impl FrontDoor for Door {
             let reach = match &inner.listens {
                 Listens::AtOnce => Reach::Ready,
                 Listens::NotYet => Reach::Starting,
-                Listens::Never(message) => Reach::Failed { message: message.clone() },
+                Listens::Never(message) => Reach::Failed {
+                    message: message.clone(),
+                },
             };
             let demand = inner.demand(&key, now);
             if !demand.instances.iter().any(|i| i.id == instance.id) {
-                demand.instances.push(InstanceLoad { id: instance.id, reach, in_flight: 0, idle_since: Some(now) });
+                demand.instances.push(InstanceLoad {
+                    id: instance.id,
+                    reach,
+                    in_flight: 0,
+                    idle_since: Some(now),
+                });
             }
             demand.wake = false;
             inner.hand_out(&key);
@@ -285,7 +321,12 @@ impl FrontDoor for Door {
         let mut inner = self.inner.lock();
         if let Some(key) = inner.owners.remove(id) {
             let demand = inner.demand(&key, now);
-            let inside: u32 = demand.instances.iter().filter(|i| i.id == *id).map(|i| i.in_flight).sum();
+            let inside: u32 = demand
+                .instances
+                .iter()
+                .filter(|i| i.id == *id)
+                .map(|i| i.in_flight)
+                .sum();
             demand.in_flight -= inside;
             demand.instances.retain(|i| i.id != *id);
         }
@@ -303,7 +344,10 @@ impl FrontDoor for Door {
     fn demand(&self, revision: &RevisionKey) -> Option<RevisionDemand> {
         let now = self.clock.now();
         let mut inner = self.inner.lock();
-        inner.demand.contains_key(revision).then(|| inner.demand(revision, now).clone())
+        inner
+            .demand
+            .contains_key(revision)
+            .then(|| inner.demand(revision, now).clone())
     }
 }
 
@@ -317,13 +361,21 @@ pub(crate) struct Shelf {
 
 impl Shelf {
     pub(crate) fn put(&self, reference: &str) {
-        let digest = format!("sha256:{:064x}", reference.bytes().fold(7_u128, |hash, b| hash.wrapping_mul(31) + u128::from(b)));
+        let digest = format!(
+            "sha256:{:064x}",
+            reference
+                .bytes()
+                .fold(7_u128, |hash, b| hash.wrapping_mul(31) + u128::from(b))
+        );
         let image = ResolvedImage {
             reference: reference.to_owned(),
             pinned: format!("{reference}@{digest}"),
             manifest: digest.clone(),
             layers: vec![digest],
-            config: ImageConfig { entrypoint: vec!["/app".to_owned()], ..ImageConfig::default() },
+            config: ImageConfig {
+                entrypoint: vec!["/app".to_owned()],
+                ..ImageConfig::default()
+            },
             size_bytes: 1,
         };
         let mut images = self.images.lock();
@@ -377,9 +429,20 @@ pub(crate) struct House {
 
 impl House {
     pub(crate) async fn new() -> Self {
+        Self::begin(true).await
+    }
+
+    /// `awake` for paused time; without it time must be real.
+    pub(crate) async fn begin(keep_awake: bool) -> Self {
         // Keeps the runtime busy, so that paused time never runs ahead while the store's thread works.
-        #[expect(clippy::disallowed_methods, reason = "aborted when the house is dropped")]
-        let awake = tokio::spawn(async {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "aborted when the house is dropped"
+        )]
+        let awake = tokio::spawn(async move {
+            if !keep_awake {
+                return;
+            }
             loop {
                 std::thread::yield_now();
                 tokio::task::yield_now().await;
@@ -395,9 +458,16 @@ impl House {
         let driver = FakeDriver::new(move || now.now());
         let store = Store::open_in_memory().unwrap();
         let images = Arc::new(Shelf::default());
-        let settings = ControlSettings::new("demo".parse().unwrap(), "here".parse().unwrap(), "localhost", 8080);
+        let settings = ControlSettings::new(
+            "demo".parse().unwrap(),
+            "here".parse().unwrap(),
+            "localhost",
+            8080,
+        );
         let door = Door::new(Arc::clone(&clock), None);
-        let control = start(&store, &driver, &door, &images, &clock, &settings).await.expect("starts");
+        let control = start(&store, &driver, &door, &images, &clock, &settings)
+            .await
+            .expect("starts");
         Self {
             clock,
             store,
@@ -416,7 +486,14 @@ impl House {
         self.control.shutdown(Duration::ZERO).await;
         self.set_gate(gate.clone());
         self.door = Door::new(Arc::clone(&self.clock), gate.clone());
-        let starting = start(&self.store, &self.driver, &self.door, &self.images, &self.clock, &self.settings);
+        let starting = start(
+            &self.store,
+            &self.driver,
+            &self.door,
+            &self.images,
+            &self.clock,
+            &self.settings,
+        );
         let dead = async {
             while !gate.as_ref().is_some_and(|g| g.is_closed()) {
                 tokio::task::yield_now().await;
@@ -434,7 +511,10 @@ impl House {
         *self.images.gate.lock() = gate.clone();
         self.driver.gate(gate.map(|gate| {
             let gate: utsuwa_runtime::fake::Gate = Arc::new(move |action: &str| {
-                let (gate, action) = (Arc::clone(&gate), action.split(' ').next().unwrap().to_owned());
+                let (gate, action) = (
+                    Arc::clone(&gate),
+                    action.split(' ').next().unwrap().to_owned(),
+                );
                 async move { gate.pass(&action).await }.boxed()
             });
             gate
@@ -447,8 +527,17 @@ impl House {
         while !done(self) {
             tokio::task::yield_now().await;
             if began.elapsed() > Duration::from_secs(20) {
-                let table: Vec<String> = self.control.loops().iter().map(|l| format!("{l:?}")).collect();
-                panic!("never came: {what}\n{}\n{:?}", table.join("\n"), self.driver.log());
+                let table: Vec<String> = self
+                    .control
+                    .loops()
+                    .iter()
+                    .map(|l| format!("{l:?}"))
+                    .collect();
+                panic!(
+                    "never came: {what}\n{}\n{:?}",
+                    table.join("\n"),
+                    self.driver.log()
+                );
             }
         }
     }
@@ -457,7 +546,11 @@ impl House {
     pub(crate) async fn pass_time(&self, time: Duration) {
         let mut left = time;
         while !left.is_zero() {
-            let step = left.min(if time > Duration::from_secs(25) { Duration::from_secs(5) } else { Duration::from_millis(500) });
+            let step = left.min(if time > Duration::from_secs(25) {
+                Duration::from_secs(5)
+            } else {
+                Duration::from_millis(500)
+            });
             tokio::time::advance(step).await;
             left -= step;
             self.rest().await;
@@ -470,14 +563,33 @@ impl House {
         let began = std::time::Instant::now();
         while quiet < 50 {
             tokio::task::yield_now().await;
-            if self.clock.gate.lock().as_ref().is_some_and(|gate| gate.is_closed()) {
+            if self
+                .clock
+                .gate
+                .lock()
+                .as_ref()
+                .is_some_and(|gate| gate.is_closed())
+            {
                 // The dead do nothing any more.
                 return;
             }
-            quiet = if self.control.is_at_rest() { quiet + 1 } else { 0 };
+            quiet = if self.control.is_at_rest() {
+                quiet + 1
+            } else {
+                0
+            };
             if began.elapsed() > Duration::from_secs(20) {
-                let table: Vec<String> = self.control.loops().iter().map(|l| format!("{l:?}")).collect();
-                panic!("never came to rest\n{}\n{:?}", table.join("\n"), self.driver.log());
+                let table: Vec<String> = self
+                    .control
+                    .loops()
+                    .iter()
+                    .map(|l| format!("{l:?}"))
+                    .collect();
+                panic!(
+                    "never came to rest\n{}\n{:?}",
+                    table.join("\n"),
+                    self.driver.log()
+                );
             }
         }
     }
@@ -491,19 +603,46 @@ impl House {
         let (key, now) = (self.key(name), self.clock.now());
         let service = Service {
             key: key.clone(),
-            meta: Meta { uid: format!("uid-{name}"), generation: 1, version: now, create_time: now, ..Meta::default() },
-            spec: ServiceSpec { template, ..ServiceSpec::default() },
+            meta: Meta {
+                uid: format!("uid-{name}"),
+                generation: 1,
+                version: now,
+                create_time: now,
+                ..Meta::default()
+            },
+            spec: ServiceSpec {
+                template,
+                ..ServiceSpec::default()
+            },
             status: ServiceStatus::default(),
         };
         let operation = self.operation(&service, OperationKind::Create);
         self.store.create_service(service, operation).await.unwrap();
-        let binding = Binding { role: "roles/run.invoker".into(), members: vec!["allUsers".into()], condition: None };
-        self.store.set_policy(&key, None, Policy { bindings: vec![binding], ..Policy::default() }).await.unwrap();
+        let binding = Binding {
+            role: "roles/run.invoker".into(),
+            members: vec!["allUsers".into()],
+            condition: None,
+        };
+        self.store
+            .set_policy(
+                &key,
+                None,
+                Policy {
+                    bindings: vec![binding],
+                    ..Policy::default()
+                },
+            )
+            .await
+            .unwrap();
         key
     }
 
     /// As the API does: a change by a user.
-    pub(crate) async fn update(&self, key: &ServiceKey, change: impl FnOnce(&mut Service) + Send + 'static) {
+    pub(crate) async fn update(
+        &self,
+        key: &ServiceKey,
+        change: impl FnOnce(&mut Service) + Send + 'static,
+    ) {
         let now = self.clock.now();
         let old = self.store.service(key).unwrap().unwrap();
         let operation = self.operation(&old, OperationKind::Update);
@@ -512,7 +651,11 @@ impl House {
             service.meta.generation += 1;
             Ok(())
         };
-        self.store.update_service(key, None, now, Some(operation), edit).await.unwrap().unwrap();
+        self.store
+            .update_service(key, None, now, Some(operation), edit)
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     pub(crate) async fn delete(&self, key: &ServiceKey) {
@@ -524,12 +667,20 @@ impl House {
             service.meta.generation += 1;
             Ok(())
         };
-        self.store.update_service(key, None, now, Some(operation), mark).await.unwrap().unwrap();
+        self.store
+            .update_service(key, None, now, Some(operation), mark)
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     fn operation(&self, service: &Service, kind: OperationKind) -> Operation {
         Operation {
-            id: format!("{}-{}", service.meta.uid, service.meta.generation + u64::from(kind != OperationKind::Create)),
+            id: format!(
+                "{}-{}",
+                service.meta.uid,
+                service.meta.generation + u64::from(kind != OperationKind::Create)
+            ),
             service: service.key.clone(),
             service_uid: service.meta.uid.clone(),
             generation: service.meta.generation,
@@ -539,22 +690,33 @@ impl House {
     }
 
     pub(crate) fn service(&self, key: &ServiceKey) -> Service {
-        self.store.service(key).unwrap().expect("the service is there")
+        self.store
+            .service(key)
+            .unwrap()
+            .expect("the service is there")
     }
 
     /// State of the service's `Ready`, if it stands for what was asked last.
     pub(crate) fn ready(&self, key: &ServiceKey) -> Option<ConditionState> {
         let service = self.store.service(key).unwrap()?;
         let fresh = service.status.observed_generation == service.meta.generation;
-        condition::find(&service.status.conditions, "Ready").filter(|_| fresh).map(|c| c.state)
+        condition::find(&service.status.conditions, "Ready")
+            .filter(|_| fresh)
+            .map(|c| c.state)
     }
 
     pub(crate) async fn until_ready(&self, key: &ServiceKey) {
-        self.until(&format!("{key} ready"), |h| h.ready(key) == Some(ConditionState::True)).await;
+        self.until(&format!("{key} ready"), |h| {
+            h.ready(key) == Some(ConditionState::True)
+        })
+        .await;
     }
 
     pub(crate) async fn until_failed(&self, key: &ServiceKey) {
-        self.until(&format!("{key} failed"), |h| h.ready(key) == Some(ConditionState::False)).await;
+        self.until(&format!("{key} failed"), |h| {
+            h.ready(key) == Some(ConditionState::False)
+        })
+        .await;
     }
 
     pub(crate) fn door_in_flight(&self, key: &RevisionKey) -> u32 {
@@ -599,6 +761,12 @@ async fn start(
 
 /// One container of `image`.
 pub(crate) fn template(image: &str) -> RevisionTemplate {
-    let container = Container { image: image.to_owned(), ..Container::default() };
-    RevisionTemplate { containers: vec![container], ..RevisionTemplate::default() }
+    let container = Container {
+        image: image.to_owned(),
+        ..Container::default()
+    };
+    RevisionTemplate {
+        containers: vec![container],
+        ..RevisionTemplate::default()
+    }
 }

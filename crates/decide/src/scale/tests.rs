@@ -264,7 +264,7 @@ fn never_zero_with_a_request_inside() {
 #[test]
 fn proving_asks_for_the_initial_scale() {
     let none = DemandHistory::default();
-    for (initial, want) in [(0, 1), (1, 1), (3, 3)] {
+    for (initial, want) in [(0, 0), (1, 1), (3, 3)] {
         let s = ScalingSettings {
             initial_scale: initial,
             ..settings()

@@ -45,7 +45,9 @@ fn defaults_of_cloud_run() {
 #[test]
 fn less_than_a_cpu_means_one_at_a_time() {
     let mut small = template(&[]);
-    small.containers[0].limits.insert("cpu".into(), "500m".into());
+    small.containers[0]
+        .limits
+        .insert("cpu".into(), "500m".into());
     let s = scaling_settings(&small, &ServiceScaling::default(), 100, IDLE);
     assert_eq!((s.container_concurrency, s.target), (1, 0.6));
 }
