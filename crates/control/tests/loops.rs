@@ -473,3 +473,150 @@ async fn explained_for_those_who_ask_why() {
             .any(|l| l.name == "instances" && l.passes > 0)
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_minimum_is_there_without_a_request_and_manual_means_that_many() {
+    let (house, key, revision) = hello().await;
+    house.update(&key, |s| s.spec.scaling.min = Some(2)).await;
+    house.until("two", |h| h.driver.running().len() == 2).await;
+    house.pass_time(Duration::from_secs(1800)).await;
+    assert_eq!(house.driver.running().len(), 2, "kept while routed");
+    assert_eq!(
+        house.routed("hello.localhost"),
+        Some(revision),
+        "no new revision"
+    );
+    house
+        .update(&key, |s| {
+            s.spec.scaling.mode = utsuwa_model::service::ScalingMode::Manual;
+            s.spec.scaling.manual = Some(3);
+        })
+        .await;
+    house
+        .until("three", |h| h.driver.running().len() == 3)
+        .await;
+    house
+        .update(&key, |s| s.spec.scaling.manual = Some(0))
+        .await;
+    house.until("none", |h| h.driver.running().is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_policy_changes_who_may_call() {
+    let (house, key, _) = hello().await;
+    let policy = house.store.policy(&key).expect("policy");
+    let closed = utsuwa_model::iam::Policy {
+        bindings: Vec::new(),
+        ..policy.clone()
+    };
+    house
+        .store
+        .set_policy(&key, Some(&policy.etag), closed)
+        .await
+        .expect("set");
+    house
+        .until("closed", |h| {
+            h.door.table().hosts["hello.localhost"].access == Access::Authenticated
+        })
+        .await;
+    assert_eq!(house.control.sweep_found(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_revision_goes_when_nothing_leads_to_it() {
+    let (house, key, first) = hello().await;
+    house.images.put("hello:2");
+    house
+        .update(&key, |s| s.spec.template = template("hello:2"))
+        .await;
+    house.until_ready(&key).await;
+    let now = utsuwa_model::Timestamp(1);
+    house
+        .store
+        .update_revision(&first, move |r| {
+            r.meta.delete_time = Some(now);
+            true
+        })
+        .await
+        .expect("marked");
+    house
+        .until("removed", |h| {
+            h.store.revision(&first).expect("store").is_none()
+        })
+        .await;
+    assert_eq!(house.ready(&key), Some(ConditionState::True));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_explicit_name_is_a_rollback_or_a_clash() {
+    let house = House::new().await;
+    for image in ["hello:1", "hello:2"] {
+        house.images.put(image);
+    }
+    let named = |image: &str, name: &str| {
+        let revision = Some(name.parse().expect("a name"));
+        utsuwa_model::service::RevisionTemplate {
+            revision,
+            ..template(image)
+        }
+    };
+    let key = house.create("hello", named("hello:1", "hello-one")).await;
+    house.until_ready(&key).await;
+    let two = named("hello:2", "hello-two");
+    house.update(&key, move |s| s.spec.template = two).await;
+    house.until_ready(&key).await;
+    assert_eq!(
+        house
+            .routed("hello.localhost")
+            .expect("routed")
+            .revision
+            .as_str(),
+        "hello-two"
+    );
+
+    let back = named("hello:1", "hello-one");
+    house.update(&key, move |s| s.spec.template = back).await;
+    house.until_ready(&key).await;
+    assert_eq!(
+        house
+            .routed("hello.localhost")
+            .expect("routed")
+            .revision
+            .as_str(),
+        "hello-one"
+    );
+    assert_eq!(
+        house.store.revisions_of(&key).expect("store").len(),
+        2,
+        "the same revision again"
+    );
+
+    let clash = named("hello:2", "hello-one");
+    house.update(&key, move |s| s.spec.template = clash).await;
+    house.until_failed(&key).await;
+    let service = house.service(&key);
+    let ready = condition::find(&service.status.conditions, "Ready").expect("ready");
+    assert_eq!(ready.reason, "RevisionNameTaken");
+    assert_eq!(
+        house
+            .routed("hello.localhost")
+            .expect("routed")
+            .revision
+            .as_str(),
+        "hello-one"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_are_collected_when_no_revision_needs_them() {
+    let (house, key, _) = hello().await;
+    house.pass_time(Duration::from_secs(700)).await;
+    assert_eq!(house.images.collected.lock().last().map(Vec::len), Some(1));
+    house.delete(&key).await;
+    house
+        .until("gone", |h| h.store.service(&key).expect("store").is_none())
+        .await;
+    house.pass_time(Duration::from_secs(700)).await;
+    assert_eq!(house.images.collected.lock().last().map(Vec::len), Some(0));
+    assert!(house.store.images().expect("store").is_empty());
+}
