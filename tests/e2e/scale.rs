@@ -42,7 +42,8 @@ fn twenty_sleeping_services_wake_at_once() {
     let started = Instant::now();
     std::thread::scope(|scope| {
         for name in &names {
-            scope.spawn(|| assert_eq!(server.get(name, "/").0, 200, "{name}"));
+            let server = &server;
+            scope.spawn(move || assert_eq!(server.get(name, "/").0, 200, "{name}"));
         }
     });
     let took = started.elapsed();

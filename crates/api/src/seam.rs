@@ -55,7 +55,8 @@ pub trait Logs: fmt::Debug + Send + Sync + 'static {
 /// One line of an instance. (`instance`, `stream`, `sequence`) is unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {
-    pub instance: InstanceId,
+    /// `None` for lines of our own that concern no single instance.
+    pub instance: Option<InstanceId>,
     pub revision: String,
     /// `stdout`, `stderr`, or `utsuwa` for lines of our own (exits, refused egress, request records).
     pub stream: String,

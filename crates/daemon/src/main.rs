@@ -1,6 +1,5 @@
 //! The one executable: server, command line, and the internal roles it re-executes itself as.
 
-mod archive;
 mod cli;
 mod client;
 mod config;

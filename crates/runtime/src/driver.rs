@@ -34,6 +34,12 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// A TCP socket that lives in the instance's network and is not connected yet, and the address to connect it to.
     fn socket(&self, id: &InstanceId) -> BoxFuture<'_, Result<(OwnedFd, SocketAddr), DriverError>>;
 
+    /// Process id on the host of an instance started or listed by this driver; for showing, never for acting.
+    fn pid(&self, id: &InstanceId) -> Option<u32> {
+        let _ = id;
+        None
+    }
+
     /// What the instance uses now.
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>>;
 }

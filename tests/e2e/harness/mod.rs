@@ -152,7 +152,13 @@ impl Server {
     /// The keeper's process id.
     pub(crate) fn keeper_pid(&self) -> Option<u32> {
         let data = self.data_dir().to_string_lossy().into_owned();
-        processes().into_iter().find(|(_, words)| words.get(1..3) == Some(&["internal".into(), "keeper".into()][..]) && words.iter().any(|w| w.contains(&data))).map(|(pid, _)| pid)
+        // The runtime directory whose configuration names our data directory is in the keeper's command line.
+        let ours = std::fs::read_dir("/run/utsuwa").ok()?.filter_map(Result::ok).map(|e| e.path()).find(|dir| {
+            std::fs::read_to_string(dir.join("keeper.json")).is_ok_and(|text| text.contains(&format!("{data:?}")))
+        })?;
+        let ours = ours.to_string_lossy().into_owned();
+        let is_keeper = |words: &[String]| words.get(1..3) == Some(&["internal".into(), "keeper".into()][..]) && words.iter().any(|w| w.contains(&ours));
+        processes().into_iter().find(|(_, words)| is_keeper(words)).map(|(pid, _)| pid)
     }
 
     /// A WARN or ERROR whose message contains `text` is expected in this test.

@@ -239,6 +239,10 @@ fn container(container: &mut Value, args: &DeployArgs, image: Option<String>) ->
     }
     for (key, limit) in [("memory", &args.memory), ("cpu", &args.cpu)] {
         if let Some(limit) = limit {
+            if container["resources"].is_null() {
+                // v2's default inside a given Resources message is CPU always; gcloud's is CPU during requests.
+                container["resources"]["cpuIdle"] = json!(true);
+            }
             container["resources"]["limits"][key] = json!(limit);
         }
     }

@@ -1,5 +1,6 @@
 //! `utsuwa images …`: archives belong to the command line, which uploads them (decision 15).
 
+use std::io::Seek;
 use std::path::Path;
 
 use clap::Subcommand;
@@ -56,6 +57,14 @@ fn is_local(reference: &str) -> bool {
     ["oci:", "oci-archive:", "docker-archive:"].iter().any(|prefix| reference.starts_with(prefix))
 }
 
+/// An OCI image directory as one archive in an unnamed temporary file.
+fn pack(dir: &Path, tag: Option<&str>) -> std::io::Result<std::fs::File> {
+    let mut file = tempfile::tempfile()?;
+    utsuwa_runtime::image::pack_oci_directory(dir, tag, &mut file)?;
+    file.rewind()?;
+    Ok(file)
+}
+
 /// Uploads a local archive and answers its reference; any other reference is answered as it is.
 pub(crate) async fn upload_if_local(api: &Api, reference: &str) -> Result<String, Failure> {
     if !is_local(reference) {
@@ -72,7 +81,7 @@ pub(crate) async fn upload_if_local(api: &Api, reference: &str) -> Result<String
         if !dir.join("index.json").is_file() {
             return Err(Failure::failed(format!("{}: is no OCI image directory (it has no index.json)", dir.display())));
         }
-        let file = crate::archive::pack_oci_dir(dir, tag).map_err(|e| Failure::failed(format!("{}: pack the image: {e}", dir.display())))?;
+        let file = pack(dir, tag).map_err(|e| Failure::failed(format!("{}: pack the image: {e}", dir.display())))?;
         reqwest::Body::from(tokio::fs::File::from_std(file))
     } else {
         let path = rest.rsplit_once(':').map_or(rest, |(path, _)| if Path::new(rest).is_file() { rest } else { path });

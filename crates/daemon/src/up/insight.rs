@@ -1,12 +1,26 @@
 //! What the loops know, as the API shows it.
 
+use std::sync::Arc;
+
 use utsuwa_api::seam::{InstanceInsight, LoopInsight, RevisionInsight};
 use utsuwa_control::ControlHandle;
 use utsuwa_model::ServiceKey;
+use utsuwa_runtime::Driver;
 
 #[derive(Debug, Clone)]
 pub(super) struct Insight {
     pub(super) control: ControlHandle,
+    pub(super) driver: Arc<dyn Driver>,
+}
+
+/// Which revision an instance that runs is of.
+#[derive(Debug, Clone)]
+pub(super) struct Running(pub(super) super::internal::Directory);
+
+impl super::instance_logs::Revisions for Running {
+    fn revision(&self, instance: &utsuwa_model::InstanceId) -> Option<String> {
+        self.0.revision(instance).map(|r| r.revision.to_string())
+    }
 }
 
 impl utsuwa_api::seam::Insight for Insight {
@@ -22,7 +36,13 @@ impl utsuwa_api::seam::Insight for Insight {
                 instances: revision
                     .instances
                     .into_iter()
-                    .map(|i| InstanceInsight { id: i.id, state: i.state, pid: i.pid, in_flight: i.in_flight, started: i.started })
+                    .map(|i| InstanceInsight {
+                        pid: if i.pid == 0 { self.driver.pid(&i.id).unwrap_or(0) } else { i.pid },
+                        id: i.id,
+                        state: i.state,
+                        in_flight: i.in_flight,
+                        started: i.started,
+                    })
                     .collect(),
                 because: revision.because,
             })

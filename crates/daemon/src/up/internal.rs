@@ -29,6 +29,10 @@ impl Directory {
         self.0.lock().insert(instance, revision);
     }
 
+    pub(super) fn revision(&self, instance: &InstanceId) -> Option<RevisionKey> {
+        self.0.lock().get(instance).cloned()
+    }
+
     /// The revision of an instance, which is then forgotten: an instance ends once.
     pub(super) fn take(&self, instance: &InstanceId) -> Option<RevisionKey> {
         self.0.lock().remove(instance)

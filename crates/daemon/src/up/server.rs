@@ -26,7 +26,7 @@ use super::connect::Dialer;
 use super::door::{Bell, Door};
 use super::environment::Machine;
 use super::images::Images;
-use super::insight::Insight;
+use super::insight::{Insight, Running};
 use super::instance_logs::InstanceLogs;
 use super::internal::{Directory, Inside, service_by_logs};
 use super::journal::{Happening, Journal};
@@ -52,6 +52,9 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     // Taken before anything runs, so that no end of an instance is missed.
     let ends = driver.events();
     let images = open_images(&ground, &driver)?;
+    // Before instances start: a power cut may have left layers half written.
+    images.recover().await.context("check the image store after the last end")?;
+    utsuwa_api::proxy::ensure_ca(&data.join("keys")).context("make the certificate authority for googleapis.com")?;
     let (journal, journal_thread) = Journal::start(data.join("journal")).context("start the journal")?;
 
     let bell = Bell::default();
@@ -84,7 +87,7 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     let directory = Directory::default();
     tracker.spawn(tell_ends(ends, directory.clone(), journal.clone(), data.join("logs"), stop.clone()));
     let zone = ServerZone::new(&settings.domain, ground.egress.iter().any(|r| matches!(r, EgressRule::Host { .. })));
-    let inside = Inside { ingress: ingress.clone(), resolver: Arc::new(Resolver::new(Arc::new(zone))), journal: journal.clone(), directory };
+    let inside = Inside { ingress: ingress.clone(), resolver: Arc::new(Resolver::new(Arc::new(zone))), journal: journal.clone(), directory: directory.clone() };
     tracker.spawn(inside.run(internal_events, stop.clone()));
 
     let http = listen(&driver, "http", &ground.config.listen_http, "--listen-http").await?;
@@ -101,8 +104,8 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     let ready = utsuwa_api::Readiness::default();
     let state = utsuwa_api::ApiState {
         store: store.clone(),
-        insight: Arc::new(Insight { control: control.clone() }),
-        logs: Arc::new(InstanceLogs::new(data.join("logs"), journal.clone())),
+        insight: Arc::new(Insight { control: control.clone(), driver: Arc::clone(&shared) }),
+        logs: Arc::new(InstanceLogs::new(data.join("logs"), journal.clone(), Arc::new(Running(directory.clone())))),
         images: Arc::new(all.clone()),
         settings: settings.clone(),
         clock: Arc::new(Machine),

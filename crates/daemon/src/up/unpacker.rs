@@ -13,6 +13,7 @@ pub(super) struct KeeperUnpacker(pub(super) SandboxDriver);
 fn told(error: DriverError) -> UnpackError {
     match error {
         DriverError::Refused(why) => UnpackError::Refused { why },
+        DriverError::Exhausted(why) => UnpackError::Exhausted { why },
         other => UnpackError::Unavailable { why: other.to_string() },
     }
 }

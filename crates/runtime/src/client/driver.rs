@@ -42,6 +42,8 @@ pub struct SandboxDriver {
 #[derive(Debug, Default)]
 pub(super) struct SocketCache {
     instances: Mutex<HashMap<InstanceId, Ready>>,
+    /// Process ids of what was started here, for showing.
+    pids: Mutex<HashMap<InstanceId, u32>>,
 }
 
 #[derive(Debug)]
@@ -68,7 +70,14 @@ impl SocketCache {
         Some((socket, ready.address, ask))
     }
 
+    fn learn_pid(&self, id: &InstanceId, pid: u32) {
+        if pid != 0 {
+            self.pids.lock().insert(id.clone(), pid);
+        }
+    }
+
     pub(super) fn forget(&self, id: &InstanceId) {
+        self.pids.lock().remove(id);
         self.instances.lock().remove(id);
     }
 
@@ -254,7 +263,8 @@ impl Driver for SandboxDriver {
         Box::pin(async move {
             let id = spec.id.clone();
             match self.call(Op::Start { spec }, Vec::new()).await? {
-                (Reply::Started { phases, address, .. }, sockets) => {
+                (Reply::Started { phases, address, pid, .. }, sockets) => {
+                    self.shared.sockets.learn_pid(&id, pid);
                     self.shared.sockets.add(&id, address, sockets);
                     Ok(phases)
                 }
@@ -269,6 +279,10 @@ impl Driver for SandboxDriver {
             let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
             self.call(Op::Stop { id, grace_ms }, Vec::new()).await.map(|_| ())
         })
+    }
+
+    fn pid(&self, id: &InstanceId) -> Option<u32> {
+        self.shared.sockets.pids.lock().get(id).copied()
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<InstanceObservation>, DriverError>> {

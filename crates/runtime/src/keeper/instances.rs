@@ -224,8 +224,9 @@ impl Keeper {
         let Some(instance) = self.instances.get(id) else { return };
         let number = instance.record.sandbox;
         let address = dial_address(&instance.record.net, instance.record.spec.port);
+        let pid = instance.record.process.pid;
         let sockets = self.dial_sockets(number, FIRST_SOCKETS).unwrap_or_default();
-        self.reply(session, request, Ok(Reply::Started { phases, sandbox: number, address }), sockets);
+        self.reply(session, request, Ok(Reply::Started { phases, sandbox: number, address, pid }), sockets);
     }
 
     /// Unconnected sockets in the network of a sandbox.

@@ -103,7 +103,14 @@ pub enum FromKeeper {
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     Done,
-    Started { phases: StartPhases, sandbox: u32, address: SocketAddr },
+    Started {
+        phases: StartPhases,
+        sandbox: u32,
+        address: SocketAddr,
+        /// Process id on the host; 0 from a keeper that doesn't say.
+        #[serde(default)]
+        pid: u32,
+    },
     List { instances: Vec<InstanceObservation>, more: bool },
     Sockets { address: SocketAddr },
     Usage { memory_bytes: u64, cpu_us: u64, pids: u32 },

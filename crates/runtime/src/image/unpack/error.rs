@@ -40,6 +40,9 @@ pub enum UnpackError {
     /// The process that unpacks found the layer wrong; its words.
     #[error("{why}")]
     Refused { why: String },
+    /// The process that unpacks ran out of something; its words.
+    #[error("{why}")]
+    Exhausted { why: String },
     /// The process that unpacks could not be started or did not answer.
     #[error("the unpacking process is not available: {why}")]
     Unavailable { why: String },
@@ -83,7 +86,7 @@ impl UnpackError {
             | Self::Ratio { .. }
             | Self::TooManyEntries { .. }
             | Self::Refused { .. } => ErrorClass::Caller,
-            Self::DiskReserve { .. } => ErrorClass::Exhausted,
+            Self::DiskReserve { .. } | Self::Exhausted { .. } => ErrorClass::Exhausted,
             Self::Sys { errno, .. } => match *errno {
                 libc::ENOSPC | libc::EDQUOT => ErrorClass::Exhausted,
                 _ => ErrorClass::Internal,
