@@ -220,6 +220,16 @@ fn decide(
         state.because.push(plan.because.clone());
     }
 
+    debug_assert_eq!(
+        invariant::at_most_max(
+            u32::try_from(live).unwrap_or(u32::MAX),
+            u32::try_from(live)
+                .unwrap_or(u32::MAX)
+                .saturating_add(plan.start),
+            state.settings.max
+        ),
+        Ok(())
+    );
     let start: Vec<InstanceId> = (0..plan.start).map(|_| fresh()).collect();
     for id in &start {
         let record = Record {
