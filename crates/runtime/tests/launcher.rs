@@ -58,7 +58,8 @@ root_test! {
              do (echo 1 > $f) 2>/dev/null && echo WRITTEN $f; done; \
              mount -t tmpfs none /tmp 2>&1; umount /proc/keys 2>&1; umount /proc 2>&1; chroot / true 2>&1; unshare -U true 2>&1; \
              mknod /tmp/disk b 8 0 2>&1; mknod /tmp/pipe p && echo pipe made; cat /sys/fs/cgroup/memory*/memory.limit_in_bytes \
-             /sys/fs/cgroup/memory.max 2>/dev/null; cat /etc/resolv.conf /etc/hosts; (: <> /dev/ptmx) && echo pty made",
+             /sys/fs/cgroup/memory.max 2>/dev/null; cat /etc/resolv.conf /etc/hosts; (: <> /dev/ptmx) && echo pty made; \
+             [ -e /sys/fs/cgroup/memory.max ] || ls /sys/fs/cgroup; find /sys/fs/cgroup -mindepth 2 -type d",
         );
         assert!(!output.contains("WRITTEN"), "{output}");
         for line in output.lines().filter(|line| line.starts_with("/proc/") && !line.ends_with(':')) {
@@ -66,6 +67,10 @@ root_test! {
         }
         let refused = output.lines().filter(|line| line.contains("ermitted") || line.contains("denied")).count();
         assert_eq!(refused, 6, "mount, 2 umount, chroot, unshare, mknod of a disk: {output}");
+        if output.contains("cpuacct") {
+            assert!(output.contains("cpuset"), "the Java VM needs it: {output}");
+        }
+        assert!(!output.contains("utsuwa-"), "cgroups of others are seen: {output}");
         for expected in ["pipe made", "pty made", "67108864", "nameserver 169.254.169.254", "127.0.0.1 localhost"] {
             assert!(output.contains(expected), "{expected:?} is missing in\n{output}");
         }

@@ -19,7 +19,10 @@ use std::path::{Path, PathBuf};
 use utsuwa_model::instance::Limits;
 
 pub(crate) use tree::{Hierarchy, hierarchies};
-use tree::{NEEDED, Tree, enable_controllers, make_directory, remove_directories, v2_parent};
+use tree::{
+    NEEDED, Tree, enable_controllers, make_directory, remove_directories, remove_directory,
+    v2_parent,
+};
 
 use super::process::write_file;
 use crate::driver::Usage;
@@ -34,6 +37,8 @@ const CPU_QUOTA_FLOOR_US: u64 = 1_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroups {
     tree: Tree,
+    /// v1 only: one directory for all sandboxes, see [`Cgroups::enter_cpuset`].
+    cpuset: Option<PathBuf>,
 }
 
 /// The cgroup of one sandbox; a name, not a handle: it needn't exist.
@@ -83,7 +88,11 @@ impl Cgroups {
             // Without it (kernels before 5.11) limits of a parent would not hold for children; refused where it is fixed.
             let _ = write_file(memory.join("memory.use_hierarchy"), "1");
         }
-        Ok(Self { tree })
+        let cpuset = found
+            .iter()
+            .find(|h| h.controllers.iter().any(|c| c == "cpuset"))
+            .map(|h| h.mount.join(format!("utsuwa-{id}")));
+        Ok(Self { tree, cpuset })
     }
 
     fn open_v2(mount: &Path, id: &str) -> Result<Self, SpawnError> {
@@ -125,7 +134,34 @@ impl Cgroups {
         })?;
         Ok(Self {
             tree: Tree::V2 { root },
+            cpuset: None,
         })
+    }
+
+    /// Moves this process, and thereby all its later children, into a cpuset of ours; `false` where there is none to enter.
+    ///
+    /// It limits nothing. The Java VM respects a container's memory limit on v1 only when it finds a cpuset hierarchy
+    /// too, and what an instance is shown must not be the host's. Inherited at birth, it costs a sandbox no move.
+    #[must_use]
+    pub fn enter_cpuset(&self) -> bool {
+        let enter = |directory: &Path| -> io::Result<()> {
+            match fs::create_dir(directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            // A new cpuset is empty, and an empty one takes no process.
+            let parent = directory.parent().unwrap_or(directory);
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                write_file(
+                    directory.join(file),
+                    fs::read_to_string(parent.join(file))?.trim(),
+                )?;
+            }
+            write_file(directory.join("cgroup.procs"), "0")
+        };
+        self.cpuset
+            .as_deref()
+            .is_some_and(|directory| enter(directory).is_ok())
     }
 
     /// The cgroup of sandbox `number`.
@@ -164,12 +200,13 @@ impl Cgroups {
         numbers
     }
 
-    /// Removes our directories; fails with `EBUSY` while a sandbox is left.
+    /// Removes our directories; fails with `EBUSY` while a sandbox or the housekeeper is left.
     ///
     /// # Errors
     /// [`SpawnError::Sys`] naming the directory.
     pub fn remove(&self) -> Result<(), SpawnError> {
-        remove_directories(&self.tree)
+        remove_directories(&self.tree)?;
+        self.cpuset.as_deref().map_or(Ok(()), remove_directory)
     }
 }
 

@@ -184,7 +184,7 @@ pub fn probe() -> Features {
         .filter(|h| {
             h.controllers
                 .iter()
-                .any(|c| ["cpu", "cpuacct", "memory", "pids"].contains(&c.as_str()))
+                .any(|c| ["cpu", "cpuacct", "cpuset", "memory", "pids"].contains(&c.as_str()))
         })
         .map(|h| h.controllers.join(","))
         .collect();

@@ -49,11 +49,13 @@ pub(super) struct Housekeeper {
 impl Housekeeper {
     pub(super) fn new(config: &SpawnerConfig, features: &Features) -> Result<Self, SpawnError> {
         let cgroups = Cgroups::open(&config.id)?;
-        let v1_controllers = if cgroups.is_v2() {
-            None
-        } else {
-            Some(features.v1_controllers())
-        };
+        let v1_controllers = (!cgroups.is_v2()).then(|| {
+            let mut shown = features.v1_controllers();
+            if !cgroups.enter_cpuset() {
+                shown.retain(|controllers| controllers != "cpuset");
+            }
+            shown
+        });
         let stage = stage::build(
             &config.runtime_dir.join("stage"),
             v1_controllers.as_deref().unwrap_or_default(),

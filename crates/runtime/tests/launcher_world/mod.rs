@@ -27,10 +27,10 @@ use utsuwa_runtime::spawner::protocol::{Channel, Op, Reply, Request, Response, S
 use utsuwa_runtime::spawner::{CHANNEL_FD, Role, SpawnerConfig};
 
 pub const UID_BASE: u32 = 0x2000_0000;
-const APPLETS: [&str; 27] = [
+const APPLETS: [&str; 28] = [
     "sh", "id", "cat", "ls", "dd", "sleep", "stat", "readlink", "mount", "umount", "touch",
     "mkdir", "chown", "ps", "hostname", "grep", "env", "pwd", "head", "mknod", "unshare", "chroot",
-    "tail", "true", "ip", "ping", "nc",
+    "tail", "true", "ip", "ping", "nc", "find",
 ];
 
 /// Whether these tests can run here; says so when not.
@@ -110,10 +110,16 @@ impl Spawner {
     }
 }
 
-impl Drop for Spawner {
-    fn drop(&mut self) {
+impl Spawner {
+    pub fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Drop for Spawner {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -382,6 +388,7 @@ impl Drop for World {
                 .housekeeper
                 .ask(Op::DestroySandbox { sandbox: *number }, &[]);
         }
+        self.housekeeper.stop();
         let removed = self.cgroups.remove();
         if !std::thread::panicking() {
             assert!(left.is_empty(), "sandboxes left behind: {left:?}");
@@ -414,10 +421,12 @@ pub fn wait(pidfd: &OwnedFd) -> End {
 
 pub fn give_to_images(path: &Path) {
     let metadata = fs::symlink_metadata(path).unwrap();
+    // A file with several names is met several times.
+    let image_id = |id: u32| id % IMAGE_BASE + IMAGE_BASE;
     lchown(
         path,
-        Some(IMAGE_BASE + metadata.uid()),
-        Some(IMAGE_BASE + metadata.gid()),
+        Some(image_id(metadata.uid())),
+        Some(image_id(metadata.gid())),
     )
     .unwrap();
     if metadata.is_dir() {

@@ -173,17 +173,18 @@ pub(super) fn make_directory(directory: &Path) -> Result<(), SpawnError> {
 }
 
 pub(super) fn remove_directories(tree: &Tree) -> Result<(), SpawnError> {
-    for directory in tree.directories() {
-        match fs::remove_dir(directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SpawnError::sys(
-                    "rmdir",
-                    error,
-                    directory.display().to_string(),
-                ));
-            }
-            _ => {}
-        }
+    tree.directories()
+        .into_iter()
+        .try_for_each(remove_directory)
+}
+
+pub(super) fn remove_directory(directory: &Path) -> Result<(), SpawnError> {
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpawnError::sys(
+            "rmdir",
+            error,
+            directory.display().to_string(),
+        )),
+        _ => Ok(()),
     }
-    Ok(())
 }
