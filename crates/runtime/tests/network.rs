@@ -207,6 +207,46 @@ fn rules_open_what_they_name_and_no_more() {
     assert_eq!(info.index, 16 + 2, "number 17 is taken");
 }
 
+/// The keeper and its spawners have a mount namespace of their own, and may all be killed.
+#[test]
+fn the_gateway_outlives_the_mounts_of_its_maker() {
+    let Some(world) = World::new("i") else { return };
+    let in_own_mounts = |work: &(dyn Fn() + Sync)| {
+        world.on_host(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            nix::mount::mount(None::<&str>, "/", None::<&str>, private(), None::<&str>).unwrap();
+            work();
+        });
+    };
+    let one = Sandbox::new();
+    let config = world.config("i", &[]);
+    in_own_mounts(&|| {
+        let mut gateway = Gateway::set_up(&config).unwrap();
+        gateway.attach(1, one.netns()).unwrap();
+    });
+    // That thread's mount namespace is gone.
+    assert_eq!(
+        one.inside(|| dial((INTERNET, 80))).unwrap(),
+        "you are 192.0.2.2"
+    );
+    in_own_mounts(&|| drop(Gateway::set_up(&config).unwrap()));
+    assert_eq!(
+        one.inside(|| dial((INTERNET, 80))).unwrap(),
+        "you are 192.0.2.2"
+    );
+    in_own_mounts(&|| Gateway::tear_down(&config.id).unwrap());
+    assert!(
+        !std::path::Path::new("/run/utsuwa")
+            .join(&config.id)
+            .exists()
+    );
+    assert!(!one.run("ip -o link").contains("eth0"));
+}
+
+fn private() -> nix::mount::MsFlags {
+    nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE
+}
+
 #[test]
 fn each_sandbox_has_its_own_sockets_at_the_same_addresses() {
     let Some(world) = World::new("c") else { return };

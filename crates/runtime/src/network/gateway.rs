@@ -211,10 +211,17 @@ impl Gateway {
     /// # Errors
     /// [`NetError`]; for example while somebody still holds the old ones.
     pub fn reopen(id: &str, info: &NetInfo) -> Result<Vec<OwnedFd>, NetError> {
-        let netns = namespace::find(id)
-            .ok_or_else(|| NetError::sys("find the gateway namespace", std::io::Error::from(std::io::ErrorKind::NotFound)))?;
+        let netns = namespace::find(id).ok_or_else(|| {
+            NetError::sys(
+                "find the gateway namespace",
+                std::io::Error::from(std::io::ErrorKind::NotFound),
+            )
+        })?;
         namespace::inside(netns.as_fd(), || {
-            info.sockets.iter().map(|role| bound_socket(*role, &info.host_veth)).collect()
+            info.sockets
+                .iter()
+                .map(|role| bound_socket(*role, &info.host_veth))
+                .collect()
         })
     }
 

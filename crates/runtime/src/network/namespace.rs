@@ -3,7 +3,8 @@
 //! Owns: entering and leaving, and the file that holds the gateway namespace. Doesn't: put anything into namespaces.
 //!
 //! The holder is a bind mount in the *host's* mount namespace, since the keeper's own ends with the keeper, while
-//! instances may outlive both. Where the host's isn't reachable (PID 1 sees another `/run`), our own must do.
+//! instances may outlive both. The host's is PID 1's; where that may not be entered (PID 1 has more rights than we), that of
+//! the oldest process which sees the same runtime directory; where there is none, our own must do.
 //!
 //! Invariant: [`inside`] returns in the namespace in which it was called, or the process is lost ([`NetError::Lost`]).
 
@@ -62,12 +63,19 @@ pub(super) fn make(id: &str) -> Result<OwnedFd, NetError> {
     std::fs::create_dir_all(runtime_dir(id))
         .map_err(|error| failed("make the directory of", error))?;
     File::create(&path).map_err(|error| failed("make", error))?;
-    in_host_mounts(id, || {
+    let hold = || {
         setns(&made, CloneFlags::CLONE_NEWNET)?;
         mount_bind("/proc/thread-self/ns/net", &path)?;
         Ok(())
-    })
-    .map_err(|error| failed("hold the gateway namespace by", error))?;
+    };
+    let mut held = Err(io::ErrorKind::NotFound.into());
+    for mounts in candidates() {
+        held = in_mounts(id, mounts.as_ref(), hold);
+        if held.is_ok() {
+            break;
+        }
+    }
+    held.map_err(|error| failed("hold the gateway namespace by", error))?;
     Ok(made)
 }
 
@@ -82,7 +90,11 @@ pub(super) fn find(id: &str) -> Option<OwnedFd> {
         }
         Ok(file.into())
     };
-    in_host_mounts(id, open).or_else(|_| open()).ok()
+    open().ok().or_else(|| {
+        candidates()
+            .into_iter()
+            .find_map(|mounts| in_mounts(id, mounts.as_ref(), open).ok())
+    })
 }
 
 /// Lets the namespace go; it ends once no process and no socket is in it.
@@ -92,9 +104,10 @@ pub(super) fn release(id: &str) -> Result<(), NetError> {
         while unmount(&path, UnmountFlags::DETACH).is_ok() {}
         Ok(())
     };
-    // Best effort in both: unlinking detaches what is mounted on the file in any other mount namespace.
-    let _ = in_host_mounts(id, remove);
-    let _ = remove();
+    // Best effort: unlinking detaches what is mounted on the file in mount namespaces other than ours.
+    for mounts in candidates() {
+        let _ = in_mounts(id, mounts.as_ref(), remove);
+    }
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(NetError::sys(format!("remove {}", path.display()), error))
@@ -107,20 +120,60 @@ pub(super) fn release(id: &str) -> Result<(), NetError> {
     }
 }
 
-/// Runs `work` in a thread of its own, in PID 1's mount namespace if that sees the same runtime directory.
-fn in_host_mounts<T: Send>(id: &str, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+/// Mount namespaces that may hold the holder, best first; `None` is ours. PID 1's, or else those of all processes, oldest
+/// first. Ours is always among them.
+fn candidates() -> Vec<Option<File>> {
+    let identity = |file: &File| file.metadata().map(|found| found.ino()).ok();
+    let ours = File::open("/proc/thread-self/ns/mnt")
+        .ok()
+        .as_ref()
+        .and_then(identity);
+    let mut pids: Vec<u32> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    pids.sort_unstable();
+    let mut seen = Vec::new();
+    let mut found = Vec::new();
+    for pid in pids {
+        let Ok(mounts) = File::open(format!("/proc/{pid}/ns/mnt")) else {
+            continue;
+        };
+        let inode = identity(&mounts);
+        if seen.contains(&inode) {
+            continue;
+        }
+        seen.push(inode);
+        found.push((inode != ours).then_some(mounts));
+        if pid == 1 {
+            break;
+        }
+    }
+    if !seen.contains(&ours) {
+        found.push(None);
+    }
+    found
+}
+
+/// Runs `work` in a thread of its own; in another mount namespace if one is given and it sees the same runtime directory.
+fn in_mounts<T: Send>(
+    id: &str,
+    mounts: Option<&File>,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
     let directory = runtime_dir(id);
     let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
     let body = move || -> io::Result<T> {
         let before = identity(&directory)?;
         // A thread shares root and working directory with the others until it unshares them; only then may it move.
         unshare(CloneFlags::CLONE_FS)?;
-        let ours = File::open("/proc/thread-self/ns/mnt")?;
-        if let Ok(hosts) = File::open("/proc/1/ns/mnt")
-            && setns(hosts.as_fd(), CloneFlags::CLONE_NEWNS).is_ok()
-            && identity(&directory).ok() != Some(before)
-        {
-            setns(ours.as_fd(), CloneFlags::CLONE_NEWNS)?;
+        if let Some(mounts) = mounts {
+            setns(mounts.as_fd(), CloneFlags::CLONE_NEWNS)?;
+            if identity(&directory)? != before {
+                return Err(io::ErrorKind::NotFound.into());
+            }
         }
         work()
     };

@@ -60,7 +60,8 @@ impl World {
         let internet = Namespace::new(format!("utsuwa-test-net-{id}"));
         let (h, i) = (&host.name, &internet.name);
         shell(&format!(
-            "ip -n {h} link add h0 type veth peer name i0 netns {i}
+            "ip netns exec {h} sysctl -qw net.ipv4.ip_forward=0
+             ip -n {h} link add h0 type veth peer name i0 netns {i}
              ip -n {h} addr add 192.0.2.2/24 dev h0; ip -n {i} addr add 192.0.2.1/24 dev i0
              ip -n {h} addr add 2001:db8:1::2/64 dev h0 nodad; ip -n {i} addr add 2001:db8:1::1/64 dev i0 nodad
              ip -n {h} link set h0 up; ip -n {i} link set i0 up
