@@ -17,7 +17,7 @@ use crate::sandbox::{stage, sys};
 use crate::spawner::SpawnError;
 
 /// Hidden: bound over with `/dev/null` (files) or an empty directory. Facts about or handles on the host.
-const HIDDEN: [&str; 14] = [
+const HIDDEN: [&str; 13] = [
     "proc/acpi",
     "proc/asound",
     "proc/interrupts",
@@ -28,13 +28,18 @@ const HIDDEN: [&str; 14] = [
     "proc/scsi",
     "proc/timer_list",
     "proc/timer_stats",
-    "proc/sysrq-trigger",
     "sys/firmware",
     "sys/devices/virtual/powercap",
     "sys/kernel/debug",
 ];
 /// Visible and read-only.
-const READ_ONLY: [&str; 4] = ["proc/bus", "proc/fs", "proc/irq", "proc/sys"];
+const READ_ONLY: [&str; 5] = [
+    "proc/bus",
+    "proc/fs",
+    "proc/irq",
+    "proc/sys",
+    "proc/sysrq-trigger",
+];
 
 /// The trees prepared in the waiting room, by descriptors on their roots.
 pub(super) struct Prepared {
