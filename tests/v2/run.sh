@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs tests of the runtime on Debian 12's own kernel (6.1, cgroup v2 alone) in a virtual machine without hardware help.
 # Nothing is installed on the host, and nothing stays but TARGET/v2: the downloaded kernel, kept for the next time.
-#   usage: tests/v2/run.sh TARGET_DIR [TEST_BINARY…]      (default: kernel launcher network)
+#   usage: tests/v2/run.sh TARGET_DIR [TEST_BINARY…]      (default: kernel launcher keeper network)
 #   UTSUWA_V2_FILTER   arguments for the test binaries, for example a test's name
 #   UTSUWA_V2_SECONDS  time limit for the machine (default 900)
 set -euo pipefail
@@ -10,7 +10,7 @@ root=$(cd "$here/../.." && pwd)
 target=$(realpath -m "${1:?usage: tests/v2/run.sh TARGET_DIR [TEST_BINARY…]}")
 shift
 tests=("$@")
-[ ${#tests[@]} -gt 0 ] || tests=(kernel launcher network)
+[ ${#tests[@]} -gt 0 ] || tests=(kernel launcher keeper network)
 limit=${UTSUWA_V2_SECONDS:-900}
 work=$target/v2
 mkdir -p "$work"

@@ -121,7 +121,10 @@ async fn a_killed_keeper_and_a_killed_server_lose_nothing() {
     }
     server.driver.stop(counter.id.clone(), Duration::ZERO).await.unwrap();
     let (id, exit, last) = server.exit().await;
-    assert_eq!((id, exit), (counter.id.clone(), Exit::Signal(9)));
+    assert_eq!(id, counter.id);
+    // It isn't the child of this keeper, so only a kernel that tells strangers knows.
+    let known = utsuwa_runtime::sandbox::probe::probe().exit_by_pidfd.is_ok();
+    assert!(exit == Exit::Signal(9) || (!known && matches!(exit, Exit::Unknown { .. })), "{exit:?}");
     let log = raw_log(&world, &name);
     assert_counted(&log, 1200);
     assert_eq!(last.last().unwrap(), log.lines().last().unwrap());

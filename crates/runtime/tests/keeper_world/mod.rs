@@ -21,7 +21,7 @@ use utsuwa_runtime::{Driver, InstanceEvent};
 
 pub const UID_BASE: u32 = 0x3000_0000;
 /// Longest time anything here may take.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 const APPLETS: [&str; 15] =
     ["sh", "cat", "ls", "dd", "sleep", "head", "tail", "httpd", "yes", "nc", "wget", "seq", "kill", "true", "tr"];
 
