@@ -1,6 +1,11 @@
 //! The program of the sample image `utsuwa.local/hello`: shows where it runs, and misbehaves on request.
 //!
 //! Only the standard library, one static file, one thread per connection: it must start in a millisecond.
+//!
+//! Variables make it misbehave at its start, so that what the server says about such apps can be tried:
+//! `HELLO_LISTEN=HOST:PORT` listens there instead of at `PORT` on all addresses (`127.0.0.1:8080` is reachable from inside
+//! alone, `0.0.0.0:9999` is not where it is looked for); `HELLO_START=exit:CODE` exits, `HELLO_START=never-listen` lives
+//! without listening, `HELLO_START=sleep:MS` listens that much later.
 
 mod http;
 mod json;
@@ -11,6 +16,7 @@ mod system;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::process::exit;
 use std::thread;
+use std::time::Duration;
 
 /// Enough for a handler; the default of 2 MiB would count for nothing but still be mapped.
 const STACK_BYTES: usize = 128 << 10;
@@ -22,15 +28,16 @@ fn main() {
         Ok(Ok(port)) => port,
         Ok(Err(_error)) => fail("PORT is not a number from 0 to 65535"),
     };
-    // A socket for both families; where IPv6 is missing, IPv4 alone.
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let listener =
-        TcpListener::bind(address).or_else(|_error| TcpListener::bind(("0.0.0.0", port)));
+    misbehave();
+    let (listener, place) = match std::env::var("HELLO_LISTEN") {
+        Ok(place) => (TcpListener::bind(&place), place),
+        Err(_unset) => (listen(port), format!("port {port}")),
+    };
     let listener = match listener {
         Ok(listener) => listener,
-        Err(error) => fail(&format!("listen on port {port}: {error}")),
+        Err(error) => fail(&format!("listen on {place}: {error}")),
     };
-    system::log("INFO", &format!("hello listens on port {port}"));
+    system::log("INFO", &format!("hello listens on {place}"));
     for connection in listener.incoming() {
         let Ok(connection) = connection else { continue };
         let serve = move || {
@@ -40,6 +47,37 @@ fn main() {
         if let Err(error) = thread::Builder::new().stack_size(STACK_BYTES).spawn(serve) {
             system::log("ERROR", &format!("start a thread: {error}"));
         }
+    }
+}
+
+/// A socket for both families; where IPv6 is missing, IPv4 alone.
+fn listen(port: u16) -> std::io::Result<TcpListener> {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    TcpListener::bind(address).or_else(|_error| TcpListener::bind(("0.0.0.0", port)))
+}
+
+/// Does what `HELLO_START` asks for.
+fn misbehave() {
+    let Ok(wish) = std::env::var("HELLO_START") else {
+        return;
+    };
+    let (what, amount) = wish.split_once(':').unwrap_or((&wish, ""));
+    match (what, amount.parse::<u64>()) {
+        ("exit", Ok(code)) => {
+            system::log(
+                "NOTICE",
+                &format!("hello exits with {code} at its start as asked"),
+            );
+            exit(i32::try_from(code & 0xff).unwrap_or(1))
+        }
+        ("never-listen", _) => {
+            system::log("NOTICE", "hello never listens as asked");
+            loop {
+                thread::park();
+            }
+        }
+        ("sleep", Ok(ms)) => thread::sleep(Duration::from_millis(ms)),
+        _ => fail("HELLO_START is none of exit:CODE, never-listen, sleep:MS"),
     }
 }
 

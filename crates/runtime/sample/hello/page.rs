@@ -20,7 +20,9 @@ dt{color:var(--dim)}
 dd{margin:0;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.92rem;overflow-wrap:anywhere}
 nav{display:flex;flex-wrap:wrap;gap:.5rem}
 a{color:var(--glaze);text-decoration:none;border:1px solid var(--line);border-radius:99px;padding:.25rem .8rem;font-size:.88rem}
-a:hover,a:focus-visible{border-color:var(--glaze)}";
+a:hover,a:focus-visible{border-color:var(--glaze)}
+.note{margin:1.6rem 0 0;font-size:.85rem}
+code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}";
 
 /// A bowl with steam.
 const BOWL: &str = "<svg viewBox=\"0 0 72 72\" fill=\"none\" stroke=\"currentColor\" stroke-width=\"3.5\" stroke-linecap=\"round\" \
@@ -60,7 +62,9 @@ pub fn render(request: &Request) -> String {
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>{title}</title>\n\
          <style>{STYLE}</style>\n</head>\n<body>\n<main>\n{BOWL}\n<h1>It’s running.</h1>\n\
          <p>This container was asleep until somebody asked for it. It answers now, and sleeps again when nobody does.</p>\n\
-         <dl>\n{rows}</dl>\n<nav>\n{links}</nav>\n</main>\n</body>\n</html>\n",
+         <dl>\n{rows}</dl>\n<nav>\n{links}</nav>\n\
+         <p class=\"note\">To see what becomes of an app that starts badly, deploy with <code>HELLO_START=exit:3</code>, \
+         <code>never-listen</code> or <code>sleep:5000</code>, or with <code>HELLO_LISTEN=127.0.0.1:8080</code>.</p>\n</main>\n</body>\n</html>\n",
         title = escape(&service),
     )
 }
