@@ -85,6 +85,7 @@ impl Control {
         let me = Arc::clone(&core);
         core.tracker.spawn(async move { me.sweep().await });
         let (rounds, me) = (Arc::clone(&core.rounds), Arc::clone(&core));
+        rounds.open(&me);
         core.tracker.spawn(rounds.drive(me));
         for key in services {
             core.ask(Key::Service(key), Priority::Housekeeping);

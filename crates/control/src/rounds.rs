@@ -143,6 +143,8 @@ struct Inner {
     wake_running: usize,
     other_running: usize,
     stopped: bool,
+    /// Until then wishes are kept and nothing runs: a pass over a half-recalled picture would start what runs already.
+    opened: bool,
 }
 
 /// The driver.
@@ -216,6 +218,16 @@ impl Rounds {
                 () = timer => {}
             }
         }
+    }
+
+    /// Passes may begin. Wishes made before are due now.
+    pub(crate) fn open<P: Passes>(self: &Arc<Self>, passes: &Arc<P>) {
+        let mut inner = self.inner.lock();
+        inner.opened = true;
+        let due = inner.take_due(Instant::now());
+        drop(inner);
+        self.nudge.notify_one();
+        self.run(passes, due);
     }
 
     /// No pass begins after this. Passes under way end by themselves.
@@ -321,6 +333,9 @@ impl Inner {
 
     /// Takes what is due and has a slot, most urgent first.
     fn take_due(&mut self, now: Instant) -> Vec<(Key, Priority)> {
+        if !self.opened {
+            return Vec::new();
+        }
         while let Some((at, _)) = self.later.first()
             && *at <= now
         {

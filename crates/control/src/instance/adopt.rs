@@ -16,6 +16,7 @@ impl Core {
     pub(crate) fn adopt(&self, running: Vec<InstanceObservation>) -> Vec<InstanceRoute> {
         let now = self.env.now();
         let mut admitted = Vec::new();
+        tracing::debug!(running = running.len(), "adopt what runs");
         for found in running {
             let rightful = self.world.with(|inner| {
                 let Some(state) = inner.revisions.get_mut(&found.revision) else {

@@ -72,6 +72,7 @@ impl Core {
         let mut report = decided.report;
         report.actions = decided.start.len() + decided.leave.len() + decided.failed.len();
         for id in decided.start {
+            tracing::info!(revision = %key, instance = %id, because = %report.because, "start an instance");
             let plan = Arc::clone(&decided.plan);
             let key = key.clone();
             self.spawn(|core| async move { core.start_one(&key, id, &plan).await });

@@ -44,7 +44,11 @@ impl Core {
     }
 
     fn start_failed(&self, key: &RevisionKey, id: &InstanceId, error: &DriverError) {
-        tracing::warn!(revision = %key, instance = %id, %error, "start instance");
+        match error {
+            // The user's to change; the condition and the answer say so.
+            DriverError::Refused(_) => tracing::info!(revision = %key, instance = %id, %error, "instance can't be started"),
+            _ => tracing::warn!(revision = %key, instance = %id, %error, "start instance"),
+        }
         let now = self.env.now();
         self.world.forget(id);
         let refusal = self.world.revision(key, |state| {

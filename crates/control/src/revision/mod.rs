@@ -34,7 +34,8 @@ use crate::rounds::{PassError, Priority, Report};
 use crate::world::{Phase, RevisionState, Stage, StartPlan};
 
 /// Trouble with a registry or a disk is waited out this long before the deploy counts as failed.
-const IMAGE_PATIENCE: Duration = Duration::from_secs(120);
+/// The image store has its own retries within a pull; this is for the pulls as a whole, while somebody waits for the deploy.
+const IMAGE_PATIENCE: Duration = Duration::from_secs(10);
 /// Beyond the startup probe's own deadline, for all that happens before the program runs.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 

@@ -66,6 +66,7 @@ fn rounds(notes: Notes) -> (Arc<Rounds>, Arc<Notes>, CancellationToken) {
     let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
     let rounds = Arc::new(Rounds::new(tracker.clone(), cancel.clone(), Arc::new(Env)));
     let notes = Arc::new(notes);
+    rounds.open(&notes);
     tracker.spawn(Arc::clone(&rounds).drive(Arc::clone(&notes)));
     (rounds, notes, cancel)
 }

@@ -19,6 +19,12 @@ impl utsuwa_control::seam::Environment for Machine {
         Self::time()
     }
 
+    fn available_memory(&self) -> Option<u64> {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+    }
+
     fn random(&self) -> u64 {
         uuid::Uuid::new_v4().as_u64_pair().0
     }

@@ -83,14 +83,25 @@ pub(crate) fn running_server(id: &str) -> Option<u32> {
     (start_time(pid)? == started).then_some(pid)
 }
 
-/// Field 22 of `/proc/PID/stat`: ticks since boot.
+/// Field 22 of `/proc/PID/stat`: ticks since boot. `None` for a process that has ended, asked for by its parent or not.
 fn start_time(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name (field 2) may contain spaces and parentheses: count from behind it.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18).map(str::to_owned)
 }
 
+/// A server that was just killed may need a moment to be gone.
+const ENDING: std::time::Duration = std::time::Duration::from_millis(500);
+
 fn refuse_second(id: &str, data_dir: &Path) -> anyhow::Result<()> {
+    let deadline = std::time::Instant::now() + ENDING;
+    while running_server(id).is_some() && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
     match running_server(id) {
         Some(pid) => bail!(
             "another server (process {pid}) runs over the data directory {}; end it with `utsuwa down --data-dir {}` or \
