@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, USER_AGENT};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, SET_COOKIE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -21,6 +21,7 @@ use utsuwa_decide::admit::pick_revision;
 use utsuwa_model::route::{Access, Protocol, RevisionRoute};
 
 use crate::Shared;
+use crate::affinity::Affinity;
 use crate::answer::Answer;
 use crate::body::{AppBody, RequestBody, ResponseBody};
 use crate::forward::{self, Answered, Asked};
@@ -129,6 +130,8 @@ struct Served {
     deadline: Pin<Box<Sleep>>,
     timing: bool,
     cold: Option<ColdStart>,
+    /// Makes the client come back to the same instance.
+    cookie: Option<HeaderValue>,
 }
 
 async fn route(
@@ -170,6 +173,7 @@ async fn route(
             return Err(Answer::Unauthenticated { with_token });
         }
     }
+    let mut before = None;
     let (revision, settings) = match &host.target {
         HostTarget::NotReady { message } => {
             return Err(Answer::NotReady {
@@ -177,11 +181,16 @@ async fn route(
             });
         }
         HostTarget::Split { shares, revisions } => {
-            let dice = u32::try_from(shared.outside.dice() >> 32).unwrap_or(0);
-            let picked = if revisions.len() == 1 {
-                0
-            } else {
-                pick_revision(shares, dice)
+            let picked = match Affinity::among(request.headers(), revisions) {
+                Some((picked, affinity)) => {
+                    before = Some(affinity);
+                    picked
+                }
+                None if revisions.len() == 1 => 0,
+                None => {
+                    let dice = u32::try_from(shared.outside.dice() >> 32).unwrap_or(0);
+                    pick_revision(shares, dice)
+                }
             };
             revisions.get(picked).ok_or(Answer::UnknownHost)?
         }
@@ -202,8 +211,17 @@ async fn route(
     let (mut body, meter) = RequestBody::client(body, limit);
     exchange.meter = meter;
     let ahead = body.read_ahead(parts.headers.contains_key(EXPECT));
-    let (slot, waited) = slot(shared, door, revision, exchange, &mut deadline, ahead).await?;
+    let instance = before.as_ref().map(|before| &before.instance);
+    let admission = revision.admit(exchange.at(), instance, shared.outside.dice());
+    let (slot, waited) = slot(door, revision, admission, exchange, &mut deadline, ahead).await?;
     exchange.note(|record| record.instance = Some(slot.instance().id.clone()));
+    let cookie = settings
+        .session_affinity
+        .then(|| {
+            let instance = &slot.instance().id;
+            Affinity::cookie(before.as_ref(), &revision.key, instance, door.scheme)
+        })
+        .flatten();
 
     let timing = parts
         .headers
@@ -245,23 +263,20 @@ async fn route(
         deadline,
         timing,
         cold,
+        cookie,
     })
 }
 
-/// A slot of the revision, waiting for one if need be. Tells whether it waited.
+/// The slot that was admitted to, waiting for it if need be. Tells whether it waited.
 async fn slot(
-    shared: &Shared,
     door: &Door,
-    revision: &Arc<Revision>,
+    revision: &Revision,
+    admitted: Admitted,
     exchange: &Exchange,
     deadline: &mut Pin<Box<Sleep>>,
     ahead: impl Future<Output = ()>,
 ) -> Result<(Slot, bool), Answer> {
-    let now = exchange
-        .record
-        .as_ref()
-        .map_or_else(|| shared.outside.clock.now(), |record| record.at);
-    let mut ticket = match revision.admit(now, shared.outside.dice()) {
+    let mut ticket = match admitted {
         Admitted::Slot(slot) => return Ok((slot, false)),
         Admitted::QueueFull => return Err(Answer::QueueFull),
         Admitted::Wait(ticket) => ticket,
@@ -358,6 +373,7 @@ impl Served {
             deadline,
             timing,
             cold,
+            cookie,
         } = self;
         let (mut parts, incoming, upstream, tunnel) = match answered {
             Answered::Plain { response, upstream } => {
@@ -369,6 +385,9 @@ impl Served {
                 (parts, incoming, None, Some(tunnel))
             }
         };
+        if let Some(cookie) = cookie {
+            parts.headers.append(SET_COOKIE, cookie);
+        }
         headers::for_client(&mut parts.headers, trace, tunnel.is_some());
         exchange.note(|record| {
             record.status = parts.status.as_u16();

@@ -12,6 +12,7 @@
 //! 4. After [`Ingress::retire`] answered `true`, nothing of ours is inside the instance, and nothing will be.
 //! 5. An instance takes requests only after the ingress itself reached it.
 
+mod affinity;
 mod answer;
 mod body;
 mod counts;

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use utsuwa_model::Timestamp;
 
 use crate::body::Meter;
 use crate::outside::Outside;
@@ -52,6 +53,14 @@ impl Exchange {
                 why: why.to_owned(),
             }
         });
+    }
+
+    /// When the request arrived, by the wall clock; the default once the record is gone.
+    pub(crate) fn at(&self) -> Timestamp {
+        self.record
+            .as_ref()
+            .map(|record| record.at)
+            .unwrap_or_default()
     }
 
     pub(crate) fn elapsed(&self) -> Duration {

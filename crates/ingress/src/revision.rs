@@ -75,15 +75,24 @@ impl Revision {
         inner.in_flight == 0 && inner.queue.is_empty() && inner.seats.is_empty()
     }
 
-    /// A slot, a place in the queue, or a refusal.
-    pub(crate) fn admit(self: &Arc<Self>, now: Timestamp, dice: u64) -> Admitted {
+    /// A slot, a place in the queue, or a refusal. `before`: the instance its client was on, which is taken if it has room.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        now: Timestamp,
+        before: Option<&InstanceId>,
+        dice: u64,
+    ) -> Admitted {
         let mut inner = self.inner.lock();
         inner.integrate(now);
         inner.arrivals += 1;
         inner.last_active = Some(now);
         let starting = inner.starting();
         let queued = u32::try_from(inner.queue.len()).unwrap_or(u32::MAX);
-        let admitted = match admit::admit(&inner.loads, None, queued, starting, dice) {
+        let preferred = before.and_then(|id| {
+            let seat = inner.seats.iter().find(|seat| seat.instance.id == *id)?;
+            seat.choice
+        });
+        let admitted = match admit::admit(&inner.loads, preferred, queued, starting, dice) {
             admit::Admission::Take(choice) => {
                 let instance = inner.take(choice);
                 Admitted::Slot(Slot::new(Arc::clone(self), instance))
