@@ -34,6 +34,10 @@ const STALL: Duration = Duration::from_secs(60);
 /// Pause after the system could not give us a socket (descriptors or memory used up).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// A connection that was accepted before the end may have its request on the way: it is waited for this long, since the next
+/// server can't answer it any more.
+const FIRST_BYTES: Duration = Duration::from_millis(500);
+
 /// How long and how much we go on reading what a client still sends after we answered and closed: closing at once would
 /// make its kernel throw away our answer.
 const LINGER: Duration = Duration::from_secs(2);
@@ -138,7 +142,7 @@ async fn connection(ingress: Ingress, door: Arc<Door>, stream: TcpStream, peer: 
     }
     let first = tokio::select! {
         first = tokio::time::timeout(settings.header_timeout, is_http2(&stream)) => first,
-        () = door.closing.cancelled() => return,
+        () = async { door.closing.cancelled().await; tokio::time::sleep(FIRST_BYTES).await } => return,
     };
     let Ok(Ok(http2)) = first else { return };
     let client = Arc::new(Client {
