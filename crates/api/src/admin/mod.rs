@@ -2,7 +2,7 @@
 //!
 //! | path | answer |
 //! | --- | --- |
-//! | `GET /utsuwa/v1/info` | version, project, region, domain, addresses, the proxy's certificate file |
+//! | `GET /utsuwa/v1/info` | version, project, region, domain, addresses, the certificate that the proxy's are signed with (its file, and as text) |
 //! | `GET /utsuwa/v1/loops` | the table of loops (house.md §4.5) |
 //! | `GET /utsuwa/v1/images` | images that are kept |
 //! | `POST /utsuwa/v1/images:load` | takes an archive (a tar), answers the reference to deploy it by |
@@ -51,6 +51,8 @@ pub fn router(state: ApiState) -> axum::Router {
 
 async fn info(State(state): State<ApiState>) -> Json<Value> {
     let ca = crate::proxy::ca_pem_path(&state.keys_dir);
+    // Public by nature, but in a directory that is the server's alone: given as text, any client can keep a copy.
+    let pem = tokio::fs::read_to_string(&ca).await.ok();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "project": state.settings.project,
@@ -60,6 +62,7 @@ async fn info(State(state): State<ApiState>) -> Json<Value> {
         "ready": state.ready.get(),
         "addresses": {"api": state.addresses.api, "http": state.addresses.http, "https": state.addresses.https},
         "caFile": std::path::absolute(&ca).unwrap_or(ca),
+        "caPem": pem,
     }))
 }
 

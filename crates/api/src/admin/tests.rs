@@ -21,7 +21,12 @@ async fn info_says_where_and_what() {
     let (status, mut info) = bench.call("GET", "/utsuwa/v1/info", Value::Null).await;
     assert_eq!(status, 200);
     let ca = info["caFile"].take();
-    assert!(std::path::Path::new(ca.as_str().unwrap()).is_file());
+    let pem = info["caPem"].take();
+    assert_eq!(
+        std::fs::read_to_string(ca.as_str().unwrap()).unwrap(),
+        pem.as_str().unwrap()
+    );
+    assert!(pem.as_str().unwrap().contains("BEGIN CERTIFICATE"));
     assert_json_snapshot!(info);
 }
 

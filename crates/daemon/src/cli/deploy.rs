@@ -2,7 +2,6 @@
 //! service has besides stays.
 
 use std::io::{BufRead, IsTerminal};
-use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -154,7 +153,7 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
         note(&format!("Deploying [{}]; follow it with `utsuwa services describe {}`.", args.name, args.name));
         return Ok(());
     }
-    wait(&api, &operation).await?;
+    super::wait::wait(&api, &operation).await?;
     report(&api, args, client).await
 }
 
@@ -359,23 +358,6 @@ async fn set_public(api: &Api, path: &str, public: bool) -> Result<(), Failure> 
     }
     policy["bindings"] = Value::Array(bindings);
     api.post(&format!("{path}:setIamPolicy"), &json!({"policy": policy})).await.map(drop)
-}
-
-/// Waits until the operation is done.
-pub(crate) async fn wait(api: &Api, operation: &Value) -> Result<(), Failure> {
-    let Some(name) = operation["name"].as_str() else { return Ok(()) };
-    let mut current = operation.clone();
-    while current["done"] != json!(true) {
-        current = api.post(&format!("/run/v2/{name}:wait"), &json!({"timeout": "30s"})).await?;
-        if current["done"] != json!(true) {
-            // The server blocks in :wait; this only keeps an odd server from being asked in a tight loop.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-    match current["error"]["message"].as_str() {
-        Some(message) => Err(Failure::failed(message.to_owned())),
-        None => Ok(()),
-    }
 }
 
 async fn report(api: &Api, args: &DeployArgs, client: &ClientArgs) -> Result<(), Failure> {

@@ -1,7 +1,11 @@
 //! `utsuwa env`: shell lines that make gcloud and the client libraries in one shell talk to this server
 //! (`gcloud-protocol.md` §1.3; method A, or B with `--no-tls`).
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
 use clap::Args;
+use sha2::{Digest, Sha256};
 
 use super::ClientArgs;
 use crate::client::Failure;
@@ -65,10 +69,11 @@ pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failu
         ("CLOUDSDK_CORE_SHOULD_PROMPT_TO_ENABLE_API", "false".to_owned()),
     ];
     if !args.no_tls {
-        let ca = info["caFile"].as_str().filter(|p| !p.is_empty()).ok_or_else(|| {
+        let pem = info["caPem"].as_str().filter(|pem| !pem.is_empty()).ok_or_else(|| {
             Failure::failed("the server has no certificate authority for googleapis.com").hint("use `utsuwa env --no-tls`")
         })?;
-        exports.push(("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", ca.to_owned()));
+        let file = keep_certificate(&cache_dir()?, pem)?;
+        exports.push(("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", file.display().to_string()));
     }
     for (name, value) in exports {
         line(&format!("export {name}={}", shell_quote(&value)));
@@ -86,6 +91,62 @@ pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failu
     Ok(())
 }
 
+/// `${XDG_CACHE_HOME:-$HOME/.cache}/utsuwa`. The server's own copy lies in its data directory, which is closed to other users.
+fn cache_dir() -> Result<PathBuf, Failure> {
+    let absolute = |name: &str| crate::environment::variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .map(|cache| cache.join("utsuwa"))
+        .ok_or_else(|| {
+            Failure::failed("neither XDG_CACHE_HOME nor HOME names a directory to keep the server's certificate in")
+                .hint("set HOME, or use `utsuwa env --no-tls`")
+        })
+}
+
+/// Writes the certificate under a name made of its content, so that several servers' lie side by side, and answers the file.
+/// Other users may read it: a gcloud in a container of the same user, for one.
+fn keep_certificate(dir: &Path, pem: &str) -> Result<PathBuf, Failure> {
+    let digest = Sha256::digest(pem.as_bytes());
+    let name: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let file = dir.join(format!("ca-{name}.pem"));
+    let failed = |what: &str, path: &Path, error: &std::io::Error| {
+        Failure::failed(format!("{what} {}: {error}", path.display())).hint("set XDG_CACHE_HOME to a directory you may write to, or use `utsuwa env --no-tls`")
+    };
+    if std::fs::read(&file).is_ok_and(|kept| kept == pem.as_bytes()) {
+        return Ok(file);
+    }
+    std::fs::create_dir_all(dir).map_err(|e| failed("make", dir, &e))?;
+    // Whole or not at all: another shell may be reading it.
+    let next = dir.join(format!("ca-{name}.pem.{}", std::process::id()));
+    std::fs::write(&next, pem)
+        .and_then(|()| std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o644)))
+        .and_then(|()| std::fs::rename(&next, &file))
+        .map_err(|e| failed("write", &file, &e))?;
+    Ok(file)
+}
+
 fn shell_quote(text: &str) -> String {
     if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:".contains(c)) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_certificate_is_kept_once_and_readable() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("cache/utsuwa");
+        let file = keep_certificate(&dir, "one").ok().unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o644);
+        // Somebody spoilt it: it is made good again.
+        std::fs::write(&file, "spoilt").unwrap();
+        assert_eq!(keep_certificate(&dir, "one").ok().unwrap(), file);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
+        assert_ne!(keep_certificate(&dir, "two").ok().unwrap(), file);
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2);
+        let refused = keep_certificate(&file.join("below"), "one").err().unwrap();
+        assert!(refused.message.contains("below") && refused.hint.unwrap().contains("--no-tls"));
+    }
 }

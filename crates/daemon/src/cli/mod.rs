@@ -11,6 +11,7 @@ mod logs;
 mod quickstart;
 mod services;
 mod unit;
+mod wait;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

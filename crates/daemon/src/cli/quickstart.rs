@@ -31,7 +31,7 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
         }
         Err(failure) => return Err(failure),
     };
-    super::deploy::wait(&api, &operation).await?;
+    super::wait::wait(&api, &operation).await?;
     let policy = json!({"policy": {"bindings": [{"role": utsuwa_model::iam::INVOKER, "members": ["allUsers"]}]}});
     api.post(&format!("{path}:setIamPolicy"), &policy).await?;
     let service = api.get(&path).await?;

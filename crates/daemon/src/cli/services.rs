@@ -99,7 +99,7 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                 confirm(&format!("Service [{name}] with its revisions will be deleted."))?;
             }
             let operation = api.delete(&api.service(name)).await?;
-            super::deploy::wait(&api, &operation).await?;
+            super::wait::wait(&api, &operation).await?;
             note(&format!("Deleted service [{name}]."));
             Ok(())
         }
@@ -109,7 +109,7 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
             let targets = new_traffic(service["traffic"].as_array().cloned().unwrap_or_default(), to_revisions.as_deref(), *to_latest, set_tags.as_deref())?;
             let body = json!({"traffic": targets, "etag": service["etag"].take()});
             let operation = api.patch(&format!("{path}?updateMask=traffic"), &body).await?;
-            super::deploy::wait(&api, &operation).await?;
+            super::wait::wait(&api, &operation).await?;
             let service = api.get(&path).await?;
             if client.format == Format::Table { print_traffic(&service); Ok(()) } else { value(&client.format, &service["trafficStatuses"]) }
         }
@@ -294,7 +294,7 @@ pub(crate) async fn run_revisions(command: &RevisionsCommand, client: &ClientArg
         RevisionsCommand::Delete { name } => {
             let found = find(&api, name).await?;
             let operation = api.delete(&format!("/run/v2/{}", text_at(&found, "name"))).await?;
-            super::deploy::wait(&api, &operation).await?;
+            super::wait::wait(&api, &operation).await?;
             note(&format!("Deleted revision [{name}]."));
             Ok(())
         }

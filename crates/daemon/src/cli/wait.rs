@@ -1,0 +1,43 @@
+//! Waiting for an operation of the server's, for every command that starts one.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::client::{Api, Failure};
+use crate::output::note;
+
+/// How long a server that went away while an operation is waited for may take to come back: a restart or an upgrade.
+const RESTART: Duration = Duration::from_secs(30);
+
+/// Waits until the operation is done, over restarts of the server: what it acknowledged it goes on with.
+pub(crate) async fn wait(api: &Api, operation: &Value) -> Result<(), Failure> {
+    let Some(name) = operation["name"].as_str() else { return Ok(()) };
+    let mut current = operation.clone();
+    let mut away: Option<Instant> = None;
+    while current["done"] != json!(true) {
+        match api.post(&format!("/run/v2/{name}:wait"), &json!({"timeout": "30s"})).await {
+            Ok(answer) => {
+                current = answer;
+                away = None;
+            }
+            Err(failure) if failure.status == 3 => match away {
+                None => {
+                    note(&format!("{failure}; waiting up to {} s for it to come back", RESTART.as_secs()));
+                    away = Some(Instant::now());
+                }
+                Some(since) if since.elapsed() >= RESTART => return Err(failure),
+                Some(_) => {}
+            },
+            Err(failure) => return Err(failure),
+        }
+        if current["done"] != json!(true) {
+            // The server blocks in :wait; this only keeps one that is away (or odd) from being asked in a tight loop.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    match current["error"]["message"].as_str() {
+        Some(message) => Err(Failure::failed(message.to_owned())),
+        None => Ok(()),
+    }
+}
