@@ -21,7 +21,8 @@ check: ## Format, lints, laws and test levels 0–4: many times a day
 ifneq ($(NEXTEST),)
 	$(CARGO) nextest run --workspace --profile check
 else
-	$(CARGO) test --workspace --exclude utsuwa-runtime -- --skip e2e
+	$(CARGO) test --workspace --exclude utsuwa-runtime --exclude utsuwa-daemon
+	$(CARGO) test --package utsuwa-daemon --bins
 	$(CARGO) test --package utsuwa-runtime --lib
 endif
 
@@ -32,7 +33,9 @@ test: ## Install what tests need, then run every test
 ifneq ($(NEXTEST),)
 	@scripts/with-inputs.sh $(TARGET) $(CARGO) nextest run --workspace --profile all
 else
-	@scripts/with-inputs.sh $(TARGET) $(CARGO) test --workspace -- --test-threads 2
+	@scripts/with-inputs.sh $(TARGET) $(CARGO) test --workspace --exclude utsuwa-runtime --exclude utsuwa-daemon
+	@# These count kernel objects and time: one at a time.
+	@scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-runtime --package utsuwa-daemon -- --test-threads 1
 endif
 
 test-v2: ## The launcher's smoke tests on Debian's kernel 6.1 with cgroup v2, under qemu
@@ -48,7 +51,11 @@ bench: ## Cold start and the other promises, side by side with what is installed
 soak: ## What takes longer: density, kill −9 under load, cgroup v2 under qemu
 	@scripts/deps.sh test
 	@scripts/test-inputs.sh $(TARGET)
-	@scripts/with-inputs.sh $(TARGET) env UTSUWA_SOAK=1 $(CARGO) nextest run --workspace --profile soak --run-ignored all
+ifneq ($(NEXTEST),)
+	@for round in 1 2 3; do scripts/with-inputs.sh $(TARGET) $(CARGO) nextest run --workspace --profile soak || exit 1; done
+else
+	@for round in 1 2 3; do scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-daemon --test e2e -- --test-threads 1 || exit 1; done
+endif
 	$(MAKE) test-v2
 
 .PHONY: help run check test test-v2 bench soak

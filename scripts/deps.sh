@@ -8,8 +8,8 @@ what=${1:?usage: scripts/deps.sh run|test|bench|test-v2}
 # command → package
 declare -A need=([cc]=gcc [make]=make [nft]=nftables [ip]=iproute2)
 case $what in
-  run) ;;
-  test) need+=([mmdebstrap]=mmdebstrap [buildah]=buildah [skopeo]=skopeo [docker-registry]=docker-registry [busybox]=busybox-static [unshare]=util-linux [iptables-nft]=iptables [curl]=curl [python3]=python3) ;;
+  run) need+=([curl]=curl) ;;
+  test) need+=([mmdebstrap]=mmdebstrap [buildah]=buildah [skopeo]=skopeo [docker-registry]=docker-registry [busybox]=busybox-static [unshare]=util-linux [iptables-nft]=iptables [curl]=curl [python3]=python3 [npm]=npm [python3-venv]=python3-venv) ;;
   bench) need+=([mmdebstrap]=mmdebstrap [buildah]=buildah [skopeo]=skopeo [docker-registry]=docker-registry [busybox]=busybox-static [podman]=podman [crun]=crun [runc]=runc [bwrap]=bubblewrap) ;;
   test-v2) need+=([qemu-system-x86_64]=qemu-system-x86 [cpio]=cpio [busybox]=busybox-static [zstd]=zstd [dpkg-deb]=dpkg [mke2fs]=e2fsprogs [python3]=python3 [iptables-nft]=iptables [unshare]=util-linux [dash]=dash) ;;
   *) echo "deps.sh: $what: no such set; there are run, test, bench, test-v2" >&2; exit 2 ;;
@@ -17,6 +17,11 @@ esac
 
 missing=()
 for command in "${!need[@]}"; do
+  # python3-venv is a package without a command of its own.
+  if [ "$command" = python3-venv ]; then
+    python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=("${need[$command]}")
+    continue
+  fi
   PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null 2>&1 || missing+=("${need[$command]}")
 done
 [ ${#missing[@]} -eq 0 ] && exit 0

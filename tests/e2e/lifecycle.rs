@@ -197,3 +197,41 @@ fn acknowledged_deploys_survive_kill_9() {
     }
     server.finish();
 }
+
+#[test]
+fn forty_instances_survive_a_restart() {
+    if !can_run("lifecycle::forty_instances_survive_a_restart") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    let names: Vec<String> = (0..40).map(|i| format!("kept-{i}")).collect();
+    for name in &names {
+        server.ok(&["deploy", name, "--image", "utsuwa.local/hello", "--min-instances", "1", "--no-allow-unauthenticated"]);
+    }
+    let pids = |server: &Server| names.iter().map(|name| server.instance_pids(name)).collect::<Vec<_>>();
+    until("every instance to run", Duration::from_secs(30), || pids(&server).iter().all(|p| p.len() == 1 && p[0] != 0).then_some(()));
+    let before = pids(&server);
+    server.kill_9();
+    let back = server.up();
+    println!("ready again {back:?} after kill −9 with 40 instances");
+    assert_eq!(pids(&server), before);
+    server.finish();
+}
+
+#[test]
+fn a_silent_end_that_nobody_watched_is_still_told() {
+    if !can_run("lifecycle::a_silent_end_that_nobody_watched_is_still_told") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    server.deploy("silent", &["--command", "/hello", "--min-instances", "1"]);
+    server.until_instances("silent", 1);
+    let pid = u32::try_from(server.instance_pids("silent")[0]).unwrap();
+    server.kill_9();
+    // What it wrote is taken away: the end must be told by the keeper's own record.
+    std::fs::remove_dir_all(server.data_dir().join("logs/demo")).unwrap();
+    kill_9(pid);
+    server.up();
+    until("the end to be told", Duration::from_secs(10), || server.ok(&["logs", "silent"]).contains("signal 9").then_some(()));
+    server.finish();
+}

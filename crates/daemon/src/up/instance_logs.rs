@@ -140,6 +140,9 @@ impl InstanceLogs {
                 Err(error) => tracing::warn!(%service, %error, "read instance logs"),
             }
         }
+        // An end that was written but not acknowledged before a kill is written again by the next server: the same entry.
+        let mut ends = std::collections::BTreeSet::new();
+        past.retain(|l| l.stream != "utsuwa" || l.instance.is_none() || ends.insert((l.instance.clone(), l.at, l.text.clone())));
         // A stable sort: lines of one stream keep their order also where times are equal.
         past.sort_by_key(|line| line.at);
         let seen: std::collections::BTreeMap<(Option<InstanceId>, String), u64> =

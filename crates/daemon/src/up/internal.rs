@@ -13,8 +13,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use utsuwa_ingress::{Ingress, Scheme};
-use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
-use utsuwa_runtime::client::InternalEvent;
+use utsuwa_model::instance::Exit;
+use utsuwa_model::{InstanceId, RevisionKey};
+use utsuwa_runtime::client::{InternalEvent, SandboxDriver};
+use utsuwa_runtime::keeper::protocol::ExitReport;
 use utsuwa_runtime::network::{self, NetInfo};
 
 use super::environment::Machine;
@@ -51,6 +53,7 @@ struct Sandbox {
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) struct Inside {
+    pub driver: SandboxDriver,
     pub ingress: Ingress,
     pub resolver: Arc<network::dns::Resolver>,
     pub journal: Journal,
@@ -86,6 +89,7 @@ impl Inside {
                             known.assigned = Some((instance, revision));
                         }
                     }
+                    Some(InternalEvent::Exited(report)) => self.ended(report, &mut tasks),
                     Some(InternalEvent::Gone { sandbox }) => {
                         if let Some(gone) = sandboxes.remove(&sandbox) {
                             gone.stop.cancel();
@@ -125,6 +129,39 @@ impl Inside {
         Some(Sandbox { net, assigned: None, stop, _internal: internal })
     }
 
+    /// Writes the end of an instance into its service's journal, in the user's words; the keeper forgets it only then.
+    fn ended(&self, report: ExitReport, tasks: &mut JoinSet<()>) {
+        let known = self.directory.take(&report.id).or(report.revision);
+        let (written, on_disk) = tokio::sync::oneshot::channel();
+        match known {
+            Some(revision) => {
+                let orderly = matches!(report.exit, Exit::Code(0) | Exit::Signal(15));
+                self.journal.note(Happening {
+                    at: report.at,
+                    service: revision.service.clone(),
+                    revision: revision.revision.to_string(),
+                    severity: if orderly { "INFO" } else { "ERROR" },
+                    text: format!("The instance {}.", report.exit.describe()),
+                    instance: Some(report.id.clone()),
+                    written: Some(written),
+                });
+            }
+            None => {
+                tracing::info!(instance = %report.id, exit = %report.exit.describe(), "an instance of no known service ended");
+                let _ = written.send(());
+            }
+        }
+        let driver = self.driver.clone();
+        tasks.spawn(async move {
+            // Not written (the journal can't keep up): it is told again to the next server.
+            if on_disk.await.is_ok()
+                && let Err(error) = driver.acknowledge(&report.id).await
+            {
+                tracing::debug!(instance = %report.id, %error, "acknowledge the end of an instance");
+            }
+        });
+    }
+
     fn tell(
         &self,
         sandboxes: &BTreeMap<u32, Sandbox>,
@@ -149,6 +186,7 @@ impl Inside {
             instance: Some(instance),
             severity: "WARNING",
             text,
+            written: None,
         });
     }
 }
@@ -174,23 +212,4 @@ fn read_refusals(socket: OwnedFd, refused: mpsc::Sender<network::Refusal>, reade
             });
         }
     }
-}
-
-/// Finds the service of an instance by its log files: for one that ended while no server ran.
-pub(super) fn service_by_logs(logs: &std::path::Path, instance: &InstanceId) -> Option<ServiceKey> {
-    let folders = |path: &std::path::Path| -> Vec<std::path::PathBuf> {
-        std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok).map(|e| e.path()).collect()
-    };
-    for project in folders(logs) {
-        for region in folders(&project) {
-            for service in folders(&region) {
-                let ours = folders(&service).iter().any(|f| f.file_name().is_some_and(|n| n.to_string_lossy().starts_with(instance.as_str())));
-                if ours {
-                    let relative = service.strip_prefix(logs).ok()?;
-                    return relative.to_string_lossy().parse().ok();
-                }
-            }
-        }
-    }
-    None
 }

@@ -34,12 +34,16 @@ pub(super) struct Happening {
     /// Cloud Logging's severities: `INFO`, `WARNING`, `ERROR`.
     pub severity: &'static str,
     pub text: String,
+    /// Told once it is on its way to the disk.
+    pub written: Option<tokio::sync::oneshot::Sender<()>>,
 }
 
 #[derive(Debug)]
 enum Entry {
     Request(Box<RequestRecord>),
     Happening(Box<Happening>),
+    /// The server ends: write what is waiting, then stop.
+    End,
 }
 
 /// Takes entries; clones write to the same journal.
@@ -67,6 +71,11 @@ impl Journal {
 
     pub(super) fn note(&self, happening: Happening) {
         self.send(Entry::Happening(Box::new(happening)));
+    }
+
+    /// Has the writer end once everything before this is written.
+    pub(super) fn end(&self) {
+        self.send(Entry::End);
     }
 
     /// The files of a service, oldest first; they need not exist.
@@ -122,6 +131,7 @@ fn write_all(root: &Path, receiver: &Receiver<Entry>, written: &tokio::sync::wat
                 None => continue,
             },
             Entry::Happening(happening) => (&happening.service, happening_line(happening)),
+            Entry::End => return,
         };
         if let Entry::Request(record) = &entry
             && let Some(cold) = &record.cold
@@ -132,6 +142,12 @@ fn write_all(root: &Path, receiver: &Receiver<Entry>, written: &tokio::sync::wat
         let folder = folder(root, service);
         if let Err(error) = write_one(&mut outputs, &folder, &line, count) {
             tracing::warn!(folder = %folder.display(), %error, "write the journal");
+        }
+        if let Entry::Happening(happening) = entry
+            && let Some(done) = happening.written
+        {
+            // Nobody need be waiting.
+            let _ = done.send(());
         }
         written.send_replace(count);
     }
@@ -255,6 +271,7 @@ mod tests {
             instance: None,
             severity: "ERROR",
             text: "exited with status 7".to_owned(),
+            written: None,
         });
         let [_, current] = journal.files(&service);
         drop(journal);

@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,7 +18,7 @@ use utsuwa_runtime::client::SandboxDriver;
 use utsuwa_runtime::image::{Credentials, ImageStore, RewriteRule, Settings as ImageSettings};
 use utsuwa_runtime::network::EgressRule;
 use utsuwa_runtime::network::dns::{Resolver, ServerZone};
-use utsuwa_runtime::{Driver, InstanceEvent};
+use utsuwa_runtime::Driver;
 use utsuwa_store::{Settings, Store};
 
 use super::connect::Dialer;
@@ -28,8 +27,8 @@ use super::environment::Machine;
 use super::images::Images;
 use super::insight::{Insight, Running};
 use super::instance_logs::InstanceLogs;
-use super::internal::{Directory, Inside, service_by_logs};
-use super::journal::{Happening, Journal};
+use super::internal::{Directory, Inside};
+use super::journal::Journal;
 use super::prepare::Ground;
 use super::unpacker::KeeperUnpacker;
 use crate::config::Listen;
@@ -49,12 +48,6 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     let driver = SandboxDriver::connect(&ground.keeper.socket(), &ground.keeper.id, &ground.keeper.build, Some(internal))
         .await
         .context("connect to the keeper")?;
-    // Taken before anything runs, so that no end of an instance is missed.
-    let ends = driver.events();
-    let images = open_images(&ground, &driver)?;
-    // Before instances start: a power cut may have left layers half written.
-    images.recover().await.context("check the image store after the last end")?;
-    utsuwa_api::proxy::ensure_ca(&data.join("keys")).context("make the certificate authority for googleapis.com")?;
     let (journal, journal_thread) = Journal::start(data.join("journal")).context("start the journal")?;
 
     let bell = Bell::default();
@@ -66,6 +59,26 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
         Arc::new(Machine),
         IngressSettings { drain: DRAIN, ..IngressSettings::default() },
     );
+    let stop = CancellationToken::new();
+    let tracker = TaskTracker::new();
+    let directory = Directory::default();
+    let zone = ServerZone::new(&settings.domain, ground.egress.iter().any(|r| matches!(r, EgressRule::Host { .. })));
+    let inside = Inside {
+        driver: driver.clone(),
+        ingress: ingress.clone(),
+        resolver: Arc::new(Resolver::new(Arc::new(zone))),
+        journal: journal.clone(),
+        directory: directory.clone(),
+    };
+    // At once: the keeper tells of every sandbox there is, and nothing else comes through its connection until that was taken.
+    tracker.spawn(inside.run(internal_events, stop.clone()));
+
+    let images = open_images(&ground, &driver)?;
+    // A power cut may have left layers half written. What can't be mended now is mended, or told, when its revision needs it.
+    if let Err(error) = images.recover().await {
+        tracing::warn!(%error, "check the image store after the last end");
+    }
+    utsuwa_api::proxy::ensure_ca(&data.join("keys")).context("make the certificate authority for googleapis.com")?;
     let all = Images { images, store: store.clone() };
     let mut control_settings =
         ControlSettings::new(settings.project.clone(), settings.region.clone(), settings.domain.clone(), ground.config.listen_http.port);
@@ -81,14 +94,6 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     .await
     .context("start the loops")?;
     bell.connect(control.clone());
-
-    let stop = CancellationToken::new();
-    let tracker = TaskTracker::new();
-    let directory = Directory::default();
-    tracker.spawn(tell_ends(ends, directory.clone(), journal.clone(), data.join("logs"), stop.clone()));
-    let zone = ServerZone::new(&settings.domain, ground.egress.iter().any(|r| matches!(r, EgressRule::Host { .. })));
-    let inside = Inside { ingress: ingress.clone(), resolver: Arc::new(Resolver::new(Arc::new(zone))), journal: journal.clone(), directory: directory.clone() };
-    tracker.spawn(inside.run(internal_events, stop.clone()));
 
     let http = listen(&driver, "http", &ground.config.listen_http, "--listen-http").await?;
     let api = listen(&driver, "api", &ground.config.listen_api, "--listen-api").await?;
@@ -139,8 +144,7 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
         bail!("serve the API: {error}");
     }
     all.images.close().await;
-    drop((ingress, journal, all, bell));
-    // The writer ends once every handle is gone; a leaked one must not keep the process.
+    journal.end();
     let written = tokio::task::spawn_blocking(move || journal_thread.join());
     if tokio::time::timeout(Duration::from_secs(2), written).await.is_err() {
         tracing::debug!("the journal was still held at the end");
@@ -205,41 +209,4 @@ async fn until_told(driver: &SandboxDriver) -> anyhow::Result<&'static str> {
         _ = interrupt.recv() => "SIGINT",
         () = driver.superseded() => "another server took over",
     })
-}
-
-/// Writes each end of an instance into its service's journal, in the user's words.
-async fn tell_ends(
-    mut ends: tokio::sync::broadcast::Receiver<InstanceEvent>,
-    directory: Directory,
-    journal: Journal,
-    logs: std::path::PathBuf,
-    stop: CancellationToken,
-) {
-    loop {
-        let event = tokio::select! {
-            () = stop.cancelled() => return,
-            event = ends.recv() => event,
-        };
-        match event {
-            Ok(InstanceEvent::Exited { id, exit, at, .. }) => {
-                let known = directory.take(&id);
-                let service = known.as_ref().map(|r| r.service.clone()).or_else(|| service_by_logs(&logs, &id));
-                let Some(service) = service else {
-                    tracing::info!(instance = %id, exit = %exit.describe(), "an instance of no known service ended");
-                    continue;
-                };
-                let orderly = matches!(exit, utsuwa_model::instance::Exit::Code(0) | utsuwa_model::instance::Exit::Signal(15));
-                journal.note(Happening {
-                    at,
-                    service,
-                    revision: known.map(|r| r.revision.to_string()).unwrap_or_default(),
-                    severity: if orderly { "INFO" } else { "ERROR" },
-                    text: format!("The instance {}.", exit.describe()),
-                    instance: Some(id),
-                });
-            }
-            Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "ends of instances came too fast to be written into the journal"),
-            Err(RecvError::Closed) => return,
-        }
-    }
 }

@@ -63,6 +63,8 @@ pub(super) struct Connection {
     exits: VecDeque<ExitReport>,
     /// Exits that receivers got and the keeper may not know so.
     told: HashSet<utsuwa_model::InstanceId>,
+    /// Exits that were passed on to whoever acknowledges them himself.
+    passed: HashSet<utsuwa_model::InstanceId>,
     /// Internal sockets of sandboxes, to give back to a keeper that lost them.
     internal_sockets: HashMap<u32, Vec<OwnedFd>>,
 }
@@ -90,6 +92,7 @@ impl Connection {
             next_id: 1,
             exits: VecDeque::new(),
             told: HashSet::new(),
+            passed: HashSet::new(),
             internal_sockets: HashMap::new(),
         }
     }
@@ -241,6 +244,7 @@ impl Connection {
                 let Some(call) = self.pending.remove(&id) else { return };
                 if let Op::AckExit { id } = &call.op {
                     self.told.remove(id);
+                    self.passed.remove(id);
                 }
                 let _ = call.answer.send(result.map(|reply| (reply, descriptors)).map_err(to_driver_error));
             }
@@ -258,7 +262,7 @@ impl Connection {
         let internal = match event {
             Event::Exited(report) => {
                 self.shared.sockets.forget(&report.id);
-                let known = self.told.contains(&report.id) || self.exits.iter().any(|exit| exit.id == report.id);
+                let known = self.told.contains(&report.id) || self.passed.contains(&report.id) || self.exits.iter().any(|exit| exit.id == report.id);
                 if self.told.contains(&report.id) {
                     self.send_unanswered(Op::AckExit { id: report.id.clone() }, Vec::new()).await;
                 }
@@ -307,8 +311,16 @@ impl Connection {
     async fn pass_exits(&mut self) {
         while self.shared.events.receiver_count() > 0 {
             let Some(report) = self.exits.pop_front() else { return };
-            let ExitReport { id, exit, at, last_lines } = report;
+            let kept = report.clone();
+            let ExitReport { id, exit, at, last_lines, .. } = report;
             let _ = self.shared.events.send(InstanceEvent::Exited { id: id.clone(), exit, at, last_lines });
+            if let Some(sender) = &self.internal
+                && sender.send(InternalEvent::Exited(kept)).await.is_ok()
+            {
+                // Whoever writes it down acknowledges it then: see `SandboxDriver::acknowledge`.
+                self.passed.insert(id);
+                continue;
+            }
             self.told.insert(id.clone());
             self.send_unanswered(Op::AckExit { id }, Vec::new()).await;
         }

@@ -134,6 +134,14 @@ impl SandboxDriver {
         }
     }
 
+    /// The exit was written down; the keeper may forget it.
+    ///
+    /// # Errors
+    /// [`DriverError`]; it is then told again to the next server.
+    pub async fn acknowledge(&self, id: &InstanceId) -> Result<(), DriverError> {
+        self.call(Op::AckExit { id: id.clone() }, Vec::new()).await.map(|_| ())
+    }
+
     /// Unpacks a layer into the image store. `blob` is read from its current position.
     ///
     /// # Errors

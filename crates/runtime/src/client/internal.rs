@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use utsuwa_model::{InstanceId, RevisionKey};
 
+use crate::keeper::protocol::ExitReport;
 use crate::network::{NetInfo, SocketRole};
 
 /// For whoever serves the addresses inside instances (names, metadata, the host's services). A caller is the sandbox
@@ -14,6 +15,9 @@ pub enum InternalEvent {
     Attached { sandbox: u32, net: NetInfo, sockets: Vec<(SocketRole, OwnedFd)> },
     /// From now on the sandbox is this instance.
     Assigned { sandbox: u32, instance: InstanceId, revision: RevisionKey },
+    /// An instance ended. Told again to each new server until it was acknowledged
+    /// ([`super::SandboxDriver::acknowledge`]): write it down first.
+    Exited(ExitReport),
     /// Nothing comes from it any more: close its sockets.
     Gone { sandbox: u32 },
     /// Sockets that tell of refused connections; earlier ones are void.

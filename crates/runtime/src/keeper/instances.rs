@@ -384,7 +384,8 @@ impl Keeper {
             capture.finish(&mut self.logs, at);
         }
         let [out, err] = instance.captures.each_ref().map(|capture| capture.last_lines(LAST_LINES));
-        let report = ExitReport { id: id.clone(), exit, at, last_lines: last_of(out, err) };
+        let revision = Some(instance.record.spec.revision.clone());
+        let report = ExitReport { id: id.clone(), revision, exit, at, last_lines: last_of(out, err) };
         tracing::info!(%id, exit = %report.exit.describe(), "instance ended");
         instance.record.exit = Some(report.clone());
         if let Err(error) = self.records.write_instance(&instance.record) {

@@ -139,6 +139,9 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitReport {
     pub id: InstanceId,
+    /// Whose instance it was: `None` from a keeper that doesn't say.
+    #[serde(default)]
+    pub revision: Option<RevisionKey>,
     pub exit: Exit,
     pub at: Timestamp,
     /// The last lines it wrote, oldest first, standard error after standard output.

@@ -60,6 +60,9 @@ pub fn ensure_keeper(config: &KeeperConfig) -> Result<PathBuf, UpError> {
         }
         Err(error) => return Err(error.into()),
     }
+    // The server's user may be another one than at the last start.
+    std::os::unix::fs::chown(config.socket(), Some(config.server_uid), Some(config.server_gid))
+        .map_err(io_error(format!("give {} to the server's user", config.socket().display())))?;
     Ok(config.socket())
 }
 
