@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use utsuwa_model::revision::Outcome;
-use utsuwa_model::{RevisionKey, ServiceKey, Timestamp};
+use utsuwa_model::{RevisionKey, ServiceKey};
 use utsuwa_runtime::{Driver, DriverError};
-use utsuwa_store::{Store, StoreError};
+use utsuwa_store::{Changed, Store, StoreError};
 
 use crate::core::{Core, Seams};
 use crate::explain::{self, RevisionExplained};
@@ -67,7 +67,7 @@ impl Control {
         let events = core.driver.events();
         // Before anything is read, so that no change falls between reading and listening.
         let mut changes = core.store.changes();
-        changes.mark_unchanged();
+        let seen = *changes.borrow_and_update();
         let running = core.driver.list().await?;
         let services = core.store.all_service_keys()?;
         for key in &services {
@@ -81,7 +81,8 @@ impl Control {
         let me = Arc::clone(&core);
         core.tracker.spawn(async move { me.listen(events).await });
         let me = Arc::clone(&core);
-        core.tracker.spawn(async move { me.follow(changes).await });
+        core.tracker
+            .spawn(async move { me.follow(changes, seen).await });
         let me = Arc::clone(&core);
         core.tracker.spawn(async move { me.sweep().await });
         let (rounds, me) = (Arc::clone(&core.rounds), Arc::clone(&core));
@@ -193,12 +194,15 @@ impl Core {
         Ok(())
     }
 
-    /// Turns "something changed in the store" into wishes for the services that changed.
-    async fn follow(&self, mut changes: tokio::sync::watch::Receiver<u64>) {
-        let mut seen = std::collections::BTreeMap::new();
+    /// Turns "something changed in the store" into wishes for the services that changed after commit `seen`.
+    async fn follow(&self, mut changes: tokio::sync::watch::Receiver<u64>, mut seen: u64) {
         loop {
-            if let Err(error) = self.ask_changed(&mut seen) {
-                tracing::warn!(%error, "read what changed; the next change or sweep tries again");
+            let now = *changes.borrow_and_update();
+            match self.ask_changed(seen) {
+                Ok(()) => seen = now,
+                Err(error) => {
+                    tracing::warn!(%error, "read what changed; the next change or sweep tries again");
+                }
             }
             tokio::select! {
                 () = self.cancel.cancelled() => return,
@@ -207,20 +211,22 @@ impl Core {
         }
     }
 
-    fn ask_changed(
-        &self,
-        seen: &mut std::collections::BTreeMap<ServiceKey, (Timestamp, String)>,
-    ) -> Result<(), StoreError> {
-        let now = self.store.service_versions()?;
-        for (key, stamp) in &now {
-            if seen.get(key) != Some(stamp) {
-                self.ask_service(key);
+    fn ask_changed(&self, seen: u64) -> Result<(), StoreError> {
+        let changed = match self.store.changed_since(seen) {
+            Changed::Keys(keys) => keys,
+            // Too much at once: everything there is, and what we know that may be gone.
+            Changed::All => {
+                let known = self
+                    .world
+                    .with(|inner| inner.services.keys().cloned().collect::<Vec<_>>());
+                let mut all = BTreeSet::from_iter(self.store.all_service_keys()?);
+                all.extend(known);
+                all
             }
-        }
-        for key in seen.keys().filter(|key| !now.contains_key(key)) {
+        };
+        for key in &changed {
             self.ask_service(key);
         }
-        *seen = now;
         Ok(())
     }
 

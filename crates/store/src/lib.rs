@@ -17,6 +17,7 @@
 //! [`StoreError::DiskFull`] and leaves the database as it was.
 
 mod audit;
+mod changed;
 mod error;
 mod image;
 mod lock;
@@ -30,10 +31,10 @@ mod schema;
 mod service;
 mod settings;
 mod uid;
-mod versions;
 mod writer;
 
 pub use audit::AuditEntry;
+pub use changed::Changed;
 pub use error::{Class, Retry, StoreError};
 pub use page::{Listing, Page};
 pub use settings::Settings;
@@ -43,6 +44,8 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tokio::sync::watch;
 
+use crate::changed::Noting;
+
 /// A cheap handle to the database. Clones share one writer thread and a few reader connections; the last one to go waits
 /// for writes under way and gives the lock back.
 #[derive(Clone, Debug)]
@@ -51,7 +54,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// A number that grows after every commit that changed something.
+    /// A number that grows after every commit that changed something. [`Store::changed_since`] says what.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
@@ -75,7 +78,7 @@ impl Store {
     /// after the first poll doesn't take the write back.
     pub(crate) async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
-        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        F: FnOnce(&Noting<'_>) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
         self.inner

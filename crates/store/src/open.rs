@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
+use crate::changed::Ring;
 use crate::writer::Writer;
 use crate::{Store, StoreError, lock, schema};
 
@@ -25,6 +26,7 @@ pub(crate) struct Inner {
     pub(crate) writer: Writer,
     pub(crate) readers: Readers,
     pub(crate) changes: watch::Sender<u64>,
+    pub(crate) ring: Arc<Mutex<Ring>>,
     pub(crate) path: PathBuf,
     _lock: Option<File>,
 }
@@ -86,15 +88,20 @@ impl Store {
         held: Option<File>,
     ) -> Result<Self, StoreError> {
         let (changes, _) = watch::channel(0);
-        let writer = Writer::start(writer, changes.clone()).map_err(|source| StoreError::Io {
-            path: path.clone(),
-            source: Arc::new(source),
-        })?;
+        let ring = Arc::new(Mutex::new(Ring::default()));
+        let writer =
+            Writer::start(writer, changes.clone(), Arc::clone(&ring)).map_err(|source| {
+                StoreError::Io {
+                    path: path.clone(),
+                    source: Arc::new(source),
+                }
+            })?;
         Ok(Self {
             inner: Arc::new(Inner {
                 writer,
                 readers,
                 changes,
+                ring,
                 path,
                 _lock: held,
             }),

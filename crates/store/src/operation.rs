@@ -1,6 +1,8 @@
 //! Operations and the outcomes of generations. An operation is a view: it reads as done once an outcome exists for its
 //! generation or a later one of the same service. Nothing has to remember to finish it.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use utsuwa_model::operation::{GenerationOutcome, Operation, OperationKind};
 use utsuwa_model::service::Service;
@@ -122,15 +124,22 @@ fn insert(connection: &Connection, op: &Operation) -> Result<(), StoreError> {
              (SELECT id FROM operations WHERE service_uid = ?1 ORDER BY create_time DESC LIMIT -1 OFFSET ?2)",
         )?
         .execute(params![op.service_uid, KEPT])?;
-    connection
+    let uids = connection
         .prepare_cached(
-            "DELETE FROM operations WHERE project = ? AND region = ? AND create_time < ?",
+            "DELETE FROM operations WHERE project = ? AND region = ? AND create_time < ? RETURNING service_uid",
         )?
-        .execute(params![
-            op.service.project.as_str(),
-            op.service.region.as_str(),
-            op.create_time.0.saturating_sub(KEPT_MICROS)
-        ])?;
+        .query_map(
+            params![
+                op.service.project.as_str(),
+                op.service.region.as_str(),
+                op.create_time.0.saturating_sub(KEPT_MICROS)
+            ],
+            |r| r.get::<_, String>(0),
+        )?
+        .collect::<Result<BTreeSet<_>, _>>()?;
+    for uid in &uids {
+        forget_unasked(connection, uid)?;
+    }
     Ok(())
 }
 
@@ -161,14 +170,23 @@ pub(crate) fn removed(connection: &Connection, uid: &str) -> Result<(), StoreErr
     connection
         .prepare_cached("INSERT OR IGNORE INTO removals (service_uid) VALUES (?)")?
         .execute([uid])?;
-    // Nobody can ask for the outcome of a service that has neither a row nor an operation.
-    for table in ["outcomes", "removals"] {
-        connection
-            .prepare_cached(&format!(
-                "DELETE FROM {table} WHERE service_uid NOT IN (SELECT service_uid FROM operations)
-                   AND service_uid NOT IN (SELECT uid FROM services)"
-            ))?
-            .execute([])?;
+    forget_unasked(connection, uid)
+}
+
+/// Nobody can ask for the outcomes of a service that is gone and has no operation left.
+fn forget_unasked(connection: &Connection, uid: &str) -> Result<(), StoreError> {
+    let unasked: bool = connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM removals WHERE service_uid = ?1)
+               AND NOT EXISTS (SELECT 1 FROM operations WHERE service_uid = ?1)",
+        )?
+        .query_row([uid], |r| r.get(0))?;
+    if unasked {
+        for table in ["outcomes", "removals"] {
+            connection
+                .prepare_cached(&format!("DELETE FROM {table} WHERE service_uid = ?"))?
+                .execute([uid])?;
+        }
     }
     Ok(())
 }

@@ -45,6 +45,7 @@ impl Store {
             let policy = Policy { etag: etag(number), ..policy };
             c.prepare_cached("INSERT OR REPLACE INTO policies (project, region, service, body, etag) VALUES (?, ?, ?, ?, ?)")?
                 .execute(params![key.project.as_str(), key.region.as_str(), key.service.as_str(), row::json(&policy)?, policy.etag])?;
+            c.touch(&key);
             Ok(policy)
         })
         .await

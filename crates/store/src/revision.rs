@@ -1,6 +1,6 @@
 //! Revisions: written once, their status many times.
 
-use rusqlite::{Connection, Row, ToSql, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 use utsuwa_model::revision::Revision;
 use utsuwa_model::{ProjectId, Region, RevisionId, RevisionKey, ServiceId, ServiceKey};
 
@@ -169,6 +169,7 @@ impl Store {
             let Some(mut revision) = load(c, &service.project, &service.region, &key.revision)?.filter(|r| r.key == key) else {
                 return Ok(());
             };
+            let going = revision.meta.delete_time;
             if change(&mut revision) {
                 c.prepare_cached("UPDATE revisions SET meta = ?4, status = ?5, delete_time = ?6 WHERE project = ?1 AND region = ?2 AND revision = ?3")?
                     .execute(params![
@@ -179,6 +180,9 @@ impl Store {
                         row::json(&revision.status)?,
                         revision.meta.delete_time.map(|t| t.0)
                     ])?;
+                if revision.meta.delete_time != going {
+                    c.touch(service);
+                }
             }
             Ok(())
         })
@@ -193,9 +197,19 @@ impl Store {
         let key = key.clone();
         self.write(move |c| {
             let service = &key.service;
-            c.prepare_cached("DELETE FROM revisions WHERE project = ? AND region = ? AND service = ? AND revision = ?")?.execute(
-                params![service.project.as_str(), service.region.as_str(), service.service.as_str(), key.revision.as_str()],
-            )?;
+            let going: Option<bool> = c
+                .prepare_cached(
+                    "DELETE FROM revisions WHERE project = ? AND region = ? AND service = ? AND revision = ?
+                     RETURNING delete_time IS NOT NULL",
+                )?
+                .query_row(
+                    params![service.project.as_str(), service.region.as_str(), service.service.as_str(), key.revision.as_str()],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            if going == Some(true) {
+                c.touch(service);
+            }
             Ok(())
         })
         .await

@@ -131,6 +131,7 @@ impl Store {
                 row::json(&service.status)?
             ])?;
             operation::begin(c, &op, &service)?;
+            c.touch(&service.key);
             Ok(service)
         })
         .await
@@ -192,6 +193,7 @@ impl Store {
                 op.service_uid.clone_from(&service.meta.uid);
                 operation::begin(c, &op, &service)?;
             }
+            c.touch(&service.key);
             Ok(Ok(service))
         })
         .await
@@ -254,6 +256,7 @@ impl Store {
             }
             uid::free(c, &key)?;
             operation::removed(c, &service.meta.uid)?;
+            c.touch(&key);
             Ok(())
         })
         .await

@@ -4,6 +4,7 @@
 //! Fails by: a job's own error undoes that job; a failed commit, or a full disk that made SQLite roll the whole transaction
 //! back, fails every job of the group.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,8 +13,10 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
+use utsuwa_model::ServiceKey;
 
 use crate::StoreError;
+use crate::changed::{Noting, Ring};
 
 /// Jobs waiting at most; further callers wait for room.
 const QUEUE: usize = 1024;
@@ -26,7 +29,7 @@ type Reply = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 /// One queued write.
 trait Job: Send {
     /// Does the work inside a savepoint; says whether to keep it and how to answer.
-    fn run(self: Box<Self>, connection: &Connection) -> (bool, Reply);
+    fn run(self: Box<Self>, connection: &Noting<'_>) -> (bool, Reply);
     /// Answers without having done anything.
     fn refuse(self: Box<Self>, why: StoreError);
 }
@@ -38,10 +41,10 @@ struct Write<T, F> {
 
 impl<T, F> Job for Write<T, F>
 where
-    F: FnOnce(&Connection) -> Result<T, StoreError> + Send,
+    F: FnOnce(&Noting<'_>) -> Result<T, StoreError> + Send,
     T: Send + 'static,
 {
-    fn run(self: Box<Self>, connection: &Connection) -> (bool, Reply) {
+    fn run(self: Box<Self>, connection: &Noting<'_>) -> (bool, Reply) {
         let Self { work, answer } = *self;
         let result = work(connection);
         // Nobody listens any more when the caller went away; the write stands.
@@ -66,11 +69,12 @@ impl Writer {
     pub(crate) fn start(
         connection: Arc<Mutex<Connection>>,
         changes: watch::Sender<u64>,
+        ring: Arc<Mutex<Ring>>,
     ) -> std::io::Result<Self> {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || serve(&connection, jobs, &changes))?;
+            .spawn(move || serve(&connection, jobs, &changes, &ring))?;
         Ok(Self {
             queue: Some(queue),
             thread: Some(thread),
@@ -80,7 +84,7 @@ impl Writer {
     /// Queues `work`; answers after the commit.
     pub(crate) async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
     where
-        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        F: FnOnce(&Noting<'_>) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
@@ -109,6 +113,7 @@ fn serve(
     connection: &Mutex<Connection>,
     mut jobs: mpsc::Receiver<Box<dyn Job>>,
     changes: &watch::Sender<u64>,
+    ring: &Mutex<Ring>,
 ) {
     while let Some(first) = jobs.blocking_recv() {
         let mut group = vec![first];
@@ -117,17 +122,21 @@ fn serve(
         {
             group.push(next);
         }
+        let mut touched = BTreeSet::new();
         let (verdict, replies) = {
             let connection = connection.lock();
             let before = connection.total_changes();
-            let (verdict, replies) = run_group(&connection, group);
+            let (verdict, replies) = run_group(&connection, group, &mut touched);
             (
                 verdict.map(|()| connection.total_changes() != before),
                 replies,
             )
         };
         if matches!(verdict, Ok(true)) {
-            changes.send_modify(|n| *n += 1);
+            // Only this thread counts. Noted first: who sees the number finds the notes.
+            let seq = *changes.borrow() + 1;
+            ring.lock().push(seq, touched);
+            changes.send_replace(seq);
         }
         for reply in replies {
             reply(verdict.clone().map(|_| ()));
@@ -136,10 +145,11 @@ fn serve(
 }
 
 /// Runs the group in one transaction. After an `Err` nothing of it is in the database; jobs that were not begun are answered
-/// here, the others by their reply.
+/// here, the others by their reply. `touched` takes what the kept jobs noted; it counts only after an `Ok`.
 fn run_group(
     connection: &Connection,
     group: Vec<Box<dyn Job>>,
+    touched: &mut BTreeSet<ServiceKey>,
 ) -> (Result<(), StoreError>, Vec<Reply>) {
     let mut replies = Vec::with_capacity(group.len());
     let mut verdict = connection
@@ -147,7 +157,7 @@ fn run_group(
         .map_err(StoreError::from);
     for job in group {
         match &verdict {
-            Ok(()) => verdict = run_job(connection, job, &mut replies),
+            Ok(()) => verdict = run_job(connection, job, &mut replies, touched),
             Err(error) => job.refuse(error.clone()),
         }
     }
@@ -168,16 +178,21 @@ fn run_job(
     connection: &Connection,
     job: Box<dyn Job>,
     replies: &mut Vec<Reply>,
+    touched: &mut BTreeSet<ServiceKey>,
 ) -> Result<(), StoreError> {
     if let Err(error) = connection.execute_batch("SAVEPOINT job") {
         let error = StoreError::from(error);
         job.refuse(error.clone());
         return Err(error);
     }
+    let noting = Noting::new(connection);
     // A panicking closure is a bug of its caller: it ends that write only, and its caller is told (`Abandoned`).
-    let keep = match catch_unwind(AssertUnwindSafe(|| job.run(connection))) {
+    let keep = match catch_unwind(AssertUnwindSafe(|| job.run(&noting))) {
         Ok((keep, reply)) => {
             replies.push(reply);
+            if keep {
+                touched.append(&mut noting.into_touched());
+            }
             keep
         }
         Err(_panic) => false,

@@ -15,7 +15,7 @@ use utsuwa_model::service::{
     Meta, RevisionTemplate, Service, ServiceSpec, ServiceStatus, TrafficTarget,
 };
 use utsuwa_model::{RevisionKey, ServiceKey, Timestamp};
-use utsuwa_store::{AuditEntry, Class, Page, Settings, Store, StoreError};
+use utsuwa_store::{AuditEntry, Changed, Class, Page, Settings, Store, StoreError};
 
 fn key(text: &str) -> ServiceKey {
     text.parse().unwrap()
@@ -716,14 +716,30 @@ async fn a_damaged_page_is_noticed_at_start() {
 /// Making and removing services over and over leaves nothing behind for ever.
 #[tokio::test]
 async fn operations_of_gone_services_are_forgotten_after_a_month() {
-    let store = Store::open_in_memory().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
     let day = 24 * 3600 * 1_000_000;
     let old = create(&store, "demo/r/old", 0).await;
+    let outcome = Some((1, GenerationOutcome::Succeeded));
+    store
+        .update_service_status(&old.key, outcome, |_| false)
+        .await
+        .unwrap();
     store.remove_service(&old.key).await.unwrap();
     create(&store, "demo/r/next", 29 * day).await;
     assert!(store.operation("op-demo/r/old-0").unwrap().is_some());
+    let rows = || {
+        let reader = rusqlite::Connection::open(dir.path().join("state.sqlite")).unwrap();
+        let count = |table: &str| -> i64 {
+            let count = format!("SELECT count(*) FROM {table}");
+            reader.query_row(&count, [], |row| row.get(0)).unwrap()
+        };
+        (count("outcomes"), count("removals"))
+    };
+    assert_eq!(rows(), (1, 1));
     create(&store, "demo/r/late", 31 * day).await;
     assert_eq!(store.operation("op-demo/r/old-0").unwrap(), None);
+    assert_eq!(rows(), (0, 0), "nobody can ask for them");
     assert!(
         store
             .operation(&format!("op-demo/r/next-{}", 29 * day))
@@ -759,10 +775,7 @@ async fn an_older_database_is_brought_up_to_date() {
         .unwrap();
     drop(older);
     let store = Store::open(dir.path()).unwrap();
-    let versions = store.service_versions().unwrap();
-    let (version, stamp) = &versions[&written.key];
-    assert_eq!(*version, Timestamp(77));
-    assert_eq!(*stamp, store.policy(&written.key).unwrap().etag);
+    let etag = store.policy(&written.key).unwrap().etag;
     store
         .update_revision(&store.revisions_of(&written.key).unwrap()[0].key, |r| {
             r.meta.delete_time = Some(Timestamp(9));
@@ -770,11 +783,89 @@ async fn an_older_database_is_brought_up_to_date() {
         })
         .await
         .unwrap();
-    assert_ne!(
-        store.service_versions().unwrap()[&written.key].1,
-        *stamp,
-        "a revision that shall go is seen"
-    );
+    let columns = rusqlite::Connection::open(&path)
+        .unwrap()
+        .query_row(
+            "SELECT s.version, p.etag, r.delete_time FROM services s, policies p, revisions r",
+            [],
+            |row| {
+                Ok((
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, String>(1)?,
+                    row.get::<_, i64>(2)?,
+                ))
+            },
+        )
+        .unwrap();
+    assert_eq!(columns, (77, etag, 9));
+}
+
+/// What loops must look at is named exactly; what they wrote themselves, and what came to nothing, is not.
+#[tokio::test]
+async fn changed_services_are_named() {
+    let store = Store::open_in_memory().unwrap();
+    let seq = || *store.changes().borrow();
+    let since = |before| match store.changed_since(before) {
+        Changed::Keys(keys) => keys.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        Changed::All => vec!["all".to_owned()],
+    };
+    let start = seq();
+    let a = create(&store, "demo/r/a", 1).await;
+    let b = create(&store, "demo/r/b", 1).await;
+    assert_eq!(since(start), ["demo/r/a", "demo/r/b"]);
+
+    let before = seq();
+    let made = revision(&a, "a-00001-abc", 5, "n");
+    let key = made.key.clone();
+    store.create_revision(made).await.unwrap();
+    store
+        .update_revision(&key, |r| {
+            r.meta.generation += 1;
+            true
+        })
+        .await
+        .unwrap();
+    store
+        .update_service_status(&a.key, None, |s| {
+            s.status.url = "http://a".to_owned();
+            true
+        })
+        .await
+        .unwrap();
+    let refused = store
+        .update_service(&b.key, None, Timestamp(3), None, |_| Err("no"))
+        .await;
+    assert_eq!(refused.unwrap().unwrap_err(), "no");
+    let stale = store
+        .set_policy(&b.key, Some("c3RhbGU="), Policy::default())
+        .await;
+    assert_eq!(stale.unwrap_err().class(), Class::Conflict);
+    assert!(seq() > before, "something was written");
+    assert_eq!(since(before), [""; 0]);
+
+    let before = seq();
+    store
+        .set_policy(&b.key, None, Policy::default())
+        .await
+        .unwrap();
+    assert_eq!(since(before), ["demo/r/b"]);
+
+    let before = seq();
+    let going = |r: &mut Revision| {
+        r.meta.delete_time = Some(Timestamp(9));
+        true
+    };
+    store.update_revision(&key, going).await.unwrap();
+    assert_eq!(since(before), ["demo/r/a"]);
+    let before = seq();
+    store.remove_revision(&key).await.unwrap();
+    assert_eq!(since(before), ["demo/r/a"]);
+    let before = seq();
+    store.remove_revision(&key).await.unwrap();
+    store.remove_service(&b.key).await.unwrap();
+    store.remove_service(&b.key).await.unwrap();
+    assert_eq!(since(before), ["demo/r/b"]);
+    assert_eq!(since(seq()), [""; 0]);
 }
 
 /// Run by `acknowledged_writes_survive_kill_9` in a process of its own: eight writers at once (so that commits are shared)
