@@ -1,0 +1,138 @@
+use super::*;
+
+fn request(uri: &str, headers: &[(&str, &str)]) -> Request<Body> {
+    let mut builder = Request::builder().uri(uri);
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    builder.body(Body::empty()).unwrap()
+}
+
+const DIRECT: Arrival = Arrival::Direct {
+    local: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+};
+
+#[test]
+fn google_hosts_name_api_and_region() {
+    for (host, api, region) in [
+        ("run.googleapis.com", "run", None),
+        (
+            "asia-northeast1-run.googleapis.com",
+            "run",
+            Some("asia-northeast1"),
+        ),
+        ("us-central1-run.googleapis.com", "run", Some("us-central1")),
+        (
+            "northamerica-northeast2-run.googleapis.com",
+            "run",
+            Some("northamerica-northeast2"),
+        ),
+        ("Secretmanager.Googleapis.com", "secretmanager", None),
+        ("cloud-trace2.googleapis.com", "cloud-trace2", None),
+    ] {
+        let context = google(host).unwrap();
+        assert_eq!(
+            (
+                context.api.as_str(),
+                context.region.as_ref().map(Region::as_str)
+            ),
+            (api, region),
+            "{host}"
+        );
+    }
+    for host in [
+        "googleapis.com",
+        ".googleapis.com",
+        "a.b.googleapis.com",
+        "evil-googleapis.com",
+        "googleapis.com.evil.test",
+    ] {
+        assert_eq!(google(host), None, "{host}");
+    }
+}
+
+#[test]
+fn own_names_are_own_and_others_are_refused() {
+    for host in [
+        "localhost:8787",
+        "127.0.0.1:8787",
+        "[::1]:8787",
+        "LOCALHOST",
+        "127.1.2.3",
+    ] {
+        assert_eq!(
+            find(&DIRECT, &request("/healthz", &[("host", host)])).unwrap(),
+            Target::Own,
+            "{host}"
+        );
+    }
+    for host in [
+        "evil.test",
+        "evil.test:8787",
+        "localhost.evil.test",
+        "run.googleapis.com",
+        "192.0.2.1",
+    ] {
+        let error = find(&DIRECT, &request("/healthz", &[("host", host)])).unwrap_err();
+        assert_eq!(error.code(), Code::PermissionDenied, "{host}");
+    }
+}
+
+#[test]
+fn the_host_that_a_request_was_sent_to_wins() {
+    let absolute = request(
+        "http://us-central1-run.googleapis.com/v2/x",
+        &[("host", "us-central1-run.googleapis.com")],
+    );
+    let Target::Google(context) = find(&DIRECT, &absolute).unwrap() else {
+        unreachable!("a Google host")
+    };
+    assert_eq!(context.region.unwrap().as_str(), "us-central1");
+    let tunnel = Arrival::Tunnel {
+        host: "run.googleapis.com".to_owned(),
+    };
+    assert!(
+        find(
+            &tunnel,
+            &request("/v2/x", &[("host", "run.googleapis.com")])
+        )
+        .is_ok()
+    );
+    assert!(find(&tunnel, &request("/v2/x", &[("host", "localhost")])).is_err());
+}
+
+#[test]
+fn a_foreign_page_is_refused() {
+    for origin in [
+        "http://localhost:3000",
+        "http://127.0.0.1:8787",
+        "http://[::1]:8787",
+    ] {
+        assert!(
+            check_origin(&request("/", &[("origin", origin)])).is_ok(),
+            "{origin}"
+        );
+    }
+    for origin in ["https://evil.test", "null", "http://localhost.evil.test"] {
+        assert!(
+            check_origin(&request("/", &[("origin", origin)])).is_err(),
+            "{origin}"
+        );
+    }
+}
+
+#[test]
+fn short_names_are_split_off() {
+    assert_eq!(
+        split_short_name("/run/v2/projects/p"),
+        Some(("run", "/v2/projects/p".to_owned()))
+    );
+    for path in [
+        "/v2/projects/p",
+        "/apis/serving.knative.dev/v1",
+        "/",
+        "/run",
+    ] {
+        assert_eq!(split_short_name(path), None, "{path}");
+    }
+}
