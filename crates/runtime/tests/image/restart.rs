@@ -1,5 +1,7 @@
 //! What a restart, a crash or a power cut leaves behind.
 
+use std::os::unix::fs::MetadataExt;
+
 use crate::fake::{Fake, honest};
 use crate::fixture::{Compression, Store, image, is_root, tar_of};
 
@@ -12,8 +14,12 @@ async fn leftovers_are_removed_at_the_start() {
     std::fs::write(blobs.join("0".repeat(64)), "of a pull that never ended").unwrap();
     std::fs::write(blobs.join(format!("{}.partial", "1".repeat(64))), "half").unwrap();
     std::fs::write(directory.path().join("incoming/3/0"), "half").unwrap();
+    // The folder itself stays: in a data directory it stands among root's.
+    let before = std::fs::metadata(directory.path().join("incoming")).unwrap().ino();
     let store = Store::at(directory, |_settings| {});
     store.assert_clean();
+    let after = std::fs::metadata(store.directory.path().join("incoming")).unwrap().ino();
+    assert_eq!(after, before);
     assert_eq!(store.names("blobs/sha256"), Vec::<String>::new());
 }
 
@@ -40,7 +46,7 @@ async fn layers_that_may_not_have_reached_the_disk_are_unpacked_again() {
     drop(store.store);
 
     // As a power cut before the layers were written would leave it: another boot, files and blobs of zeros.
-    let index = directory.path().join("index.json");
+    let index = directory.path().join("index/index.json");
     let text = std::fs::read_to_string(&index).unwrap();
     let mut document: serde_json::Value = serde_json::from_str(&text).unwrap();
     let record = &mut document["images"][&found.manifest];
@@ -75,8 +81,10 @@ async fn layers_that_may_not_have_reached_the_disk_are_unpacked_again() {
 #[tokio::test]
 async fn an_unreadable_index_names_the_file() {
     let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("index.json"), "{").unwrap();
-    let path = directory.path().join("index.json").display().to_string();
+    let path = directory.path().join("index/index.json");
+    std::fs::create_dir(directory.path().join("index")).unwrap();
+    std::fs::write(&path, "{").unwrap();
+    let path = path.display().to_string();
     let settings = utsuwa_runtime::image::Settings::new(directory.path().to_owned());
     let unpacker = utsuwa_runtime::image::InProcessUnpacker::new(
         directory.path().join("layers"),

@@ -1,8 +1,9 @@
 //! The image store: from a reference to layers on disk.
 //!
-//! Owns: `images/` in the data directory: `index.json` (see [`index`]), `blobs/sha256/HEX` (manifests, configurations, and
-//! compressed layers until they are safely unpacked), `incoming/` (uploads). `layers/HEX` is made and removed by a
-//! [`LayerUnpacker`] only. Doesn't: decide which images are needed (callers pin them), mount anything.
+//! Owns three folders of `images/` in the data directory: `index/` (see [`index`]), `blobs/sha256/HEX` (manifests,
+//! configurations, and compressed layers until they are safely unpacked), `incoming/` (uploads). `layers/HEX` is made and
+//! removed by a [`LayerUnpacker`] only. Doesn't: write in `images/` itself, which may be root's; decide which images are
+//! needed (callers pin them); mount anything.
 //!
 //! Invariants:
 //! 1. What stands in `blobs` or `layers` under a digest was checked against it.
@@ -114,23 +115,22 @@ impl ImageStore {
     pub fn open(settings: Settings, unpacker: Arc<dyn LayerUnpacker>) -> Result<Self, PullError> {
         let blobs = settings.directory.join("blobs/sha256");
         let incoming = settings.directory.join("incoming");
-        match std::fs::remove_dir_all(&incoming) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(PullError::disk("remove an interrupted upload", &incoming)(
-                    error,
-                ));
-            }
-            _ => {}
-        }
-        for directory in [&blobs, &incoming] {
+        let index = settings.directory.join("index");
+        for directory in [&blobs, &incoming, &index] {
             std::fs::create_dir_all(directory)
                 .map_err(PullError::disk("make the directory", directory))?;
+        }
+        // What is in it, not the folder: that may stand in one where this process can't write.
+        for name in names_in(&incoming)? {
+            let upload = incoming.join(name);
+            std::fs::remove_dir_all(&upload)
+                .map_err(PullError::disk("remove an interrupted upload", &upload))?;
         }
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .unwrap_or_default()
             .trim()
             .to_owned();
-        let index = IndexFile::open(settings.directory.join("index.json"))?;
+        let index = IndexFile::open(index.join("index.json"))?;
         let known: BTreeSet<Digest> =
             index.read(|index| index.images.values().flat_map(Record::digests).collect());
         for name in names_in(&blobs)? {
