@@ -9,6 +9,7 @@
 //! 3. A wake never queues behind housekeeping: it has slots of its own and starts on the caller's wish, without a timer.
 //! 4. A failed pass comes again, later each time, with jitter; a panicking or overlong one counts as failed.
 //! 5. After [`Rounds::stop`] no pass begins.
+//! 6. Passes over revisions, which may pull images for half an hour, have slots of their own: nothing else queues behind them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,7 +31,9 @@ use crate::seam::Environment;
 
 /// Passes for people who wait: enough that twenty sleeping services wake side by side.
 const WAKE_SLOTS: usize = 64;
-/// All other passes. Pulls of several images may be under way among them.
+/// Passes over revisions. Pulls of several images may be under way among them.
+const REVISION_SLOTS: usize = 16;
+/// All other passes.
 const OTHER_SLOTS: usize = 24;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -138,13 +141,30 @@ struct Inner {
     lines: BTreeMap<Key, Line>,
     /// Wishes in the future.
     later: BTreeSet<(Instant, Key)>,
-    /// Wishes that are due and wait for a slot.
-    ready: BTreeSet<(Priority, Instant, Key)>,
-    wake_running: usize,
-    other_running: usize,
+    /// Wishes that are due and wait for a slot, and the slots in use, by kind.
+    lanes: [Lane; 3],
     stopped: bool,
     /// Until then wishes are kept and nothing runs: a pass over a half-recalled picture would start what runs already.
     opened: bool,
+}
+
+/// Passes that share slots.
+#[derive(Debug, Default)]
+struct Lane {
+    ready: BTreeSet<(Priority, Instant, Key)>,
+    running: usize,
+}
+
+/// Slots by lane.
+const SLOTS: [usize; 3] = [WAKE_SLOTS, REVISION_SLOTS, OTHER_SLOTS];
+
+/// Which lane a pass runs in.
+fn lane_of(key: &Key, priority: Priority) -> usize {
+    match (priority, key) {
+        (Priority::Wake, _) => 0,
+        (_, Key::Revision(_)) => 1,
+        _ => 2,
+    }
 }
 
 /// The driver.
@@ -235,7 +255,7 @@ impl Rounds {
         let mut inner = self.inner.lock();
         inner.stopped = true;
         inner.later.clear();
-        inner.ready.clear();
+        inner.lanes.iter_mut().for_each(|lane| lane.ready.clear());
     }
 
     /// The visible table.
@@ -262,8 +282,10 @@ impl Rounds {
     pub(crate) fn is_at_rest(&self) -> bool {
         let inner = self.inner.lock();
         let now = Instant::now();
-        inner.ready.is_empty()
-            && inner.wake_running + inner.other_running == 0
+        inner
+            .lanes
+            .iter()
+            .all(|lane| lane.ready.is_empty() && lane.running == 0)
             && inner.later.first().is_none_or(|(at, _)| *at > now)
     }
 
@@ -320,7 +342,9 @@ impl Inner {
         let (at, priority) = match line.wish {
             Some((planned, urgency)) => {
                 self.later.remove(&(planned, key.clone()));
-                self.ready.remove(&(urgency, planned, key.clone()));
+                self.lanes[lane_of(&key, urgency)]
+                    .ready
+                    .remove(&(urgency, planned, key.clone()));
                 (planned.min(at), urgency.min(priority))
             }
             None => (at, priority),
@@ -331,7 +355,7 @@ impl Inner {
         }
     }
 
-    /// Takes what is due and has a slot, most urgent first.
+    /// Takes what is due and has a slot, wakes first, then the most urgent of each lane.
     fn take_due(&mut self, now: Instant) -> Vec<(Key, Priority)> {
         if !self.opened {
             return Vec::new();
@@ -347,37 +371,18 @@ impl Inner {
                 .get(&key)
                 .and_then(|l| l.wish)
                 .map_or(Priority::Housekeeping, |(_, p)| p);
-            self.ready.insert((priority, at, key));
+            self.lanes[lane_of(&key, priority)]
+                .ready
+                .insert((priority, at, key));
         }
         let mut due = Vec::new();
-        while let Some((priority, _, _)) = self.ready.first() {
-            let (running, slots) = match priority {
-                Priority::Wake => (&mut self.wake_running, WAKE_SLOTS),
-                _ => (&mut self.other_running, OTHER_SLOTS),
-            };
-            if *running >= slots {
-                // Wakes come first in the set: if theirs are full, others may still have room; not the other way round.
-                let Some(next) = self
-                    .ready
-                    .iter()
-                    .find(|(p, _, _)| *p != Priority::Wake)
-                    .cloned()
-                else {
-                    break;
-                };
-                if *priority != Priority::Wake || self.other_running >= OTHER_SLOTS {
-                    break;
-                }
-                self.other_running += 1;
-                self.ready.remove(&next);
-                self.begin(next.2, next.0, &mut due);
-                continue;
+        for (lane, slots) in SLOTS.into_iter().enumerate() {
+            while self.lanes[lane].running < slots
+                && let Some((priority, _, key)) = self.lanes[lane].ready.pop_first()
+            {
+                self.lanes[lane].running += 1;
+                self.begin(key, priority, &mut due);
             }
-            *running += 1;
-            let Some((priority, _, key)) = self.ready.pop_first() else {
-                break;
-            };
-            self.begin(key, priority, &mut due);
         }
         due
     }
@@ -398,10 +403,7 @@ impl Inner {
         began: Timestamp,
         started: Instant,
     ) {
-        match priority {
-            Priority::Wake => self.wake_running -= 1,
-            _ => self.other_running -= 1,
-        }
+        self.lanes[lane_of(key, priority)].running -= 1;
         let (now, time) = (Instant::now(), env.now());
         let Some(line) = self.lines.get_mut(key) else {
             return;

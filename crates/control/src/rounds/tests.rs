@@ -147,6 +147,32 @@ async fn a_wake_passes_a_full_house() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn slow_pulls_hold_up_nothing_but_pulls() {
+    let (rounds, notes, _cancel) = rounds(Notes {
+        takes: Duration::from_secs(10),
+        ..Notes::default()
+    });
+    let pull = |n: usize| {
+        let key = format!("demo/here/a/r{n}");
+        Key::Revision(key.parse().unwrap_or_else(|e| panic!("{e}")))
+    };
+    for n in 0..REVISION_SLOTS + 1 {
+        rounds.ask(&notes, pull(n), Priority::Soon);
+    }
+    pass(Duration::from_secs(1)).await;
+    rounds.ask(&notes, service("a"), Priority::Housekeeping);
+    rounds.ask(&notes, revision("idle"), Priority::Housekeeping);
+    pass(Duration::from_secs(1)).await;
+    let came = notes.came.lock().clone();
+    assert_eq!(came.len(), REVISION_SLOTS + 2);
+    assert!(came.contains(&service("a")) && came.contains(&revision("idle")));
+    assert!(!came.contains(&pull(REVISION_SLOTS)), "waits for a slot");
+    pass(Duration::from_secs(20)).await;
+    assert_eq!(notes.came.lock().len(), REVISION_SLOTS + 3);
+    assert!(rounds.is_at_rest());
+}
+
+#[tokio::test(start_paused = true)]
 async fn failures_come_again_later_and_later() {
     let failed = || Err(PassError("no".to_owned()));
     let (rounds, notes, _cancel) = rounds(Notes {
