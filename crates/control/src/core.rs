@@ -3,7 +3,6 @@
 //! Owns: the seams, the world, the driver of passes. Each loop's passes are methods in its own module.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -12,11 +11,11 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use utsuwa_decide::invariant;
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 use utsuwa_runtime::{Driver, DriverError};
 use utsuwa_store::{Store, StoreError};
 
+use crate::publish::Publisher;
 use crate::rounds::{Key, PassError, Passes, Priority, Report, Rounds};
 use crate::seam::{Environment, FrontDoor, Images};
 use crate::settings::ControlSettings;
@@ -34,8 +33,7 @@ pub(crate) struct Core {
     pub(crate) rounds: Arc<Rounds>,
     pub(crate) tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,
-    /// Until everything stored is loaded no table is published: a half one would answer 404 for what exists.
-    loaded: AtomicBool,
+    pub(crate) publisher: Publisher,
     me: Weak<Core>,
 }
 
@@ -76,7 +74,7 @@ impl Core {
             rounds,
             tracker,
             cancel,
-            loaded: AtomicBool::new(false),
+            publisher: Publisher::default(),
             me: me.clone(),
         })
     }
@@ -117,21 +115,6 @@ impl Core {
         if let Some(me) = self.me.upgrade() {
             self.tracker.spawn(work(me));
         }
-    }
-
-    /// From now on the table is whole.
-    pub(crate) fn set_loaded(&self) {
-        self.loaded.store(true, Ordering::Release);
-    }
-
-    /// Gives the ingress the routes as they are now.
-    pub(crate) fn publish(&self) {
-        if !self.loaded.load(Ordering::Acquire) {
-            return;
-        }
-        let table = self.world.table();
-        debug_assert_eq!(invariant::table_is_whole(&table), Ok(()));
-        self.door.publish(Arc::new(table));
     }
 
     /// An instance id nobody ever had: 128 bits of chance.

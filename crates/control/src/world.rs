@@ -150,6 +150,8 @@ pub(crate) struct Inner {
     pub(crate) revisions: BTreeMap<RevisionKey, RevisionState>,
     pub(crate) owners: BTreeMap<InstanceId, RevisionKey>,
     pub(crate) services: BTreeMap<ServiceKey, ServiceRoutes>,
+    /// Instances that the driver was asked to start and hasn't answered for.
+    pub(crate) starting: BTreeMap<InstanceId, RevisionKey>,
 }
 
 /// The shared picture.

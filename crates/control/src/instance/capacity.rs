@@ -10,17 +10,13 @@ use crate::world::{Inner, Phase};
 /// Bytes on their way to instances that are starting.
 pub(crate) fn promised(inner: &Inner) -> u64 {
     inner
-        .revisions
-        .values()
-        .map(|state| {
-            let starting = state
-                .instances
-                .values()
-                .filter(|r| r.phase == Phase::Starting)
-                .count();
-            u64::try_from(starting)
-                .unwrap_or(u64::MAX)
-                .saturating_mul(capacity::expected(state.plan.limits.memory.0))
+        .starting
+        .iter()
+        .filter_map(|(id, key)| {
+            let state = inner.revisions.get(key)?;
+            let record = state.instances.get(id)?;
+            (record.phase == Phase::Starting)
+                .then(|| capacity::expected(state.plan.limits.memory.0))
         })
         .fold(0, u64::saturating_add)
 }

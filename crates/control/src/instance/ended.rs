@@ -56,9 +56,11 @@ impl Core {
             .instances
             .iter()
             .any(|load| load.id == *id && load.reach == Reach::Ready);
+        // The record first: an admission that comes between finds it gone and takes itself back.
+        let forgotten = self.world.forget(id);
         self.door
             .forget(id, matches!(exit, Exit::OutOfMemory { .. }));
-        let Some((key, record)) = self.world.forget(id) else {
+        let Some((key, record)) = forgotten else {
             return;
         };
         if matches!(record.phase, Phase::Leaving | Phase::Stuck) {

@@ -99,7 +99,8 @@ impl Core {
             self.door.refuse(key, why);
         }
         if report.gone {
-            self.publish();
+            // Nothing leads to it any more: the ingress may hear of it together with what comes next.
+            self.publish_soon();
             self.ask_service(&key.service);
         }
         report
@@ -171,7 +172,7 @@ fn decide(
     reserve: u64,
     fresh: &mut dyn FnMut() -> InstanceId,
 ) -> Option<Decided> {
-    let promised = capacity::promised(inner);
+    let promised = memory.map_or(0, |_| capacity::promised(inner));
     let state = inner.revisions.get_mut(key)?;
     let views = state.views(demand);
     let (mut plan, mut wake_at) = wanted(state, now, demand, &views);
@@ -280,6 +281,7 @@ fn decide(
         inner.revisions.remove(key);
     }
     for id in start {
+        inner.starting.insert(id.clone(), key.clone());
         inner.owners.insert(id, key.clone());
     }
     Some(decided)

@@ -1,5 +1,7 @@
 //! Starting one instance, and what a failed start means.
 
+use std::time::Duration;
+
 use utsuwa_decide::revision::{ProofInstance, crash_backoff};
 use utsuwa_model::route::InstanceRoute;
 use utsuwa_model::{InstanceId, RevisionKey};
@@ -16,7 +18,9 @@ const PROOF_ATTEMPTS: u32 = 3;
 impl Core {
     /// Asks the driver and hands the instance to the ingress.
     pub(crate) async fn start_one(&self, key: &RevisionKey, id: InstanceId, plan: &StartPlan) {
-        match self.driver.start(plan.spec(key, id.clone())).await {
+        let started = self.driver.start(plan.spec(key, id.clone())).await;
+        self.world.with(|inner| inner.starting.remove(&id));
+        match started {
             Ok(phases) => {
                 let known = self
                     .world
@@ -35,6 +39,7 @@ impl Core {
                         port: plan.port,
                     };
                     self.door.admit(route, phases);
+                    self.take_back_unless_running(key, &id);
                 }
             }
             Err(error) => self.start_failed(key, &id, &error),
@@ -43,10 +48,29 @@ impl Core {
         self.after_count_changed(key);
     }
 
+    /// Its end, or its leave, may have come just before the ingress knew it: then it was told to forget an unknown id, and
+    /// would choose a dead instance ever after. Both change the record first and tell the ingress afterwards, so that whoever
+    /// looks at the record after the admission finds the trace of it.
+    fn take_back_unless_running(&self, key: &RevisionKey, id: &InstanceId) {
+        let runs = self.world.revision(key, |state| {
+            state
+                .instances
+                .get(id)
+                .is_some_and(|record| record.phase == Phase::Running)
+        });
+        if runs != Some(true) {
+            tracing::info!(revision = %key, instance = %id, "instance ended or had to leave while it was admitted");
+            drop(self.door.retire(id, Duration::ZERO));
+            self.door.forget(id, false);
+        }
+    }
+
     fn start_failed(&self, key: &RevisionKey, id: &InstanceId, error: &DriverError) {
         match error {
             // The user's to change; the condition and the answer say so.
-            DriverError::Refused(_) => tracing::info!(revision = %key, instance = %id, %error, "instance can't be started"),
+            DriverError::Refused(_) => {
+                tracing::info!(revision = %key, instance = %id, %error, "instance can't be started")
+            }
             _ => tracing::warn!(revision = %key, instance = %id, %error, "start instance"),
         }
         let now = self.env.now();

@@ -332,9 +332,12 @@ impl Core {
         let plan = self.start_plan(revision, image, uid_base)?;
         let rootfs = plan.rootfs.clone();
         let scaling = self.service_scaling(revision);
-        self.world.learn(&revision.key, || {
+        let new = self.world.learn(&revision.key, || {
             self.state_of(revision, plan, stage, &scaling)
         });
+        if new {
+            self.mark_routes();
+        }
         Ok(rootfs)
     }
 

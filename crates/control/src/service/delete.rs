@@ -14,6 +14,7 @@ impl Core {
             .world
             .with(|inner| inner.services.remove(key).is_some())
         {
+            self.mark_routes();
             self.publish();
             actions += 1;
         }

@@ -56,6 +56,7 @@ impl Core {
                 .world
                 .with(|inner| inner.services.remove(key).is_some());
             if had {
+                self.mark_routes();
                 self.publish();
             }
             return Ok(Report {
@@ -236,6 +237,7 @@ impl Core {
             Ok(changed)
         })?;
         if changed || !touched.is_empty() {
+            self.mark_routes();
             self.publish();
         }
         for revision in &touched {

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -115,11 +116,20 @@ impl Gate {
 }
 
 /// A door without requests of its own: tests bring them.
-#[derive(Debug)]
 pub(crate) struct Door {
     clock: Arc<Clock>,
     inner: Mutex<DoorInner>,
     gate: Option<Arc<Gate>>,
+    before_admit: Mutex<Option<BeforeAdmit>>,
+}
+
+/// Runs before the door takes an instance in.
+pub(crate) type BeforeAdmit = Arc<dyn Fn(&InstanceId) + Send + Sync>;
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Door").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -132,6 +142,7 @@ struct DoorInner {
     owners: BTreeMap<InstanceId, RevisionKey>,
     listens: Listens,
     retired: BTreeSet<InstanceId>,
+    forgotten: BTreeSet<InstanceId>,
     refused: Vec<(RevisionKey, Refusal)>,
 }
 
@@ -180,6 +191,7 @@ impl Door {
             clock,
             inner: Mutex::default(),
             gate,
+            before_admit: Mutex::default(),
         })
     }
 
@@ -194,6 +206,26 @@ impl Door {
 
     pub(crate) fn table(&self) -> Arc<RouteTable> {
         Arc::clone(&self.inner.lock().table)
+    }
+
+    /// `hook` runs before each admission.
+    pub(crate) fn before_admit(&self, hook: Option<BeforeAdmit>) {
+        *self.before_admit.lock() = hook;
+    }
+
+    /// How many tables came.
+    pub(crate) fn published(&self) -> usize {
+        self.inner.lock().published
+    }
+
+    /// All ids that were to be forgotten, also unknown ones.
+    pub(crate) fn forgotten(&self) -> BTreeSet<InstanceId> {
+        self.inner.lock().forgotten.clone()
+    }
+
+    /// Instances that were taken in and not forgotten.
+    pub(crate) fn known(&self) -> BTreeSet<InstanceId> {
+        self.inner.lock().owners.keys().cloned().collect()
     }
 
     pub(crate) fn retired(&self) -> BTreeSet<InstanceId> {
@@ -267,6 +299,10 @@ impl FrontDoor for Door {
         if !self.alive("admit") {
             return;
         }
+        let hook = self.before_admit.lock().clone();
+        if let Some(hook) = hook {
+            hook(&instance.id);
+        }
         let now = self.clock.now();
         let (key, handle) = {
             let mut inner = self.inner.lock();
@@ -319,6 +355,7 @@ impl FrontDoor for Door {
         }
         let now = self.clock.now();
         let mut inner = self.inner.lock();
+        inner.forgotten.insert(id.clone());
         if let Some(key) = inner.owners.remove(id) {
             let demand = inner.demand(&key, now);
             let inside: u32 = demand
