@@ -329,7 +329,7 @@ async fn a_server_knows_callers_by_their_sockets() {
                     assert_eq!(instance, spec.id);
                     assigned = Some(sandbox);
                 }
-                InternalEvent::Gone { .. } | InternalEvent::Refusals { .. } => {}
+                InternalEvent::Gone { .. } | InternalEvent::Refusals { .. } | InternalEvent::Exited(_) => {}
             }
         }
         let own = sockets.remove(&assigned.unwrap()).unwrap();
@@ -389,5 +389,27 @@ async fn large_lines_are_read_whole_and_once() {
     let (id, exit, _) = server.exit().await;
     assert_eq!(id, spec.id);
     assert!(matches!(exit, Exit::Code(0) | Exit::Unknown { .. }), "{exit:?}");
+    world.down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_lost_a_process_for_memory_ends_whole() {
+    if !possible("an_instance_that_lost_a_process_for_memory_ends_whole") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    // The first process goes on, as a server does that starts another worker.
+    let greedy = world.spec("tail /dev/zero & while :; do sleep 0.05; done");
+    server.driver.start(greedy.clone()).await.unwrap();
+    let (id, exit, _) = server.exit().await;
+    assert_eq!((id, exit), (greedy.id, Exit::OutOfMemory { limit: greedy.limits.memory }));
+    // The same under a keeper that took the instance over, before or after it happened.
+    let later = world.spec("(sleep 0.3; tail /dev/zero) & while :; do sleep 0.05; done");
+    server.driver.start(later.clone()).await.unwrap();
+    keeper_world::kill(server.driver.status().await.unwrap().pid);
+    let (id, exit, _) = server.exit().await;
+    assert_eq!((id, exit), (later.id, Exit::OutOfMemory { limit: later.limits.memory }));
+    server.no_more_exits().await;
     world.down();
 }

@@ -14,6 +14,7 @@ use super::exit;
 use super::held::Held;
 use super::instances::{Instance, Phase};
 use super::listeners;
+use super::memory::LOOKS as MEMORY_LOOKED;
 use super::record::{InstanceRecord, ProcessRecord};
 use super::sandboxes::{Sandbox, SandboxRole, held_name, open_fifo};
 use super::spawners::to_pid;
@@ -102,11 +103,14 @@ impl Keeper {
                     netns,
                     control: None,
                     internal,
+                    memory: self.watch_memory(number),
                     fifos: None,
                     role: SandboxRole::Instance(id.clone()),
                 };
                 self.sandboxes.insert(number, sandbox);
                 self.instances.insert(id, adopted(record, captures));
+                // Perhaps while nobody watched.
+                self.memory_ran_out(number, MEMORY_LOOKED);
             }
             None => {
                 // Out of memory is known from its cgroup even now.
@@ -142,7 +146,7 @@ impl Keeper {
             sockets: Vec::new(),
         };
         let role = SandboxRole::Ending;
-        let sandbox = Sandbox { process, net, pidfd, netns: None, control: None, internal: Vec::new(), fifos: None, role };
+        let sandbox = Sandbox { process, net, pidfd, netns: None, control: None, internal: Vec::new(), memory: None, fifos: None, role };
         self.sandboxes.insert(number, sandbox);
         true
     }

@@ -42,6 +42,8 @@ pub(crate) enum Token {
     SandboxEnded(u32),
     Stdout(u32),
     Stderr(u32),
+    /// Its memory ran out (cgroup v1).
+    OutOfMemory(u32),
 }
 
 impl Token {
@@ -54,6 +56,7 @@ impl Token {
             Self::SandboxEnded(n) => (4, n),
             Self::Stdout(n) => (5, n),
             Self::Stderr(n) => (6, n),
+            Self::OutOfMemory(n) => (7, n),
         };
         (kind << 32) | u64::from(value)
     }
@@ -68,6 +71,7 @@ impl Token {
             4 => Self::SandboxEnded(value),
             5 => Self::Stdout(value),
             6 => Self::Stderr(value),
+            7 => Self::OutOfMemory(value),
             _ => return None,
         })
     }
@@ -82,6 +86,8 @@ pub(crate) enum Timer {
     /// Look again how a process ended that isn't our child.
     Learn { sandbox: u32, attempts: u32 },
     Destroy { sandbox: u32, attempts: u32 },
+    /// Look again whether the kernel killed for memory.
+    OutOfMemory { sandbox: u32, attempts: u32 },
     Refill,
     /// Let go of sandboxes that are no longer needed.
     Shrink,
@@ -254,6 +260,7 @@ impl Keeper {
             Token::SandboxEnded(number) => self.sandbox_ended(number, 0),
             Token::Stdout(number) => self.drain(number, 0),
             Token::Stderr(number) => self.drain(number, 1),
+            Token::OutOfMemory(number) => self.memory_ran_out(number, 0),
         }
     }
 
@@ -269,6 +276,7 @@ impl Keeper {
                 Timer::StartQueue => self.expire_queue(),
                 Timer::Learn { sandbox, attempts } => self.sandbox_ended(sandbox, attempts),
                 Timer::Destroy { sandbox, attempts } => self.destroy(sandbox, attempts),
+                Timer::OutOfMemory { sandbox, attempts } => self.memory_ran_out(sandbox, attempts),
                 Timer::Refill => self.refill(),
                 Timer::Shrink => self.shrink(),
                 Timer::StartSpawner(index) => self.start_spawner(index),

@@ -29,6 +29,7 @@ use crate::spawner::protocol::{Op, Reply as SpawnReply, SpawnError};
 const QUEUE_WAIT: Duration = Duration::from_secs(10);
 /// Starts that may wait for a sandbox.
 const QUEUE_LIMIT: usize = 1_000;
+const STOPPED_EARLY: &str = "it was stopped before it had started";
 /// Lines kept with an exit.
 const LAST_LINES: usize = 20;
 /// Dial sockets that come with the answer to a start.
@@ -190,6 +191,7 @@ impl Keeper {
             return;
         };
         let number = instance.record.sandbox;
+        let stopped = instance.stopping;
         match result {
             Ok(reply) => {
                 let mut phases = match reply {
@@ -206,7 +208,8 @@ impl Keeper {
                 }
             }
             Err(error) => {
-                let why = to_keeper_error(&error);
+                // What we ended ourselves has not failed.
+                let why = if stopped { KeeperError::Refused(STOPPED_EARLY.to_owned()) } else { to_keeper_error(&error) };
                 for (session, request) in waiters {
                     self.reply(session, request, Err(why.clone()), Vec::new());
                 }
@@ -280,8 +283,7 @@ impl Keeper {
         if let Some(position) = self.queue.iter().position(|queued| queued.spec.id == *id) {
             if let Some(queued) = self.queue.remove(position) {
                 for (waiter, start) in queued.waiters {
-                    let text = "it was stopped before it had started".to_owned();
-                    self.reply(waiter, start, Err(KeeperError::Refused(text)), Vec::new());
+                    self.reply(waiter, start, Err(KeeperError::Refused(STOPPED_EARLY.to_owned())), Vec::new());
                 }
             }
             self.reply(session, request, Ok(Reply::Done), Vec::new());

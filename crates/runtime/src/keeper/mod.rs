@@ -23,6 +23,7 @@ pub mod held;
 mod instances;
 mod link;
 mod listeners;
+mod memory;
 mod process;
 pub mod protocol;
 mod record;

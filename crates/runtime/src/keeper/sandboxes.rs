@@ -39,6 +39,8 @@ pub(crate) struct Sandbox {
     pub(crate) control: Option<OwnedFd>,
     /// The gateway's side, in the order of `net.sockets`; empty if they were lost with an earlier keeper.
     pub(crate) internal: Vec<OwnedFd>,
+    /// Readable when its memory ran out; `None` where the kernel ends the whole instance by itself (cgroup v2).
+    pub(crate) memory: Option<OwnedFd>,
     /// Our ends of the log FIFOs, until captures take them.
     pub(crate) fifos: Option<[OwnedFd; 2]>,
     pub(crate) role: SandboxRole,
@@ -146,6 +148,7 @@ impl Keeper {
             netns: Some(netns),
             control: Some(control),
             internal,
+            memory: self.watch_memory(number),
             fifos: Some(fifos),
             role: SandboxRole::Ready,
         };
@@ -261,6 +264,7 @@ impl Keeper {
             sandbox.netns = None;
             sandbox.control = None;
             sandbox.internal.clear();
+            sandbox.memory = None;
             sandbox.fifos = None;
             self.tell(STARTER, Op::Release { name: held_name(number) }, Vec::new());
             self.announce(Event::SandboxGone { sandbox: number }, Vec::new());

@@ -9,6 +9,7 @@
 //!
 //! Failure: [`SpawnError::Sys`] naming the file; a missing controller is found at [`Cgroups::open`], not at a start.
 
+mod oom;
 mod tree;
 
 use std::fs;
@@ -315,16 +316,6 @@ impl SandboxCgroup {
         };
         write_file(&path, &text)
             .map_err(|e| SpawnError::sys("write", e, format!("set {} to {text}", path.display())))
-    }
-
-    /// How many processes the kernel killed here because of the memory limit; `None` when the cgroup is gone.
-    #[must_use]
-    pub fn oom_kills(&self) -> Option<u64> {
-        let file = match &self.tree {
-            Tree::V2 { root } => root.join("memory.events"),
-            Tree::V1 { memory, .. } => memory.join("memory.oom_control"),
-        };
-        keyed(&fs::read_to_string(file).ok()?, "oom_kill")
     }
 
     /// Memory (page cache of its files included), CPU time and processes.
