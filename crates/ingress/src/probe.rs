@@ -19,7 +19,6 @@ use http::{HeaderName, HeaderValue, Request};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use utsuwa_model::RevisionKey;
 use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
 
 use crate::body::RequestBody;
@@ -58,7 +57,7 @@ pub(crate) async fn run(
             revision.set_ready(&instance.id, took);
         }
         Err(tried) => {
-            let message = words(&revision.key, route, &tried);
+            let message = words(route, &tried);
             tracing::info!(revision = %revision.key, instance = %instance.id, %tried, "startup probe failed");
             revision.set_failed(&instance.id, message);
         }
@@ -275,23 +274,21 @@ async fn drain(upstream: &mut Upstream, body: &mut Incoming) -> bool {
     }
 }
 
-/// Google's text (§1.8.6), then what was tried and what to do.
-fn words(revision: &RevisionKey, route: &RevisionRoute, tried: &str) -> String {
-    let revision = &revision.revision;
+/// Google's text (§1.8.6), then what was tried and what to do. Which revision it is about is said by who shows it.
+fn words(route: &RevisionRoute, tried: &str) -> String {
     match &route.startup.check {
         StartupCheck::None | StartupCheck::Tcp { .. } => {
             let port = route.port;
             format!(
-                "Revision '{revision}' is not ready and cannot serve traffic. The user-provided container failed to start and \
-                 listen on the port defined provided by the PORT={port} environment variable within the allocated timeout. \
-                 This can happen when the container port is misconfigured or if the timeout is too short. The health check \
-                 timeout can be extended. Logs for this revision might contain more information.\n\nTried: {tried}. An app \
-                 that listens on 127.0.0.1 only can't be reached: it must listen on 0.0.0.0:{port}."
+                "The user-provided container failed to start and listen on the port defined provided by the PORT={port} environment \
+                 variable within the allocated timeout. This can happen when the container port is misconfigured or if the timeout \
+                 is too short. The health check timeout can be extended. Logs for this revision might contain more information.\n\n\
+                 Tried: {tried}. An app that listens on 127.0.0.1 only can't be reached: it must listen on 0.0.0.0:{port}."
             )
         }
         StartupCheck::Http { .. } | StartupCheck::Grpc { .. } => format!(
-            "Revision '{revision}' is not ready and cannot serve traffic. The user-provided container failed the configured \
-             startup probe checks. Logs for this revision might contain more information.\n\nTried: {tried}."
+            "The user-provided container failed the configured startup probe checks. Logs for this revision might contain more \
+             information.\n\nTried: {tried}."
         ),
     }
 }
