@@ -22,7 +22,7 @@ const fn many(name: &'static str, default: &'static str, doc: &'static str) -> O
 }
 
 pub(crate) const OPTIONS: &[OptionDoc] = &[
-    one("data-dir", "/var/lib/utsuwa", "Where state, images, logs and keys are kept (mode 0700)."),
+    one("data-dir", "/var/lib/utsuwa", "Where state, images, logs and keys are kept (of root, mode 0750; the server's group may enter)."),
     one("listen-api", "localhost:8787", "Address of the API. Loopback only until identity exists."),
     one("listen-http", "localhost:8080", "Address services answer on, plain HTTP."),
     one("domain", "localhost", "Services are reached as NAME.DOMAIN. Frozen at the first start."),

@@ -6,6 +6,7 @@
 mod connect;
 mod door;
 mod environment;
+mod folders;
 mod images;
 mod insight;
 mod instance_logs;

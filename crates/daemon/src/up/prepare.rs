@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -11,6 +10,7 @@ use utsuwa_runtime::keeper::{self, KeeperConfig};
 use utsuwa_runtime::network::{EgressRule, NetConfig};
 use utsuwa_runtime::privilege::{self, ServerUser};
 
+use super::folders;
 use crate::config::{Config, Listen};
 
 /// What the unprivileged server stands on.
@@ -25,9 +25,6 @@ pub(super) struct Ground {
     pub open_files: u64,
 }
 
-/// Folders of the data directory that belong to the server.
-const OWN: &[&str] = &["state", "images", "images/blobs", "images/layers", "keys", "journal"];
-
 pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
     let user = privilege::find_user(&config.user).context("find the server's user")?;
     let open_files = privilege::raise_open_files().context("raise the number of open files")?;
@@ -35,15 +32,17 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
     if let Some((name, missing)) = features.lacking().first() {
         bail!("this machine can't run instances: {name}: {missing}. `utsuwa doctor` shows everything at once");
     }
-    directories(&config.data_dir, &user)?;
+    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make the directory {}", config.data_dir.display()))?;
+    let id = keeper::data_id(&config.data_dir).with_context(|| format!("identify the data directory {}", config.data_dir.display()))?;
+    // Before folders change owners, perhaps under a server of another user.
+    refuse_second(&id, &config.data_dir)?;
+    folders::make(&config.data_dir, &user)?;
     let docker = docker_config(&config)?;
     for listen in [&mut config.listen_api, &mut config.listen_http] {
         choose_port(listen)?;
     }
     let egress: Vec<EgressRule> =
         config.allow_egress.iter().map(|rule| rule.parse().with_context(|| format!("--allow-egress {rule}"))).collect::<anyhow::Result<_>>()?;
-    let id = keeper::data_id(&config.data_dir).with_context(|| format!("identify the data directory {}", config.data_dir.display()))?;
-    refuse_second(&id, &config.data_dir)?;
     let net = NetConfig { id, ingress_ports: vec![config.listen_http.port], allow: egress.clone(), mtu: None };
     let mut keeper = KeeperConfig::new(&config.data_dir, user.uid, user.gid, Some(net)).context("configure the keeper")?;
     keeper.logs.service_budget = config.log_budget;
@@ -118,29 +117,6 @@ fn write_pid(keeper: &KeeperConfig) -> anyhow::Result<()> {
     let path = pid_file(&keeper.id);
     let started = start_time(pid).context("read this process's start time")?;
     std::fs::write(&path, format!("{pid} {started}\n")).with_context(|| format!("write {}", path.display()))
-}
-
-fn directories(data: &Path, user: &ServerUser) -> anyhow::Result<()> {
-    let own = |path: &Path| -> anyhow::Result<()> {
-        std::fs::create_dir_all(path).with_context(|| format!("make the directory {}", path.display()))?;
-        std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)).with_context(|| format!("give {} to {}", path.display(), user.shown))?;
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o700)).with_context(|| format!("close {} to others", path.display()))
-    };
-    own(data)?;
-    for folder in OWN {
-        own(&data.join(folder))?;
-    }
-    own_files(&data.join("state"), user)?;
-    own_files(&data.join("keys"), user)
-}
-
-/// After the server's user changed, its files must follow.
-fn own_files(folder: &Path, user: &ServerUser) -> anyhow::Result<()> {
-    for entry in std::fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
-        let path = entry.with_context(|| format!("read {}", folder.display()))?.path();
-        std::os::unix::fs::lchown(&path, Some(user.uid), Some(user.gid)).with_context(|| format!("give {} to {}", path.display(), user.shown))?;
-    }
-    Ok(())
 }
 
 /// Read while root can: the server's user has no right to the operator's home.
