@@ -177,6 +177,8 @@ impl Server {
     pub async fn exit(&mut self) -> (InstanceId, Exit, Vec<String>) {
         let InstanceEvent::Exited { id, exit, last_lines, .. } =
             timeout(PATIENCE, self.events.recv()).await.expect("an exit in time").unwrap();
+        // As the server does once it wrote the exit down.
+        self.driver.acknowledge(&id).await.unwrap();
         (id, exit, last_lines)
     }
 
