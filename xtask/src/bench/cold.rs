@@ -38,7 +38,8 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
         ),
     }
     for app in &apps {
-        for condition in [Condition::Quiet, Condition::Busy, Condition::DroppedCaches] {
+        let all = [("quiet", Condition::Quiet), ("busy", Condition::Busy), ("dropped", Condition::DroppedCaches)];
+        for (_, condition) in all.into_iter().filter(|(name, _)| settings.conditions.iter().any(|c| c == name)) {
             report.push_str(&series(settings, app, condition)?);
         }
     }

@@ -26,6 +26,8 @@ pub(crate) struct Settings {
     pub rounds: usize,
     pub many: usize,
     pub sections: Vec<String>,
+    /// Conditions of the cold starts: `quiet`, `busy`, `dropped`.
+    pub conditions: Vec<String>,
     /// OCI archive of examples/flask-chat, if it was built.
     pub flask: Option<PathBuf>,
 }
@@ -66,6 +68,7 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
         rounds: 50,
         many: 1000,
         sections: SECTIONS.iter().map(|s| (*s).to_owned()).collect(),
+        conditions: ["quiet", "busy", "dropped"].map(str::to_owned).to_vec(),
         flask: std::env::var_os("UTSUWA_TEST_FLASK_IMAGE").map(PathBuf::from),
     };
     let mut rest = args.iter();
@@ -79,9 +82,10 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
             "--rounds" => settings.rounds = value.parse().context("--rounds")?,
             "--many" => settings.many = value.parse().context("--many")?,
             "--flask" => settings.flask = Some(PathBuf::from(value)),
+            "--conditions" => settings.conditions = value.split(',').map(str::to_owned).collect(),
             "--only" => settings.sections = value.split(',').map(str::to_owned).collect(),
             other => bail!(
-                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --flask, --only {}",
+                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --flask, --conditions quiet,busy,dropped, --only {}",
                 SECTIONS.join(",")
             ),
         }
