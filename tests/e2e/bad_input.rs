@@ -1,10 +1,12 @@
 //! Bad input: a clear error that names the field or file and says what to do, and nothing lost or half done.
 
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{PARENT, Server, can_run};
+use crate::harness::{PARENT, Server, can_run, until};
 
 /// A deploy that must be refused with exit status 1 and all of `words` in its message.
 fn refused(server: &Server, args: &[&str], words: &[&str]) {
@@ -45,21 +47,6 @@ fn wrong_fields_are_named() {
 }
 
 #[test]
-fn images_and_programs_that_do_not_work_say_why() {
-    if !can_run("bad_input::images_and_programs_that_do_not_work_say_why") {
-        return;
-    }
-    let mut server = Server::start(&[]);
-    server.expect_warning("127.0.0.1:1");
-    refused(&server, &["deploy", "nowhere", "--image", "127.0.0.1:1/x:y"], &["127.0.0.1:1"]);
-    let hello = ["--image", "utsuwa.local/hello"];
-    let deploy = |name: &'static str, more: &[&'static str]| -> Vec<&'static str> { [&["deploy", name][..], &hello[..], more].concat() };
-    refused(&server, &deploy("no-command", &["--command", "nothing-here"]), &["nothing-here"]);
-    refused(&server, &deploy("wrong-port", &["--port", "81", "--set-env-vars", "LISTEN_PORT=82"]), &["PORT=81"]);
-    server.finish();
-}
-
-#[test]
 fn two_servers_on_one_data_directory() {
     if !can_run("bad_input::two_servers_on_one_data_directory") {
         return;
@@ -69,7 +56,7 @@ fn two_servers_on_one_data_directory() {
     beside.deploy("beside", &[]);
     assert_eq!(beside.get("beside", "/").0, 200);
     // The same directory at other addresses is a second server, not a restart.
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+    let output = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
         .args(["up", "--listen-api", "127.0.0.1:0", "--listen-http", "127.0.0.1:0", "--data-dir"])
         .arg(server.data_dir())
         .stdin(Stdio::null())
@@ -94,7 +81,7 @@ fn broken_configuration_and_taken_ports() {
     }
     let dir = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_utsuwa")).args(args).stdin(Stdio::null()).output().unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_utsuwa")).args(args).stdin(Stdio::null()).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let file = dir.path().join("broken.toml");
@@ -113,4 +100,68 @@ fn broken_configuration_and_taken_ports() {
     let (code, said) = run(&["services", "list", "--api", "http://127.0.0.1:1"]);
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("127.0.0.1:1") && said.contains("utsuwa up"), "{said}");
+}
+
+/// Runs one statement with Python's own SQLite and answers the first value; afterwards all is in the file, nothing in the
+/// write-ahead log.
+fn sql(file: &Path, statement: &str) -> String {
+    let script = "import sqlite3, sys\n\
+                  c = sqlite3.connect(sys.argv[1])\n\
+                  row = c.execute(sys.argv[2]).fetchone()\n\
+                  c.commit()\n\
+                  c.execute('PRAGMA wal_checkpoint(TRUNCATE)')\n\
+                  c.close()\n\
+                  print(row[0] if row else '', end='')";
+    let output = Command::new("python3").args(["-c", script]).arg(file).arg(statement).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Starts the server, which must refuse with exit status 1; answers what it said.
+fn refuses_to_start(server: &Server) -> String {
+    let before = server.log().len();
+    let mut child = server.spawn();
+    let status = until("the server to refuse", Duration::from_secs(20), || child.try_wait().unwrap());
+    let said = server.log().split_off(before);
+    assert_eq!(status.code(), Some(1), "{said}");
+    said
+}
+
+#[test]
+fn a_newer_or_unreadable_database_is_left_as_it_is() {
+    if !can_run("bad_input::a_newer_or_unreadable_database_is_left_as_it_is") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    server.deploy("kept", &["--set-env-vars", "V=kept"]);
+    server.kill_9();
+    let file = server.data_dir().join("state/state.sqlite");
+    let shown = file.display().to_string();
+
+    let schema = sql(&file, "PRAGMA user_version");
+    sql(&file, "PRAGMA user_version = 99");
+    let newer = std::fs::read(&file).unwrap();
+    let said = refuses_to_start(&server);
+    for word in [shown.as_str(), "99", "newer version", "--data-dir"] {
+        assert!(said.contains(word), "{word:?} is missing in: {said}");
+    }
+    assert!(std::fs::read(&file).unwrap() == newer, "the database was changed");
+
+    let mut broken = newer.clone();
+    broken[..64].fill(b'?');
+    std::fs::write(&file, &broken).unwrap();
+    let said = refuses_to_start(&server);
+    for word in [shown.as_str(), "can't be read", "Restore a copy"] {
+        assert!(said.contains(word), "{word:?} is missing in: {said}");
+    }
+    assert!(std::fs::read(&file).unwrap() == broken, "the database was changed");
+
+    // With the right one back in its place everything serves again.
+    std::fs::write(&file, &newer).unwrap();
+    sql(&file, &format!("PRAGMA user_version = {schema}"));
+    server.up();
+    let (status, body) = server.get("kept", "/env");
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains("kept"), "{body}");
+    server.finish();
 }

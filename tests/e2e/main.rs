@@ -4,6 +4,7 @@
 //! kernel holds what it held before, and reads the server's log: an unexpected WARN or ERROR fails the test.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "tests")]
 
+mod bad_apps;
 mod bad_input;
 mod clients;
 mod deploy;

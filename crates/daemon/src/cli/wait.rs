@@ -10,13 +10,16 @@ use crate::output::note;
 /// How long a server that went away while an operation is waited for may take to come back: a restart or an upgrade.
 const RESTART: Duration = Duration::from_secs(30);
 
+/// The server answers within 30 s; more than that, and it is away.
+const ANSWER: Duration = Duration::from_secs(40);
+
 /// Waits until the operation is done, over restarts of the server: what it acknowledged it goes on with.
 pub(crate) async fn wait(api: &Api, operation: &Value) -> Result<(), Failure> {
     let Some(name) = operation["name"].as_str() else { return Ok(()) };
     let mut current = operation.clone();
     let mut away: Option<Instant> = None;
     while current["done"] != json!(true) {
-        match api.post(&format!("/run/v2/{name}:wait"), &json!({"timeout": "30s"})).await {
+        match api.post_within(&format!("/run/v2/{name}:wait"), &json!({"timeout": "30s"}), ANSWER).await {
             Ok(answer) => {
                 current = answer;
                 away = None;

@@ -38,6 +38,9 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// A server that is there answers its first question in milliseconds; one that starts has this long.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
+
 /// Where the server is and what project and region are meant.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
@@ -61,7 +64,8 @@ impl Api {
             .build()
             .map_err(|e| Failure::failed(format!("set up the HTTP client: {e}")))?;
         let mut api = Self { http, base, project: String::new(), region: String::new() };
-        let info = api.get("/utsuwa/v1/info").await?;
+        // Without a server the keeper still holds its socket: connections are made, and nobody answers.
+        let info = api.send(api.http.get(api.url("/utsuwa/v1/info")).timeout(FIRST_ANSWER)).await?;
         let text = |key: &str| info[key].as_str().unwrap_or_default().to_owned();
         api.project = project.unwrap_or_else(|| text("project"));
         api.region = region.unwrap_or_else(|| text("region"));
@@ -84,6 +88,11 @@ impl Api {
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         self.send(self.http.post(self.url(path)).json(body)).await
+    }
+
+    /// A POST that the server may take up to `within` to answer.
+    pub(crate) async fn post_within(&self, path: &str, body: &Value, within: Duration) -> Result<Value, Failure> {
+        self.send(self.http.post(self.url(path)).json(body).timeout(within)).await
     }
 
     pub(crate) async fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
@@ -131,12 +140,23 @@ impl Api {
             return Err(refused(response).await);
         }
         response.json().await.map_err(|e| {
+            if !e.is_decode() {
+                return self.unreachable(&e);
+            }
             Failure { message: format!("{}: the answer is not JSON: {e}", self.base), hint: None, status: 3 }
                 .hint("is something else listening on that port? `utsuwa doctor` tells")
         })
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        if error.is_timeout() && !error.is_connect() {
+            let message = format!(
+                "the server at {} does not answer: its address takes connections, so its keeper holds it open, but no server runs or it \
+                 is stuck",
+                self.base
+            );
+            return Failure { message, hint: None, status: 3 }.hint("start it with `utsuwa up`; `utsuwa doctor` tells more");
+        }
         let mut cause: &dyn std::error::Error = error;
         while let Some(deeper) = cause.source() {
             cause = deeper;
