@@ -38,8 +38,13 @@ pub(crate) fn run(args: &ServerArgs, client: &ClientArgs) -> Result<(), Failure>
          RestartSec=100ms\n\
          # The keeper and the instances outlive the server: a restart or an upgrade does not touch them. `utsuwa down` ends all.\n\
          KillMode=process\n\
-         # The keeper makes the instances' cgroups below the unit's own.\n\
+         # The server runs in a leaf of the unit's own cgroup (systemd 254 and later), and the keeper makes the instances' cgroups\n\
+         # beside that leaf, within the unit. Without leaves (older systemd warns of the unknown line) and on cgroup v1 they lie\n\
+         # at the top, beside system.slice: a tree directly below the unit would keep systemd from starting the server again.\n\
          Delegate=yes\n\
+         DelegateSubgroup=server\n\
+         # An instance that used up its memory is no reason to stop the server.\n\
+         OOMPolicy=continue\n\
          TasksMax=infinity\n\
          LimitNOFILE=1048576\n\
          \n\
