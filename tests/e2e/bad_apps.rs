@@ -51,7 +51,6 @@ fn outcome(server: &Server, operation: &Value) -> Option<String> {
 fn fails(server: &Server, name: &str, template: &Value, words: &[&str]) {
     let operation = change(server, name, template);
     let said = outcome(server, &operation).unwrap_or_else(|| panic!("{template} was deployed"));
-    println!("{said}");
     for word in words {
         assert!(said.contains(word), "{template}: {word:?} is missing in: {said}");
     }
@@ -107,7 +106,6 @@ fn images_that_can_not_run_here() {
         let image = format!("oci-archive:{}", archive.display());
         let output = server.utsuwa(&["deploy", "app", "--image", &image]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        println!("{said}");
         assert_eq!(output.status.code(), Some(1), "{said}");
         for word in words {
             assert!(said.contains(word), "{word:?} is missing in: {said}");
@@ -153,7 +151,6 @@ fn of_two_deploys_at_once_the_later_wins() {
     });
     assert_eq!(settled["latestReadyRevision"], settled["latestCreatedRevision"], "{settled}");
     // The earlier one may have been told that it was overtaken, never that it failed for another reason.
-    println!("{outcomes:?}");
     assert!(outcomes.contains(&None), "{outcomes:?}");
     let (_, operations) = server.api_get(&format!("{}/operations", PARENT));
     assert!(operations["operations"].as_array().unwrap().iter().all(|operation| operation["done"] == json!(true)), "{operations}");
