@@ -1,4 +1,6 @@
 //! The promises of the store, against real files.
+//!
+//! size-waiver: one binary, because each of these tests starts the next process of the same binary to be killed.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,

@@ -32,10 +32,11 @@ impl Service {
     fn write(&self, key: &StreamKey, start: u64, text: &str, at: i64) {
         let append = |path: PathBuf| OpenOptions::new().create(true).append(true).open(path).unwrap();
         let mut file = append(key.segment(&self.directory(), start));
-        file.write_all(text.as_bytes()).unwrap();
-        let end = start + file.metadata().unwrap().len();
+        let end = start + file.metadata().unwrap().len() + text.len() as u64;
+        // The time before the bytes: a busy machine may stop this thread between the two for longer than a follower waits.
         let mut index = append(key.index(&self.directory(), start));
         index.write_all(&[end.to_le_bytes(), at.to_le_bytes()].concat()).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
     }
 
     async fn read(&self, tail: Option<usize>) -> Vec<LogRecord> {
