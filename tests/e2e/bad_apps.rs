@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use crate::harness::{PARENT, Server, can_run, until};
 
 /// How Cloud Run says that nothing can be reached at the port.
-const NOT_LISTENING: &str = "failed to start and listen on the port defined provided by the PORT=8080 environment variable";
+const NOT_LISTENING: &str =
+    "failed to start and listen on the port defined provided by the PORT=8080 environment variable";
 
 /// A service that works, whose next revisions will not.
 fn with_good(name: &str) -> Server {
@@ -21,7 +22,10 @@ fn with_good(name: &str) -> Server {
 
 /// A template of the sample with variables, given up on after two seconds.
 fn hello(env: &[(&str, &str)]) -> Value {
-    let env: Vec<Value> = env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    let env: Vec<Value> = env
+        .iter()
+        .map(|(name, value)| json!({"name": name, "value": value}))
+        .collect();
     json!({"containers": [{
         "image": "utsuwa.local/hello",
         "env": env,
@@ -31,7 +35,11 @@ fn hello(env: &[(&str, &str)]) -> Value {
 
 /// Asks for the template; answers the operation.
 fn change(server: &Server, name: &str, template: &Value) -> Value {
-    let (status, operation) = server.api_call("PATCH", &format!("{PARENT}/services/{name}"), &json!({"template": template}));
+    let (status, operation) = server.api_call(
+        "PATCH",
+        &format!("{PARENT}/services/{name}"),
+        &json!({"template": template}),
+    );
     assert_eq!(status, 200, "{operation}");
     operation
 }
@@ -40,7 +48,11 @@ fn change(server: &Server, name: &str, template: &Value) -> Value {
 fn outcome(server: &Server, operation: &Value) -> Option<String> {
     let name = operation["name"].as_str().unwrap();
     let done = until("the operation to be done", Duration::from_secs(60), || {
-        let (status, answer) = server.api_call("POST", &format!("/run/v2/{name}:wait"), &json!({"timeout": "30s"}));
+        let (status, answer) = server.api_call(
+            "POST",
+            &format!("/run/v2/{name}:wait"),
+            &json!({"timeout": "30s"}),
+        );
         assert_eq!(status, 200, "{answer}");
         (answer["done"] == json!(true)).then_some(answer)
     });
@@ -52,7 +64,10 @@ fn fails(server: &Server, name: &str, template: &Value, words: &[&str]) {
     let operation = change(server, name, template);
     let said = outcome(server, &operation).unwrap_or_else(|| panic!("{template} was deployed"));
     for word in words {
-        assert!(said.contains(word), "{template}: {word:?} is missing in: {said}");
+        assert!(
+            said.contains(word),
+            "{template}: {word:?} is missing in: {said}"
+        );
     }
     still_good(server, name);
 }
@@ -60,7 +75,10 @@ fn fails(server: &Server, name: &str, template: &Value, words: &[&str]) {
 fn still_good(server: &Server, name: &str) {
     let (status, body) = server.get(name, "/env");
     assert_eq!(status, 200, "{body}");
-    assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["V"], json!("good"));
+    assert_eq!(
+        serde_json::from_str::<Value>(&body).unwrap()["V"],
+        json!("good")
+    );
 }
 
 #[test]
@@ -69,11 +87,30 @@ fn apps_that_can_not_be_reached() {
         return;
     }
     let server = with_good("app");
-    fails(&server, "app", &hello(&[("HELLO_LISTEN", "127.0.0.1:8080")]), &[NOT_LISTENING, "0.0.0.0"]);
-    fails(&server, "app", &hello(&[("HELLO_LISTEN", "0.0.0.0:9999")]), &[NOT_LISTENING]);
-    fails(&server, "app", &hello(&[("HELLO_START", "never-listen")]), &[NOT_LISTENING]);
+    fails(
+        &server,
+        "app",
+        &hello(&[("HELLO_LISTEN", "127.0.0.1:8080")]),
+        &[NOT_LISTENING, "0.0.0.0"],
+    );
+    fails(
+        &server,
+        "app",
+        &hello(&[("HELLO_LISTEN", "0.0.0.0:9999")]),
+        &[NOT_LISTENING],
+    );
+    fails(
+        &server,
+        "app",
+        &hello(&[("HELLO_START", "never-listen")]),
+        &[NOT_LISTENING],
+    );
     // Slow, but in time: that is no failure.
-    let operation = change(&server, "app", &hello(&[("HELLO_START", "sleep:700"), ("V", "good")]));
+    let operation = change(
+        &server,
+        "app",
+        &hello(&[("HELLO_START", "sleep:700"), ("V", "good")]),
+    );
     assert_eq!(outcome(&server, &operation), None);
     still_good(&server, "app");
     server.finish();
@@ -85,8 +122,18 @@ fn apps_that_end_at_their_start() {
         return;
     }
     let server = with_good("app");
-    fails(&server, "app", &hello(&[("HELLO_START", "exit:0")]), &["PORT=8080", "exited with status 0"]);
-    fails(&server, "app", &hello(&[("HELLO_START", "exit:3")]), &["PORT=8080", "exited with status 3"]);
+    fails(
+        &server,
+        "app",
+        &hello(&[("HELLO_START", "exit:0")]),
+        &["PORT=8080", "exited with status 0"],
+    );
+    fails(
+        &server,
+        "app",
+        &hello(&[("HELLO_START", "exit:3")]),
+        &["PORT=8080", "exited with status 3"],
+    );
     let mut template = hello(&[]);
     template["containers"][0]["command"] = json!(["nothing-here"]);
     fails(&server, "app", &template, &["nothing-here", "PATH"]);
@@ -112,16 +159,32 @@ fn images_that_can_not_run_here() {
         }
         still_good(server, "app");
     };
-    let stranger = Layout { user: "nobody-here", ..Layout::default() }.write(dir.path(), "stranger");
+    let stranger = Layout {
+        user: "nobody-here",
+        ..Layout::default()
+    }
+    .write(dir.path(), "stranger");
     deploy(&server, &stranger, &["nobody-here", "/etc/passwd"]);
-    let foreign = Layout { architecture: "s390x", ..Layout::default() }.write(dir.path(), "foreign");
+    let foreign = Layout {
+        architecture: "s390x",
+        ..Layout::default()
+    }
+    .write(dir.path(), "foreign");
     deploy(&server, &foreign, &["s390x", host_architecture()]);
-    let index = Layout { architecture: "s390x", platforms: true, ..Layout::default() }.write(dir.path(), "index");
+    let index = Layout {
+        architecture: "s390x",
+        platforms: true,
+        ..Layout::default()
+    }
+    .write(dir.path(), "index");
     deploy(&server, &index, &["s390x", host_architecture()]);
     server.expect_warning("127.0.0.1:1");
     let output = server.utsuwa(&["deploy", "nowhere", "--image", "127.0.0.1:1/x:y"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("127.0.0.1:1"), "{said}");
+    assert!(
+        output.status.code() == Some(1) && said.contains("127.0.0.1:1"),
+        "{said}"
+    );
     server.finish();
 }
 
@@ -132,28 +195,63 @@ fn of_two_deploys_at_once_the_later_wins() {
     }
     let server = with_good("app");
     let operations: Vec<Value> = std::thread::scope(|scope| {
-        let ask = |value: &'static str| scope.spawn({ let server = &server; move || change(server, "app", &hello(&[("V", value), ("HELLO_START", "sleep:300")])) });
+        let ask = |value: &'static str| {
+            scope.spawn({
+                let server = &server;
+                move || {
+                    change(
+                        server,
+                        "app",
+                        &hello(&[("V", value), ("HELLO_START", "sleep:300")]),
+                    )
+                }
+            })
+        };
         let both = [ask("left"), ask("right")];
         both.into_iter().map(|one| one.join().unwrap()).collect()
     });
-    let outcomes: Vec<Option<String>> = operations.iter().map(|operation| outcome(&server, operation)).collect();
+    let outcomes: Vec<Option<String>> = operations
+        .iter()
+        .map(|operation| outcome(&server, operation))
+        .collect();
     let (_, service) = server.api_get(&format!("{PARENT}/services/app"));
     assert_eq!(service["generation"], json!("3"), "{service}");
     let settled = until("the service to be settled", Duration::from_secs(30), || {
         let (_, service) = server.api_get(&format!("{PARENT}/services/app"));
-        (service["reconciling"] != json!(true) && service["observedGeneration"] == json!("3")).then_some(service)
+        (service["reconciling"] != json!(true) && service["observedGeneration"] == json!("3"))
+            .then_some(service)
     });
-    assert_eq!(settled["terminalCondition"]["state"], json!("CONDITION_SUCCEEDED"), "{settled}");
-    let value = settled["template"]["containers"][0]["env"].as_array().unwrap().iter().find(|v| v["name"] == json!("V")).unwrap()["value"].clone();
+    assert_eq!(
+        settled["terminalCondition"]["state"],
+        json!("CONDITION_SUCCEEDED"),
+        "{settled}"
+    );
+    let value = settled["template"]["containers"][0]["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|v| v["name"] == json!("V"))
+        .unwrap()["value"]
+        .clone();
     until("the later one to serve", Duration::from_secs(10), || {
         let body = server.get("app", "/env").1;
         (serde_json::from_str::<Value>(&body).unwrap()["V"] == value).then_some(())
     });
-    assert_eq!(settled["latestReadyRevision"], settled["latestCreatedRevision"], "{settled}");
+    assert_eq!(
+        settled["latestReadyRevision"], settled["latestCreatedRevision"],
+        "{settled}"
+    );
     // The earlier one may have been told that it was overtaken, never that it failed for another reason.
     assert!(outcomes.contains(&None), "{outcomes:?}");
     let (_, operations) = server.api_get(&format!("{}/operations", PARENT));
-    assert!(operations["operations"].as_array().unwrap().iter().all(|operation| operation["done"] == json!(true)), "{operations}");
+    assert!(
+        operations["operations"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|operation| operation["done"] == json!(true)),
+        "{operations}"
+    );
     server.finish();
 }
 
@@ -164,30 +262,46 @@ fn a_deploy_goes_on_over_a_restart() {
     }
     let mut server = with_good("app");
     let mut deploy = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
-        .args(["deploy", "app", "--set-env-vars", "V=next,HELLO_START=sleep:1500", "--api", &format!("http://{}", server.api)])
+        .args([
+            "deploy",
+            "app",
+            "--set-env-vars",
+            "V=next,HELLO_START=sleep:1500",
+            "--api",
+            &format!("http://{}", server.api),
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     until("the deploy to be accepted", Duration::from_secs(20), || {
-        (server.api_get(&format!("{PARENT}/services/app")).1["generation"] == json!("2")).then_some(())
+        (server.api_get(&format!("{PARENT}/services/app")).1["generation"] == json!("2"))
+            .then_some(())
     });
     server.kill_9();
     // Nobody is refused meanwhile: the keeper holds the socket, and who comes waits for the next server.
     let asked = std::thread::scope(|scope| {
         let asked = scope.spawn({
             let api = server.api;
-            let raw = format!("GET {PARENT}/services/app HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+            let raw = format!(
+                "GET {PARENT}/services/app HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+            );
             move || crate::harness::try_exchange(api, &raw)
         });
         server.up();
         asked.join().unwrap()
     });
     assert_eq!(asked.unwrap().0, 200);
-    let status = until("the command to end", Duration::from_secs(60), || deploy.try_wait().unwrap());
+    let status = until("the command to end", Duration::from_secs(60), || {
+        deploy.try_wait().unwrap()
+    });
     let output = deploy.wait_with_output().unwrap();
-    assert!(status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     until("the new revision to serve", Duration::from_secs(10), || {
         let body = server.get("app", "/env").1;
         (serde_json::from_str::<Value>(&body).ok()?["V"] == json!("next")).then_some(())
@@ -205,7 +319,10 @@ fn a_command_does_not_wait_for_ever_for_a_dead_server() {
     let refused = server.utsuwa(&["services", "list"]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(3), "{said}");
-    assert!(said.contains("does not answer") && said.contains("utsuwa up"), "{said}");
+    assert!(
+        said.contains("does not answer") && said.contains("utsuwa up"),
+        "{said}"
+    );
     server.finish();
 }
 
@@ -227,7 +344,11 @@ struct Layout {
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { user: "", architecture: host_architecture(), platforms: false }
+        Self {
+            user: "",
+            architecture: host_architecture(),
+            platforms: false,
+        }
     }
 }
 
@@ -240,7 +361,11 @@ impl Layout {
         std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").unwrap();
         let layout = dir.join(name);
         std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
-        let layer = Command::new("tar").args(["-C", &root.to_string_lossy(), "-c", "."]).output().unwrap().stdout;
+        let layer = Command::new("tar")
+            .args(["-C", &root.to_string_lossy(), "-c", "."])
+            .output()
+            .unwrap()
+            .stdout;
         let blob = |kind: &str, bytes: &[u8]| -> Value {
             let hex = sha256(bytes);
             std::fs::write(layout.join("blobs/sha256").join(&hex), bytes).unwrap();
@@ -259,19 +384,45 @@ impl Layout {
         if self.platforms {
             entry["platform"] = json!({"os": "linux", "architecture": self.architecture});
         }
-        std::fs::write(layout.join("index.json"), json!({"schemaVersion": 2, "manifests": [entry]}).to_string()).unwrap();
-        std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        std::fs::write(
+            layout.join("index.json"),
+            json!({"schemaVersion": 2, "manifests": [entry]}).to_string(),
+        )
+        .unwrap();
+        std::fs::write(
+            layout.join("oci-layout"),
+            r#"{"imageLayoutVersion":"1.0.0"}"#,
+        )
+        .unwrap();
         let archive = dir.join(format!("{name}.tar"));
-        let packed = Command::new("tar").args(["-C", &layout.to_string_lossy(), "-cf", &archive.to_string_lossy(), "."]).status().unwrap();
+        let packed = Command::new("tar")
+            .args([
+                "-C",
+                &layout.to_string_lossy(),
+                "-cf",
+                &archive.to_string_lossy(),
+                ".",
+            ])
+            .status()
+            .unwrap();
         assert!(packed.success());
         archive
     }
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new("sha256sum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     // It reads to the end before it writes, so the pipes can't block each other.
     child.stdin.take().unwrap().write_all(bytes).unwrap();
     let output = child.wait_with_output().unwrap();
-    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned()
 }

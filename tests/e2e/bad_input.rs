@@ -14,7 +14,10 @@ fn refused(server: &Server, args: &[&str], words: &[&str]) {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
     for word in words {
-        assert!(said.contains(word), "{args:?}: {word:?} is missing in: {said}");
+        assert!(
+            said.contains(word),
+            "{args:?}: {word:?} is missing in: {said}"
+        );
     }
 }
 
@@ -25,24 +28,58 @@ fn wrong_fields_are_named() {
     }
     let server = Server::start(&[]);
     let image = ["--image", "utsuwa.local/hello"];
-    let deploy = |name: &'static str, more: &[&'static str]| -> Vec<&'static str> { [&["deploy", name][..], &image[..], more].concat() };
+    let deploy = |name: &'static str, more: &[&'static str]| -> Vec<&'static str> {
+        [&["deploy", name][..], &image[..], more].concat()
+    };
     refused(&server, &deploy("Bad_Name", &[]), &["Bad_Name"]);
-    refused(&server, &deploy("a", &["--concurrency", "1001"]), &["oncurrency", "1000"]);
-    refused(&server, &deploy("a", &["--timeout", "3601"]), &["imeout", "3600"]);
-    refused(&server, &deploy("a", &["--memory", "lots"]), &["memory", "lots"]);
+    refused(
+        &server,
+        &deploy("a", &["--concurrency", "1001"]),
+        &["oncurrency", "1000"],
+    );
+    refused(
+        &server,
+        &deploy("a", &["--timeout", "3601"]),
+        &["imeout", "3600"],
+    );
+    refused(
+        &server,
+        &deploy("a", &["--memory", "lots"]),
+        &["memory", "lots"],
+    );
     refused(&server, &deploy("a", &["--cpu", "900"]), &["cpu"]);
-    refused(&server, &deploy("a", &["--set-env-vars", "PORT=1"]), &["PORT"]);
-    refused(&server, &deploy("a", &["--min-instances", "5", "--max-instances", "2"]), &["min", "max"]);
-    refused(&server, &deploy("a", &["--annotations", "autoscaling.knative.dev/window=1s"]), &["window", "6s"]);
+    refused(
+        &server,
+        &deploy("a", &["--set-env-vars", "PORT=1"]),
+        &["PORT"],
+    );
+    refused(
+        &server,
+        &deploy("a", &["--min-instances", "5", "--max-instances", "2"]),
+        &["min", "max"],
+    );
+    refused(
+        &server,
+        &deploy("a", &["--annotations", "autoscaling.knative.dev/window=1s"]),
+        &["window", "6s"],
+    );
     let (status, answer) = server.api_call(
         "POST",
         &format!("{PARENT}/services?serviceId=a"),
         &json!({"template": {"containers": [{"image": "utsuwa.local/hello"}]}, "traffic": [{"type": "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST", "percent": 60}]}),
     );
-    assert_eq!((status, &answer["error"]["status"]), (400, &json!("INVALID_ARGUMENT")), "{answer}");
+    assert_eq!(
+        (status, &answer["error"]["status"]),
+        (400, &json!("INVALID_ARGUMENT")),
+        "{answer}"
+    );
     assert!(answer.to_string().contains("60"), "{answer}");
     let (_, listed) = server.api_get(&format!("{PARENT}/services"));
-    assert_eq!(listed["services"].as_array().map_or(0, Vec::len), 0, "nothing may be half made: {listed}");
+    assert_eq!(
+        listed["services"].as_array().map_or(0, Vec::len),
+        0,
+        "nothing may be half made: {listed}"
+    );
     server.finish();
 }
 
@@ -57,14 +94,24 @@ fn two_servers_on_one_data_directory() {
     assert_eq!(beside.get("beside", "/").0, 200);
     // The same directory at other addresses is a second server, not a restart.
     let output = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
-        .args(["up", "--listen-api", "127.0.0.1:0", "--listen-http", "127.0.0.1:0", "--data-dir"])
+        .args([
+            "up",
+            "--listen-api",
+            "127.0.0.1:0",
+            "--listen-http",
+            "127.0.0.1:0",
+            "--data-dir",
+        ])
         .arg(server.data_dir())
         .stdin(Stdio::null())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("another server") && said.contains(&server.pid().to_string()), "{said}");
+    assert!(
+        said.contains("another server") && said.contains(&server.pid().to_string()),
+        "{said}"
+    );
     drop_second(beside);
     server.finish();
 }
@@ -81,25 +128,46 @@ fn broken_configuration_and_taken_ports() {
     }
     let dir = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_utsuwa")).args(args).stdin(Stdio::null()).output().unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let output = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
     };
     let file = dir.path().join("broken.toml");
     std::fs::write(&file, "listen-api = \"0.0.0.0:99\"\ndomian = 1\n").unwrap();
     let (code, said) = run(&["config", "check", "--config", &file.to_string_lossy()]);
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("broken.toml") && said.contains("domian"), "{said}");
+    assert!(
+        said.contains("broken.toml") && said.contains("domian"),
+        "{said}"
+    );
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let data = dir.path().join("data");
-    let (code, said) = run(&["up", "--data-dir", &data.to_string_lossy(), "--listen-api", &address, "--listen-http", "127.0.0.1:0"]);
+    let (code, said) = run(&[
+        "up",
+        "--data-dir",
+        &data.to_string_lossy(),
+        "--listen-api",
+        &address,
+        "--listen-http",
+        "127.0.0.1:0",
+    ]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains(&address), "{said}");
     run(&["down", "--data-dir", &data.to_string_lossy()]);
     let (code, said) = run(&["services", "list", "--api", "http://127.0.0.1:1"]);
     assert_eq!(code, Some(3), "{said}");
-    assert!(said.contains("127.0.0.1:1") && said.contains("utsuwa up"), "{said}");
+    assert!(
+        said.contains("127.0.0.1:1") && said.contains("utsuwa up"),
+        "{said}"
+    );
 }
 
 /// Runs one statement with Python's own SQLite and answers the first value; afterwards all is in the file, nothing in the
@@ -112,8 +180,17 @@ fn sql(file: &Path, statement: &str) -> String {
                   c.execute('PRAGMA wal_checkpoint(TRUNCATE)')\n\
                   c.close()\n\
                   print(row[0] if row else '', end='')";
-    let output = Command::new("python3").args(["-c", script]).arg(file).arg(statement).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("python3")
+        .args(["-c", script])
+        .arg(file)
+        .arg(statement)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -121,7 +198,9 @@ fn sql(file: &Path, statement: &str) -> String {
 fn refuses_to_start(server: &Server) -> String {
     let before = server.log().len();
     let mut child = server.spawn();
-    let status = until("the server to refuse", Duration::from_secs(20), || child.try_wait().unwrap());
+    let status = until("the server to refuse", Duration::from_secs(20), || {
+        child.try_wait().unwrap()
+    });
     let said = server.log().split_off(before);
     assert_eq!(status.code(), Some(1), "{said}");
     said
@@ -145,7 +224,10 @@ fn a_newer_or_unreadable_database_is_left_as_it_is() {
     for word in [shown.as_str(), "99", "newer version", "--data-dir"] {
         assert!(said.contains(word), "{word:?} is missing in: {said}");
     }
-    assert!(std::fs::read(&file).unwrap() == newer, "the database was changed");
+    assert!(
+        std::fs::read(&file).unwrap() == newer,
+        "the database was changed"
+    );
 
     let mut broken = newer.clone();
     broken[..64].fill(b'?');
@@ -154,7 +236,10 @@ fn a_newer_or_unreadable_database_is_left_as_it_is() {
     for word in [shown.as_str(), "can't be read", "Restore a copy"] {
         assert!(said.contains(word), "{word:?} is missing in: {said}");
     }
-    assert!(std::fs::read(&file).unwrap() == broken, "the database was changed");
+    assert!(
+        std::fs::read(&file).unwrap() == broken,
+        "the database was changed"
+    );
 
     // With the right one back in its place everything serves again.
     std::fs::write(&file, &newer).unwrap();

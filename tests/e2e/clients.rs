@@ -44,10 +44,16 @@ fn googles_python_client_over_grpc() {
         return;
     }
     let Some(python) = std::env::var_os("UTSUWA_TEST_PYTHON") else {
-        return skip(NAME, "google-cloud-run is not installed; `make test` installs it (UTSUWA_TEST_PYTHON)");
+        return skip(
+            NAME,
+            "google-cloud-run is not installed; `make test` installs it (UTSUWA_TEST_PYTHON)",
+        );
     };
     let server = Server::start(&[]);
-    let output = Command::new(python).args(["-c", SCRIPT, &server.api.to_string()]).output().unwrap();
+    let output = Command::new(python)
+        .args(["-c", SCRIPT, &server.api.to_string()])
+        .output()
+        .unwrap();
     assert!(
         output.status.success(),
         "{}\n{}\n{}",

@@ -12,13 +12,22 @@ fn the_sample_is_deployed_woken_and_sleeps_again() {
         return;
     }
     let server = Server::start(&[]);
-    let printed = server.deploy("hello", &["--annotations", "autoscaling.knative.dev/window=6s"]);
-    assert!(printed.contains(&format!("http://hello.localhost:{}", server.http.port())), "{printed}");
+    let printed = server.deploy(
+        "hello",
+        &["--annotations", "autoscaling.knative.dev/window=6s"],
+    );
+    assert!(
+        printed.contains(&format!("http://hello.localhost:{}", server.http.port())),
+        "{printed}"
+    );
     server.until_instances("hello", 0);
     let (status, head, body) = server.request("hello", "GET / HTTP/1.1\r\nhost: hello.localhost\r\nx-utsuwa-timing: 1\r\nconnection: close\r\n\r\n");
     assert_eq!(status, 200, "{body}");
     assert!(body.contains("hello"), "{body}");
-    let timing = head.lines().find(|l| l.to_lowercase().starts_with("server-timing:")).unwrap_or_else(|| panic!("no server-timing in {head}"));
+    let timing = head
+        .lines()
+        .find(|l| l.to_lowercase().starts_with("server-timing:"))
+        .unwrap_or_else(|| panic!("no server-timing in {head}"));
     for phase in ["decide", "sandbox", "rootfs", "exec", "listen", "answer"] {
         assert!(timing.contains(phase), "{phase} is missing in {timing}");
     }
@@ -33,16 +42,38 @@ fn the_container_contract_of_the_environment() {
         return;
     }
     let server = Server::start(&[]);
-    server.deploy("contract", &["--set-env-vars", "COLOUR=blue,EMPTY=", "--port", "9000"]);
+    server.deploy(
+        "contract",
+        &["--set-env-vars", "COLOUR=blue,EMPTY=", "--port", "9000"],
+    );
     let (status, body) = server.get("contract", "/env");
     assert_eq!(status, 200, "{body}");
     let env: serde_json::Value = serde_json::from_str(&body).unwrap();
-    assert_eq!((&env["PORT"], &env["K_SERVICE"], &env["K_CONFIGURATION"]), (&json!("9000"), &json!("contract"), &json!("contract")));
-    assert!(env["K_REVISION"].as_str().unwrap().starts_with("contract-00001-"), "{env}");
-    assert_eq!((&env["COLOUR"], &env["EMPTY"]), (&json!("blue"), &json!("")));
+    assert_eq!(
+        (&env["PORT"], &env["K_SERVICE"], &env["K_CONFIGURATION"]),
+        (&json!("9000"), &json!("contract"), &json!("contract"))
+    );
+    assert!(
+        env["K_REVISION"]
+            .as_str()
+            .unwrap()
+            .starts_with("contract-00001-"),
+        "{env}"
+    );
+    assert_eq!(
+        (&env["COLOUR"], &env["EMPTY"]),
+        (&json!("blue"), &json!(""))
+    );
     let (_, headers) = server.get("contract", "/headers");
     let headers = headers.to_lowercase();
-    for header in ["x-forwarded-for", "x-forwarded-proto", "forwarded", "traceparent", "x-cloud-trace-context", "contract.localhost"] {
+    for header in [
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "forwarded",
+        "traceparent",
+        "x-cloud-trace-context",
+        "contract.localhost",
+    ] {
         assert!(headers.contains(header), "{header} is missing in {headers}");
     }
     server.finish();
@@ -54,7 +85,13 @@ fn a_private_service_answers_403_and_wakes_nothing() {
         return;
     }
     let server = Server::start(&["--idle-timeout", "6s"]);
-    server.ok(&["deploy", "closed", "--image", "utsuwa.local/hello", "--no-allow-unauthenticated"]);
+    server.ok(&[
+        "deploy",
+        "closed",
+        "--image",
+        "utsuwa.local/hello",
+        "--no-allow-unauthenticated",
+    ]);
     server.until_instances("closed", 0);
     let (status, body) = server.get("closed", "/");
     assert_eq!(status, 403, "{body}");
@@ -69,18 +106,48 @@ fn traffic_is_split_tagged_and_pinned() {
         return;
     }
     let server = Server::start(&[]);
-    server.deploy("split", &["--set-env-vars", "V=one", "--revision-suffix", "one"]);
-    server.deploy("split", &["--set-env-vars", "V=two", "--revision-suffix", "two", "--no-traffic", "--tag", "next"]);
-    let version = |name: &str| serde_json::from_str::<serde_json::Value>(&server.get(name, "/env").1).unwrap()["V"].clone();
+    server.deploy(
+        "split",
+        &["--set-env-vars", "V=one", "--revision-suffix", "one"],
+    );
+    server.deploy(
+        "split",
+        &[
+            "--set-env-vars",
+            "V=two",
+            "--revision-suffix",
+            "two",
+            "--no-traffic",
+            "--tag",
+            "next",
+        ],
+    );
+    let version = |name: &str| {
+        serde_json::from_str::<serde_json::Value>(&server.get(name, "/env").1).unwrap()["V"].clone()
+    };
     assert_eq!(version("split"), json!("one"));
     assert_eq!(version("next---split"), json!("two"));
-    server.ok(&["services", "update-traffic", "split", "--to-revisions", "split-one=50,split-two=50"]);
+    server.ok(&[
+        "services",
+        "update-traffic",
+        "split",
+        "--to-revisions",
+        "split-one=50,split-two=50",
+    ]);
     until("both revisions to answer", Duration::from_secs(30), || {
         let seen: Vec<_> = (0..20).map(|_| version("split")).collect();
         (seen.contains(&json!("one")) && seen.contains(&json!("two"))).then_some(())
     });
     server.ok(&["services", "update-traffic", "split", "--to-latest"]);
-    until("everything to go to the latest", Duration::from_secs(10), || (0..20).all(|_| version("split") == json!("two")).then_some(()));
+    until(
+        "everything to go to the latest",
+        Duration::from_secs(10),
+        || {
+            (0..20)
+                .all(|_| version("split") == json!("two"))
+                .then_some(())
+        },
+    );
     server.finish();
 }
 
@@ -91,7 +158,14 @@ fn a_failed_deploy_changes_nothing_that_serves() {
     }
     let server = Server::start(&[]);
     server.deploy("steady", &["--set-env-vars", "V=good"]);
-    let failed = server.utsuwa(&["deploy", "steady", "--set-env-vars", "V=bad", "--command", "/no/such/program"]);
+    let failed = server.utsuwa(&[
+        "deploy",
+        "steady",
+        "--set-env-vars",
+        "V=bad",
+        "--command",
+        "/no/such/program",
+    ]);
     assert_eq!(failed.status.code(), Some(1));
     let said = String::from_utf8_lossy(&failed.stderr).into_owned();
     assert!(said.contains("/no/such/program"), "{said}");
@@ -100,8 +174,14 @@ fn a_failed_deploy_changes_nothing_that_serves() {
     assert!(body.contains("good") && !body.contains("bad"), "{body}");
     let described = server.ok(&["services", "describe", "steady", "--format", "json"]);
     let described: serde_json::Value = serde_json::from_str(&described).unwrap();
-    assert_eq!(described["terminalCondition"]["state"], json!("CONDITION_FAILED"));
-    assert_ne!(described["latestReadyRevision"], described["latestCreatedRevision"]);
+    assert_eq!(
+        described["terminalCondition"]["state"],
+        json!("CONDITION_FAILED")
+    );
+    assert_ne!(
+        described["latestReadyRevision"],
+        described["latestCreatedRevision"]
+    );
     server.finish();
 }
 
@@ -114,11 +194,18 @@ fn deleting_leaves_nothing() {
     server.deploy("gone", &[]);
     assert_eq!(server.get("gone", "/").0, 200);
     server.ok(&["services", "delete", "gone", "--quiet"]);
-    until("the host to be unknown", Duration::from_secs(10), || (server.get("gone", "/").0 == 404).then_some(()));
+    until("the host to be unknown", Duration::from_secs(10), || {
+        (server.get("gone", "/").0 == 404).then_some(())
+    });
     let (status, _) = server.api_get(&format!("{}/services/gone", crate::harness::PARENT));
     assert_eq!(status, 404);
-    let (_, revisions) = server.api_get(&format!("{}/services/-/revisions", crate::harness::PARENT));
-    assert_eq!(revisions["revisions"].as_array().map_or(0, Vec::len), 0, "{revisions}");
+    let (_, revisions) =
+        server.api_get(&format!("{}/services/-/revisions", crate::harness::PARENT));
+    assert_eq!(
+        revisions["revisions"].as_array().map_or(0, Vec::len),
+        0,
+        "{revisions}"
+    );
     server.finish();
 }
 
@@ -129,7 +216,12 @@ fn lines_of_an_instance_can_be_read() {
     }
     let server = Server::start(&[]);
     server.deploy("talker", &[]);
-    assert_eq!(server.get("talker", "/log?severity=ERROR&message=over-here&lines=3").0, 200);
+    assert_eq!(
+        server
+            .get("talker", "/log?severity=ERROR&message=over-here&lines=3")
+            .0,
+        200
+    );
     let lines = until("the lines to be there", Duration::from_secs(10), || {
         let lines = server.ok(&["logs", "talker", "--format", "json"]);
         (lines.matches("over-here").count() >= 3).then_some(lines)
@@ -138,7 +230,11 @@ fn lines_of_an_instance_can_be_read() {
         .lines()
         .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
         .filter(|l| l["stream"] == "stdout")
-        .filter_map(|l| l["sequence"].as_u64().or_else(|| l["sequence"].as_str()?.parse().ok()))
+        .filter_map(|l| {
+            l["sequence"]
+                .as_u64()
+                .or_else(|| l["sequence"].as_str()?.parse().ok())
+        })
         .collect();
     assert!(sequences.windows(2).all(|w| w[0] < w[1]), "{sequences:?}");
     server.finish();

@@ -14,21 +14,42 @@ fn the_flask_app_serves_health_and_chat() {
         return;
     }
     let Some(archive) = std::env::var_os("UTSUWA_TEST_FLASK_IMAGE").map(PathBuf::from) else {
-        return skip(NAME, "its image is not built; `make test` builds it (UTSUWA_TEST_FLASK_IMAGE)");
+        return skip(
+            NAME,
+            "its image is not built; `make test` builds it (UTSUWA_TEST_FLASK_IMAGE)",
+        );
     };
     let registry = Registry::start();
     let reference = registry.push(&archive, "demo/ai-backend:latest");
     let openai = FakeOpenAi::start();
     let server = Server::start(&[
-        "--idle-timeout", "6s",
-        "--insecure-registry", &registry.address.to_string(),
-        "--allow-egress", &format!("host:{}", openai.port),
+        "--idle-timeout",
+        "6s",
+        "--insecure-registry",
+        &registry.address.to_string(),
+        "--allow-egress",
+        &format!("host:{}", openai.port),
     ]);
     server.deploy(
         "ai-platform-tenant-a",
         &[
-            "--image", &reference, "--memory", "1Gi", "--cpu", "1", "--timeout", "300", "--min-instances", "0", "--max-instances", "10",
-            "--set-env-vars", &format!("OPENAI_API_KEY=sk-test,OPENAI_BASE_URL=http://host.utsuwa.internal:{}/v1", openai.port),
+            "--image",
+            &reference,
+            "--memory",
+            "1Gi",
+            "--cpu",
+            "1",
+            "--timeout",
+            "300",
+            "--min-instances",
+            "0",
+            "--max-instances",
+            "10",
+            "--set-env-vars",
+            &format!(
+                "OPENAI_API_KEY=sk-test,OPENAI_BASE_URL=http://host.utsuwa.internal:{}/v1",
+                openai.port
+            ),
         ],
     );
     let (status, body) = server.get("ai-platform-tenant-a", "/health");
@@ -47,7 +68,12 @@ fn the_flask_app_serves_health_and_chat() {
             question.len()
         ),
     );
-    assert_eq!(status, 200, "{body}\n{}", server.ok(&["logs", "ai-platform-tenant-a"]));
+    assert_eq!(
+        status,
+        200,
+        "{body}\n{}",
+        server.ok(&["logs", "ai-platform-tenant-a"])
+    );
     assert!(body.contains("you said: good morning"), "{body}");
     server.finish();
 }
@@ -58,7 +84,19 @@ fn the_seeds_first_step_works_offline() {
         return;
     }
     let server = Server::start(&[]);
-    server.deploy("ai-platform-tenant-a", &["--image", "gcr.io/cloudrun/hello", "--memory", "1Gi", "--cpu", "1", "--timeout", "300"]);
+    server.deploy(
+        "ai-platform-tenant-a",
+        &[
+            "--image",
+            "gcr.io/cloudrun/hello",
+            "--memory",
+            "1Gi",
+            "--cpu",
+            "1",
+            "--timeout",
+            "300",
+        ],
+    );
     assert_eq!(server.get("ai-platform-tenant-a", "/").0, 200);
     server.finish();
 }
@@ -81,7 +119,9 @@ impl FakeOpenAi {
                 }
             })
             .unwrap();
-        until("the fake to listen", Duration::from_secs(5), || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok());
+        until("the fake to listen", Duration::from_secs(5), || {
+            std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()
+        });
         Self { port }
     }
 }
@@ -104,10 +144,17 @@ fn answer(mut stream: std::net::TcpStream) {
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
     let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
-    let text = format!("you said: {}", asked["messages"][0]["content"].as_str().unwrap());
+    let text = format!(
+        "you said: {}",
+        asked["messages"][0]["content"].as_str().unwrap()
+    );
     let reply = serde_json::json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": asked["model"],
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}})
     .to_string();
-    drop(write!(stream, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{reply}", reply.len()));
+    drop(write!(
+        stream,
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{reply}",
+        reply.len()
+    ));
 }

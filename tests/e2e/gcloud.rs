@@ -11,7 +11,10 @@ fn shell(server: &Server, env_flags: &str, line: &str) -> Output {
     let program = env!("CARGO_BIN_EXE_utsuwa");
     Command::new("bash")
         .arg("-euc")
-        .arg(format!("eval \"$({program} env {env_flags} --api http://{})\"\n{line}", server.api))
+        .arg(format!(
+            "eval \"$({program} env {env_flags} --api http://{})\"\n{line}",
+            server.api
+        ))
         .env("CLOUDSDK_CONFIG", &home)
         .env("HOME", &home)
         .stdin(std::process::Stdio::null())
@@ -21,13 +24,23 @@ fn shell(server: &Server, env_flags: &str, line: &str) -> Output {
 
 fn ok(server: &Server, env_flags: &str, line: &str) -> String {
     let output = shell(server, env_flags, line);
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{line}\n{out}\n{err}\n{}", server.log());
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{line}\n{out}\n{err}\n{}",
+        server.log()
+    );
     format!("{out}{err}")
 }
 
 fn installed(test: &str) -> bool {
-    let there = Command::new("gcloud").arg("--version").output().is_ok_and(|o| o.status.success());
+    let there = Command::new("gcloud")
+        .arg("--version")
+        .output()
+        .is_ok_and(|o| o.status.success());
     if !there {
         skip(test, "gcloud is not installed");
     }
@@ -41,28 +54,64 @@ fn gcloud_run_works_unchanged() {
         return;
     }
     let server = Server::start(&[]);
-    let said = ok(&server, "", "gcloud run deploy hello --image gcr.io/cloudrun/hello --allow-unauthenticated --memory 1Gi --cpu 1 --timeout 300 --max-instances 10");
-    assert!(said.contains("has been deployed and is serving") && said.contains("http://hello.localhost"), "{said}");
+    let said = ok(
+        &server,
+        "",
+        "gcloud run deploy hello --image gcr.io/cloudrun/hello --allow-unauthenticated --memory 1Gi --cpu 1 --timeout 300 --max-instances 10",
+    );
+    assert!(
+        said.contains("has been deployed and is serving")
+            && said.contains("http://hello.localhost"),
+        "{said}"
+    );
     server.until_public("hello");
     assert_eq!(server.get("hello", "/").0, 200);
 
     let listed = ok(&server, "", "gcloud run services list");
-    assert!(listed.contains("hello") && listed.contains("asia-northeast1"), "{listed}");
-    let described = ok(&server, "", "gcloud run services describe hello --format='value(status.conditions[0].status,spec.template.spec.timeoutSeconds)'");
-    assert!(described.contains("True") && described.contains("300"), "{described}");
+    assert!(
+        listed.contains("hello") && listed.contains("asia-northeast1"),
+        "{listed}"
+    );
+    let described = ok(
+        &server,
+        "",
+        "gcloud run services describe hello --format='value(status.conditions[0].status,spec.template.spec.timeoutSeconds)'",
+    );
+    assert!(
+        described.contains("True") && described.contains("300"),
+        "{described}"
+    );
 
-    let said = ok(&server, "", "gcloud run deploy hello --image gcr.io/cloudrun/hello --set-env-vars V=two --revision-suffix two --no-traffic --tag next");
+    let said = ok(
+        &server,
+        "",
+        "gcloud run deploy hello --image gcr.io/cloudrun/hello --set-env-vars V=two --revision-suffix two --no-traffic --tag next",
+    );
     assert!(said.contains("next---hello"), "{said}");
     assert_eq!(server.get("next---hello", "/").0, 200);
-    let said = ok(&server, "", "gcloud run services update-traffic hello --to-revisions hello-two=100");
-    assert!(said.contains("100%") && said.contains("hello-two"), "{said}");
+    let said = ok(
+        &server,
+        "",
+        "gcloud run services update-traffic hello --to-revisions hello-two=100",
+    );
+    assert!(
+        said.contains("100%") && said.contains("hello-two"),
+        "{said}"
+    );
     assert!(server.get("hello", "/env").1.contains("two"));
 
     let revisions = ok(&server, "", "gcloud run revisions list --service hello");
-    assert!(revisions.contains("hello-two") && revisions.contains("hello-00001-"), "{revisions}");
+    assert!(
+        revisions.contains("hello-two") && revisions.contains("hello-00001-"),
+        "{revisions}"
+    );
     let revision = ok(&server, "", "gcloud run revisions describe hello-two");
     assert!(revision.contains("hello-two"), "{revision}");
-    ok(&server, "", "gcloud run services add-iam-policy-binding hello --member allUsers --role roles/run.invoker");
+    ok(
+        &server,
+        "",
+        "gcloud run services add-iam-policy-binding hello --member allUsers --role roles/run.invoker",
+    );
     let policy = ok(&server, "", "gcloud run services get-iam-policy hello");
     assert!(policy.contains("allUsers"), "{policy}");
 
@@ -79,7 +128,11 @@ fn gcloud_works_without_tls() {
         return;
     }
     let server = Server::start(&[]);
-    let said = ok(&server, "--no-tls", "gcloud run deploy plain --image utsuwa.local/hello --no-allow-unauthenticated");
+    let said = ok(
+        &server,
+        "--no-tls",
+        "gcloud run deploy plain --image utsuwa.local/hello --no-allow-unauthenticated",
+    );
     assert!(said.contains("has been deployed"), "{said}");
     server.finish();
 }
@@ -91,12 +144,23 @@ fn gcloud_shows_why_a_deploy_failed() {
         return;
     }
     let server = Server::start(&[]);
-    let output = shell(&server, "", "gcloud run deploy broken --image utsuwa.local/hello --command /no/such --no-allow-unauthenticated");
+    let output = shell(
+        &server,
+        "",
+        "gcloud run deploy broken --image utsuwa.local/hello --command /no/such --no-allow-unauthenticated",
+    );
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("/no/such"), "{said}");
-    let output = shell(&server, "", "gcloud run deploy wrong --image utsuwa.local/hello --port 8080 --concurrency 5000 --no-allow-unauthenticated");
+    let output = shell(
+        &server,
+        "",
+        "gcloud run deploy wrong --image utsuwa.local/hello --port 8080 --concurrency 5000 --no-allow-unauthenticated",
+    );
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.to_lowercase().contains("concurrency"), "{said}");
+    assert!(
+        !output.status.success() && said.to_lowercase().contains("concurrency"),
+        "{said}"
+    );
     server.finish();
 }

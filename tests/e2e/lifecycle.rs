@@ -17,7 +17,12 @@ struct Load<'a> {
 
 impl<'a> Load<'a> {
     fn new(stop: &'a AtomicBool) -> Self {
-        Self { stop, answered: AtomicUsize::new(0), refused: AtomicUsize::new(0), broken: AtomicUsize::new(0) }
+        Self {
+            stop,
+            answered: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
+            broken: AtomicUsize::new(0),
+        }
     }
 
     fn run(&self, address: std::net::SocketAddr, name: &str) {
@@ -25,7 +30,9 @@ impl<'a> Load<'a> {
         while !self.stop.load(Ordering::Relaxed) {
             match try_exchange(address, &raw) {
                 Ok((200, _, _)) => self.answered.fetch_add(1, Ordering::Relaxed),
-                Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => self.refused.fetch_add(1, Ordering::Relaxed),
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+                    self.refused.fetch_add(1, Ordering::Relaxed)
+                }
                 _ => self.broken.fetch_add(1, Ordering::Relaxed),
             };
         }
@@ -34,7 +41,13 @@ impl<'a> Load<'a> {
 
 /// Kills `pid`, which the test knows to be a process of the server it started.
 fn kill_9(pid: u32) {
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[test]
@@ -52,7 +65,9 @@ fn a_killed_server_loses_nothing_and_refuses_nobody() {
         for _ in 0..2 {
             scope.spawn(|| load.run(server_http(&server), "kept"));
         }
-        until("load to flow", Duration::from_secs(5), || (load.answered.load(Ordering::Relaxed) > 20).then_some(()));
+        until("load to flow", Duration::from_secs(5), || {
+            (load.answered.load(Ordering::Relaxed) > 20).then_some(())
+        });
         stop.store(true, Ordering::Relaxed);
     });
     let address = server.http;
@@ -65,14 +80,24 @@ fn a_killed_server_loses_nothing_and_refuses_nobody() {
         server.kill_9();
         let back = server.up();
         let before = load.answered.load(Ordering::Relaxed);
-        until("answers to flow again", Duration::from_secs(5), || (load.answered.load(Ordering::Relaxed) > before + 20).then_some(()));
+        until("answers to flow again", Duration::from_secs(5), || {
+            (load.answered.load(Ordering::Relaxed) > before + 20).then_some(())
+        });
         stop.store(true, Ordering::Relaxed);
         back
     });
     println!("ready again {back:?} after kill −9");
-    assert_eq!(load.refused.load(Ordering::Relaxed), 0, "connections were refused");
+    assert_eq!(
+        load.refused.load(Ordering::Relaxed),
+        0,
+        "connections were refused"
+    );
     assert!(back < Duration::from_secs(1), "{back:?}");
-    assert_eq!(server.instance_pids("kept"), pids, "instances must keep their process ids");
+    assert_eq!(
+        server.instance_pids("kept"),
+        pids,
+        "instances must keep their process ids"
+    );
     server.finish();
 }
 
@@ -93,7 +118,15 @@ fn numbered_lines_survive_every_kill() {
     let pids = server.instance_pids("writer");
     let mut written = 0;
     let mut write = |server: &Server| {
-        assert_eq!(server.get("writer", &format!("/log?severity=INFO&message=batch-{written}-&lines=2000")).0, 200);
+        assert_eq!(
+            server
+                .get(
+                    "writer",
+                    &format!("/log?severity=INFO&message=batch-{written}-&lines=2000")
+                )
+                .0,
+            200
+        );
         written += 1;
     };
     write(&server);
@@ -101,31 +134,56 @@ fn numbered_lines_survive_every_kill() {
     server.up();
     write(&server);
     kill_9(server.keeper_pid().unwrap());
-    until("a new keeper", Duration::from_secs(10), || server.keeper_pid());
-    until("the service to answer", Duration::from_secs(10), || (server.get("writer", "/").0 == 200).then_some(()));
+    until("a new keeper", Duration::from_secs(10), || {
+        server.keeper_pid()
+    });
+    until("the service to answer", Duration::from_secs(10), || {
+        (server.get("writer", "/").0 == 200).then_some(())
+    });
     write(&server);
     let keeper = server.keeper_pid().unwrap();
     server.kill_9();
     kill_9(keeper);
     server.up();
-    until("the service to answer", Duration::from_secs(10), || (server.get("writer", "/").0 == 200).then_some(()));
+    until("the service to answer", Duration::from_secs(10), || {
+        (server.get("writer", "/").0 == 200).then_some(())
+    });
     write(&server);
-    assert_eq!(server.instance_pids("writer"), pids, "instances must keep their process ids");
+    assert_eq!(
+        server.instance_pids("writer"),
+        pids,
+        "instances must keep their process ids"
+    );
     let lines = until("all lines", Duration::from_secs(20), || {
         let lines = server.ok(&["logs", "writer", "--tail", "100000", "--format", "json"]);
         (lines.matches("batch-3-").count() >= 2000).then_some(lines)
     });
     let mut sequences: BTreeMap<u64, usize> = BTreeMap::new();
     let mut batches: BTreeMap<String, usize> = BTreeMap::new();
-    for line in lines.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()).filter(|l| l["stream"] == "stdout") {
-        let sequence = line["sequence"].as_u64().or_else(|| line["sequence"].as_str()?.parse().ok()).unwrap();
+    for line in lines
+        .lines()
+        .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
+        .filter(|l| l["stream"] == "stdout")
+    {
+        let sequence = line["sequence"]
+            .as_u64()
+            .or_else(|| line["sequence"].as_str()?.parse().ok())
+            .unwrap();
         *sequences.entry(sequence).or_default() += 1;
-        if let Some(batch) = line["text"].as_str().and_then(|t| t.split("batch-").nth(1)).and_then(|t| t.split('-').next()) {
+        if let Some(batch) = line["text"]
+            .as_str()
+            .and_then(|t| t.split("batch-").nth(1))
+            .and_then(|t| t.split('-').next())
+        {
             *batches.entry(batch.to_owned()).or_default() += 1;
         }
     }
     assert!(sequences.values().all(|n| *n == 1), "a line was told twice");
-    assert_eq!(batches.values().copied().collect::<Vec<_>>(), vec![2000; 4], "{batches:?}");
+    assert_eq!(
+        batches.values().copied().collect::<Vec<_>>(),
+        vec![2000; 4],
+        "{batches:?}"
+    );
     server.finish();
 }
 
@@ -141,8 +199,17 @@ fn an_end_that_nobody_watched_is_still_told() {
     server.kill_9();
     kill_9(pid);
     server.up();
-    until("the end to be told", Duration::from_secs(10), || server.ok(&["logs", "mortal"]).contains("signal 9").then_some(()));
-    until("a new instance", Duration::from_secs(20), || (server.instance_pids("mortal").len() == 1 && server.instance_pids("mortal")[0] != u64::from(pid)).then_some(()));
+    until("the end to be told", Duration::from_secs(10), || {
+        server
+            .ok(&["logs", "mortal"])
+            .contains("signal 9")
+            .then_some(())
+    });
+    until("a new instance", Duration::from_secs(20), || {
+        (server.instance_pids("mortal").len() == 1
+            && server.instance_pids("mortal")[0] != u64::from(pid))
+        .then_some(())
+    });
     server.finish();
 }
 
@@ -163,16 +230,32 @@ fn another_build_takes_over_without_refusing_anybody() {
     std::thread::scope(|scope| {
         scope.spawn(|| load.run(address, "upgraded"));
         // An orderly restart: SIGTERM, the old one drains, the new one is already there.
-        assert!(Command::new("kill").arg(server.pid().to_string()).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .arg(server.pid().to_string())
+                .status()
+                .unwrap()
+                .success()
+        );
         server.wait_end();
         server.use_program(&copy);
         server.up();
         let before = load.answered.load(Ordering::Relaxed);
-        until("answers to flow", Duration::from_secs(5), || (load.answered.load(Ordering::Relaxed) > before + 20).then_some(()));
+        until("answers to flow", Duration::from_secs(5), || {
+            (load.answered.load(Ordering::Relaxed) > before + 20).then_some(())
+        });
         stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(load.refused.load(Ordering::Relaxed), 0, "connections were refused");
-    assert_eq!(load.broken.load(Ordering::Relaxed), 0, "requests were broken");
+    assert_eq!(
+        load.refused.load(Ordering::Relaxed),
+        0,
+        "connections were refused"
+    );
+    assert_eq!(
+        load.broken.load(Ordering::Relaxed),
+        0,
+        "requests were broken"
+    );
     assert_eq!(server.instance_pids("upgraded"), pids);
     server.finish();
 }
@@ -193,7 +276,11 @@ fn acknowledged_deploys_survive_kill_9() {
         assert_eq!(status, 200, "{answer}");
         server.kill_9();
         server.up();
-        until("the deploy to be finished after the kill", Duration::from_secs(20), || (server.get(&name, "/").0 == 200).then_some(()));
+        until(
+            "the deploy to be finished after the kill",
+            Duration::from_secs(20),
+            || (server.get(&name, "/").0 == 200).then_some(()),
+        );
     }
     server.finish();
 }
@@ -206,10 +293,28 @@ fn forty_instances_survive_a_restart() {
     let mut server = Server::start(&[]);
     let names: Vec<String> = (0..40).map(|i| format!("kept-{i}")).collect();
     for name in &names {
-        server.ok(&["deploy", name, "--image", "utsuwa.local/hello", "--min-instances", "1", "--no-allow-unauthenticated"]);
+        server.ok(&[
+            "deploy",
+            name,
+            "--image",
+            "utsuwa.local/hello",
+            "--min-instances",
+            "1",
+            "--no-allow-unauthenticated",
+        ]);
     }
-    let pids = |server: &Server| names.iter().map(|name| server.instance_pids(name)).collect::<Vec<_>>();
-    until("every instance to run", Duration::from_secs(30), || pids(&server).iter().all(|p| p.len() == 1 && p[0] != 0).then_some(()));
+    let pids = |server: &Server| {
+        names
+            .iter()
+            .map(|name| server.instance_pids(name))
+            .collect::<Vec<_>>()
+    };
+    until("every instance to run", Duration::from_secs(30), || {
+        pids(&server)
+            .iter()
+            .all(|p| p.len() == 1 && p[0] != 0)
+            .then_some(())
+    });
     let before = pids(&server);
     server.kill_9();
     let back = server.up();
@@ -232,6 +337,11 @@ fn a_silent_end_that_nobody_watched_is_still_told() {
     std::fs::remove_dir_all(server.data_dir().join("logs/demo")).unwrap();
     kill_9(pid);
     server.up();
-    until("the end to be told", Duration::from_secs(10), || server.ok(&["logs", "silent"]).contains("signal 9").then_some(()));
+    until("the end to be told", Duration::from_secs(10), || {
+        server
+            .ok(&["logs", "silent"])
+            .contains("signal 9")
+            .then_some(())
+    });
     server.finish();
 }

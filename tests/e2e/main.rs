@@ -2,7 +2,13 @@
 //!
 //! Every test starts a server of its own on free ports with its own data directory, and at its end takes it down, checks that the
 //! kernel holds what it held before, and reads the server's log: an unexpected WARN or ERROR fails the test.
-#![expect(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests"
+)]
 
 mod bad_apps;
 mod bad_input;

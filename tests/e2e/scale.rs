@@ -15,10 +15,17 @@ fn two_hundred_at_once_wake_once_and_stay_within_max() {
     server.until_instances("burst", 0);
     let mut seen = BTreeSet::new();
     let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let calls: Vec<_> = (0..200).map(|_| scope.spawn(|| server.get("burst", "/sleep?ms=300").0)).collect();
+        let calls: Vec<_> = (0..200)
+            .map(|_| scope.spawn(|| server.get("burst", "/sleep?ms=300").0))
+            .collect();
         while !calls.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             // A process id of 0 is an instance whose program doesn't run yet.
-            seen.extend(server.instance_pids("burst").into_iter().filter(|pid| *pid != 0));
+            seen.extend(
+                server
+                    .instance_pids("burst")
+                    .into_iter()
+                    .filter(|pid| *pid != 0),
+            );
         }
         calls.into_iter().map(|c| c.join().unwrap()).collect()
     });
@@ -62,12 +69,32 @@ fn an_instance_that_ends_is_reported_in_words_and_replaced() {
     server.deploy("mortal", &["--memory", "128Mi"]);
     let (status, body) = server.get("mortal", "/exit?code=7");
     assert!(matches!(status, 200 | 503), "{status} {body}");
-    until("the exit to be in the log", Duration::from_secs(10), || server.ok(&["logs", "mortal"]).contains("exited with status 7").then_some(()));
-    until("a new instance to answer", Duration::from_secs(20), || (server.get("mortal", "/").0 == 200).then_some(()));
+    until("the exit to be in the log", Duration::from_secs(10), || {
+        server
+            .ok(&["logs", "mortal"])
+            .contains("exited with status 7")
+            .then_some(())
+    });
+    until("a new instance to answer", Duration::from_secs(20), || {
+        (server.get("mortal", "/").0 == 200).then_some(())
+    });
     let (status, body) = server.get("mortal", "/alloc?mb=400");
     assert_eq!(status, 500, "{body}");
-    until("the memory limit to be in the log", Duration::from_secs(10), || server.ok(&["logs", "mortal"]).contains("memory limit").then_some(()));
-    until("a new instance to answer again", Duration::from_secs(20), || (server.get("mortal", "/").0 == 200).then_some(()));
+    until(
+        "the memory limit to be in the log",
+        Duration::from_secs(10),
+        || {
+            server
+                .ok(&["logs", "mortal"])
+                .contains("memory limit")
+                .then_some(())
+        },
+    );
+    until(
+        "a new instance to answer again",
+        Duration::from_secs(20),
+        || (server.get("mortal", "/").0 == 200).then_some(()),
+    );
     server.finish();
 }
 

@@ -23,7 +23,9 @@ fn main() -> ExitCode {
             "spawner" => utsuwa_runtime::spawner::main(words),
             "unpack" => utsuwa_runtime::image::unpack::main(),
             other => {
-                output::note(&format!("error: internal {other}: no such role; these are for the program itself"));
+                output::note(&format!(
+                    "error: internal {other}: no such role; these are for the program itself"
+                ));
                 ExitCode::from(2)
             }
         };

@@ -19,7 +19,10 @@ impl Because {
     /// A reason with only a sentence.
     #[must_use]
     pub fn new(summary: impl Into<String>) -> Self {
-        Self { summary: summary.into(), ..Self::default() }
+        Self {
+            summary: summary.into(),
+            ..Self::default()
+        }
     }
 
     /// Adds one number or name the sentence rests on.

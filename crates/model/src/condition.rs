@@ -62,7 +62,9 @@ pub fn summary(conditions: &[Condition], dependents: &[&str], now: Timestamp) ->
     for kind in dependents {
         match find(conditions, kind) {
             Some(c) if c.state == ConditionState::True => {}
-            Some(c) if c.state == ConditionState::False => return ready(ConditionState::False, &c.reason, &c.message, now),
+            Some(c) if c.state == ConditionState::False => {
+                return ready(ConditionState::False, &c.reason, &c.message, now);
+            }
             Some(c) => unknown = unknown.or(Some((c.reason.as_str(), c.message.as_str()))),
             None => unknown = unknown.or(Some(("", ""))),
         }
@@ -102,19 +104,44 @@ mod tests {
     #[test]
     fn summary_prefers_false_over_unknown_over_true() {
         use ConditionState::{False, True, Unknown};
-        let all = [c("A", True, ""), c("B", Unknown, "Deploying"), c("C", False, "RevisionFailed")];
-        assert_eq!(summary(&all, &["A", "B", "C"], Timestamp(2)).reason, "RevisionFailed");
+        let all = [
+            c("A", True, ""),
+            c("B", Unknown, "Deploying"),
+            c("C", False, "RevisionFailed"),
+        ];
+        assert_eq!(
+            summary(&all, &["A", "B", "C"], Timestamp(2)).reason,
+            "RevisionFailed"
+        );
         assert_eq!(summary(&all, &["A", "B"], Timestamp(2)).state, Unknown);
         assert_eq!(summary(&all, &["A"], Timestamp(2)).state, True);
-        assert_eq!(summary(&all, &["A", "missing"], Timestamp(2)).state, Unknown);
+        assert_eq!(
+            summary(&all, &["A", "missing"], Timestamp(2)).state,
+            Unknown
+        );
     }
 
     #[test]
     fn transition_time_moves_only_with_the_state() {
         let mut all = vec![c("A", ConditionState::Unknown, "")];
-        set(&mut all, Condition { last_transition: Timestamp(9), ..c("A", ConditionState::Unknown, "Later") });
-        assert_eq!((all[0].last_transition, all[0].reason.as_str()), (Timestamp(1), "Later"));
-        set(&mut all, Condition { last_transition: Timestamp(9), ..c("A", ConditionState::True, "") });
+        set(
+            &mut all,
+            Condition {
+                last_transition: Timestamp(9),
+                ..c("A", ConditionState::Unknown, "Later")
+            },
+        );
+        assert_eq!(
+            (all[0].last_transition, all[0].reason.as_str()),
+            (Timestamp(1), "Later")
+        );
+        set(
+            &mut all,
+            Condition {
+                last_transition: Timestamp(9),
+                ..c("A", ConditionState::True, "")
+            },
+        );
         assert_eq!(all[0].last_transition, Timestamp(9));
     }
 }

@@ -33,8 +33,8 @@ impl Policy {
     /// Whether everybody may invoke. A binding with a condition doesn't open the door, since conditions aren't evaluated yet.
     #[must_use]
     pub fn is_public(&self) -> bool {
-        self.bindings
-            .iter()
-            .any(|b| b.role == INVOKER && b.condition.is_none() && b.members.iter().any(|m| m == "allUsers"))
+        self.bindings.iter().any(|b| {
+            b.role == INVOKER && b.condition.is_none() && b.members.iter().any(|m| m == "allUsers")
+        })
     }
 }

@@ -54,9 +54,13 @@ pub enum Exit {
     Code(i32),
     Signal(i32),
     /// Killed by the kernel because the memory limit was reached.
-    OutOfMemory { limit: MemoryBytes },
+    OutOfMemory {
+        limit: MemoryBytes,
+    },
     /// It ended while nobody could be told how (the keeper was gone).
-    Unknown { why: String },
+    Unknown {
+        why: String,
+    },
 }
 
 impl Exit {

@@ -113,7 +113,10 @@ fn dns_label(s: &str, max: usize) -> Result<(), &'static str> {
     if !bytes[0].is_ascii_lowercase() {
         return Err("must start with a lower-case letter");
     }
-    if !bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-') {
+    if !bytes
+        .iter()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+    {
         return Err("must contain only lower-case letters, digits and hyphens");
     }
     if bytes[bytes.len() - 1] == b'-' {
@@ -141,8 +144,16 @@ impl FromStr for ServiceKey {
     fn from_str(value: &str) -> Result<Self, NameError> {
         let mut parts = value.splitn(3, '/');
         match (parts.next(), parts.next(), parts.next()) {
-            (Some(p), Some(r), Some(s)) => Ok(Self { project: p.parse()?, region: r.parse()?, service: s.parse()? }),
-            _ => Err(NameError { kind: "service key", value: value.to_owned(), rule: "must be PROJECT/REGION/SERVICE" }),
+            (Some(p), Some(r), Some(s)) => Ok(Self {
+                project: p.parse()?,
+                region: r.parse()?,
+                service: s.parse()?,
+            }),
+            _ => Err(NameError {
+                kind: "service key",
+                value: value.to_owned(),
+                rule: "must be PROJECT/REGION/SERVICE",
+            }),
         }
     }
 }
@@ -164,7 +175,10 @@ impl FromStr for RevisionKey {
     type Err = NameError;
     fn from_str(value: &str) -> Result<Self, NameError> {
         match value.rsplit_once('/') {
-            Some((service, revision)) => Ok(Self { service: service.parse()?, revision: revision.parse()? }),
+            Some((service, revision)) => Ok(Self {
+                service: service.parse()?,
+                revision: revision.parse()?,
+            }),
             None => Err(NameError {
                 kind: "revision key",
                 value: value.to_owned(),
@@ -180,8 +194,13 @@ mod tests {
 
     #[test]
     fn keys_survive_the_way_through_text() {
-        let key: RevisionKey = "demo/asia-northeast1/hello/hello-00001-abc".parse().expect("well-formed");
-        assert_eq!(key.to_string().parse::<RevisionKey>().expect("own text"), key);
+        let key: RevisionKey = "demo/asia-northeast1/hello/hello-00001-abc"
+            .parse()
+            .expect("well-formed");
+        assert_eq!(
+            key.to_string().parse::<RevisionKey>().expect("own text"),
+            key
+        );
         assert_eq!(key.service.service.as_str(), "hello");
     }
 
@@ -191,10 +210,17 @@ mod tests {
             ("", "must not be empty"),
             ("Hello", "must start with a lower-case letter"),
             ("1a", "must start with a lower-case letter"),
-            ("a_b", "must contain only lower-case letters, digits and hyphens"),
+            (
+                "a_b",
+                "must contain only lower-case letters, digits and hyphens",
+            ),
             ("a-", "must not end with a hyphen"),
         ] {
-            assert_eq!(bad.parse::<ServiceId>().expect_err("bad").rule, rule, "{bad}");
+            assert_eq!(
+                bad.parse::<ServiceId>().expect_err("bad").rule,
+                rule,
+                "{bad}"
+            );
         }
         assert!("a".repeat(49).parse::<ServiceId>().is_ok());
         assert!("a".repeat(50).parse::<ServiceId>().is_err());

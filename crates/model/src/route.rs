@@ -78,9 +78,18 @@ pub struct StartupProbe {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartupCheck {
-    Tcp { port: u16 },
-    Http { port: u16, path: String, headers: Vec<(String, String)> },
-    Grpc { port: u16, service: String },
+    Tcp {
+        port: u16,
+    },
+    Http {
+        port: u16,
+        path: String,
+        headers: Vec<(String, String)>,
+    },
+    Grpc {
+        port: u16,
+        service: String,
+    },
     /// `healthCheckDisabled`: ready as soon as the process runs.
     None,
 }

@@ -17,7 +17,10 @@ pub struct Violations(pub Vec<FieldViolation>);
 impl Violations {
     /// Notes that `field` is wrong because of `description`.
     pub fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
-        self.0.push(FieldViolation { field: field.into(), description: description.into() });
+        self.0.push(FieldViolation {
+            field: field.into(),
+            description: description.into(),
+        });
     }
 
     /// `Ok` when nothing was noted.

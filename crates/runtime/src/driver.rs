@@ -56,7 +56,12 @@ pub struct Usage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InstanceEvent {
     /// It ended. Sent exactly once for each instance, also after a restart of the server.
-    Exited { id: InstanceId, exit: Exit, at: Timestamp, last_lines: Vec<String> },
+    Exited {
+        id: InstanceId,
+        exit: Exit,
+        at: Timestamp,
+        last_lines: Vec<String>,
+    },
 }
 
 /// Why a driver could not do it.

@@ -3,11 +3,11 @@
 pub mod client;
 pub mod driver;
 pub mod fake;
-pub mod privilege;
 pub mod image;
 pub mod keeper;
 pub mod logs;
 pub mod network;
+pub mod privilege;
 pub mod sandbox;
 pub mod spawner;
 

@@ -27,16 +27,28 @@ const FIRST_FREE_UID: u32 = 64_500;
 pub fn find_user(name: &str) -> io::Result<ServerUser> {
     if let Some(user) = User::from_name(name)? {
         if user.uid.is_root() {
-            return Err(io::Error::other(format!("user {name:?} is root: the server must not run as root; name another with --user")));
+            return Err(io::Error::other(format!(
+                "user {name:?} is root: the server must not run as root; name another with --user"
+            )));
         }
-        return Ok(ServerUser { uid: user.uid.as_raw(), gid: user.gid.as_raw(), shown: name.to_owned() });
+        return Ok(ServerUser {
+            uid: user.uid.as_raw(),
+            gid: user.gid.as_raw(),
+            shown: name.to_owned(),
+        });
     }
     for uid in FIRST_FREE_UID..FIRST_FREE_UID + 100 {
         if User::from_uid(Uid::from_raw(uid))?.is_none() {
-            return Ok(ServerUser { uid, gid: uid, shown: format!("uid {uid}") });
+            return Ok(ServerUser {
+                uid,
+                gid: uid,
+                shown: format!("uid {uid}"),
+            });
         }
     }
-    Err(io::Error::other(format!("there is no user {name:?} and no free uid from {FIRST_FREE_UID} on; make one: useradd --system {name}")))
+    Err(io::Error::other(format!(
+        "there is no user {name:?} and no free uid from {FIRST_FREE_UID} on; make one: useradd --system {name}"
+    )))
 }
 
 /// Whether this process is root.
@@ -69,7 +81,9 @@ pub fn drop_to(user: &ServerUser) -> io::Result<()> {
     setresuid(uid, uid, uid)?;
     rustix::thread::set_no_new_privs(true)?;
     if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok() {
-        return Err(io::Error::other("root could be taken back after it was given up"));
+        return Err(io::Error::other(
+            "root could be taken back after it was given up",
+        ));
     }
     Ok(())
 }

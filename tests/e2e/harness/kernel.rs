@@ -10,16 +10,36 @@ pub(crate) struct KernelObjects(BTreeMap<&'static str, usize>);
 
 impl KernelObjects {
     pub(crate) fn count() -> Self {
-        let lines = |program: &str, args: &[&str]| Command::new(program).args(args).output().map_or(0, |o| String::from_utf8_lossy(&o.stdout).lines().count());
+        let lines = |program: &str, args: &[&str]| {
+            Command::new(program)
+                .args(args)
+                .output()
+                .map_or(0, |o| String::from_utf8_lossy(&o.stdout).lines().count())
+        };
         let mut counts = BTreeMap::new();
-        counts.insert("network namespaces", lines("lsns", &["--noheadings", "--type", "net"]));
-        counts.insert("user namespaces", lines("lsns", &["--noheadings", "--type", "user"]));
-        counts.insert("pid namespaces", lines("lsns", &["--noheadings", "--type", "pid"]));
-        counts.insert("mounts", std::fs::read_to_string("/proc/self/mountinfo").map_or(0, |t| t.lines().count()));
+        counts.insert(
+            "network namespaces",
+            lines("lsns", &["--noheadings", "--type", "net"]),
+        );
+        counts.insert(
+            "user namespaces",
+            lines("lsns", &["--noheadings", "--type", "user"]),
+        );
+        counts.insert(
+            "pid namespaces",
+            lines("lsns", &["--noheadings", "--type", "pid"]),
+        );
+        counts.insert(
+            "mounts",
+            std::fs::read_to_string("/proc/self/mountinfo").map_or(0, |t| t.lines().count()),
+        );
         counts.insert("network devices", lines("ip", &["-brief", "link"]));
         counts.insert("nftables tables", lines("nft", &["list", "tables"]));
         counts.insert("cgroups of ours", cgroups());
-        counts.insert("run directories", std::fs::read_dir("/run/utsuwa").map_or(0, Iterator::count));
+        counts.insert(
+            "run directories",
+            std::fs::read_dir("/run/utsuwa").map_or(0, Iterator::count),
+        );
         Self(counts)
     }
 
@@ -29,16 +49,35 @@ impl KernelObjects {
         loop {
             let now = Self::count();
             // Fewer is no leak: something of somebody else's ended meanwhile.
-            if now.0.iter().all(|(kind, count)| count <= self.0.get(kind).unwrap_or(&0)) {
+            if now
+                .0
+                .iter()
+                .all(|(kind, count)| count <= self.0.get(kind).unwrap_or(&0))
+            {
                 return;
             }
-            assert!(std::time::Instant::now() < deadline, "left behind: before {:?}, now {:?}", self.0, now.0);
+            assert!(
+                std::time::Instant::now() < deadline,
+                "left behind: before {:?}, now {:?}",
+                self.0,
+                now.0
+            );
             std::thread::park_timeout(Duration::from_millis(20));
         }
     }
 }
 
 fn cgroups() -> usize {
-    let find = Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "4", "-type", "d", "-name", "utsuwa-*"]).output();
+    let find = Command::new("find")
+        .args([
+            "/sys/fs/cgroup",
+            "-maxdepth",
+            "4",
+            "-type",
+            "d",
+            "-name",
+            "utsuwa-*",
+        ])
+        .output();
     find.map_or(0, |o| String::from_utf8_lossy(&o.stdout).lines().count())
 }

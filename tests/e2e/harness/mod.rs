@@ -21,14 +21,21 @@ pub(crate) const PARENT: &str = "/run/v2/projects/demo/locations/asia-northeast1
 pub(crate) fn skip(test: &str, why: &str) {
     println!("SKIPPED {test}: {why}");
     if let Some(path) = std::env::var_os("UTSUWA_TEST_SKIPPED") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .unwrap();
         writeln!(file, "{test}: {why}").unwrap();
     }
 }
 
 /// Root and what the sandbox needs; otherwise the test is skipped by name.
 pub(crate) fn can_run(test: &str) -> bool {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
+    let root = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|o| o.stdout == b"0\n");
     if !root {
         skip(test, "needs root");
     }
@@ -49,7 +56,11 @@ pub(crate) fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Opt
 }
 
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// A server of the test's own.
@@ -68,7 +79,10 @@ impl Server {
     /// Starts a server with more flags and waits for `ready`.
     pub(crate) fn start(more: &[&str]) -> Self {
         let before = KernelObjects::count();
-        let dir = tempfile::Builder::new().prefix("utsuwa-e2e-").tempdir_in("/var/tmp").unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("utsuwa-e2e-")
+            .tempdir_in("/var/tmp")
+            .unwrap();
         let mut server = Self {
             child: None,
             dir,
@@ -97,16 +111,31 @@ impl Server {
             }
             seen.push(line);
         }
-        panic!("the server ended before it was ready ({:?}); it said {seen:?}\n{}", child.wait(), self.log());
+        panic!(
+            "the server ended before it was ready ({:?}); it said {seen:?}\n{}",
+            child.wait(),
+            self.log()
+        );
     }
 
     /// The program started over this data directory, not waited for.
     pub(crate) fn spawn(&self) -> Child {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .unwrap();
         Command::new(&self.program)
             .arg("up")
             .args(["--data-dir", &self.data_dir().to_string_lossy()])
-            .args(["--listen-api", &self.api.to_string(), "--listen-http", &self.http.to_string(), "--log-format", "json"])
+            .args([
+                "--listen-api",
+                &self.api.to_string(),
+                "--listen-http",
+                &self.http.to_string(),
+                "--log-format",
+                "json",
+            ])
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -146,19 +175,32 @@ impl Server {
     /// Waits for the server process to end by itself.
     pub(crate) fn wait_end(&mut self) {
         let mut child = self.child.take().unwrap();
-        until("the old server to end", Duration::from_secs(20), || child.try_wait().unwrap());
+        until("the old server to end", Duration::from_secs(20), || {
+            child.try_wait().unwrap()
+        });
     }
 
     /// The keeper's process id.
     pub(crate) fn keeper_pid(&self) -> Option<u32> {
         let data = self.data_dir().to_string_lossy().into_owned();
         // The runtime directory whose configuration names our data directory is in the keeper's command line.
-        let ours = std::fs::read_dir("/run/utsuwa").ok()?.filter_map(Result::ok).map(|e| e.path()).find(|dir| {
-            std::fs::read_to_string(dir.join("keeper.json")).is_ok_and(|text| text.contains(&format!("{data:?}")))
-        })?;
+        let ours = std::fs::read_dir("/run/utsuwa")
+            .ok()?
+            .filter_map(Result::ok)
+            .map(|e| e.path())
+            .find(|dir| {
+                std::fs::read_to_string(dir.join("keeper.json"))
+                    .is_ok_and(|text| text.contains(&format!("{data:?}")))
+            })?;
         let ours = ours.to_string_lossy().into_owned();
-        let is_keeper = |words: &[String]| words.get(1..3) == Some(&["internal".into(), "keeper".into()][..]) && words.iter().any(|w| w.contains(&ours));
-        processes().into_iter().find(|(_, words)| is_keeper(words)).map(|(pid, _)| pid)
+        let is_keeper = |words: &[String]| {
+            words.get(1..3) == Some(&["internal".into(), "keeper".into()][..])
+                && words.iter().any(|w| w.contains(&ours))
+        };
+        processes()
+            .into_iter()
+            .find(|(_, words)| is_keeper(words))
+            .map(|(pid, _)| pid)
     }
 
     /// A WARN or ERROR whose message contains `text` is expected in this test.
@@ -168,13 +210,23 @@ impl Server {
 
     /// Runs a command of the program's against this server.
     pub(crate) fn utsuwa(&self, args: &[&str]) -> Output {
-        Command::new(&self.program).args(args).args(["--api", &format!("http://{}", self.api)]).stdin(Stdio::null()).output().unwrap()
+        Command::new(&self.program)
+            .args(args)
+            .args(["--api", &format!("http://{}", self.api)])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     /// The same, which must succeed; answers stdout.
     pub(crate) fn ok(&self, args: &[&str]) -> String {
         let output = self.utsuwa(args);
-        assert!(output.status.success(), "utsuwa {args:?}: {}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
+        assert!(
+            output.status.success(),
+            "utsuwa {args:?}: {}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -192,12 +244,17 @@ impl Server {
 
     /// Access is published a moment after it was accepted.
     pub(crate) fn until_public(&self, name: &str) {
-        until("the service to be public", Duration::from_secs(10), || (self.get(name, "/healthz-probe").0 != 403).then_some(()));
+        until("the service to be public", Duration::from_secs(10), || {
+            (self.get(name, "/healthz-probe").0 != 403).then_some(())
+        });
     }
 
     /// GET from a service by its host name.
     pub(crate) fn get(&self, name: &str, path: &str) -> (u16, String) {
-        let (status, _, body) = self.request(name, &format!("GET {path} HTTP/1.1\r\nhost: {name}.localhost\r\nconnection: close\r\n\r\n"));
+        let (status, _, body) = self.request(
+            name,
+            &format!("GET {path} HTTP/1.1\r\nhost: {name}.localhost\r\nconnection: close\r\n\r\n"),
+        );
         (status, body)
     }
 
@@ -208,17 +265,31 @@ impl Server {
 
     /// What `--why` shows.
     pub(crate) fn explain(&self, name: &str) -> Value {
-        self.api_get(&format!("/utsuwa/v1/projects/demo/locations/asia-northeast1/services/{name}:explain")).1
+        self.api_get(&format!(
+            "/utsuwa/v1/projects/demo/locations/asia-northeast1/services/{name}:explain"
+        ))
+        .1
     }
 
     /// Process ids (on the host) of the instances of a service.
     pub(crate) fn instance_pids(&self, name: &str) -> Vec<u64> {
         let explained = self.explain(name);
-        explained["revisions"].as_array().into_iter().flatten().filter_map(|r| r["instances"].as_array()).flatten().filter_map(|i| i["pid"].as_u64()).collect()
+        explained["revisions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|r| r["instances"].as_array())
+            .flatten()
+            .filter_map(|i| i["pid"].as_u64())
+            .collect()
     }
 
     pub(crate) fn until_instances(&self, name: &str, wanted: usize) {
-        until(&format!("{name} to have {wanted} instances"), Duration::from_secs(60), || (self.instance_pids(name).len() == wanted).then_some(()));
+        until(
+            &format!("{name} to have {wanted} instances"),
+            Duration::from_secs(60),
+            || (self.instance_pids(name).len() == wanted).then_some(()),
+        );
     }
 
     pub(crate) fn api_get(&self, path: &str) -> (u16, Value) {
@@ -226,13 +297,20 @@ impl Server {
     }
 
     pub(crate) fn api_call(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
         let raw = format!(
             "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
             body.len()
         );
         let (status, _, body) = try_exchange(self.api, &raw).unwrap();
-        (status, serde_json::from_str(&body).unwrap_or(json!({"text": body})))
+        (
+            status,
+            serde_json::from_str(&body).unwrap_or_else(|_| json!({"text": body})),
+        )
     }
 
     /// `utsuwa down`, then everything the kernel held for it must be gone and the log clean.
@@ -243,8 +321,18 @@ impl Server {
     }
 
     fn take_down(&mut self) {
-        let down = Command::new(&self.program).args(["down", "--data-dir"]).arg(self.data_dir()).stdin(Stdio::null()).output().unwrap();
-        assert!(down.status.success(), "utsuwa down: {}\n{}", String::from_utf8_lossy(&down.stderr), self.log());
+        let down = Command::new(&self.program)
+            .args(["down", "--data-dir"])
+            .arg(self.data_dir())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(
+            down.status.success(),
+            "utsuwa down: {}\n{}",
+            String::from_utf8_lossy(&down.stderr),
+            self.log()
+        );
         if self.child.is_some() {
             self.wait_end();
         }
@@ -254,11 +342,19 @@ impl Server {
         let unexpected: Vec<String> = self
             .log()
             .lines()
-            .filter(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\"") || line.contains("panicked at"))
+            .filter(|line| {
+                line.contains("\"WARN\"")
+                    || line.contains("\"ERROR\"")
+                    || line.contains("panicked at")
+            })
             .filter(|line| !self.expected.iter().any(|e| line.contains(e)))
             .map(str::to_owned)
             .collect();
-        assert!(unexpected.is_empty(), "unexpected in the server's log:\n{}", unexpected.join("\n"));
+        assert!(
+            unexpected.is_empty(),
+            "unexpected in the server's log:\n{}",
+            unexpected.join("\n")
+        );
     }
 }
 
@@ -267,7 +363,12 @@ impl Drop for Server {
         // After a failed test: leave nothing behind either.
         if self.child.is_some() || self.keeper_pid().is_some() {
             eprintln!("server log:\n{}", self.log());
-            drop(Command::new(&self.program).args(["down", "--data-dir"]).arg(self.data_dir()).output());
+            drop(
+                Command::new(&self.program)
+                    .args(["down", "--data-dir"])
+                    .arg(self.data_dir())
+                    .output(),
+            );
             if let Some(mut child) = self.child.take() {
                 drop(child.kill());
                 drop(child.wait());
@@ -284,13 +385,21 @@ pub(crate) fn processes() -> Vec<(u32, Vec<String>)> {
         .filter_map(|e| e.file_name().to_string_lossy().parse::<u32>().ok())
         .filter_map(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-            Some((pid, line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect()))
+            Some((
+                pid,
+                line.split(|b| *b == 0)
+                    .map(|w| String::from_utf8_lossy(w).into_owned())
+                    .collect(),
+            ))
         })
         .collect()
 }
 
 /// One HTTP/1.1 exchange that ends with the connection: status, head, body (chunks joined).
-pub(crate) fn try_exchange(address: SocketAddr, raw: &str) -> std::io::Result<(u16, String, String)> {
+pub(crate) fn try_exchange(
+    address: SocketAddr,
+    raw: &str,
+) -> std::io::Result<(u16, String, String)> {
     use std::io::Read;
     let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -299,15 +408,25 @@ pub(crate) fn try_exchange(address: SocketAddr, raw: &str) -> std::io::Result<(u
     stream.read_to_end(&mut answer)?;
     let text = String::from_utf8_lossy(&answer).into_owned();
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| std::io::Error::other(format!("no answer: {text:?}")))?;
-    let body = if head.to_lowercase().contains("transfer-encoding: chunked") { join_chunks(body) } else { body.to_owned() };
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| std::io::Error::other(format!("no answer: {text:?}")))?;
+    let body = if head.to_lowercase().contains("transfer-encoding: chunked") {
+        join_chunks(body)
+    } else {
+        body.to_owned()
+    };
     Ok((status, head.to_owned(), body))
 }
 
 fn join_chunks(mut rest: &str) -> String {
     let mut body = String::new();
     while let Some((size, after)) = rest.split_once("\r\n") {
-        let Ok(size) = usize::from_str_radix(size.trim(), 16) else { break };
+        let Ok(size) = usize::from_str_radix(size.trim(), 16) else {
+            break;
+        };
         if size == 0 || after.len() < size {
             break;
         }

@@ -24,19 +24,42 @@ impl Registry {
             format!("version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\nlog:\n  level: error\n", root.display()),
         )
         .unwrap();
-        let child = Command::new("docker-registry").arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        until("the registry to listen", Duration::from_secs(20), || TcpStream::connect(address).ok());
-        Self { child, _dir: dir, address }
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("the registry to listen", Duration::from_secs(20), || {
+            TcpStream::connect(address).ok()
+        });
+        Self {
+            child,
+            _dir: dir,
+            address,
+        }
     }
 
     /// Pushes an OCI archive with skopeo; answers the reference.
     pub(crate) fn push(&self, archive: &Path, name: &str) -> String {
         let reference = format!("{}/{name}", self.address);
         let pushed = Command::new("skopeo")
-            .args(["copy", "--quiet", "--dest-tls-verify=false", &format!("oci-archive:{}", archive.display()), &format!("docker://{reference}")])
+            .args([
+                "copy",
+                "--quiet",
+                "--dest-tls-verify=false",
+                &format!("oci-archive:{}", archive.display()),
+                &format!("docker://{reference}"),
+            ])
             .output()
             .unwrap();
-        assert!(pushed.status.success(), "skopeo: {}", String::from_utf8_lossy(&pushed.stderr));
+        assert!(
+            pushed.status.success(),
+            "skopeo: {}",
+            String::from_utf8_lossy(&pushed.stderr)
+        );
         reference
     }
 }

@@ -38,8 +38,15 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
         ),
     }
     for app in &apps {
-        let all = [("quiet", Condition::Quiet), ("busy", Condition::Busy), ("dropped", Condition::DroppedCaches)];
-        for (_, condition) in all.into_iter().filter(|(name, _)| settings.conditions.iter().any(|c| c == name)) {
+        let all = [
+            ("quiet", Condition::Quiet),
+            ("busy", Condition::Busy),
+            ("dropped", Condition::DroppedCaches),
+        ];
+        for (_, condition) in all
+            .into_iter()
+            .filter(|(name, _)| settings.conditions.iter().any(|c| c == name))
+        {
             report.push_str(&series(settings, app, condition)?);
         }
     }

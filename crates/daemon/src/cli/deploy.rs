@@ -123,7 +123,9 @@ pub(crate) struct DeployArgs {
 
 pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Failure> {
     if args.source.is_some() {
-        return Err(Failure::usage("--source is not built yet: build the image yourself and name it with --image"));
+        return Err(Failure::usage(
+            "--source is not built yet: build the image yourself and name it with --image",
+        ));
     }
     let api = client.connect().await?;
     let path = api.service(&args.name);
@@ -135,7 +137,8 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
     let image = match &args.image {
         Some(reference) => Some(super::images::upload_if_local(&api, reference).await?),
         None if existing.is_none() => {
-            return Err(Failure::usage("--image is needed for a new service").hint("try --image utsuwa.local/hello"));
+            return Err(Failure::usage("--image is needed for a new service")
+                .hint("try --image utsuwa.local/hello"));
         }
         None => None,
     };
@@ -144,13 +147,20 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
     let operation = if existing.is_some() {
         api.patch(&path, &body).await?
     } else {
-        api.post(&format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name), &body).await?
+        api.post(
+            &format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name),
+            &body,
+        )
+        .await?
     };
     if let Some(public) = public {
         set_public(&api, &path, public).await?;
     }
     if args.no_wait {
-        note(&format!("Deploying [{}]; follow it with `utsuwa services describe {}`.", args.name, args.name));
+        note(&format!(
+            "Deploying [{}]; follow it with `utsuwa services describe {}`.",
+            args.name, args.name
+        ));
         return Ok(());
     }
     super::wait::wait(&api, &operation).await?;
@@ -170,7 +180,10 @@ fn wants_public(args: &DeployArgs, new: bool) -> Result<Option<bool>, Failure> {
     }
     eprint_prompt(&format!("Allow everybody to call [{}] (y/N)? ", args.name));
     let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes").then_some(true))
 }
 
@@ -181,14 +194,25 @@ fn eprint_prompt(text: &str) {
 }
 
 /// The service to send: the existing one with the named changes.
-fn body(args: &DeployArgs, image: Option<String>, existing: Option<Value>) -> Result<Value, Failure> {
+fn body(
+    args: &DeployArgs,
+    image: Option<String>,
+    existing: Option<Value>,
+) -> Result<Value, Failure> {
     let mut service = existing.unwrap_or_else(|| json!({"template": {"containers": [{}]}}));
-    let latest_ready = service["latestReadyRevision"].as_str().and_then(|n| n.rsplit('/').next()).map(str::to_owned);
+    let latest_ready = service["latestReadyRevision"]
+        .as_str()
+        .and_then(|n| n.rsplit('/').next())
+        .map(str::to_owned);
     if let Some(object) = service.as_object_mut() {
         object.retain(|key, _| INPUT_FIELDS.contains(&key.as_str()));
     }
     set(&mut service, "description", args.description.clone());
-    set(&mut service, "ingress", args.ingress.as_deref().map(ingress).transpose()?);
+    set(
+        &mut service,
+        "ingress",
+        args.ingress.as_deref().map(ingress).transpose()?,
+    );
     for (key, value) in pairs(args.labels.as_deref())? {
         service["labels"][&key] = json!(value);
         service["template"]["labels"][&key] = json!(value);
@@ -201,14 +225,31 @@ fn body(args: &DeployArgs, image: Option<String>, existing: Option<Value>) -> Re
     }
     let template = &mut service["template"];
     template["revision"] = Value::Null;
+    // As gcloud does: every deploy makes a revision, so that a moved tag is looked up anew and a failed one is tried again.
+    template["labels"]["client.knative.dev/nonce"] = json!(nonce());
     if let Some(suffix) = &args.revision_suffix {
         template["revision"] = json!(format!("{}-{suffix}", args.name));
     }
     set(template, "maxInstanceRequestConcurrency", args.concurrency);
-    set(template, "timeout", args.timeout.as_deref().map(timeout).transpose()?);
+    set(
+        template,
+        "timeout",
+        args.timeout.as_deref().map(timeout).transpose()?,
+    );
     set(template, "serviceAccount", args.service_account.clone());
-    set(template, "executionEnvironment", args.execution_environment.as_deref().map(environment).transpose()?);
-    set(template, "sessionAffinity", args.session_affinity.then_some(true));
+    set(
+        template,
+        "executionEnvironment",
+        args.execution_environment
+            .as_deref()
+            .map(environment)
+            .transpose()?,
+    );
+    set(
+        template,
+        "sessionAffinity",
+        args.session_affinity.then_some(true),
+    );
     if let Some(min) = args.min_instances {
         template["scaling"]["minInstanceCount"] = json!(min);
     }
@@ -225,14 +266,32 @@ fn body(args: &DeployArgs, image: Option<String>, existing: Option<Value>) -> Re
 
 /// What a PATCH may send back; the rest is the server's.
 const INPUT_FIELDS: &[&str] = &[
-    "name", "description", "labels", "annotations", "client", "clientVersion", "ingress", "launchStage", "scaling", "template",
-    "traffic", "invokerIamDisabled", "defaultUriDisabled", "customAudiences", "etag",
+    "name",
+    "description",
+    "labels",
+    "annotations",
+    "client",
+    "clientVersion",
+    "ingress",
+    "launchStage",
+    "scaling",
+    "template",
+    "traffic",
+    "invokerIamDisabled",
+    "defaultUriDisabled",
+    "customAudiences",
+    "etag",
 ];
 
-fn container(container: &mut Value, args: &DeployArgs, image: Option<String>) -> Result<(), Failure> {
+fn container(
+    container: &mut Value,
+    args: &DeployArgs,
+    image: Option<String>,
+) -> Result<(), Failure> {
     set(container, "image", image);
     if let Some(port) = args.port {
-        container["ports"] = json!([{"name": if args.use_http2 { "h2c" } else { "http1" }, "containerPort": port}]);
+        container["ports"] =
+            json!([{"name": if args.use_http2 { "h2c" } else { "http1" }, "containerPort": port}]);
     } else if args.use_http2 {
         container["ports"] = json!([{"name": "h2c", "containerPort": 8080}]);
     }
@@ -253,7 +312,11 @@ fn container(container: &mut Value, args: &DeployArgs, image: Option<String>) ->
     }
     for (key, list) in [("command", &args.command), ("args", &args.args)] {
         if let Some(list) = list {
-            container[key] = json!(list.split(',').filter(|p| !p.is_empty()).collect::<Vec<_>>());
+            container[key] = json!(
+                list.split(',')
+                    .filter(|p| !p.is_empty())
+                    .collect::<Vec<_>>()
+            );
         }
     }
     let mut env: Vec<Value> = container["env"].as_array().cloned().unwrap_or_default();
@@ -264,7 +327,11 @@ fn container(container: &mut Value, args: &DeployArgs, image: Option<String>) ->
         let names: Vec<&str> = remove.split(',').collect();
         env.retain(|v| !names.contains(&v["name"].as_str().unwrap_or_default()));
     }
-    for (name, value) in pairs(args.set_env_vars.as_deref().or(args.update_env_vars.as_deref()))? {
+    for (name, value) in pairs(
+        args.set_env_vars
+            .as_deref()
+            .or(args.update_env_vars.as_deref()),
+    )? {
         let variable = json!({"name": name, "value": value});
         match env.iter_mut().find(|v| v["name"] == json!(name)) {
             Some(old) => *old = variable,
@@ -282,7 +349,9 @@ fn traffic(service: &mut Value, args: &DeployArgs, latest_ready: Option<&str>) {
     if targets.is_empty() && (args.no_traffic || args.tag.is_some()) {
         targets.push(json!({"type": LATEST, "percent": 100}));
     }
-    if args.no_traffic && let Some(ready) = latest_ready {
+    if args.no_traffic
+        && let Some(ready) = latest_ready
+    {
         for target in targets.iter_mut().filter(|t| t["type"] == json!(LATEST)) {
             target["type"] = json!("TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION");
             target["revision"] = json!(ready);
@@ -295,6 +364,14 @@ fn traffic(service: &mut Value, args: &DeployArgs, latest_ready: Option<&str>) {
     if !targets.is_empty() {
         service["traffic"] = Value::Array(targets);
     }
+}
+
+/// Ten letters that no other deploy has.
+fn nonce() -> String {
+    let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
+    (0..10)
+        .map(|i| char::from(b'a' + u8::try_from((high >> (i * 6)) % 26).unwrap_or(0)))
+        .collect()
 }
 
 fn set(object: &mut Value, key: &str, new: Option<impl Into<Value>>) {
@@ -310,8 +387,12 @@ fn ingress(text: &str) -> Result<String, Failure> {
     match text {
         "all" => Ok("INGRESS_TRAFFIC_ALL".to_owned()),
         "internal" => Ok("INGRESS_TRAFFIC_INTERNAL_ONLY".to_owned()),
-        "internal-and-cloud-load-balancing" => Ok("INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER".to_owned()),
-        _ => Err(Failure::usage("--ingress: must be all, internal or internal-and-cloud-load-balancing")),
+        "internal-and-cloud-load-balancing" => {
+            Ok("INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER".to_owned())
+        }
+        _ => Err(Failure::usage(
+            "--ingress: must be all, internal or internal-and-cloud-load-balancing",
+        )),
     }
 }
 
@@ -319,17 +400,23 @@ fn environment(text: &str) -> Result<String, Failure> {
     match text {
         "gen1" => Ok("EXECUTION_ENVIRONMENT_GEN1".to_owned()),
         "gen2" => Ok("EXECUTION_ENVIRONMENT_GEN2".to_owned()),
-        _ => Err(Failure::usage("--execution-environment: must be gen1 or gen2")),
+        _ => Err(Failure::usage(
+            "--execution-environment: must be gen1 or gen2",
+        )),
     }
 }
 
 fn timeout(text: &str) -> Result<String, Failure> {
-    crate::config::duration(text).map(|d| format!("{}s", d.as_secs())).map_err(|why| Failure::usage(format!("--timeout: {why}")))
+    crate::config::duration(text)
+        .map(|d| format!("{}s", d.as_secs()))
+        .map_err(|why| Failure::usage(format!("--timeout: {why}")))
 }
 
 /// `A=1,B=2`; `^SEP^A=1SEPB=2` chooses another separator, as gcloud does.
 fn pairs(text: Option<&str>) -> Result<Vec<(String, String)>, Failure> {
-    let Some(text) = text else { return Ok(Vec::new()) };
+    let Some(text) = text else {
+        return Ok(Vec::new());
+    };
     let (separator, rest) = match text.strip_prefix('^').and_then(|t| t.split_once('^')) {
         Some((separator, rest)) if !separator.is_empty() => (separator, rest),
         _ => (",", text),
@@ -347,7 +434,10 @@ fn pairs(text: Option<&str>) -> Result<Vec<(String, String)>, Failure> {
 async fn set_public(api: &Api, path: &str, public: bool) -> Result<(), Failure> {
     let mut policy = api.get(&format!("{path}:getIamPolicy")).await?;
     let mut bindings: Vec<Value> = policy["bindings"].as_array().cloned().unwrap_or_default();
-    for binding in bindings.iter_mut().filter(|b| b["role"] == json!(utsuwa_model::iam::INVOKER)) {
+    for binding in bindings
+        .iter_mut()
+        .filter(|b| b["role"] == json!(utsuwa_model::iam::INVOKER))
+    {
         if let Some(members) = binding["members"].as_array_mut() {
             members.retain(|m| m != &json!("allUsers"));
         }
@@ -357,7 +447,9 @@ async fn set_public(api: &Api, path: &str, public: bool) -> Result<(), Failure> 
         bindings.push(json!({"role": utsuwa_model::iam::INVOKER, "members": ["allUsers"]}));
     }
     policy["bindings"] = Value::Array(bindings);
-    api.post(&format!("{path}:setIamPolicy"), &json!({"policy": policy})).await.map(drop)
+    api.post(&format!("{path}:setIamPolicy"), &json!({"policy": policy}))
+        .await
+        .map(drop)
 }
 
 async fn report(api: &Api, args: &DeployArgs, client: &ClientArgs) -> Result<(), Failure> {
@@ -365,30 +457,55 @@ async fn report(api: &Api, args: &DeployArgs, client: &ClientArgs) -> Result<(),
     if client.format != Format::Table {
         return value(&client.format, &service);
     }
-    let revision = service["latestReadyRevision"].as_str().and_then(|n| n.rsplit('/').next()).unwrap_or_default();
+    let revision = service["latestReadyRevision"]
+        .as_str()
+        .and_then(|n| n.rsplit('/').next())
+        .unwrap_or_default();
     let percent: u64 = service["trafficStatuses"]
         .as_array()
         .into_iter()
         .flatten()
-        .filter(|t| t["revision"].as_str().is_some_and(|r| r.ends_with(revision)))
+        .filter(|t| {
+            t["revision"]
+                .as_str()
+                .is_some_and(|r| r.ends_with(revision))
+        })
         .filter_map(|t| t["percent"].as_u64())
         .sum();
-    note(&format!("Service [{}] revision [{revision}] has been deployed and is serving {percent} percent of traffic.", args.name));
+    note(&format!(
+        "Service [{}] revision [{revision}] has been deployed and is serving {percent} percent of traffic.",
+        args.name
+    ));
     let uri = service["uri"].as_str().unwrap_or_default();
     line(&format!("Service URL: {uri}"));
     if let Some(tag) = &args.tag {
-        let tagged = service["trafficStatuses"].as_array().into_iter().flatten().find(|t| t["tag"] == json!(tag));
+        let tagged = service["trafficStatuses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|t| t["tag"] == json!(tag));
         if let Some(uri) = tagged.and_then(|t| t["uri"].as_str()) {
             line(&format!("Tag URL: {uri}"));
         }
     }
     if let Some((host, at)) = host_and_address(uri) {
-        note(&format!("hint: where {host} does not resolve: curl -H 'Host: {host}' http://{at}/"));
+        note(&format!(
+            "hint: where {host} does not resolve: curl -H 'Host: {host}' http://{at}/"
+        ));
     }
-    let policy = api.get(&format!("{}:getIamPolicy", api.service(&args.name))).await?;
-    let public = policy["bindings"].as_array().into_iter().flatten().any(|b| {
-        b["role"] == json!(utsuwa_model::iam::INVOKER) && b["members"].as_array().is_some_and(|m| m.contains(&json!("allUsers")))
-    });
+    let policy = api
+        .get(&format!("{}:getIamPolicy", api.service(&args.name)))
+        .await?;
+    let public = policy["bindings"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|b| {
+            b["role"] == json!(utsuwa_model::iam::INVOKER)
+                && b["members"]
+                    .as_array()
+                    .is_some_and(|m| m.contains(&json!("allUsers")))
+        });
     if !public {
         note(&format!(
             "The service is private: callers get 403. hint: open it with `utsuwa deploy {} --allow-unauthenticated`.",
@@ -411,15 +528,31 @@ mod tests {
 
     #[test]
     fn pairs_take_another_separator() {
-        let own = |list: &[(&str, &str)]| list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect::<Vec<_>>();
-        assert_eq!(pairs(Some("A=1,B=x=y")).ok(), Some(own(&[("A", "1"), ("B", "x=y")])));
-        assert_eq!(pairs(Some("^@^A=1,2@B=3")).ok(), Some(own(&[("A", "1,2"), ("B", "3")])));
+        let own = |list: &[(&str, &str)]| {
+            list.iter()
+                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            pairs(Some("A=1,B=x=y")).ok(),
+            Some(own(&[("A", "1"), ("B", "x=y")]))
+        );
+        assert_eq!(
+            pairs(Some("^@^A=1,2@B=3")).ok(),
+            Some(own(&[("A", "1,2"), ("B", "3")]))
+        );
         assert!(pairs(Some("A")).is_err());
     }
 
     #[test]
     fn a_host_line_for_everywhere() {
-        let expected = ("hello.localhost:8080".to_owned(), "127.0.0.1:8080".to_owned());
-        assert_eq!(host_and_address("http://hello.localhost:8080"), Some(expected));
+        let expected = (
+            "hello.localhost:8080".to_owned(),
+            "127.0.0.1:8080".to_owned(),
+        );
+        assert_eq!(
+            host_and_address("http://hello.localhost:8080"),
+            Some(expected)
+        );
     }
 }

@@ -29,7 +29,11 @@ struct Finding {
 pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure> {
     let mut findings = kernel(&args.data_dir);
     findings.push(root());
-    findings.push(tool("nft", "instances can't reach the internet without it", "apt-get install nftables"));
+    findings.push(tool(
+        "nft",
+        "instances can't reach the internet without it",
+        "apt-get install nftables",
+    ));
     findings.push(names());
     findings.push(server(client));
     findings.push(disk(&args.data_dir));
@@ -37,7 +41,10 @@ pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure>
     let bad = findings.iter().filter(|f| f.state == "bad").count();
     if client.format == Format::Table {
         for finding in &findings {
-            line(&format!("{:<4}  {:<22} {}", finding.state, finding.what, finding.says));
+            line(&format!(
+                "{:<4}  {:<22} {}",
+                finding.state, finding.what, finding.says
+            ));
         }
         line("");
         line(&match bad {
@@ -46,14 +53,25 @@ pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure>
             n => format!("{n} things must be fixed before instances can run."),
         });
     } else {
-        let all: Vec<Value> = findings.iter().map(|f| json!({"state": f.state, "what": f.what, "says": f.says})).collect();
+        let all: Vec<Value> = findings
+            .iter()
+            .map(|f| json!({"state": f.state, "what": f.what, "says": f.says}))
+            .collect();
         value(&client.format, &Value::Array(all))?;
     }
-    if bad == 0 { Ok(()) } else { Err(Failure::failed("this machine can't run instances yet")) }
+    if bad == 0 {
+        Ok(())
+    } else {
+        Err(Failure::failed("this machine can't run instances yet"))
+    }
 }
 
 fn finding(state: &'static str, what: &str, says: impl Into<String>) -> Finding {
-    Finding { state, what: what.to_owned(), says: says.into() }
+    Finding {
+        state,
+        what: what.to_owned(),
+        says: says.into(),
+    }
 }
 
 fn kernel(data: &Path) -> Vec<Finding> {
@@ -64,7 +82,11 @@ fn kernel(data: &Path) -> Vec<Finding> {
         CgroupMode::Hybrid => "v1 controllers beside an empty v2",
         CgroupMode::None => "none",
     };
-    let mut all = vec![finding("ok", "kernel", format!("Linux {}, cgroup {mode}", features.kernel))];
+    let mut all = vec![finding(
+        "ok",
+        "kernel",
+        format!("Linux {}, cgroup {mode}", features.kernel),
+    )];
     let required: Vec<&str> = features.lacking().iter().map(|(name, _)| *name).collect();
     for (name, feature) in features.all() {
         all.push(match feature {
@@ -73,9 +95,16 @@ fn kernel(data: &Path) -> Vec<Finding> {
             Err(missing) => finding("note", name, missing.to_string()),
         });
     }
-    let place = data.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let place = data
+        .ancestors()
+        .find(|p| p.exists())
+        .unwrap_or_else(|| Path::new("/"));
     all.push(match features.idmapped_overlay_on(place) {
-        Ok(()) => finding("ok", "data directory", format!("layers in {} need no copies", place.display())),
+        Ok(()) => finding(
+            "ok",
+            "data directory",
+            format!("layers in {} need no copies", place.display()),
+        ),
         Err(missing) => finding("note", "data directory", missing.to_string()),
     });
     all
@@ -85,15 +114,35 @@ fn root() -> Finding {
     if utsuwa_runtime::privilege::is_root() {
         finding("ok", "root", "yes; the server itself gives it up")
     } else {
-        finding("bad", "root", "no: the keeper makes namespaces, cgroups and mounts; run utsuwa up with sudo")
+        finding(
+            "bad",
+            "root",
+            "no: the keeper makes namespaces, cgroups and mounts; run utsuwa up with sudo",
+        )
     }
 }
 
 fn tool(name: &'static str, why: &str, fix: &str) -> Finding {
-    let there = [name.to_owned(), format!("/usr/sbin/{name}"), format!("/sbin/{name}")]
-        .iter()
-        .any(|p| Command::new(p).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok());
-    if there { finding("ok", name, "installed") } else { finding("bad", name, format!("not installed: {why}; {fix}")) }
+    let there = [
+        name.to_owned(),
+        format!("/usr/sbin/{name}"),
+        format!("/sbin/{name}"),
+    ]
+    .iter()
+    .any(|p| {
+        Command::new(p)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok()
+    });
+    if there {
+        finding("ok", name, "installed")
+    } else {
+        finding("bad", name, format!("not installed: {why}; {fix}"))
+    }
 }
 
 /// Whether programs that ask the C library find `*.localhost`; curl and browsers do so by themselves.
@@ -102,26 +151,50 @@ fn names() -> Finding {
         Ok(addresses) if addresses.clone().all(|a| a.ip().is_loopback()) && addresses.len() > 0 => {
             finding("ok", "*.localhost", "resolves everywhere on this machine")
         }
-        _ => finding("note", "*.localhost", "resolves in curl and browsers only; other programs need a Host header, or: apt-get install libnss-myhostname"),
+        _ => finding(
+            "note",
+            "*.localhost",
+            "resolves in curl and browsers only; other programs need a Host header, or: apt-get install libnss-myhostname",
+        ),
     }
 }
 
 fn server(client: &ClientArgs) -> Finding {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     match runtime.map(|r| r.block_on(client.connect())) {
-        Ok(Ok(api)) => finding("ok", "server", format!("answers at {} (project {}, region {})", client.api, api.project, api.region)),
-        Ok(Err(failure)) => finding("note", "server", format!("{failure}; start it with: utsuwa up")),
+        Ok(Ok(api)) => finding(
+            "ok",
+            "server",
+            format!(
+                "answers at {} (project {}, region {})",
+                client.api, api.project, api.region
+            ),
+        ),
+        Ok(Err(failure)) => finding(
+            "note",
+            "server",
+            format!("{failure}; start it with: utsuwa up"),
+        ),
         Err(error) => finding("note", "server", format!("could not be asked: {error}")),
     }
 }
 
 fn disk(data: &Path) -> Finding {
-    let place = data.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let place = data
+        .ancestors()
+        .find(|p| p.exists())
+        .unwrap_or_else(|| Path::new("/"));
     match rustix::fs::statvfs(place) {
         Ok(stat) => {
             let free = stat.f_bavail * stat.f_frsize;
             let state = if free < 1 << 30 { "note" } else { "ok" };
-            finding(state, "disk", format!("{} MiB free at {}", free >> 20, place.display()))
+            finding(
+                state,
+                "disk",
+                format!("{} MiB free at {}", free >> 20, place.display()),
+            )
         }
         Err(error) => finding("note", "disk", format!("{}: {error}", place.display())),
     }
@@ -129,7 +202,12 @@ fn disk(data: &Path) -> Finding {
 
 fn files() -> Finding {
     let text = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let hard = text.lines().find(|l| l.starts_with("Max open files")).and_then(|l| l.split_whitespace().nth(4)).unwrap_or("?").to_owned();
+    let hard = text
+        .lines()
+        .find(|l| l.starts_with("Max open files"))
+        .and_then(|l| l.split_whitespace().nth(4))
+        .unwrap_or("?")
+        .to_owned();
     let few = hard.parse::<u64>().is_ok_and(|n| n < 65_536);
     let says = format!("{hard} at most; an instance takes about 10");
     finding(if few { "note" } else { "ok" }, "open files", says)

@@ -32,31 +32,64 @@ const SERVER_END: Duration = Duration::from_secs(15);
 pub(crate) fn run(args: &DownArgs, _client: &ClientArgs) -> Result<(), Failure> {
     let data = data_dir(args)?;
     if !privilege::is_root() {
-        return Err(Failure::failed("utsuwa down needs root, as utsuwa up does").hint("sudo utsuwa down"));
+        return Err(
+            Failure::failed("utsuwa down needs root, as utsuwa up does").hint("sudo utsuwa down")
+        );
     }
     if !data.join("id").exists() {
-        return Err(Failure::failed(format!("{}: is no data directory of a server", data.display())).hint("name it with --data-dir"));
+        return Err(Failure::failed(format!(
+            "{}: is no data directory of a server",
+            data.display()
+        ))
+        .hint("name it with --data-dir"));
     }
-    let id = keeper::data_id(&data).map_err(|e| Failure::failed(format!("{}: identify the data directory: {e}", data.display())))?;
-    if let Some(pid) = crate::up::running_server(&id) {
+    let id = keeper::data_id(&data).map_err(|e| {
+        Failure::failed(format!(
+            "{}: identify the data directory: {e}",
+            data.display()
+        ))
+    })?;
+    let server = crate::up::running_server(&id);
+    if let Some(pid) = server {
         end_server(pid)?;
+    }
+    if server.is_none() && !keeper::socket_path(&id).exists() {
+        note(&format!("Nothing runs over {}.", data.display()));
+        return Ok(());
     }
     drop(std::fs::remove_file(crate::up::pid_file(&id)));
     let keeper = match existing(&id) {
         Some(keeper) => keeper,
-        None => KeeperConfig::new(&data, 0, 0, None).map_err(|e| Failure::failed(format!("{}: {e}", data.display())))?,
+        None => KeeperConfig::new(&data, 0, 0, None)
+            .map_err(|e| Failure::failed(format!("{}: {e}", data.display())))?,
     };
-    let report = keeper::down(&keeper, Duration::from_secs(args.grace)).map_err(|e| Failure::failed(format!("end the keeper: {e}")))?;
+    let report = keeper::down(&keeper, Duration::from_secs(args.grace))
+        .map_err(|e| Failure::failed(format!("end the keeper: {e}")))?;
     note(&format!(
         "Stopped {} instance{} ({} had to be killed) and removed {} sandbox{}. Data stays in {}.",
         report.instances_stopped,
-        if report.instances_stopped == 1 { "" } else { "s" },
+        if report.instances_stopped == 1 {
+            ""
+        } else {
+            "s"
+        },
         report.instances_killed,
         report.sandboxes_removed,
-        if report.sandboxes_removed == 1 { "" } else { "es" },
+        if report.sandboxes_removed == 1 {
+            ""
+        } else {
+            "es"
+        },
         data.display()
     ));
-    if report.problems.is_empty() { Ok(()) } else { Err(Failure::failed(format!("some things could not be removed:\n  {}", report.problems.join("\n  ")))) }
+    if report.problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::failed(format!(
+            "some things could not be removed:\n  {}",
+            report.problems.join("\n  ")
+        )))
+    }
 }
 
 fn data_dir(args: &DownArgs) -> Result<PathBuf, Failure> {
@@ -67,7 +100,11 @@ fn data_dir(args: &DownArgs) -> Result<PathBuf, Failure> {
         let path = crate::config::default_file();
         path.exists().then(|| path.to_owned())
     });
-    let given = Given { file, variables: crate::environment::variables(std::iter::once("data-dir")), ..Given::default() };
+    let given = Given {
+        file,
+        variables: crate::environment::variables(std::iter::once("data-dir")),
+        ..Given::default()
+    };
     let layers = Layers::read(&given).map_err(|e| Failure::usage(e.to_string()))?;
     Ok(PathBuf::from(layers.text("data-dir")))
 }
@@ -79,16 +116,23 @@ fn existing(id: &str) -> Option<KeeperConfig> {
 }
 
 fn end_server(pid: u32) -> Result<(), Failure> {
-    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Ok(());
+    };
     let signal = |signal: Signal| match kill_process(process, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(Failure::failed(format!("end the server (process {pid}): {error}"))),
+        Err(error) => Err(Failure::failed(format!(
+            "end the server (process {pid}): {error}"
+        ))),
     };
     signal(Signal::TERM)?;
     let deadline = Instant::now() + SERVER_END;
     while test_kill_process(process).is_ok() && !is_zombie(pid) {
         if Instant::now() > deadline {
-            note(&format!("The server (process {pid}) did not end within {} s; killing it.", SERVER_END.as_secs()));
+            note(&format!(
+                "The server (process {pid}) did not end within {} s; killing it.",
+                SERVER_END.as_secs()
+            ));
             return signal(Signal::KILL);
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -98,5 +142,8 @@ fn end_server(pid: u32) -> Result<(), Failure> {
 
 /// Ended, but its parent hasn't asked yet.
 fn is_zombie(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')))
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+    })
 }

@@ -23,8 +23,20 @@ pub(crate) struct EnvArgs {
 
 /// APIs that get an override without TLS.
 const OVERRIDES: &[&str] = &[
-    "RUN", "SERVICEUSAGE", "CLOUDRESOURCEMANAGER", "IAM", "IAMCREDENTIALS", "LOGGING", "SECRETMANAGER", "PUBSUB", "EVENTARC",
-    "CLOUDSCHEDULER", "CLOUDTASKS", "CLOUDBUILD", "ARTIFACTREGISTRY", "STORAGE",
+    "RUN",
+    "SERVICEUSAGE",
+    "CLOUDRESOURCEMANAGER",
+    "IAM",
+    "IAMCREDENTIALS",
+    "LOGGING",
+    "SECRETMANAGER",
+    "PUBSUB",
+    "EVENTARC",
+    "CLOUDSCHEDULER",
+    "CLOUDTASKS",
+    "CLOUDBUILD",
+    "ARTIFACTREGISTRY",
+    "STORAGE",
 ];
 
 const NAMES: &[&str] = &[
@@ -53,9 +65,17 @@ pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failu
     }
     let api = client.connect().await?;
     let info = api.get("/utsuwa/v1/info").await?;
-    let address = client.api.split_once("://").map_or(client.api.as_str(), |(_, rest)| rest).trim_end_matches('/');
+    let address = client
+        .api
+        .split_once("://")
+        .map_or(client.api.as_str(), |(_, rest)| rest)
+        .trim_end_matches('/');
     let (host, port) = address.rsplit_once(':').unwrap_or((address, "80"));
-    let host = if host == "localhost" { "127.0.0.1" } else { host };
+    let host = if host == "localhost" {
+        "127.0.0.1"
+    } else {
+        host
+    };
     let mut exports = vec![
         ("UTSUWA_API", format!("http://{host}:{port}")),
         ("CLOUDSDK_PROXY_TYPE", "http".to_owned()),
@@ -65,15 +85,28 @@ pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failu
         ("CLOUDSDK_CORE_PROJECT", api.project.clone()),
         ("CLOUDSDK_RUN_REGION", api.region.clone()),
         ("CLOUDSDK_CORE_DISABLE_USAGE_REPORTING", "1".to_owned()),
-        ("CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK", "1".to_owned()),
-        ("CLOUDSDK_CORE_SHOULD_PROMPT_TO_ENABLE_API", "false".to_owned()),
+        (
+            "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK",
+            "1".to_owned(),
+        ),
+        (
+            "CLOUDSDK_CORE_SHOULD_PROMPT_TO_ENABLE_API",
+            "false".to_owned(),
+        ),
     ];
     if !args.no_tls {
-        let pem = info["caPem"].as_str().filter(|pem| !pem.is_empty()).ok_or_else(|| {
-            Failure::failed("the server has no certificate authority for googleapis.com").hint("use `utsuwa env --no-tls`")
-        })?;
+        let pem = info["caPem"]
+            .as_str()
+            .filter(|pem| !pem.is_empty())
+            .ok_or_else(|| {
+                Failure::failed("the server has no certificate authority for googleapis.com")
+                    .hint("use `utsuwa env --no-tls`")
+            })?;
         let file = keep_certificate(&cache_dir()?, pem)?;
-        exports.push(("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", file.display().to_string()));
+        exports.push((
+            "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+            file.display().to_string(),
+        ));
     }
     for (name, value) in exports {
         line(&format!("export {name}={}", shell_quote(&value)));
@@ -81,7 +114,9 @@ pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failu
     for api in OVERRIDES {
         if args.no_tls {
             let host = api.to_lowercase();
-            line(&format!("export CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}=http://{host}.googleapis.com/"));
+            line(&format!(
+                "export CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}=http://{host}.googleapis.com/"
+            ));
         } else {
             // A shell that used --no-tls before must not keep its overrides.
             line(&format!("unset CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}"));
@@ -93,7 +128,11 @@ pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failu
 
 /// `${XDG_CACHE_HOME:-$HOME/.cache}/utsuwa`. The server's own copy lies in its data directory, which is closed to other users.
 fn cache_dir() -> Result<PathBuf, Failure> {
-    let absolute = |name: &str| crate::environment::variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name: &str| {
+        crate::environment::variable(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("utsuwa"))
@@ -107,10 +146,16 @@ fn cache_dir() -> Result<PathBuf, Failure> {
 /// Other users may read it: a gcloud in a container of the same user, for one.
 fn keep_certificate(dir: &Path, pem: &str) -> Result<PathBuf, Failure> {
     let digest = Sha256::digest(pem.as_bytes());
-    let name: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let name: String = digest
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let file = dir.join(format!("ca-{name}.pem"));
     let failed = |what: &str, path: &Path, error: &std::io::Error| {
-        Failure::failed(format!("{what} {}: {error}", path.display())).hint("set XDG_CACHE_HOME to a directory you may write to, or use `utsuwa env --no-tls`")
+        Failure::failed(format!("{what} {}: {error}", path.display())).hint(
+            "set XDG_CACHE_HOME to a directory you may write to, or use `utsuwa env --no-tls`",
+        )
     };
     if std::fs::read(&file).is_ok_and(|kept| kept == pem.as_bytes()) {
         return Ok(file);
@@ -126,7 +171,14 @@ fn keep_certificate(dir: &Path, pem: &str) -> Result<PathBuf, Failure> {
 }
 
 fn shell_quote(text: &str) -> String {
-    if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:".contains(c)) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    if text
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-:".contains(c))
+    {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
 }
 
 #[cfg(test)]

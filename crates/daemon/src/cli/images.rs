@@ -26,7 +26,9 @@ pub(crate) async fn run(command: &ImagesCommand, client: &ClientArgs) -> Result<
     match command {
         ImagesCommand::Load { archive } => {
             if !is_local(archive) {
-                return Err(Failure::usage(format!("{archive:?}: must be oci:DIR, oci-archive:FILE or docker-archive:FILE")));
+                return Err(Failure::usage(format!(
+                    "{archive:?}: must be oci:DIR, oci-archive:FILE or docker-archive:FILE"
+                )));
             }
             line(&upload_if_local(&api, archive).await?);
             Ok(())
@@ -39,9 +41,24 @@ pub(crate) async fn run(command: &ImagesCommand, client: &ClientArgs) -> Result<
                 &all,
                 &[
                     ("IMAGE", &|i| text_at(i, "reference")),
-                    ("DIGEST", &|i| text_at(i, "digest").chars().take(19).collect()),
-                    ("SIZE", &|i| size(i["sizeBytes"].as_u64().or_else(|| text_at(i, "sizeBytes").parse().ok()).unwrap_or(0))),
-                    ("IN USE", &|i| if i["inUse"] == Value::Bool(true) { "yes".to_owned() } else { "no".to_owned() }),
+                    ("DIGEST", &|i| {
+                        text_at(i, "digest").chars().take(19).collect()
+                    }),
+                    ("SIZE", &|i| {
+                        size(
+                            i["sizeBytes"]
+                                .as_u64()
+                                .or_else(|| text_at(i, "sizeBytes").parse().ok())
+                                .unwrap_or(0),
+                        )
+                    }),
+                    ("IN USE", &|i| {
+                        if i["inUse"] == Value::Bool(true) {
+                            "yes".to_owned()
+                        } else {
+                            "no".to_owned()
+                        }
+                    }),
                 ],
             )
         }
@@ -50,11 +67,17 @@ pub(crate) async fn run(command: &ImagesCommand, client: &ClientArgs) -> Result<
 
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
 fn size(bytes: u64) -> String {
-    if bytes < 1 << 20 { format!("{} kB", bytes / 1000) } else { format!("{:.1} MB", bytes as f64 / 1e6) }
+    if bytes < 1 << 20 {
+        format!("{} kB", bytes / 1000)
+    } else {
+        format!("{:.1} MB", bytes as f64 / 1e6)
+    }
 }
 
 fn is_local(reference: &str) -> bool {
-    ["oci:", "oci-archive:", "docker-archive:"].iter().any(|prefix| reference.starts_with(prefix))
+    ["oci:", "oci-archive:", "docker-archive:"]
+        .iter()
+        .any(|prefix| reference.starts_with(prefix))
 }
 
 /// An OCI image directory as one archive in an unnamed temporary file.
@@ -79,15 +102,30 @@ pub(crate) async fn upload_if_local(api: &Api, reference: &str) -> Result<String
         };
         let dir = Path::new(dir);
         if !dir.join("index.json").is_file() {
-            return Err(Failure::failed(format!("{}: is no OCI image directory (it has no index.json)", dir.display())));
+            return Err(Failure::failed(format!(
+                "{}: is no OCI image directory (it has no index.json)",
+                dir.display()
+            )));
         }
-        let file = pack(dir, tag).map_err(|e| Failure::failed(format!("{}: pack the image: {e}", dir.display())))?;
+        let file = pack(dir, tag)
+            .map_err(|e| Failure::failed(format!("{}: pack the image: {e}", dir.display())))?;
         reqwest::Body::from(tokio::fs::File::from_std(file))
     } else {
-        let path = rest.rsplit_once(':').map_or(rest, |(path, _)| if Path::new(rest).is_file() { rest } else { path });
-        let file = tokio::fs::File::open(path).await.map_err(|e| Failure::failed(format!("{path}: open the archive: {e}")))?;
+        let path = rest.rsplit_once(':').map_or(rest, |(path, _)| {
+            if Path::new(rest).is_file() {
+                rest
+            } else {
+                path
+            }
+        });
+        let file = tokio::fs::File::open(path)
+            .await
+            .map_err(|e| Failure::failed(format!("{path}: open the archive: {e}")))?;
         reqwest::Body::from(file)
     };
     let answer = api.upload("/utsuwa/v1/images:load", body).await?;
-    answer["reference"].as_str().map(str::to_owned).ok_or_else(|| Failure::failed("the server did not name the loaded image"))
+    answer["reference"]
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Failure::failed("the server did not name the loaded image"))
 }

@@ -22,11 +22,20 @@ pub(crate) struct LogsArgs {
 
 pub(crate) async fn run(args: &LogsArgs, client: &ClientArgs) -> Result<(), Failure> {
     let api = client.connect().await?;
-    let path = format!("/utsuwa/v1/{}/services/{}/logs?tail={}&follow={}", api.parent(), args.name, args.tail, args.follow);
+    let path = format!(
+        "/utsuwa/v1/{}/services/{}/logs?tail={}&follow={}",
+        api.parent(),
+        args.name,
+        args.tail,
+        args.follow
+    );
     let mut body = api.stream(&path).await?.bytes_stream();
     let mut pending = Vec::new();
     while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|e| Failure::failed(format!("the log stream broke off: {e}")).hint("is the server still up?"))?;
+        let chunk = chunk.map_err(|e| {
+            Failure::failed(format!("the log stream broke off: {e}"))
+                .hint("is the server still up?")
+        })?;
         pending.extend_from_slice(&chunk);
         while let Some(end) = pending.iter().position(|b| *b == b'\n') {
             let record: Vec<u8> = pending.drain(..=end).collect();

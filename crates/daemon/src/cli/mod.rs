@@ -37,16 +37,41 @@ struct Cli {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClientArgs {
     /// Address of the server's API.
-    #[arg(long, global = true, env = "UTSUWA_API", default_value = "http://localhost:8787", value_name = "URL", help_heading = "Server")]
+    #[arg(
+        long,
+        global = true,
+        env = "UTSUWA_API",
+        default_value = "http://localhost:8787",
+        value_name = "URL",
+        help_heading = "Server"
+    )]
     pub api: String,
     /// Project; default: the server's.
-    #[arg(long, global = true, env = "UTSUWA_PROJECT", value_name = "PROJECT", help_heading = "Server")]
+    #[arg(
+        long,
+        global = true,
+        env = "UTSUWA_PROJECT",
+        value_name = "PROJECT",
+        help_heading = "Server"
+    )]
     pub project: Option<String>,
     /// Region; default: the server's.
-    #[arg(long, global = true, env = "UTSUWA_REGION", value_name = "REGION", help_heading = "Server")]
+    #[arg(
+        long,
+        global = true,
+        env = "UTSUWA_REGION",
+        value_name = "REGION",
+        help_heading = "Server"
+    )]
     pub region: Option<String>,
     /// json, yaml, table or value(PATH).
-    #[arg(long, global = true, default_value = "table", value_name = "FORMAT", help_heading = "Server")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "table",
+        value_name = "FORMAT",
+        help_heading = "Server"
+    )]
     pub format: Format,
 }
 
@@ -165,7 +190,11 @@ impl ServerArgs {
             let path = crate::config::default_file();
             path.exists().then(|| path.to_owned())
         });
-        Given { file, variables: crate::environment::variables(OPTIONS.iter().map(|o| o.name)), flags }
+        Given {
+            file,
+            variables: crate::environment::variables(OPTIONS.iter().map(|o| o.name)),
+            flags,
+        }
     }
 }
 
@@ -175,7 +204,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             drop(error.print());
-            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     let client = cli.client;

@@ -27,7 +27,11 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
     let operation = match api.get(&path).await {
         Ok(_) => api.patch(&path, &body).await?,
         Err(failure) if failure.message.contains("does not exist") => {
-            api.post(&format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name), &body).await?
+            api.post(
+                &format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name),
+                &body,
+            )
+            .await?
         }
         Err(failure) => return Err(failure),
     };
@@ -36,25 +40,41 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
     api.post(&format!("{path}:setIamPolicy"), &policy).await?;
     let service = api.get(&path).await?;
     let uri = text_at(&service, "uri");
-    line(&format!("deployed   {} in {} ms: {uri}", args.name, started.elapsed().as_millis()));
+    line(&format!(
+        "deployed   {} in {} ms: {uri}",
+        args.name,
+        started.elapsed().as_millis()
+    ));
 
     wait_for_instances(&api, &args.name, 0).await?;
     line("asleep     no instance runs");
     let visitor = Visitor::new(&uri)?;
     let (cold, timing) = visitor.visit().await?;
-    line(&format!("woken      first answer after {:.1} ms ({timing})", cold.as_secs_f64() * 1000.0));
+    line(&format!(
+        "woken      first answer after {:.1} ms ({timing})",
+        cold.as_secs_f64() * 1000.0
+    ));
     let mut warm: Vec<Duration> = Vec::new();
     for _ in 0..20 {
         warm.push(visitor.visit().await?.0);
     }
     warm.sort();
-    line(&format!("warm       {:.2} ms (median of 20)", warm[warm.len() / 2].as_secs_f64() * 1000.0));
+    line(&format!(
+        "warm       {:.2} ms (median of 20)",
+        warm[warm.len() / 2].as_secs_f64() * 1000.0
+    ));
     let since = Instant::now();
     wait_for_instances(&api, &args.name, 0).await?;
-    line(&format!("asleep     again after {:.1} s without a request", since.elapsed().as_secs_f64()));
+    line(&format!(
+        "asleep     again after {:.1} s without a request",
+        since.elapsed().as_secs_f64()
+    ));
     line("");
     line(&format!("Open {uri} in a browser, or: {}", visitor.curl()));
-    line(&format!("Why it does what it does:   utsuwa services describe {} --why", args.name));
+    line(&format!(
+        "Why it does what it does:   utsuwa services describe {} --why",
+        args.name
+    ));
     Ok(())
 }
 
@@ -67,9 +87,17 @@ struct Visitor {
 
 impl Visitor {
     fn new(uri: &str) -> Result<Self, Failure> {
-        let (host, address) = super::deploy::host_and_address(uri).ok_or_else(|| Failure::failed(format!("{uri:?}: is no address")))?;
-        let http = reqwest::Client::builder().no_proxy().build().map_err(|e| Failure::failed(format!("set up the HTTP client: {e}")))?;
-        Ok(Self { http, url: format!("http://{address}/"), host })
+        let (host, address) = super::deploy::host_and_address(uri)
+            .ok_or_else(|| Failure::failed(format!("{uri:?}: is no address")))?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .map_err(|e| Failure::failed(format!("set up the HTTP client: {e}")))?;
+        Ok(Self {
+            http,
+            url: format!("http://{address}/"),
+            host,
+        })
     }
 
     fn curl(&self) -> String {
@@ -93,14 +121,22 @@ impl Visitor {
             let response = self.call().await?;
             let took = started.elapsed();
             let status = response.status();
-            let timing = response.headers().get("server-timing").and_then(|t| t.to_str().ok()).unwrap_or("").to_owned();
+            let timing = response
+                .headers()
+                .get("server-timing")
+                .and_then(|t| t.to_str().ok())
+                .unwrap_or("")
+                .to_owned();
             let body = response.text().await.unwrap_or_default();
             if status.is_success() {
                 return Ok((took, timing));
             }
             // The policy is published a moment after it was accepted; a refused call wakes nothing.
             if status.as_u16() != 403 || Instant::now() > deadline {
-                return Err(Failure::failed(format!("the service answered {status}: {body}")).hint("`utsuwa logs` shows what it wrote"));
+                return Err(
+                    Failure::failed(format!("the service answered {status}: {body}"))
+                        .hint("`utsuwa logs` shows what it wrote"),
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -111,15 +147,31 @@ impl Visitor {
 async fn wait_for_instances(api: &Api, name: &str, wanted: usize) -> Result<(), Failure> {
     let deadline = Instant::now() + Duration::from_secs(90);
     loop {
-        let explained = api.get(&format!("/utsuwa/v1/{}/services/{name}:explain", api.parent())).await?;
-        let count = explained["revisions"].as_array().into_iter().flatten().filter_map(|r| r["instances"].as_array()).map(Vec::len).sum::<usize>();
+        let explained = api
+            .get(&format!(
+                "/utsuwa/v1/{}/services/{name}:explain",
+                api.parent()
+            ))
+            .await?;
+        let count = explained["revisions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|r| r["instances"].as_array())
+            .map(Vec::len)
+            .sum::<usize>();
         if count == wanted {
             return Ok(());
         }
         if Instant::now() > deadline {
-            let why: Vec<Value> = explained["revisions"].as_array().cloned().unwrap_or_default();
+            let why: Vec<Value> = explained["revisions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
             note(&serde_json::to_string_pretty(&why).unwrap_or_default());
-            return Err(Failure::failed(format!("{name} still has {count} instances, expected {wanted}")));
+            return Err(Failure::failed(format!(
+                "{name} still has {count} instances, expected {wanted}"
+            )));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -61,7 +61,11 @@ fn short(name: &str) -> String {
 
 fn ready_mark(item: &Value) -> String {
     match item["terminalCondition"]["state"].as_str().or_else(|| {
-        item["conditions"].as_array()?.iter().find(|c| c["type"] == json!("Ready"))?["state"].as_str()
+        item["conditions"]
+            .as_array()?
+            .iter()
+            .find(|c| c["type"] == json!("Ready"))?["state"]
+            .as_str()
     }) {
         Some("CONDITION_SUCCEEDED") => "ready".to_owned(),
         Some("CONDITION_FAILED") => "failed".to_owned(),
@@ -73,7 +77,9 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
     let api = client.connect().await?;
     match command {
         ServicesCommand::List => {
-            let all = api.list(&format!("/run/v2/{}/services", api.parent()), "services").await?;
+            let all = api
+                .list(&format!("/run/v2/{}/services", api.parent()), "services")
+                .await?;
             items(
                 &client.format,
                 &all,
@@ -88,30 +94,69 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
         }
         ServicesCommand::Describe { name, why } => {
             if *why {
-                let explained = api.get(&format!("/utsuwa/v1/{}/services/{name}:explain", api.parent())).await?;
-                return if client.format == Format::Table { print_why(name, &explained); Ok(()) } else { value(&client.format, &explained) };
+                let explained = api
+                    .get(&format!(
+                        "/utsuwa/v1/{}/services/{name}:explain",
+                        api.parent()
+                    ))
+                    .await?;
+                return if client.format == Format::Table {
+                    print_why(name, &explained);
+                    Ok(())
+                } else {
+                    value(&client.format, &explained)
+                };
             }
             let service = api.get(&api.service(name)).await?;
-            if client.format == Format::Table { print_service(&service); Ok(()) } else { value(&client.format, &service) }
+            if client.format == Format::Table {
+                print_service(&service);
+                Ok(())
+            } else {
+                value(&client.format, &service)
+            }
         }
         ServicesCommand::Delete { name, quiet } => {
             if !quiet {
-                confirm(&format!("Service [{name}] with its revisions will be deleted."))?;
+                confirm(&format!(
+                    "Service [{name}] with its revisions will be deleted."
+                ))?;
             }
             let operation = api.delete(&api.service(name)).await?;
             super::wait::wait(&api, &operation).await?;
             note(&format!("Deleted service [{name}]."));
             Ok(())
         }
-        ServicesCommand::UpdateTraffic { name, to_revisions, to_latest, set_tags } => {
+        ServicesCommand::UpdateTraffic {
+            name,
+            to_revisions,
+            to_latest,
+            set_tags,
+        } => {
             let path = api.service(name);
+            if to_revisions.is_none() && !to_latest && set_tags.is_none() {
+                return Err(Failure::usage(
+                    "say where requests shall go: --to-latest, --to-revisions or --set-tags",
+                ));
+            }
             let mut service = api.get(&path).await?;
-            let targets = new_traffic(service["traffic"].as_array().cloned().unwrap_or_default(), to_revisions.as_deref(), *to_latest, set_tags.as_deref())?;
+            let targets = new_traffic(
+                service["traffic"].as_array().cloned().unwrap_or_default(),
+                to_revisions.as_deref(),
+                *to_latest,
+                set_tags.as_deref(),
+            )?;
             let body = json!({"traffic": targets, "etag": service["etag"].take()});
-            let operation = api.patch(&format!("{path}?updateMask=traffic"), &body).await?;
+            let operation = api
+                .patch(&format!("{path}?updateMask=traffic"), &body)
+                .await?;
             super::wait::wait(&api, &operation).await?;
             let service = api.get(&path).await?;
-            if client.format == Format::Table { print_traffic(&service); Ok(()) } else { value(&client.format, &service["trafficStatuses"]) }
+            if client.format == Format::Table {
+                print_traffic(&service);
+                Ok(())
+            } else {
+                value(&client.format, &service["trafficStatuses"])
+            }
         }
     }
 }
@@ -121,24 +166,45 @@ fn confirm(what: &str) -> Result<(), Failure> {
     use std::io::{BufRead, IsTerminal};
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        return Err(Failure::usage(format!("{what} Not asked, since this is no terminal.")).hint("say yes ahead with --quiet"));
+        return Err(
+            Failure::usage(format!("{what} Not asked, since this is no terminal."))
+                .hint("say yes ahead with --quiet"),
+        );
     }
     note(&format!("{what} Go on (y/N)? "));
     let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(Failure::failed("Nothing was changed.")) }
+    stdin
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        Err(Failure::failed("Nothing was changed."))
+    }
 }
 
 const LATEST: &str = "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST";
 const REVISION: &str = "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION";
 
 fn target(revision: &str) -> Value {
-    if revision == "LATEST" { json!({"type": LATEST}) } else { json!({"type": REVISION, "revision": revision}) }
+    if revision == "LATEST" {
+        json!({"type": LATEST})
+    } else {
+        json!({"type": REVISION, "revision": revision})
+    }
 }
 
 /// The new list of targets: percentages first, then tags.
-fn new_traffic(old: Vec<Value>, to: Option<&str>, latest: bool, tags: Option<&str>) -> Result<Vec<Value>, Failure> {
-    let (old_tags, old_shares): (Vec<Value>, Vec<Value>) = old.into_iter().partition(|t| t["tag"].is_string() && t["percent"].is_null());
+fn new_traffic(
+    old: Vec<Value>,
+    to: Option<&str>,
+    latest: bool,
+    tags: Option<&str>,
+) -> Result<Vec<Value>, Failure> {
+    let (old_tags, old_shares): (Vec<Value>, Vec<Value>) = old
+        .into_iter()
+        .partition(|t| t["tag"].is_string() && t["percent"].is_null());
     let mut shares = old_shares;
     if latest {
         shares = vec![json!({"type": LATEST, "percent": 100})];
@@ -147,15 +213,21 @@ fn new_traffic(old: Vec<Value>, to: Option<&str>, latest: bool, tags: Option<&st
         let mut named = Vec::new();
         let mut sum = 0;
         for part in list.split(',') {
-            let (revision, percent) = part.split_once('=').ok_or_else(|| Failure::usage(format!("{part:?}: must be REVISION=PERCENT")))?;
-            let percent: u32 = percent.parse().map_err(|_| Failure::usage(format!("{part:?}: the percentage must be a whole number")))?;
+            let (revision, percent) = part
+                .split_once('=')
+                .ok_or_else(|| Failure::usage(format!("{part:?}: must be REVISION=PERCENT")))?;
+            let percent: u32 = percent.parse().map_err(|_| {
+                Failure::usage(format!("{part:?}: the percentage must be a whole number"))
+            })?;
             sum += percent;
             let mut share = target(revision);
             share["percent"] = json!(percent);
             named.push(share);
         }
         if sum > 100 {
-            return Err(Failure::usage(format!("the percentages add up to {sum}; they must not exceed 100")));
+            return Err(Failure::usage(format!(
+                "the percentages add up to {sum}; they must not exceed 100"
+            )));
         }
         shares = spread(shares, named, 100 - sum)?;
     }
@@ -165,7 +237,9 @@ fn new_traffic(old: Vec<Value>, to: Option<&str>, latest: bool, tags: Option<&st
             .split(',')
             .filter(|p| !p.is_empty())
             .map(|part| {
-                let (tag, revision) = part.split_once('=').ok_or_else(|| Failure::usage(format!("{part:?}: must be TAG=REVISION")))?;
+                let (tag, revision) = part
+                    .split_once('=')
+                    .ok_or_else(|| Failure::usage(format!("{part:?}: must be TAG=REVISION")))?;
                 let mut tagged = target(revision);
                 tagged["tag"] = json!(tag);
                 Ok(tagged)
@@ -182,12 +256,17 @@ fn spread(old: Vec<Value>, named: Vec<Value>, left: u32) -> Result<Vec<Value>, F
     let mut rest: Vec<(Value, u64)> = old
         .into_iter()
         .filter(|o| !named.iter().any(|n| same(o, n)))
-        .map(|o| { let percent = o["percent"].as_u64().unwrap_or(0); (o, percent) })
+        .map(|o| {
+            let percent = o["percent"].as_u64().unwrap_or(0);
+            (o, percent)
+        })
         .filter(|(_, percent)| *percent > 0)
         .collect();
     let total: u64 = rest.iter().map(|(_, p)| p).sum();
     if left > 0 && total == 0 {
-        return Err(Failure::usage(format!("{left} percent go nowhere: name revisions whose percentages add up to 100")));
+        return Err(Failure::usage(format!(
+            "{left} percent go nowhere: name revisions whose percentages add up to 100"
+        )));
     }
     let mut given = 0;
     for (_, percent) in &mut rest {
@@ -199,13 +278,23 @@ fn spread(old: Vec<Value>, named: Vec<Value>, left: u32) -> Result<Vec<Value>, F
     }
     Ok(named
         .into_iter()
-        .chain(rest.into_iter().map(|(mut target, percent)| { target["percent"] = json!(percent); target }))
+        .chain(rest.into_iter().map(|(mut target, percent)| {
+            target["percent"] = json!(percent);
+            target
+        }))
         .filter(|t| t["percent"].as_u64() != Some(0) || t["tag"].is_string())
         .collect())
 }
 
 fn print_service(service: &Value) {
-    line(&format!("Service {} in {}", short(&text_at(service, "name")), text_at(service, "name").split('/').nth(3).unwrap_or_default()));
+    line(&format!(
+        "Service {} in {}",
+        short(&text_at(service, "name")),
+        text_at(service, "name")
+            .split('/')
+            .nth(3)
+            .unwrap_or_default()
+    ));
     line(&format!("URL:      {}", text_at(service, "uri")));
     line(&format!("State:    {}", ready_mark(service)));
     let message = text_at(service, "terminalCondition.message");
@@ -215,31 +304,51 @@ fn print_service(service: &Value) {
     print_traffic(service);
     let container = &service["template"]["containers"][0];
     line(&format!("Image:    {}", text_at(container, "image")));
-    for (label, path) in [("Memory:", "resources.limits.memory"), ("CPU:", "resources.limits.cpu")] {
+    for (label, path) in [
+        ("Memory:", "resources.limits.memory"),
+        ("CPU:", "resources.limits.cpu"),
+    ] {
         let limit = text_at(container, path);
         if !limit.is_empty() {
             line(&format!("{label:<9} {limit}"));
         }
     }
-    line(&format!("Deployed: {} by {}", text_at(service, "updateTime"), text_at(service, "lastModifier")));
+    line(&format!(
+        "Deployed: {} by {}",
+        text_at(service, "updateTime"),
+        text_at(service, "lastModifier")
+    ));
 }
 
 fn print_traffic(service: &Value) {
     line("Traffic:");
     for target in service["trafficStatuses"].as_array().into_iter().flatten() {
-        let latest = if target["type"] == json!(LATEST) { " (latest)" } else { "" };
+        let latest = if target["type"] == json!(LATEST) {
+            " (latest)"
+        } else {
+            ""
+        };
         let tag = match target["tag"].as_str() {
             Some(tag) => format!("  tag {tag}: {}", text_at(target, "uri")),
             None => String::new(),
         };
-        line(&format!("  {:>3}% {}{latest}{tag}", target["percent"].as_u64().unwrap_or(0), short(&text_at(target, "revision"))));
+        line(&format!(
+            "  {:>3}% {}{latest}{tag}",
+            target["percent"].as_u64().unwrap_or(0),
+            short(&text_at(target, "revision"))
+        ));
     }
 }
 
 fn print_why(name: &str, explained: &Value) {
-    let revisions = explained["revisions"].as_array().cloned().unwrap_or_default();
+    let revisions = explained["revisions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     if revisions.is_empty() {
-        line(&format!("Service {name}: nothing is routed and nothing runs."));
+        line(&format!(
+            "Service {name}: nothing is routed and nothing runs."
+        ));
     }
     for revision in &revisions {
         line(&format!(
@@ -262,18 +371,27 @@ fn print_why(name: &str, explained: &Value) {
         for because in revision["because"].as_array().into_iter().flatten() {
             line(&format!("  because {}", text_at(because, "summary")));
             for fact in because["facts"].as_array().into_iter().flatten() {
-                line(&format!("    {} = {}", text_at(fact, "0"), text_at(fact, "1")));
+                line(&format!(
+                    "    {} = {}",
+                    text_at(fact, "0"),
+                    text_at(fact, "1")
+                ));
             }
         }
     }
 }
 
-pub(crate) async fn run_revisions(command: &RevisionsCommand, client: &ClientArgs) -> Result<(), Failure> {
+pub(crate) async fn run_revisions(
+    command: &RevisionsCommand,
+    client: &ClientArgs,
+) -> Result<(), Failure> {
     let api = client.connect().await?;
     match command {
         RevisionsCommand::List { service } => {
             let of = service.as_deref().unwrap_or("-");
-            let all = api.list(&format!("{}/revisions", api.service(of)), "revisions").await?;
+            let all = api
+                .list(&format!("{}/revisions", api.service(of)), "revisions")
+                .await?;
             items(
                 &client.format,
                 &all,
@@ -288,12 +406,18 @@ pub(crate) async fn run_revisions(command: &RevisionsCommand, client: &ClientArg
         }
         RevisionsCommand::Describe { name } => {
             let found = find(&api, name).await?;
-            let format = if client.format == Format::Table { Format::Yaml } else { client.format.clone() };
+            let format = if client.format == Format::Table {
+                Format::Yaml
+            } else {
+                client.format.clone()
+            };
             value(&format, &found)
         }
         RevisionsCommand::Delete { name } => {
             let found = find(&api, name).await?;
-            let operation = api.delete(&format!("/run/v2/{}", text_at(&found, "name"))).await?;
+            let operation = api
+                .delete(&format!("/run/v2/{}", text_at(&found, "name")))
+                .await?;
             super::wait::wait(&api, &operation).await?;
             note(&format!("Deleted revision [{name}]."));
             Ok(())
@@ -303,10 +427,15 @@ pub(crate) async fn run_revisions(command: &RevisionsCommand, client: &ClientArg
 
 /// A revision by its id alone, as gcloud takes it.
 async fn find(api: &crate::client::Api, name: &str) -> Result<Value, Failure> {
-    let all = api.list(&format!("{}/revisions", api.service("-")), "revisions").await?;
+    let all = api
+        .list(&format!("{}/revisions", api.service("-")), "revisions")
+        .await?;
     all.into_iter()
         .find(|r| short(&text_at(r, "name")) == name)
-        .ok_or_else(|| Failure::failed(format!("Revision [{name}] does not exist.")).hint("`utsuwa revisions list` shows them"))
+        .ok_or_else(|| {
+            Failure::failed(format!("Revision [{name}] does not exist."))
+                .hint("`utsuwa revisions list` shows them")
+        })
 }
 
 #[cfg(test)]
@@ -315,7 +444,10 @@ mod tests {
 
     #[test]
     fn the_rest_goes_on_in_proportion() {
-        let old = vec![json!({"type": LATEST, "percent": 60}), json!({"type": REVISION, "revision": "a", "percent": 40})];
+        let old = vec![
+            json!({"type": LATEST, "percent": 60}),
+            json!({"type": REVISION, "revision": "a", "percent": 40}),
+        ];
         let new = new_traffic(old, Some("b=10"), false, None).expect("valid");
         let percents: Vec<u64> = new.iter().filter_map(|t| t["percent"].as_u64()).collect();
         assert_eq!(percents, [10, 54, 36]);
@@ -325,8 +457,16 @@ mod tests {
 
     #[test]
     fn tags_are_kept_unless_set() {
-        let old = vec![json!({"type": LATEST, "percent": 100}), json!({"type": REVISION, "revision": "a", "tag": "old"})];
-        assert_eq!(new_traffic(old.clone(), None, true, None).expect("valid").len(), 2);
+        let old = vec![
+            json!({"type": LATEST, "percent": 100}),
+            json!({"type": REVISION, "revision": "a", "tag": "old"}),
+        ];
+        assert_eq!(
+            new_traffic(old.clone(), None, true, None)
+                .expect("valid")
+                .len(),
+            2
+        );
         let set = new_traffic(old, None, false, Some("new=LATEST")).expect("valid");
         assert_eq!(set[1], json!({"type": LATEST, "tag": "new"}));
     }

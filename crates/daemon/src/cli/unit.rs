@@ -8,8 +8,12 @@ use crate::output::line;
 pub(crate) fn run(args: &ServerArgs, client: &ClientArgs) -> Result<(), Failure> {
     let usage = |e: crate::config::ConfigError| Failure::usage(e.to_string());
     let given = args.given(client);
-    Layers::read(&given).map_err(usage)?.check().map_err(usage)?;
-    let program = std::env::current_exe().map_err(|e| Failure::failed(format!("find this program: {e}")))?;
+    Layers::read(&given)
+        .map_err(usage)?
+        .check()
+        .map_err(usage)?;
+    let program =
+        std::env::current_exe().map_err(|e| Failure::failed(format!("find this program: {e}")))?;
     let mut command = format!("{} up", quote(&program.display().to_string()));
     if let Some(file) = &args.config {
         command.push_str(&format!(" --config {}", quote(&file.display().to_string())));
@@ -57,5 +61,12 @@ pub(crate) fn run(args: &ServerArgs, client: &ClientArgs) -> Result<(), Failure>
 /// systemd's own quoting: only when needed, `%` doubled.
 fn quote(text: &str) -> String {
     let text = text.replace('%', "%%");
-    if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:,=%".contains(c)) { text } else { format!("\"{}\"", text.replace('"', "\\\"")) }
+    if text
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-:,=%".contains(c))
+    {
+        text
+    } else {
+        format!("\"{}\"", text.replace('"', "\\\""))
+    }
 }

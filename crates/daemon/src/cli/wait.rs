@@ -15,18 +15,30 @@ const ANSWER: Duration = Duration::from_secs(40);
 
 /// Waits until the operation is done, over restarts of the server: what it acknowledged it goes on with.
 pub(crate) async fn wait(api: &Api, operation: &Value) -> Result<(), Failure> {
-    let Some(name) = operation["name"].as_str() else { return Ok(()) };
+    let Some(name) = operation["name"].as_str() else {
+        return Ok(());
+    };
     let mut current = operation.clone();
     let mut away: Option<Instant> = None;
     while current["done"] != json!(true) {
-        match api.post_within(&format!("/run/v2/{name}:wait"), &json!({"timeout": "30s"}), ANSWER).await {
+        match api
+            .post_within(
+                &format!("/run/v2/{name}:wait"),
+                &json!({"timeout": "30s"}),
+                ANSWER,
+            )
+            .await
+        {
             Ok(answer) => {
                 current = answer;
                 away = None;
             }
             Err(failure) if failure.status == 3 => match away {
                 None => {
-                    note(&format!("{failure}; waiting up to {} s for it to come back", RESTART.as_secs()));
+                    note(&format!(
+                        "{failure}; waiting up to {} s for it to come back",
+                        RESTART.as_secs()
+                    ));
                     away = Some(Instant::now());
                 }
                 Some(since) if since.elapsed() >= RESTART => return Err(failure),

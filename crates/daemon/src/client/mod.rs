@@ -17,11 +17,19 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn failed(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, status: 1 }
+        Self {
+            message: message.into(),
+            hint: None,
+            status: 1,
+        }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, status: 2 }
+        Self {
+            message: message.into(),
+            hint: None,
+            status: 2,
+        }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -55,17 +63,36 @@ impl Api {
     ///
     /// # Errors
     /// Status 3 when nothing answers there or something else does.
-    pub(crate) async fn connect(base: &str, project: Option<String>, region: Option<String>) -> Result<Self, Failure> {
+    pub(crate) async fn connect(
+        base: &str,
+        project: Option<String>,
+        region: Option<String>,
+    ) -> Result<Self, Failure> {
         let base = base.trim_end_matches('/').to_owned();
-        let base = if base.contains("://") { base } else { format!("http://{base}") };
+        let base = if base.contains("://") {
+            base
+        } else {
+            format!("http://{base}")
+        };
         let http = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(Duration::from_secs(3))
             .build()
             .map_err(|e| Failure::failed(format!("set up the HTTP client: {e}")))?;
-        let mut api = Self { http, base, project: String::new(), region: String::new() };
+        let mut api = Self {
+            http,
+            base,
+            project: String::new(),
+            region: String::new(),
+        };
         // Without a server the keeper still holds its socket: connections are made, and nobody answers.
-        let info = api.send(api.http.get(api.url("/utsuwa/v1/info")).timeout(FIRST_ANSWER)).await?;
+        let info = api
+            .send(
+                api.http
+                    .get(api.url("/utsuwa/v1/info"))
+                    .timeout(FIRST_ANSWER),
+            )
+            .await?;
         let text = |key: &str| info[key].as_str().unwrap_or_default().to_owned();
         api.project = project.unwrap_or_else(|| text("project"));
         api.region = region.unwrap_or_else(|| text("region"));
@@ -91,8 +118,14 @@ impl Api {
     }
 
     /// A POST that the server may take up to `within` to answer.
-    pub(crate) async fn post_within(&self, path: &str, body: &Value, within: Duration) -> Result<Value, Failure> {
-        self.send(self.http.post(self.url(path)).json(body).timeout(within)).await
+    pub(crate) async fn post_within(
+        &self,
+        path: &str,
+        body: &Value,
+        within: Duration,
+    ) -> Result<Value, Failure> {
+        self.send(self.http.post(self.url(path)).json(body).timeout(within))
+            .await
     }
 
     pub(crate) async fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
@@ -105,13 +138,28 @@ impl Api {
 
     /// Uploads `body` with POST.
     pub(crate) async fn upload(&self, path: &str, body: reqwest::Body) -> Result<Value, Failure> {
-        self.send(self.http.post(self.url(path)).header("content-type", "application/x-tar").body(body)).await
+        self.send(
+            self.http
+                .post(self.url(path))
+                .header("content-type", "application/x-tar")
+                .body(body),
+        )
+        .await
     }
 
     /// A GET whose body is read as it comes.
     pub(crate) async fn stream(&self, path: &str) -> Result<reqwest::Response, Failure> {
-        let response = self.http.get(self.url(path)).send().await.map_err(|e| self.unreachable(&e))?;
-        if response.status().is_success() { Ok(response) } else { Err(refused(response).await) }
+        let response = self
+            .http
+            .get(self.url(path))
+            .send()
+            .await
+            .map_err(|e| self.unreachable(&e))?;
+        if response.status().is_success() {
+            Ok(response)
+        } else {
+            Err(refused(response).await)
+        }
     }
 
     /// Every item of a paged v2 listing; `field` is the array's name.
@@ -119,7 +167,9 @@ impl Api {
         let mut items = Vec::new();
         let mut token = String::new();
         loop {
-            let mut page = self.get(&format!("{path}?pageSize=500&pageToken={token}")).await?;
+            let mut page = self
+                .get(&format!("{path}?pageSize=500&pageToken={token}"))
+                .await?;
             if let Some(Value::Array(more)) = page.get_mut(field).map(Value::take) {
                 items.extend(more);
             }
@@ -143,8 +193,12 @@ impl Api {
             if !e.is_decode() {
                 return self.unreachable(&e);
             }
-            Failure { message: format!("{}: the answer is not JSON: {e}", self.base), hint: None, status: 3 }
-                .hint("is something else listening on that port? `utsuwa doctor` tells")
+            Failure {
+                message: format!("{}: the answer is not JSON: {e}", self.base),
+                hint: None,
+                status: 3,
+            }
+            .hint("is something else listening on that port? `utsuwa doctor` tells")
         })
     }
 
@@ -155,14 +209,23 @@ impl Api {
                  is stuck",
                 self.base
             );
-            return Failure { message, hint: None, status: 3 }.hint("start it with `utsuwa up`; `utsuwa doctor` tells more");
+            return Failure {
+                message,
+                hint: None,
+                status: 3,
+            }
+            .hint("start it with `utsuwa up`; `utsuwa doctor` tells more");
         }
         let mut cause: &dyn std::error::Error = error;
         while let Some(deeper) = cause.source() {
             cause = deeper;
         }
-        Failure { message: format!("could not reach the server at {}: {cause}", self.base), hint: None, status: 3 }
-            .hint("start it with `utsuwa up`, or name another address with --api URL or UTSUWA_API")
+        Failure {
+            message: format!("could not reach the server at {}: {cause}", self.base),
+            hint: None,
+            status: 3,
+        }
+        .hint("start it with `utsuwa up`, or name another address with --api URL or UTSUWA_API")
     }
 }
 
@@ -175,12 +238,19 @@ async fn refused(response: reqwest::Response) -> Failure {
     };
     let error = &json["error"];
     let mut message = error["message"].as_str().unwrap_or(&body).trim().to_owned();
-    for violation in error["details"].as_array().into_iter().flatten().flat_map(|d| d["fieldViolations"].as_array()).flatten() {
-        message.push_str(&format!(
-            "\n  {}: {}",
-            violation["field"].as_str().unwrap_or("?"),
-            violation["description"].as_str().unwrap_or("?")
-        ));
+    let violations: Vec<&Value> = error["details"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|d| d["fieldViolations"].as_array())
+        .flatten()
+        .collect();
+    // The message of a single violation says it all.
+    if violations.len() > 1 {
+        for violation in violations {
+            let text = |key: &str| violation[key].as_str().unwrap_or("?").to_owned();
+            message.push_str(&format!("\n  {}: {}", text("field"), text("description")));
+        }
     }
     Failure::failed(message)
 }

@@ -8,7 +8,6 @@
 mod options;
 mod parse;
 
-
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -66,7 +65,11 @@ impl Listen {
                 SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port),
                 SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), self.port),
             ],
-            host => host.parse().map(|ip| SocketAddr::new(ip, self.port)).into_iter().collect(),
+            host => host
+                .parse()
+                .map(|ip| SocketAddr::new(ip, self.port))
+                .into_iter()
+                .collect(),
         }
     }
 
@@ -78,7 +81,11 @@ impl Listen {
 
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -118,8 +125,10 @@ impl Layers {
     /// # Errors
     /// The file can't be read or isn't TOML, has an unknown key or a value of the wrong type (with its line).
     pub(crate) fn read(given: &Given) -> Result<Self, ConfigError> {
-        let mut values: BTreeMap<&'static str, (Vec<String>, Source)> =
-            OPTIONS.iter().map(|o| (o.name, (parse::split_list(o, o.default), Source::Default))).collect();
+        let mut values: BTreeMap<&'static str, (Vec<String>, Source)> = OPTIONS
+            .iter()
+            .map(|o| (o.name, (parse::split_list(o, o.default), Source::Default)))
+            .collect();
         if let Some(path) = &given.file {
             for (option, value) in parse::file(path)? {
                 values.insert(option.name, (value, Source::File(path.clone())));
@@ -128,10 +137,16 @@ impl Layers {
         for option in OPTIONS {
             let name = variable(option.name);
             if let Some(value) = given.variables.get(&name) {
-                values.insert(option.name, (parse::split_list(option, value), Source::Variable(name)));
+                values.insert(
+                    option.name,
+                    (parse::split_list(option, value), Source::Variable(name)),
+                );
             }
             if let Some(value) = given.flags.get(option.name) {
-                values.insert(option.name, (value.clone(), Source::Flag(format!("--{}", option.name))));
+                values.insert(
+                    option.name,
+                    (value.clone(), Source::Flag(format!("--{}", option.name))),
+                );
             }
         }
         Ok(Self { values })
@@ -139,12 +154,19 @@ impl Layers {
 
     /// Option, value and source, in the order of the reference page.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static OptionDoc, &[String], &Source)> {
-        OPTIONS.iter().filter_map(|o| self.values.get(o.name).map(|(value, source)| (o, value.as_slice(), source)))
+        OPTIONS.iter().filter_map(|o| {
+            self.values
+                .get(o.name)
+                .map(|(value, source)| (o, value.as_slice(), source))
+        })
     }
 
     /// The value of `name` as one string.
     pub(crate) fn text(&self, name: &str) -> &str {
-        self.values.get(name).and_then(|(v, _)| v.first()).map_or("", String::as_str)
+        self.values
+            .get(name)
+            .and_then(|(v, _)| v.first())
+            .map_or("", String::as_str)
     }
 
     /// Checks every value.

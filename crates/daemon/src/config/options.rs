@@ -14,13 +14,27 @@ pub(crate) struct OptionDoc {
 }
 
 const fn one(name: &'static str, default: &'static str, doc: &'static str) -> OptionDoc {
-    OptionDoc { name, default, doc, list: false, since: "0.1" }
+    OptionDoc {
+        name,
+        default,
+        doc,
+        list: false,
+        since: "0.1",
+    }
 }
 
 const fn many(name: &'static str, default: &'static str, doc: &'static str) -> OptionDoc {
-    OptionDoc { name, default, doc, list: true, since: "0.1" }
+    OptionDoc {
+        name,
+        default,
+        doc,
+        list: true,
+        since: "0.1",
+    }
 }
 
+/// One option a line: the reference page is made from these lines.
+#[rustfmt::skip]
 pub(crate) const OPTIONS: &[OptionDoc] = &[
     one("data-dir", "/var/lib/utsuwa", "Where state, images, logs and keys are kept (of root, mode 0750; the server's group may enter)."),
     one("listen-api", "localhost:8787", "Address of the API. Loopback only until identity exists."),

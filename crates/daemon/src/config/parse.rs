@@ -10,7 +10,12 @@ use super::{Config, ConfigError, Layers, Listen};
 
 pub(super) fn split_list(option: &OptionDoc, value: &str) -> Vec<String> {
     if option.list {
-        value.split(',').map(str::trim).filter(|v| !v.is_empty()).map(str::to_owned).collect()
+        value
+            .split(',')
+            .map(str::trim)
+            .filter(|v| !v.is_empty())
+            .map(str::to_owned)
+            .collect()
     } else {
         vec![value.to_owned()]
     }
@@ -18,16 +23,27 @@ pub(super) fn split_list(option: &OptionDoc, value: &str) -> Vec<String> {
 
 /// The options in a TOML file.
 pub(super) fn file(path: &Path) -> Result<Vec<(&'static OptionDoc, Vec<String>)>, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| ConfigError(vec![format!("{}: read the configuration file: {e}", path.display())]))?;
-    let table: toml::Table = text
-        .parse()
-        .map_err(|e: toml::de::Error| ConfigError(vec![format!("{}: {}", path.display(), e.to_string().trim_end())]))?;
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        ConfigError(vec![format!(
+            "{}: read the configuration file: {e}",
+            path.display()
+        )])
+    })?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        ConfigError(vec![format!(
+            "{}: {}",
+            path.display(),
+            e.to_string().trim_end()
+        )])
+    })?;
     let mut problems = Vec::new();
     let mut values = Vec::new();
     for (key, value) in table {
         let Some(option) = find(&key) else {
-            problems.push(format!("{}: {key}: no such option; `utsuwa config show` lists them", path.display()));
+            problems.push(format!(
+                "{}: {key}: no such option; `utsuwa config show` lists them",
+                path.display()
+            ));
             continue;
         };
         match scalars(option, &value) {
@@ -35,11 +51,19 @@ pub(super) fn file(path: &Path) -> Result<Vec<(&'static OptionDoc, Vec<String>)>
             None => problems.push(format!(
                 "{}: {key}: must be {}",
                 path.display(),
-                if option.list { "a list of strings" } else { "a string, number or boolean" }
+                if option.list {
+                    "a list of strings"
+                } else {
+                    "a string, number or boolean"
+                }
             )),
         }
     }
-    if problems.is_empty() { Ok(values) } else { Err(ConfigError(problems)) }
+    if problems.is_empty() {
+        Ok(values)
+    } else {
+        Err(ConfigError(problems))
+    }
 }
 
 fn scalars(option: &OptionDoc, value: &toml::Value) -> Option<Vec<String>> {
@@ -66,7 +90,10 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn wrong(&mut self, name: &str, why: &str) {
         let text = self.layers.list(name).join(",");
-        self.problems.push(format!("{name} = {text:?} ({}): {why}", self.layers.source(name)));
+        self.problems.push(format!(
+            "{name} = {text:?} ({}): {why}",
+            self.layers.source(name)
+        ));
     }
 
     fn parse<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
@@ -81,16 +108,26 @@ impl Checker<'_> {
 }
 
 pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
-    let mut c = Checker { layers, problems: Vec::new() };
+    let mut c = Checker {
+        layers,
+        problems: Vec::new(),
+    };
     let data_dir = c.parse("data-dir", |t| {
         let path = PathBuf::from(t);
-        if path.is_absolute() { Ok(path) } else { Err("must be an absolute path".to_owned()) }
+        if path.is_absolute() {
+            Ok(path)
+        } else {
+            Err("must be an absolute path".to_owned())
+        }
     });
     let listen_api = c.parse("listen-api", listen);
     if let Some(api) = &listen_api
         && !api.is_loopback()
     {
-        c.wrong("listen-api", "must be a loopback address: the API has no identity check yet; use localhost:PORT");
+        c.wrong(
+            "listen-api",
+            "must be a loopback address: the API has no identity check yet; use localhost:PORT",
+        );
     }
     let listen_http = c.parse("listen-http", listen);
     if let (Some(api), Some(http)) = (&listen_api, &listen_http)
@@ -100,15 +137,23 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
         c.wrong("listen-http", "has the same port as listen-api");
     }
     let domain = c.parse("domain", domain);
-    let project = c.parse("project", |t| t.parse().map_err(|e: utsuwa_model::name::NameError| e.rule.to_owned()));
-    let region = c.parse("region", |t| t.parse().map_err(|e: utsuwa_model::name::NameError| e.rule.to_owned()));
+    let project = c.parse("project", |t| {
+        t.parse()
+            .map_err(|e: utsuwa_model::name::NameError| e.rule.to_owned())
+    });
+    let region = c.parse("region", |t| {
+        t.parse()
+            .map_err(|e: utsuwa_model::name::NameError| e.rule.to_owned())
+    });
     let idle_timeout = c.parse("idle-timeout", duration);
     let log_budget = c.parse("log-budget", bytes);
     let disk_reserve = c.parse("disk-reserve", bytes);
     let mut image_rewrites = Vec::new();
     for rule in layers.list("image-rewrites") {
         match rule.split_once('=') {
-            Some((from, to)) if !from.is_empty() && !to.is_empty() => image_rewrites.push((from.to_owned(), to.to_owned())),
+            Some((from, to)) if !from.is_empty() && !to.is_empty() => {
+                image_rewrites.push((from.to_owned(), to.to_owned()))
+            }
             _ => c.wrong("image-rewrites", "each rule is FROM=TO"),
         }
     }
@@ -121,8 +166,20 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
     if !["auto", "text", "json"].contains(&log_format.as_str()) {
         c.wrong("log-format", "must be text, json or auto");
     }
-    let docker_config = Some(layers.text("docker-config")).filter(|t| !t.is_empty()).map(PathBuf::from);
-    match (data_dir, listen_api, listen_http, domain, project, region, idle_timeout, log_budget, disk_reserve) {
+    let docker_config = Some(layers.text("docker-config"))
+        .filter(|t| !t.is_empty())
+        .map(PathBuf::from);
+    match (
+        data_dir,
+        listen_api,
+        listen_http,
+        domain,
+        project,
+        region,
+        idle_timeout,
+        log_budget,
+        disk_reserve,
+    ) {
         (
             Some(data_dir),
             Some(listen_api),
@@ -158,9 +215,14 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
 fn listen(text: &str) -> Result<Listen, String> {
     let why = || "must be HOST:PORT, for example localhost:8080, 0.0.0.0:80 or [::]:80".to_owned();
     let (host, port) = text.rsplit_once(':').ok_or_else(why)?;
-    let port: u16 = port.parse().map_err(|_| "the port must be 0 to 65535".to_owned())?;
+    let port: u16 = port
+        .parse()
+        .map_err(|_| "the port must be 0 to 65535".to_owned())?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let listen = Listen { host: host.to_owned(), port };
+    let listen = Listen {
+        host: host.to_owned(),
+        port,
+    };
     if listen.addresses().is_empty() {
         return Err("the host must be localhost or an IP address".to_owned());
     }
@@ -175,9 +237,15 @@ fn domain(text: &str) -> Result<String, String> {
                 && label.len() <= 63
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         });
-    if ok { Ok(text.to_owned()) } else { Err("must be a DNS name in lower case, for example localhost or run.example.com".to_owned()) }
+    if ok {
+        Ok(text.to_owned())
+    } else {
+        Err("must be a DNS name in lower case, for example localhost or run.example.com".to_owned())
+    }
 }
 
 /// `30s`, `15m`, `1h`, or plain seconds.
@@ -194,9 +262,14 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "h" => 3600,
         _ => return Err(why.to_owned()),
     };
-    number.checked_mul(factor).map(Duration::from_secs).ok_or_else(|| why.to_owned())
+    number
+        .checked_mul(factor)
+        .map(Duration::from_secs)
+        .ok_or_else(|| why.to_owned())
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
-    text.parse::<MemoryBytes>().map(|m| m.0).map_err(|e| e.to_string())
+    text.parse::<MemoryBytes>()
+        .map(|m| m.0)
+        .map_err(|e| e.to_string())
 }

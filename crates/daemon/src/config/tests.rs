@@ -1,10 +1,12 @@
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::collections::BTreeMap;
 
 use super::*;
 
-fn read(file: Option<&str>, variables: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
+fn read(
+    file: Option<&str>,
+    variables: &[(&str, &str)],
+    flags: &[(&'static str, &str)],
+) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
     let path = file.map(|text| {
         let path = dir.path().join("config.toml");
@@ -13,8 +15,14 @@ fn read(file: Option<&str>, variables: &[(&str, &str)], flags: &[(&'static str, 
     });
     let given = Given {
         file: path,
-        variables: variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-        flags: flags.iter().map(|(k, v)| (*k, vec![(*v).to_owned()])).collect::<BTreeMap<_, _>>(),
+        variables: variables
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect(),
+        flags: flags
+            .iter()
+            .map(|(k, v)| (*k, vec![(*v).to_owned()]))
+            .collect::<BTreeMap<_, _>>(),
     };
     Layers::read(&given)?.check()
 }
@@ -29,19 +37,45 @@ fn the_defaults_are_valid() {
 
 #[test]
 fn flags_beat_variables_beat_the_file() {
-    let file = Some("domain = \"file.test\"\nproject = \"file-project\"\nregion = \"file-region\"\nlisten_http = \"localhost:1\"\n");
-    let config = read(file, &[("UTSUWA_PROJECT", "variable"), ("UTSUWA_REGION", "variable")], &[("region", "flag")]).unwrap();
+    let file = Some(
+        "domain = \"file.test\"\nproject = \"file-project\"\nregion = \"file-region\"\nlisten_http = \"localhost:1\"\n",
+    );
+    let config = read(
+        file,
+        &[
+            ("UTSUWA_PROJECT", "variable"),
+            ("UTSUWA_REGION", "variable"),
+        ],
+        &[("region", "flag")],
+    )
+    .unwrap();
     assert_eq!(
-        (config.domain.as_str(), config.project.as_str(), config.region.as_str(), config.listen_http.port),
+        (
+            config.domain.as_str(),
+            config.project.as_str(),
+            config.region.as_str(),
+            config.listen_http.port
+        ),
         ("file.test", "variable", "flag", 1)
     );
 }
 
 #[test]
 fn all_problems_are_told_at_once_with_their_sources() {
-    let error = read(None, &[("UTSUWA_DOMAIN", "UPPER")], &[("listen-api", "0.0.0.0:1"), ("idle-timeout", "soon")]).unwrap_err();
+    let error = read(
+        None,
+        &[("UTSUWA_DOMAIN", "UPPER")],
+        &[("listen-api", "0.0.0.0:1"), ("idle-timeout", "soon")],
+    )
+    .unwrap_err();
     let text = error.to_string();
-    for part in ["3 problems", "variable UTSUWA_DOMAIN", "flag --listen-api", "loopback", "idle-timeout = \"soon\""] {
+    for part in [
+        "3 problems",
+        "variable UTSUWA_DOMAIN",
+        "flag --listen-api",
+        "loopback",
+        "idle-timeout = \"soon\"",
+    ] {
         assert!(text.contains(part), "{part} is missing in: {text}");
     }
 }
@@ -49,9 +83,22 @@ fn all_problems_are_told_at_once_with_their_sources() {
 #[test]
 fn a_broken_file_names_itself_and_the_place() {
     let broken = read(Some("domain = \n"), &[], &[]).unwrap_err().to_string();
-    assert!(broken.contains("config.toml") && broken.contains("line 1"), "{broken}");
-    let unknown = read(Some("domian = \"x\"\n"), &[], &[]).unwrap_err().to_string();
-    assert!(unknown.contains("domian") && unknown.contains("no such option"), "{unknown}");
-    let typed = read(Some("domain = [1, 2]\n"), &[], &[]).unwrap_err().to_string();
-    assert!(typed.contains("domain") && typed.contains("must be"), "{typed}");
+    assert!(
+        broken.contains("config.toml") && broken.contains("line 1"),
+        "{broken}"
+    );
+    let unknown = read(Some("domian = \"x\"\n"), &[], &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        unknown.contains("domian") && unknown.contains("no such option"),
+        "{unknown}"
+    );
+    let typed = read(Some("domain = [1, 2]\n"), &[], &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        typed.contains("domain") && typed.contains("must be"),
+        "{typed}"
+    );
 }

@@ -27,7 +27,9 @@ impl std::str::FromStr for Format {
                 .strip_prefix("value(")
                 .and_then(|t| t.strip_suffix(')'))
                 .map(|path| Self::Value(path.to_owned()))
-                .ok_or_else(|| "must be json, yaml, table or value(PATH), for example value(uri)".to_owned()),
+                .ok_or_else(|| {
+                    "must be json, yaml, table or value(PATH), for example value(uri)".to_owned()
+                }),
         }
     }
 }
@@ -49,7 +51,11 @@ pub(crate) type Column<'a> = (&'a str, &'a dyn Fn(&Value) -> String);
 ///
 /// # Errors
 /// YAML that can't be written (never seen with JSON values).
-pub(crate) fn items(format: &Format, items: &[Value], columns: &[Column<'_>]) -> Result<(), Failure> {
+pub(crate) fn items(
+    format: &Format,
+    items: &[Value],
+    columns: &[Column<'_>],
+) -> Result<(), Failure> {
     match format {
         Format::Table => {
             if items.is_empty() {
@@ -83,11 +89,15 @@ pub(crate) fn value(format: &Format, value: &Value) -> Result<(), Failure> {
     match format {
         Format::Value(path) => line(&text_at(value, path)),
         Format::Yaml => {
-            let text = serde_saphyr::to_string(value).map_err(|e| Failure::failed(format!("write YAML: {e}")))?;
+            let text = serde_saphyr::to_string(value)
+                .map_err(|e| Failure::failed(format!("write YAML: {e}")))?;
             line(text.trim_end());
         }
         Format::Json | Format::Table => {
-            line(&serde_json::to_string_pretty(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?);
+            line(
+                &serde_json::to_string_pretty(value)
+                    .map_err(|e| Failure::failed(format!("write JSON: {e}")))?,
+            );
         }
     }
     Ok(())

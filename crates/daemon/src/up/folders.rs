@@ -102,7 +102,8 @@ fn open_below(root: &OwnedFd, data: &Path, name: &str) -> anyhow::Result<OwnedFd
         match rustix::fs::mkdirat(parent, component, SERVERS_MODE) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => {
-                return Err(error).with_context(|| format!("make the directory {}", path.display()));
+                return Err(error)
+                    .with_context(|| format!("make the directory {}", path.display()));
             }
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

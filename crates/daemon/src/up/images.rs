@@ -21,9 +21,15 @@ fn told(error: &PullError) -> ImageError {
     let (reason, transient) = match error.class() {
         ErrorClass::Unauthorized => ("ContainerImageUnauthorized", false),
         ErrorClass::NotFound | ErrorClass::Caller => ("ContainerMissing", false),
-        ErrorClass::Exhausted | ErrorClass::Unavailable | ErrorClass::Internal => ("ContainerMissing", true),
+        ErrorClass::Exhausted | ErrorClass::Unavailable | ErrorClass::Internal => {
+            ("ContainerMissing", true)
+        }
     };
-    ImageError { reason: reason.to_owned(), message: error.to_string(), transient }
+    ImageError {
+        reason: reason.to_owned(),
+        message: error.to_string(),
+        transient,
+    }
 }
 
 impl utsuwa_control::seam::Images for Images {
@@ -44,10 +50,20 @@ impl utsuwa_control::seam::Images for Images {
 }
 
 impl utsuwa_api::seam::Images for Images {
-    fn load(&self, archive: BoxStream<'static, std::io::Result<Bytes>>) -> BoxFuture<'_, Result<utsuwa_api::seam::LoadedImage, String>> {
+    fn load(
+        &self,
+        archive: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> BoxFuture<'_, Result<utsuwa_api::seam::LoadedImage, String>> {
         Box::pin(async move {
-            let loaded = self.images.load_archive(archive).await.map_err(|e| e.to_string())?;
-            Ok(utsuwa_api::seam::LoadedImage { reference: loaded.reference, digest: loaded.manifest })
+            let loaded = self
+                .images
+                .load_archive(archive)
+                .await
+                .map_err(|e| e.to_string())?;
+            Ok(utsuwa_api::seam::LoadedImage {
+                reference: loaded.reference,
+                digest: loaded.manifest,
+            })
         })
     }
 
@@ -64,7 +80,11 @@ impl utsuwa_api::seam::Images for Images {
                 .list()
                 .into_iter()
                 .map(|stored| utsuwa_api::seam::ImageInsight {
-                    reference: stored.names.first().cloned().unwrap_or_else(|| stored.image.pinned.clone()),
+                    reference: stored
+                        .names
+                        .first()
+                        .cloned()
+                        .unwrap_or_else(|| stored.image.pinned.clone()),
                     in_use: used.contains(&stored.image.manifest),
                     size_bytes: stored.image.size_bytes,
                     digest: stored.image.manifest,

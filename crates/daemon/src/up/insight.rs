@@ -37,7 +37,11 @@ impl utsuwa_api::seam::Insight for Insight {
                     .instances
                     .into_iter()
                     .map(|i| InstanceInsight {
-                        pid: if i.pid == 0 { self.driver.pid(&i.id).unwrap_or(0) } else { i.pid },
+                        pid: if i.pid == 0 {
+                            self.driver.pid(&i.id).unwrap_or(0)
+                        } else {
+                            i.pid
+                        },
                         id: i.id,
                         state: i.state,
                         in_flight: i.in_flight,

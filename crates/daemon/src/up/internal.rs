@@ -62,7 +62,11 @@ pub(super) struct Inside {
 
 impl Inside {
     /// Serves until `events` ends or `shutdown` is cancelled.
-    pub(super) async fn run(self, mut events: mpsc::Receiver<InternalEvent>, shutdown: CancellationToken) {
+    pub(super) async fn run(
+        self,
+        mut events: mpsc::Receiver<InternalEvent>,
+        shutdown: CancellationToken,
+    ) {
         let mut sandboxes: BTreeMap<u32, Sandbox> = BTreeMap::new();
         let mut tasks: JoinSet<()> = JoinSet::new();
         let (refused, mut refusals) = mpsc::channel(256);
@@ -126,7 +130,12 @@ impl Inside {
             let (ingress, stop) = (self.ingress.clone(), stop.clone());
             tasks.spawn(async move { ingress.serve(listener, Scheme::Http, stop).await });
         }
-        Some(Sandbox { net, assigned: None, stop, _internal: internal })
+        Some(Sandbox {
+            net,
+            assigned: None,
+            stop,
+            _internal: internal,
+        })
     }
 
     /// Writes the end of an instance into its service's journal, in the user's words; the keeper forgets it only then.
@@ -172,7 +181,13 @@ impl Inside {
             IpAddr::V4(source) => s.net.address == source,
             IpAddr::V6(source) => s.net.address6 == Some(source),
         };
-        let Some((instance, revision)) = sandboxes.values().find(at_source).and_then(|s| s.assigned.clone()) else { return };
+        let Some((instance, revision)) = sandboxes
+            .values()
+            .find(at_source)
+            .and_then(|s| s.assigned.clone())
+        else {
+            return;
+        };
         let now = Machine::time();
         told.retain(|_, at| now.since(*at) < REPEAT_AFTER);
         let text = refusal.to_string();
@@ -191,7 +206,11 @@ impl Inside {
     }
 }
 
-fn read_refusals(socket: OwnedFd, refused: mpsc::Sender<network::Refusal>, readers: &mut JoinSet<()>) {
+fn read_refusals(
+    socket: OwnedFd,
+    refused: mpsc::Sender<network::Refusal>,
+    readers: &mut JoinSet<()>,
+) {
     match network::RefusalReader::new(socket) {
         Err(error) => tracing::warn!(%error, "read what is refused to instances"),
         Ok(mut reader) => {

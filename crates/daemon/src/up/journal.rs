@@ -65,8 +65,18 @@ impl Journal {
         let (sender, receiver) = sync_channel(WAITING);
         let written = Arc::new(tokio::sync::watch::Sender::new(0));
         let (folder, told) = (root.clone(), Arc::clone(&written));
-        let thread = std::thread::Builder::new().name("journal".into()).spawn(move || write_all(&folder, &receiver, &told))?;
-        Ok((Self { sender, dropped: Arc::default(), written, root }, thread))
+        let thread = std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || write_all(&folder, &receiver, &told))?;
+        Ok((
+            Self {
+                sender,
+                dropped: Arc::default(),
+                written,
+                root,
+            },
+            thread,
+        ))
     }
 
     pub(super) fn note(&self, happening: Happening) {
@@ -81,7 +91,10 @@ impl Journal {
     /// The files of a service, oldest first; they need not exist.
     pub(super) fn files(&self, service: &ServiceKey) -> [PathBuf; 2] {
         let folder = folder(&self.root, service);
-        [folder.join("journal.jsonl.old"), folder.join("journal.jsonl")]
+        [
+            folder.join("journal.jsonl.old"),
+            folder.join("journal.jsonl"),
+        ]
     }
 
     /// Changes when something was written.
@@ -112,7 +125,9 @@ impl RequestLog for Journal {
 }
 
 fn folder(root: &Path, key: &ServiceKey) -> PathBuf {
-    root.join(key.project.as_str()).join(key.region.as_str()).join(key.service.as_str())
+    root.join(key.project.as_str())
+        .join(key.region.as_str())
+        .join(key.service.as_str())
 }
 
 struct Output {
@@ -153,20 +168,40 @@ fn write_all(root: &Path, receiver: &Receiver<Entry>, written: &tokio::sync::wat
     }
 }
 
-fn write_one(outputs: &mut BTreeMap<PathBuf, Output>, folder: &Path, line: &str, count: u64) -> std::io::Result<()> {
+fn write_one(
+    outputs: &mut BTreeMap<PathBuf, Output>,
+    folder: &Path,
+    line: &str,
+    count: u64,
+) -> std::io::Result<()> {
     let path = folder.join("journal.jsonl");
     if !outputs.contains_key(folder) {
         if outputs.len() >= MAX_FILES
-            && let Some(oldest) = outputs.iter().min_by_key(|(_, o)| o.opened).map(|(path, _)| path.clone())
+            && let Some(oldest) = outputs
+                .iter()
+                .min_by_key(|(_, o)| o.opened)
+                .map(|(path, _)| path.clone())
         {
             outputs.remove(&oldest);
         }
         std::fs::create_dir_all(folder)?;
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)?;
         let bytes = file.metadata()?.len();
-        outputs.insert(folder.to_owned(), Output { file, bytes, opened: count });
+        outputs.insert(
+            folder.to_owned(),
+            Output {
+                file,
+                bytes,
+                opened: count,
+            },
+        );
     }
-    let Some(output) = outputs.get_mut(folder) else { return Ok(()) };
+    let Some(output) = outputs.get_mut(folder) else {
+        return Ok(());
+    };
     // One write per entry: a kill leaves no half line that a later one would be glued to.
     output.file.write_all(line.as_bytes())?;
     output.bytes += line.len() as u64;
@@ -177,7 +212,10 @@ fn write_one(outputs: &mut BTreeMap<PathBuf, Output>, folder: &Path, line: &str,
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "microseconds of a request fit a double exactly")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "microseconds of a request fit a double exactly"
+)]
 fn ms(duration: std::time::Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }
@@ -240,8 +278,13 @@ pub(super) fn read(line: &str) -> Option<Shown> {
     let shown = if entry["text"].is_string() {
         text("text")
     } else {
-        let mut shown =
-            format!("{} {} {} {:.1} ms", text("requestMethod"), text("requestUrl"), entry["status"], entry["latencyMs"].as_f64().unwrap_or(0.0));
+        let mut shown = format!(
+            "{} {} {} {:.1} ms",
+            text("requestMethod"),
+            text("requestUrl"),
+            entry["status"],
+            entry["latencyMs"].as_f64().unwrap_or(0.0)
+        );
         if let Some(total) = entry["coldStartMs"]["total"].as_f64() {
             shown.push_str(&format!(" (cold start {total:.1} ms)"));
         }
@@ -250,12 +293,16 @@ pub(super) fn read(line: &str) -> Option<Shown> {
         }
         shown
     };
-    Some(Shown { at: Timestamp(entry["at"].as_i64()?), revision: text("revision"), instance: text("instance").parse().ok(), text: shown })
+    Some(Shown {
+        at: Timestamp(entry["at"].as_i64()?),
+        revision: text("revision"),
+        instance: text("instance").parse().ok(),
+        text: shown,
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 
@@ -278,7 +325,10 @@ mod tests {
         thread.join().unwrap();
         let text = std::fs::read_to_string(current).unwrap();
         let shown = read(text.trim()).unwrap();
-        assert_eq!((shown.at, shown.text.as_str()), (Timestamp(5), "exited with status 7"));
+        assert_eq!(
+            (shown.at, shown.text.as_str()),
+            (Timestamp(5), "exited with status 7")
+        );
         assert_eq!(read("not json"), None);
     }
 }

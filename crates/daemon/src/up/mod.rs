@@ -13,8 +13,8 @@ mod instance_logs;
 mod internal;
 mod journal;
 mod prepare;
-mod unpacker;
 mod server;
+mod unpacker;
 
 use std::process::ExitCode;
 
@@ -53,8 +53,13 @@ fn run(config: Config) -> anyhow::Result<()> {
     }
     crate::logging::start(&config);
     let ground = prepare::prepare(config)?;
-    utsuwa_runtime::privilege::drop_to(&ground.user).with_context(|| format!("become {}", ground.user.shown))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("utsuwa").build().context("start the async runtime")?;
+    utsuwa_runtime::privilege::drop_to(&ground.user)
+        .with_context(|| format!("become {}", ground.user.shown))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("utsuwa")
+        .build()
+        .context("start the async runtime")?;
     let result = runtime.block_on(server::run(ground));
     // Threads that read logs for callers look up every 200 ms; nothing durable waits for them.
     runtime.shutdown_timeout(std::time::Duration::from_millis(50));

@@ -30,10 +30,14 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
     let open_files = privilege::raise_open_files().context("raise the number of open files")?;
     let features = utsuwa_runtime::sandbox::probe::probe();
     if let Some((name, missing)) = features.lacking().first() {
-        bail!("this machine can't run instances: {name}: {missing}. `utsuwa doctor` shows everything at once");
+        bail!(
+            "this machine can't run instances: {name}: {missing}. `utsuwa doctor` shows everything at once"
+        );
     }
-    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make the directory {}", config.data_dir.display()))?;
-    let id = keeper::data_id(&config.data_dir).with_context(|| format!("identify the data directory {}", config.data_dir.display()))?;
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("make the directory {}", config.data_dir.display()))?;
+    let id = keeper::data_id(&config.data_dir)
+        .with_context(|| format!("identify the data directory {}", config.data_dir.display()))?;
     // Before folders change owners, perhaps under a server of another user.
     refuse_second(&id, &config.data_dir)?;
     folders::make(&config.data_dir, &user)?;
@@ -41,23 +45,46 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
     for listen in [&mut config.listen_api, &mut config.listen_http] {
         choose_port(listen)?;
     }
-    let egress: Vec<EgressRule> =
-        config.allow_egress.iter().map(|rule| rule.parse().with_context(|| format!("--allow-egress {rule}"))).collect::<anyhow::Result<_>>()?;
-    let net = NetConfig { id, ingress_ports: vec![config.listen_http.port], allow: egress.clone(), mtu: None };
-    let mut keeper = KeeperConfig::new(&config.data_dir, user.uid, user.gid, Some(net)).context("configure the keeper")?;
+    let egress: Vec<EgressRule> = config
+        .allow_egress
+        .iter()
+        .map(|rule| {
+            rule.parse()
+                .with_context(|| format!("--allow-egress {rule}"))
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let net = NetConfig {
+        id,
+        ingress_ports: vec![config.listen_http.port],
+        allow: egress.clone(),
+        mtu: None,
+    };
+    let mut keeper = KeeperConfig::new(&config.data_dir, user.uid, user.gid, Some(net))
+        .context("configure the keeper")?;
     keeper.logs.service_budget = config.log_budget;
     keeper.logs.reserve = config.disk_reserve / 2;
-    keeper.privileged_ports = [&config.listen_api, &config.listen_http].iter().map(|l| l.port).filter(|p| *p < 1024).collect();
+    keeper.privileged_ports = [&config.listen_api, &config.listen_http]
+        .iter()
+        .map(|l| l.port)
+        .filter(|p| *p < 1024)
+        .collect();
     if !keeper.socket().exists() {
         // Nobody of ours can hold the ports yet: find out now, before anything is made.
-        for (flag, listen) in [("--listen-api", &config.listen_api), ("--listen-http", &config.listen_http)] {
+        for (flag, listen) in [
+            ("--listen-api", &config.listen_api),
+            ("--listen-http", &config.listen_http),
+        ] {
             for address in listen.addresses() {
                 match TcpListener::bind(address) {
                     Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                        bail!("{address} is taken by another program; name another address with {flag}, or find it with: ss -ltnp 'sport = :{}'", address.port());
+                        bail!(
+                            "{address} is taken by another program; name another address with {flag}, or find it with: ss -ltnp 'sport = :{}'",
+                            address.port()
+                        );
                     }
                     // A machine without IPv6 has no ::1; 127.0.0.1 is then enough.
-                    Err(error) if address.is_ipv6() && error.kind() == ErrorKind::AddrNotAvailable => {}
+                    Err(error)
+                        if address.is_ipv6() && error.kind() == ErrorKind::AddrNotAvailable => {}
                     Err(error) => bail!("listen on {address}: {error}; change it with {flag}"),
                     Ok(_) => {}
                 }
@@ -66,7 +93,14 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
     }
     keeper::ensure_keeper(&keeper).context("start the keeper")?;
     write_pid(&keeper)?;
-    Ok(Ground { config, user, keeper, docker, egress, open_files })
+    Ok(Ground {
+        config,
+        user,
+        keeper,
+        docker,
+        egress,
+        open_files,
+    })
 }
 
 /// The file that tells which process is the server: id and start time, so that a reused id is never mistaken.
@@ -116,7 +150,8 @@ fn write_pid(keeper: &KeeperConfig) -> anyhow::Result<()> {
     let pid = std::process::id();
     let path = pid_file(&keeper.id);
     let started = start_time(pid).context("read this process's start time")?;
-    std::fs::write(&path, format!("{pid} {started}\n")).with_context(|| format!("write {}", path.display()))
+    std::fs::write(&path, format!("{pid} {started}\n"))
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Read while root can: the server's user has no right to the operator's home.
@@ -131,15 +166,24 @@ fn docker_config(config: &Config) -> anyhow::Result<DockerConfig> {
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(DockerConfig::Content(text)),
         Err(error) if !asked_for && error.kind() == ErrorKind::NotFound => Ok(DockerConfig::None),
-        Err(error) => bail!("{}: read the registry credentials (docker-config): {error}", path.display()),
+        Err(error) => bail!(
+            "{}: read the registry credentials (docker-config): {error}",
+            path.display()
+        ),
     }
 }
 
 /// Port 0 means any free one; it is chosen now because instances are told it.
 fn choose_port(listen: &mut Listen) -> anyhow::Result<()> {
     if listen.port == 0 {
-        let address = *listen.addresses().first().context("no address to listen on")?;
-        listen.port = TcpListener::bind(address).and_then(|l| l.local_addr()).with_context(|| format!("find a free port on {}", address.ip()))?.port();
+        let address = *listen
+            .addresses()
+            .first()
+            .context("no address to listen on")?;
+        listen.port = TcpListener::bind(address)
+            .and_then(|l| l.local_addr())
+            .with_context(|| format!("find a free port on {}", address.ip()))?
+            .port();
     }
     Ok(())
 }

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utsuwa_control::{Control, ControlSettings};
 use utsuwa_ingress::{Ingress, IngressSettings, Scheme};
+use utsuwa_runtime::Driver;
 use utsuwa_runtime::client::SandboxDriver;
 use utsuwa_runtime::image::{Credentials, ImageStore, RewriteRule, Settings as ImageSettings};
 use utsuwa_runtime::network::EgressRule;
 use utsuwa_runtime::network::dns::{Resolver, ServerZone};
-use utsuwa_runtime::Driver;
 use utsuwa_store::{Settings, Store};
 
 use super::connect::Dialer;
@@ -45,10 +45,16 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     let settings = frozen(&store, &ground).await?;
 
     let (internal, internal_events) = mpsc::channel(INTERNAL_EVENTS);
-    let driver = SandboxDriver::connect(&ground.keeper.socket(), &ground.keeper.id, &ground.keeper.build, Some(internal))
-        .await
-        .context("connect to the keeper")?;
-    let (journal, journal_thread) = Journal::start(data.join("journal")).context("start the journal")?;
+    let driver = SandboxDriver::connect(
+        &ground.keeper.socket(),
+        &ground.keeper.id,
+        &ground.keeper.build,
+        Some(internal),
+    )
+    .await
+    .context("connect to the keeper")?;
+    let (journal, journal_thread) =
+        Journal::start(data.join("journal")).context("start the journal")?;
 
     let bell = Bell::default();
     let shared: Arc<dyn Driver> = Arc::new(driver.clone());
@@ -57,12 +63,21 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
         Arc::new(bell.clone()),
         Arc::new(journal.clone()),
         Arc::new(Machine),
-        IngressSettings { drain: DRAIN, ..IngressSettings::default() },
+        IngressSettings {
+            drain: DRAIN,
+            ..IngressSettings::default()
+        },
     );
     let stop = CancellationToken::new();
     let tracker = TaskTracker::new();
     let directory = Directory::default();
-    let zone = ServerZone::new(&settings.domain, ground.egress.iter().any(|r| matches!(r, EgressRule::Host { .. })));
+    let zone = ServerZone::new(
+        &settings.domain,
+        ground
+            .egress
+            .iter()
+            .any(|r| matches!(r, EgressRule::Host { .. })),
+    );
     let inside = Inside {
         driver: driver.clone(),
         ingress: ingress.clone(),
@@ -78,10 +93,18 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     if let Err(error) = images.recover().await {
         tracing::warn!(%error, "check the image store after the last end");
     }
-    utsuwa_api::proxy::ensure_ca(&data.join("keys")).context("make the certificate authority for googleapis.com")?;
-    let all = Images { images, store: store.clone() };
-    let mut control_settings =
-        ControlSettings::new(settings.project.clone(), settings.region.clone(), settings.domain.clone(), ground.config.listen_http.port);
+    utsuwa_api::proxy::ensure_ca(&data.join("keys"))
+        .context("make the certificate authority for googleapis.com")?;
+    let all = Images {
+        images,
+        store: store.clone(),
+    };
+    let mut control_settings = ControlSettings::new(
+        settings.project.clone(),
+        settings.region.clone(),
+        settings.domain.clone(),
+        ground.config.listen_http.port,
+    );
     control_settings.idle_timeout = ground.config.idle_timeout;
     let control = Control::start(
         store.clone(),
@@ -99,9 +122,15 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     let api = listen(&driver, "api", &ground.config.listen_api, "--listen-api").await?;
     let keep: Vec<(String, String)> = [("http", &http), ("api", &api)]
         .into_iter()
-        .flat_map(|(name, all)| all.iter().filter_map(move |l| Some((name.to_owned(), l.local_addr().ok()?.to_string()))))
+        .flat_map(|(name, all)| {
+            all.iter()
+                .filter_map(move |l| Some((name.to_owned(), l.local_addr().ok()?.to_string())))
+        })
         .collect();
-    driver.retain_listeners(&keep).await.context("let go of addresses no longer listened on")?;
+    driver
+        .retain_listeners(&keep)
+        .await
+        .context("let go of addresses no longer listened on")?;
     for listener in http {
         let (ingress, stop) = (ingress.clone(), stop.clone());
         tracker.spawn(async move { ingress.serve(listener, Scheme::Http, stop).await });
@@ -109,8 +138,15 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     let ready = utsuwa_api::Readiness::default();
     let state = utsuwa_api::ApiState {
         store: store.clone(),
-        insight: Arc::new(Insight { control: control.clone(), driver: Arc::clone(&shared) }),
-        logs: Arc::new(InstanceLogs::new(data.join("logs"), journal.clone(), Arc::new(Running(directory.clone())))),
+        insight: Arc::new(Insight {
+            control: control.clone(),
+            driver: Arc::clone(&shared),
+        }),
+        logs: Arc::new(InstanceLogs::new(
+            data.join("logs"),
+            journal.clone(),
+            Arc::new(Running(directory.clone())),
+        )),
         images: Arc::new(all.clone()),
         settings: settings.clone(),
         clock: Arc::new(Machine),
@@ -129,6 +165,9 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     announce(&ground, &settings);
     let why = until_told(&driver).await?;
     tracing::info!(why, "ending; instances go on");
+    crate::output::line(
+        "ending; instances and ports stay with the keeper; `utsuwa down` ends everything",
+    );
     stop.cancel();
     control.shutdown(Duration::from_secs(5)).await;
     tracker.close();
@@ -146,7 +185,10 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     all.images.close().await;
     journal.end();
     let written = tokio::task::spawn_blocking(move || journal_thread.join());
-    if tokio::time::timeout(Duration::from_secs(2), written).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(2), written)
+        .await
+        .is_err()
+    {
         tracing::debug!("the journal was still held at the end");
     }
     Ok(())
@@ -154,33 +196,68 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
 
 /// Default project, region and domain never change after the first start (decision 13).
 async fn frozen(store: &Store, ground: &Ground) -> anyhow::Result<Settings> {
-    let wanted =
-        Settings { project: ground.config.project.clone(), region: ground.config.region.clone(), domain: ground.config.domain.clone() };
-    store.freeze_settings(wanted).await.context("compare project, region and domain with those this data directory was made for")
+    let wanted = Settings {
+        project: ground.config.project.clone(),
+        region: ground.config.region.clone(),
+        domain: ground.config.domain.clone(),
+    };
+    store
+        .freeze_settings(wanted)
+        .await
+        .context("compare project, region and domain with those this data directory was made for")
 }
 
 fn open_images(ground: &Ground, driver: &SandboxDriver) -> anyhow::Result<ImageStore> {
     let mut settings = ImageSettings::new(ground.config.data_dir.join("images"));
     settings.reserve_bytes = ground.config.disk_reserve;
-    settings.registry.insecure.clone_from(&ground.config.insecure_registries);
-    settings.registry.credentials = Credentials { docker: ground.docker.clone(), ..Credentials::default() };
-    settings.rewrites.extend(ground.config.image_rewrites.iter().map(|(from, to)| RewriteRule { from: from.clone(), to: to.clone() }));
-    ImageStore::open(settings, Arc::new(KeeperUnpacker(driver.clone()))).context("open the image store")
+    settings
+        .registry
+        .insecure
+        .clone_from(&ground.config.insecure_registries);
+    settings.registry.credentials = Credentials {
+        docker: ground.docker.clone(),
+        ..Credentials::default()
+    };
+    settings.rewrites.extend(
+        ground
+            .config
+            .image_rewrites
+            .iter()
+            .map(|(from, to)| RewriteRule {
+                from: from.clone(),
+                to: to.clone(),
+            }),
+    );
+    ImageStore::open(settings, Arc::new(KeeperUnpacker(driver.clone())))
+        .context("open the image store")
 }
 
 /// The keeper's sockets for an address; both loopbacks for `localhost`, of which one may be missing.
-async fn listen(driver: &SandboxDriver, name: &str, listen: &Listen, flag: &str) -> anyhow::Result<Vec<TcpListener>> {
+async fn listen(
+    driver: &SandboxDriver,
+    name: &str,
+    listen: &Listen,
+    flag: &str,
+) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
     let mut problem = None;
     for address in listen.addresses() {
         match driver.listen(name, &address.to_string()).await {
             Ok(socket) => {
                 let socket = std::net::TcpListener::from(socket);
-                socket.set_nonblocking(true).context("prepare a listening socket")?;
+                socket
+                    .set_nonblocking(true)
+                    .context("prepare a listening socket")?;
                 listeners.push(TcpListener::from_std(socket).context("watch a listening socket")?);
             }
-            Err(error) if address.is_ipv6() && !listeners.is_empty() => tracing::debug!(%address, %error, "not listening"),
-            Err(error) => problem = Some(format!("listen on {address}: {error}; name another address with {flag}")),
+            Err(error) if address.is_ipv6() && !listeners.is_empty() => {
+                tracing::debug!(%address, %error, "not listening")
+            }
+            Err(error) => {
+                problem = Some(format!(
+                    "listen on {address}: {error}; name another address with {flag}"
+                ))
+            }
         }
     }
     match problem {
@@ -192,7 +269,10 @@ async fn listen(driver: &SandboxDriver, name: &str, listen: &Listen, flag: &str)
 /// One line per address on stdout, then `ready`.
 fn announce(ground: &Ground, settings: &Settings) {
     crate::output::line(&format!("api       http://{}", ground.config.listen_api));
-    crate::output::line(&format!("services  http://NAME.{}:{}", settings.domain, ground.config.listen_http.port));
+    crate::output::line(&format!(
+        "services  http://NAME.{}:{}",
+        settings.domain, ground.config.listen_http.port
+    ));
     crate::output::line("ready");
     tracing::info!(
         api = %ground.config.listen_api, http = %ground.config.listen_http, project = %settings.project, region = %settings.region,

@@ -14,22 +14,42 @@ fn told(error: DriverError) -> UnpackError {
     match error {
         DriverError::Refused(why) => UnpackError::Refused { why },
         DriverError::Exhausted(why) => UnpackError::Exhausted { why },
-        other => UnpackError::Unavailable { why: other.to_string() },
+        other => UnpackError::Unavailable {
+            why: other.to_string(),
+        },
     }
 }
 
 impl LayerUnpacker for KeeperUnpacker {
-    fn unpack(&self, diff_id: Digest, media_type: String, blob: OwnedFd) -> BoxFuture<'_, Result<UnpackReport, UnpackError>> {
+    fn unpack(
+        &self,
+        diff_id: Digest,
+        media_type: String,
+        blob: OwnedFd,
+    ) -> BoxFuture<'_, Result<UnpackReport, UnpackError>> {
         Box::pin(async move {
-            let done = self.0.unpack(&diff_id.to_string(), &media_type, blob).await.map_err(told)?;
+            let done = self
+                .0
+                .unpack(&diff_id.to_string(), &media_type, blob)
+                .await
+                .map_err(told)?;
             for skipped in &done.skipped {
                 tracing::info!(layer = %diff_id, entry = %skipped, "left out of a layer");
             }
-            Ok(UnpackReport { entries: done.entries, bytes: done.bytes, ..UnpackReport::default() })
+            Ok(UnpackReport {
+                entries: done.entries,
+                bytes: done.bytes,
+                ..UnpackReport::default()
+            })
         })
     }
 
     fn remove(&self, diff_id: Digest) -> BoxFuture<'_, Result<(), UnpackError>> {
-        Box::pin(async move { self.0.remove_layer(&diff_id.to_string()).await.map_err(told) })
+        Box::pin(async move {
+            self.0
+                .remove_layer(&diff_id.to_string())
+                .await
+                .map_err(told)
+        })
     }
 }

@@ -133,13 +133,23 @@ impl Connection {
             return;
         };
         let borrowed: Vec<_> = call.descriptors.iter().map(AsFd::as_fd).collect();
-        let sent = link.send(&ToKeeper::Request { id, op: call.op.clone() }, &borrowed).await;
+        let sent = link
+            .send(
+                &ToKeeper::Request {
+                    id,
+                    op: call.op.clone(),
+                },
+                &borrowed,
+            )
+            .await;
         match sent {
             Ok(()) => {
                 self.pending.insert(id, call);
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                let _ = call.answer.send(Err(DriverError::Refused(format!("the request is too large: {error}"))));
+                let _ = call.answer.send(Err(DriverError::Refused(format!(
+                    "the request is too large: {error}"
+                ))));
             }
             Err(error) => {
                 self.waiting.push_back((Instant::now(), call));
@@ -182,7 +192,9 @@ impl Connection {
                     }
                     return true;
                 }
-                Err(ConnectError::Refused(reason)) => tracing::error!(%reason, "the keeper refuses this server"),
+                Err(ConnectError::Refused(reason)) => {
+                    tracing::error!(%reason, "the keeper refuses this server")
+                }
                 Err(ConnectError::Io(error)) => tracing::debug!(%error, "no keeper yet"),
             }
             self.give_up_old();
@@ -205,7 +217,10 @@ impl Connection {
             && since.elapsed() >= PATIENCE
         {
             if let Some((_, call)) = self.waiting.pop_front() {
-                let text = format!("it does not answer at {}; `utsuwa up` as root starts it again", self.shared.socket.display());
+                let text = format!(
+                    "it does not answer at {}; `utsuwa up` as root starts it again",
+                    self.shared.socket.display()
+                );
                 let _ = call.answer.send(Err(DriverError::Unavailable(text)));
             }
         }
@@ -216,7 +231,13 @@ impl Connection {
         let mut gifts: Vec<(Op, Vec<OwnedFd>)> = Vec::new();
         for ((name, address), socket) in &*self.shared.listeners.lock() {
             if let Ok(copy) = socket.try_clone() {
-                gifts.push((Op::GiveListener { name: name.clone(), address: address.clone() }, vec![copy]));
+                gifts.push((
+                    Op::GiveListener {
+                        name: name.clone(),
+                        address: address.clone(),
+                    },
+                    vec![copy],
+                ));
             }
         }
         for (sandbox, sockets) in &self.internal_sockets {
@@ -235,18 +256,29 @@ impl Connection {
 
     async fn send_unanswered(&mut self, op: Op, descriptors: Vec<OwnedFd>) {
         let (answer, _) = oneshot::channel();
-        self.send(Call { op, descriptors, answer }).await;
+        self.send(Call {
+            op,
+            descriptors,
+            answer,
+        })
+        .await;
     }
 
     async fn receive(&mut self, packet: FromKeeper, descriptors: Vec<OwnedFd>) {
         match packet {
             FromKeeper::Reply { id, result } => {
-                let Some(call) = self.pending.remove(&id) else { return };
+                let Some(call) = self.pending.remove(&id) else {
+                    return;
+                };
                 if let Op::AckExit { id } = &call.op {
                     self.told.remove(id);
                     self.passed.remove(id);
                 }
-                let _ = call.answer.send(result.map(|reply| (reply, descriptors)).map_err(to_driver_error));
+                let _ = call.answer.send(
+                    result
+                        .map(|reply| (reply, descriptors))
+                        .map_err(to_driver_error),
+                );
             }
             FromKeeper::Event(event) => self.event(event, descriptors).await,
             FromKeeper::Superseded { by } => {
@@ -262,9 +294,17 @@ impl Connection {
         let internal = match event {
             Event::Exited(report) => {
                 self.shared.sockets.forget(&report.id);
-                let known = self.told.contains(&report.id) || self.passed.contains(&report.id) || self.exits.iter().any(|exit| exit.id == report.id);
+                let known = self.told.contains(&report.id)
+                    || self.passed.contains(&report.id)
+                    || self.exits.iter().any(|exit| exit.id == report.id);
                 if self.told.contains(&report.id) {
-                    self.send_unanswered(Op::AckExit { id: report.id.clone() }, Vec::new()).await;
+                    self.send_unanswered(
+                        Op::AckExit {
+                            id: report.id.clone(),
+                        },
+                        Vec::new(),
+                    )
+                    .await;
                 }
                 if !known {
                     self.exits.push_back(report);
@@ -280,16 +320,28 @@ impl Connection {
                         return;
                     }
                 };
-                InternalEvent::Attached { sandbox, net, sockets }
+                InternalEvent::Attached {
+                    sandbox,
+                    net,
+                    sockets,
+                }
             }
-            Event::SandboxAssigned { sandbox, instance, revision } => {
-                InternalEvent::Assigned { sandbox, instance, revision }
-            }
+            Event::SandboxAssigned {
+                sandbox,
+                instance,
+                revision,
+            } => InternalEvent::Assigned {
+                sandbox,
+                instance,
+                revision,
+            },
             Event::SandboxGone { sandbox } => {
                 self.internal_sockets.remove(&sandbox);
                 InternalEvent::Gone { sandbox }
             }
-            Event::RefusalSockets => InternalEvent::Refusals { sockets: descriptors },
+            Event::RefusalSockets => InternalEvent::Refusals {
+                sockets: descriptors,
+            },
         };
         if let Some(sender) = &self.internal
             && sender.send(internal).await.is_err()
@@ -303,17 +355,33 @@ impl Connection {
         if self.internal.is_none() {
             return Ok(Vec::new());
         }
-        let copies = sockets.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?;
+        let copies = sockets
+            .iter()
+            .map(OwnedFd::try_clone)
+            .collect::<io::Result<Vec<_>>>()?;
         self.internal_sockets.insert(sandbox, sockets);
         Ok(copies)
     }
 
     async fn pass_exits(&mut self) {
         while self.shared.events.receiver_count() > 0 {
-            let Some(report) = self.exits.pop_front() else { return };
+            let Some(report) = self.exits.pop_front() else {
+                return;
+            };
             let kept = report.clone();
-            let ExitReport { id, exit, at, last_lines, .. } = report;
-            let _ = self.shared.events.send(InstanceEvent::Exited { id: id.clone(), exit, at, last_lines });
+            let ExitReport {
+                id,
+                exit,
+                at,
+                last_lines,
+                ..
+            } = report;
+            let _ = self.shared.events.send(InstanceEvent::Exited {
+                id: id.clone(),
+                exit,
+                at,
+                last_lines,
+            });
             if let Some(sender) = &self.internal
                 && sender.send(InternalEvent::Exited(kept)).await.is_ok()
             {
@@ -340,7 +408,9 @@ impl Connection {
 }
 
 pub(super) fn superseded() -> DriverError {
-    DriverError::Unavailable("another server has taken over this data directory; this one must end".to_owned())
+    DriverError::Unavailable(
+        "another server has taken over this data directory; this one must end".to_owned(),
+    )
 }
 
 fn to_driver_error(error: KeeperError) -> DriverError {

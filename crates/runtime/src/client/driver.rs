@@ -56,7 +56,11 @@ struct Ready {
 impl SocketCache {
     fn add(&self, id: &InstanceId, address: SocketAddr, mut sockets: Vec<OwnedFd>) {
         let mut instances = self.instances.lock();
-        let ready = instances.entry(id.clone()).or_insert(Ready { address, sockets: Vec::new(), asking: false });
+        let ready = instances.entry(id.clone()).or_insert(Ready {
+            address,
+            sockets: Vec::new(),
+            asking: false,
+        });
         ready.asking = false;
         ready.sockets.append(&mut sockets);
     }
@@ -100,10 +104,14 @@ impl SandboxDriver {
         build: &str,
         internal: Option<mpsc::Sender<InternalEvent>>,
     ) -> Result<Self, DriverError> {
-        let link = KeeperLink::connect(socket, data_id, build, Vec::new()).await.map_err(|error| match error {
-            ConnectError::Io(error) => DriverError::Unavailable(format!("{}: {error}", socket.display())),
-            ConnectError::Refused(reason) => DriverError::Refused(reason),
-        })?;
+        let link = KeeperLink::connect(socket, data_id, build, Vec::new())
+            .await
+            .map_err(|error| match error {
+                ConnectError::Io(error) => {
+                    DriverError::Unavailable(format!("{}: {error}", socket.display()))
+                }
+                ConnectError::Refused(reason) => DriverError::Refused(reason),
+            })?;
         let shared = Arc::new(Shared {
             socket: socket.to_owned(),
             data_id: data_id.to_owned(),
@@ -118,7 +126,11 @@ impl SandboxDriver {
         let (calls, receiver) = mpsc::channel(CALLS);
         let tasks = TaskTracker::new();
         tasks.spawn(Connection::new(Arc::clone(&shared), receiver, internal, link).run());
-        Ok(Self { shared, calls, tasks })
+        Ok(Self {
+            shared,
+            calls,
+            tasks,
+        })
     }
 
     /// Returns when another server has taken over this one's place: it must end then.
@@ -139,17 +151,38 @@ impl SandboxDriver {
     /// # Errors
     /// [`DriverError`]; it is then told again to the next server.
     pub async fn acknowledge(&self, id: &InstanceId) -> Result<(), DriverError> {
-        self.call(Op::AckExit { id: id.clone() }, Vec::new()).await.map(|_| ())
+        self.call(Op::AckExit { id: id.clone() }, Vec::new())
+            .await
+            .map(|_| ())
     }
 
     /// Unpacks a layer into the image store. `blob` is read from its current position.
     ///
     /// # Errors
     /// [`DriverError::Refused`] for a layer that is not what its digest promises.
-    pub async fn unpack(&self, diff_id: &str, media_type: &str, blob: OwnedFd) -> Result<Unpacked, DriverError> {
-        let op = Op::Unpack { diff_id: diff_id.to_owned(), media_type: media_type.to_owned() };
+    pub async fn unpack(
+        &self,
+        diff_id: &str,
+        media_type: &str,
+        blob: OwnedFd,
+    ) -> Result<Unpacked, DriverError> {
+        let op = Op::Unpack {
+            diff_id: diff_id.to_owned(),
+            media_type: media_type.to_owned(),
+        };
         match self.call(op, vec![blob]).await? {
-            (Reply::Unpacked { entries, bytes, skipped }, _) => Ok(Unpacked { entries, bytes, skipped }),
+            (
+                Reply::Unpacked {
+                    entries,
+                    bytes,
+                    skipped,
+                },
+                _,
+            ) => Ok(Unpacked {
+                entries,
+                bytes,
+                skipped,
+            }),
             // There already.
             (Reply::Done, _) => Ok(Unpacked::default()),
             other => Err(unexpected(&other.0)),
@@ -161,14 +194,25 @@ impl SandboxDriver {
     /// # Errors
     /// [`DriverError`].
     pub async fn remove_layer(&self, diff_id: &str) -> Result<(), DriverError> {
-        self.call(Op::RemoveLayer { diff_id: diff_id.to_owned() }, Vec::new()).await.map(|_| ())
+        self.call(
+            Op::RemoveLayer {
+                diff_id: diff_id.to_owned(),
+            },
+            Vec::new(),
+        )
+        .await
+        .map(|_| ())
     }
 
     /// The listening socket that the keeper holds under this name and address, if it does.
     ///
     /// # Errors
     /// [`DriverError`].
-    pub async fn take_listener(&self, name: &str, address: &str) -> Result<Option<OwnedFd>, DriverError> {
+    pub async fn take_listener(
+        &self,
+        name: &str,
+        address: &str,
+    ) -> Result<Option<OwnedFd>, DriverError> {
         self.listener(name, address, false).await
     }
 
@@ -178,14 +222,27 @@ impl SandboxDriver {
     /// [`DriverError::Refused`] if the address is taken, isn't this host's, or isn't permitted.
     pub async fn listen(&self, name: &str, address: &str) -> Result<OwnedFd, DriverError> {
         let socket = self.listener(name, address, true).await?;
-        socket.ok_or_else(|| DriverError::Internal(format!("the keeper sent no socket for {name} {address}")))
+        socket.ok_or_else(|| {
+            DriverError::Internal(format!("the keeper sent no socket for {name} {address}"))
+        })
     }
 
-    async fn listener(&self, name: &str, address: &str, bind: bool) -> Result<Option<OwnedFd>, DriverError> {
-        let op = Op::TakeListener { name: name.to_owned(), address: address.to_owned(), bind };
+    async fn listener(
+        &self,
+        name: &str,
+        address: &str,
+        bind: bool,
+    ) -> Result<Option<OwnedFd>, DriverError> {
+        let op = Op::TakeListener {
+            name: name.to_owned(),
+            address: address.to_owned(),
+            bind,
+        };
         match self.call(op, Vec::new()).await? {
             (Reply::Listener { found: true }, mut sockets) => {
-                let Some(socket) = sockets.pop() else { return Ok(None) };
+                let Some(socket) = sockets.pop() else {
+                    return Ok(None);
+                };
                 self.remember_listener(name, address, &socket)?;
                 Ok(Some(socket))
             }
@@ -198,16 +255,36 @@ impl SandboxDriver {
     ///
     /// # Errors
     /// [`DriverError`].
-    pub async fn give_listener(&self, name: &str, address: &str, socket: &OwnedFd) -> Result<(), DriverError> {
-        let copy = socket.try_clone().map_err(|error| DriverError::Exhausted(error.to_string()))?;
+    pub async fn give_listener(
+        &self,
+        name: &str,
+        address: &str,
+        socket: &OwnedFd,
+    ) -> Result<(), DriverError> {
+        let copy = socket
+            .try_clone()
+            .map_err(|error| DriverError::Exhausted(error.to_string()))?;
         self.remember_listener(name, address, socket)?;
-        let op = Op::GiveListener { name: name.to_owned(), address: address.to_owned() };
+        let op = Op::GiveListener {
+            name: name.to_owned(),
+            address: address.to_owned(),
+        };
         self.call(op, vec![copy]).await.map(|_| ())
     }
 
-    fn remember_listener(&self, name: &str, address: &str, socket: &OwnedFd) -> Result<(), DriverError> {
-        let copy = socket.try_clone().map_err(|error| DriverError::Exhausted(error.to_string()))?;
-        self.shared.listeners.lock().insert((name.to_owned(), address.to_owned()), copy);
+    fn remember_listener(
+        &self,
+        name: &str,
+        address: &str,
+        socket: &OwnedFd,
+    ) -> Result<(), DriverError> {
+        let copy = socket
+            .try_clone()
+            .map_err(|error| DriverError::Exhausted(error.to_string()))?;
+        self.shared
+            .listeners
+            .lock()
+            .insert((name.to_owned(), address.to_owned()), copy);
         Ok(())
     }
 
@@ -216,8 +293,18 @@ impl SandboxDriver {
     /// # Errors
     /// [`DriverError`].
     pub async fn retain_listeners(&self, keep: &[(String, String)]) -> Result<(), DriverError> {
-        self.shared.listeners.lock().retain(|key, _| keep.contains(key));
-        self.call(Op::RetainListeners { keep: keep.to_vec() }, Vec::new()).await.map(|_| ())
+        self.shared
+            .listeners
+            .lock()
+            .retain(|key, _| keep.contains(key));
+        self.call(
+            Op::RetainListeners {
+                keep: keep.to_vec(),
+            },
+            Vec::new(),
+        )
+        .await
+        .map(|_| ())
     }
 
     /// What the keeper holds.
@@ -233,7 +320,14 @@ impl SandboxDriver {
 
     async fn call(&self, op: Op, descriptors: Vec<OwnedFd>) -> Answer {
         let (answer, receiver) = oneshot::channel();
-        self.calls.send(Call { op, descriptors, answer }).await.map_err(|_| superseded())?;
+        self.calls
+            .send(Call {
+                op,
+                descriptors,
+                answer,
+            })
+            .await
+            .map_err(|_| superseded())?;
         receiver.await.map_err(|_| superseded())?
     }
 
@@ -241,8 +335,19 @@ impl SandboxDriver {
     fn refill_sockets(&self, id: InstanceId) {
         let driver = self.clone();
         self.tasks.spawn(async move {
-            match driver.call(Op::Sockets { id: id.clone(), count: BATCH }, Vec::new()).await {
-                Ok((Reply::Sockets { address }, sockets)) => driver.shared.sockets.add(&id, address, sockets),
+            match driver
+                .call(
+                    Op::Sockets {
+                        id: id.clone(),
+                        count: BATCH,
+                    },
+                    Vec::new(),
+                )
+                .await
+            {
+                Ok((Reply::Sockets { address }, sockets)) => {
+                    driver.shared.sockets.add(&id, address, sockets)
+                }
                 Ok(_) => driver.shared.sockets.stop_asking(&id),
                 Err(error) => {
                     tracing::debug!(%id, %error, "ask for dial sockets");
@@ -264,14 +369,26 @@ pub struct Unpacked {
 
 impl Driver for SandboxDriver {
     fn prepare(&self, rootfs: RootfsSpec) -> BoxFuture<'_, Result<(), DriverError>> {
-        Box::pin(async move { self.call(Op::Prepare { rootfs }, Vec::new()).await.map(|_| ()) })
+        Box::pin(async move {
+            self.call(Op::Prepare { rootfs }, Vec::new())
+                .await
+                .map(|_| ())
+        })
     }
 
     fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>> {
         Box::pin(async move {
             let id = spec.id.clone();
             match self.call(Op::Start { spec }, Vec::new()).await? {
-                (Reply::Started { phases, address, pid, .. }, sockets) => {
+                (
+                    Reply::Started {
+                        phases,
+                        address,
+                        pid,
+                        ..
+                    },
+                    sockets,
+                ) => {
                     self.shared.sockets.learn_pid(&id, pid);
                     self.shared.sockets.add(&id, address, sockets);
                     Ok(phases)
@@ -285,7 +402,9 @@ impl Driver for SandboxDriver {
         Box::pin(async move {
             self.shared.sockets.forget(&id);
             let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-            self.call(Op::Stop { id, grace_ms }, Vec::new()).await.map(|_| ())
+            self.call(Op::Stop { id, grace_ms }, Vec::new())
+                .await
+                .map(|_| ())
         })
     }
 
@@ -327,11 +446,24 @@ impl Driver for SandboxDriver {
                 }
                 return Ok((socket, address));
             }
-            match self.call(Op::Sockets { id: id.clone(), count: BATCH }, Vec::new()).await? {
+            match self
+                .call(
+                    Op::Sockets {
+                        id: id.clone(),
+                        count: BATCH,
+                    },
+                    Vec::new(),
+                )
+                .await?
+            {
                 (Reply::Sockets { address }, mut sockets) => {
                     let socket = sockets.pop();
                     self.shared.sockets.add(&id, address, sockets);
-                    let missing = || DriverError::Internal(format!("the keeper sent no socket for instance {id}"));
+                    let missing = || {
+                        DriverError::Internal(format!(
+                            "the keeper sent no socket for instance {id}"
+                        ))
+                    };
                     socket.map(|socket| (socket, address)).ok_or_else(missing)
                 }
                 other => Err(unexpected(&other.0)),
@@ -343,7 +475,18 @@ impl Driver for SandboxDriver {
         let id = id.clone();
         Box::pin(async move {
             match self.call(Op::Usage { id }, Vec::new()).await? {
-                (Reply::Usage { memory_bytes, cpu_us, pids }, _) => Ok(Usage { memory_bytes, cpu_us, pids }),
+                (
+                    Reply::Usage {
+                        memory_bytes,
+                        cpu_us,
+                        pids,
+                    },
+                    _,
+                ) => Ok(Usage {
+                    memory_bytes,
+                    cpu_us,
+                    pids,
+                }),
                 other => Err(unexpected(&other.0)),
             }
         })

@@ -12,9 +12,17 @@ use crate::network::{NetInfo, SocketRole};
 #[derive(Debug)]
 pub enum InternalEvent {
     /// A sandbox was made (or is told of again to a new server). Sockets that came before for it are void.
-    Attached { sandbox: u32, net: NetInfo, sockets: Vec<(SocketRole, OwnedFd)> },
+    Attached {
+        sandbox: u32,
+        net: NetInfo,
+        sockets: Vec<(SocketRole, OwnedFd)>,
+    },
     /// From now on the sandbox is this instance.
-    Assigned { sandbox: u32, instance: InstanceId, revision: RevisionKey },
+    Assigned {
+        sandbox: u32,
+        instance: InstanceId,
+        revision: RevisionKey,
+    },
     /// An instance ended. Told again to each new server until it was acknowledged
     /// ([`super::SandboxDriver::acknowledge`]): write it down first.
     Exited(ExitReport),

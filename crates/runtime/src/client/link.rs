@@ -47,11 +47,19 @@ pub(super) struct KeeperLink {
 }
 
 impl KeeperLink {
-    pub(super) async fn connect(socket: &Path, data_id: &str, build: &str, holds: Vec<u32>) -> Result<Self, ConnectError> {
+    pub(super) async fn connect(
+        socket: &Path,
+        data_id: &str,
+        build: &str,
+        holds: Vec<u32>,
+    ) -> Result<Self, ConnectError> {
         // Connecting to a Unix socket doesn't wait unless its queue (64) is full.
         let fd = connect_socket(socket).map_err(io::Error::from)?;
         rustix::io::ioctl_fionbio(&fd, true).map_err(io::Error::from)?;
-        let mut link = Self { channel: register(Channel::from(fd))?, keeper_pid: 0 };
+        let mut link = Self {
+            channel: register(Channel::from(fd))?,
+            keeper_pid: 0,
+        };
         let hello = ToKeeper::Hello {
             version: VERSION,
             build: build.to_owned(),
@@ -64,16 +72,26 @@ impl KeeperLink {
         match answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
             (FromKeeper::Welcome { pid, .. }, _) => link.keeper_pid = pid,
             (FromKeeper::Refused { reason }, _) => return Err(ConnectError::Refused(reason)),
-            _ => return Err(ConnectError::Refused("it answered with something else".to_owned())),
+            _ => {
+                return Err(ConnectError::Refused(
+                    "it answered with something else".to_owned(),
+                ));
+            }
         }
         Ok(link)
     }
 
     /// Sends one packet.
-    pub(super) async fn send(&self, message: &ToKeeper, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub(super) async fn send(
+        &self,
+        message: &ToKeeper,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         loop {
             let mut guard = self.channel.writable().await?;
-            if let Ok(result) = guard.try_io(|channel| channel.get_ref().0.send(message, descriptors)) {
+            if let Ok(result) =
+                guard.try_io(|channel| channel.get_ref().0.send(message, descriptors))
+            {
                 return result;
             }
         }
@@ -90,7 +108,10 @@ impl KeeperLink {
     }
 }
 
-#[expect(unsafe_code, reason = "tokio wants it promised that the descriptor stays the same")]
+#[expect(
+    unsafe_code,
+    reason = "tokio wants it promised that the descriptor stays the same"
+)]
 fn register(channel: Channel) -> io::Result<AsyncFd<Registered>> {
     // SAFETY: `Registered` owns the channel, which never replaces or closes its descriptor before it is dropped, and the
     // `AsyncFd` drops it after leaving the poll set.

@@ -32,7 +32,10 @@ impl Keeper {
     /// Adopts instances. Returns numbers of sandboxes to remove once there is a housekeeper.
     pub(crate) fn adopt(&mut self, mut held: Held) -> io::Result<BTreeSet<u32>> {
         for name in held.names("listener:") {
-            if let (Some(key), Some(Some(socket))) = (listeners::from_held_name(&name), held.take(&name).map(|mut all| all.pop())) {
+            if let (Some(key), Some(Some(socket))) = (
+                listeners::from_held_name(&name),
+                held.take(&name).map(|mut all| all.pop()),
+            ) {
                 self.listeners.insert(key, socket);
             }
         }
@@ -49,19 +52,37 @@ impl Keeper {
             }
         }
         let mut leftovers: BTreeSet<u32> = self.records.sandboxes()?.into_iter().collect();
-        leftovers.extend(self.cgroups.iter().flat_map(crate::sandbox::cgroup::Cgroups::list));
+        leftovers.extend(
+            self.cgroups
+                .iter()
+                .flat_map(crate::sandbox::cgroup::Cgroups::list),
+        );
         leftovers.retain(|number| !self.sandboxes.contains_key(number));
         leftovers.retain(|number| !self.kill_leftover(*number));
-        self.next_sandbox = self.sandboxes.keys().chain(&leftovers).max().map_or(1, |last| last + 1);
+        self.next_sandbox = self
+            .sandboxes
+            .keys()
+            .chain(&leftovers)
+            .max()
+            .map_or(1, |last| last + 1);
         Ok(leftovers)
     }
 
-    fn adopt_instance(&mut self, record: InstanceRecord, deposit: Option<Deposit>) -> io::Result<()> {
+    fn adopt_instance(
+        &mut self,
+        record: InstanceRecord,
+        deposit: Option<Deposit>,
+    ) -> io::Result<()> {
         let number = record.sandbox;
         let id = record.spec.id.clone();
         let alive = self.same_process(&record.process);
         let (pidfd, netns, fifos, internal) = match deposit {
-            Some(deposit) => (Some(deposit.pidfd), Some(deposit.netns), Some(deposit.fifos), deposit.internal),
+            Some(deposit) => (
+                Some(deposit.pidfd),
+                Some(deposit.netns),
+                Some(deposit.fifos),
+                deposit.internal,
+            ),
             None => (None, None, None, Vec::new()),
         };
         let pidfd = match pidfd {
@@ -80,7 +101,10 @@ impl Keeper {
         let directory = self.records.make_sandbox(number)?;
         let fifos = match fifos {
             Some(fifos) => fifos,
-            None => match (open_fifo(&directory.join("out"), true), open_fifo(&directory.join("err"), true)) {
+            None => match (
+                open_fifo(&directory.join("out"), true),
+                open_fifo(&directory.join("err"), true),
+            ) {
                 (Ok(out), Ok(err)) => [out, err],
                 // Gone with the boot; an empty pipe in their place.
                 _ => [empty_pipe()?, empty_pipe()?],
@@ -88,7 +112,10 @@ impl Keeper {
         };
         let netns = match netns {
             Some(netns) => Some(netns),
-            None => std::fs::File::open(format!("/proc/{}/ns/net", record.process.pid)).ok().filter(|_| alive).map(OwnedFd::from),
+            None => std::fs::File::open(format!("/proc/{}/ns/net", record.process.pid))
+                .ok()
+                .filter(|_| alive)
+                .map(OwnedFd::from),
         };
         let captures = self.captures(&record, fifos, true)?;
         let before = record.process.boot != self.boot;
@@ -117,8 +144,18 @@ impl Keeper {
                 let oom = !before && self.oom_kills(number) > 0;
                 let limit = record.spec.limits.memory;
                 self.instances.insert(id.clone(), adopted(record, captures));
-                let why = if before { "the host was restarted" } else { "no keeper was running when it ended" };
-                let exit = if oom { Exit::OutOfMemory { limit } } else { Exit::Unknown { why: why.to_owned() } };
+                let why = if before {
+                    "the host was restarted"
+                } else {
+                    "no keeper was running when it ended"
+                };
+                let exit = if oom {
+                    Exit::OutOfMemory { limit }
+                } else {
+                    Exit::Unknown {
+                        why: why.to_owned(),
+                    }
+                };
                 self.finish(&id, exit);
             }
         }
@@ -132,9 +169,24 @@ impl Keeper {
 
     /// Kills the process of a sandbox that nobody needs; it is removed when its end is seen. `false`: it has none.
     fn kill_leftover(&mut self, number: u32) -> bool {
-        let Some(process) = self.records.sandbox_process(number).filter(|process| self.same_process(process)) else { return false };
-        let Some(pidfd) = to_pid(process.pid).ok().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return false };
-        if !self.same_process(&process) || self.watch(&pidfd, Token::SandboxEnded(number), Watch::Level).is_err() {
+        let Some(process) = self
+            .records
+            .sandbox_process(number)
+            .filter(|process| self.same_process(process))
+        else {
+            return false;
+        };
+        let Some(pidfd) = to_pid(process.pid)
+            .ok()
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+        else {
+            return false;
+        };
+        if !self.same_process(&process)
+            || self
+                .watch(&pidfd, Token::SandboxEnded(number), Watch::Level)
+                .is_err()
+        {
             return false;
         }
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
@@ -146,7 +198,17 @@ impl Keeper {
             sockets: Vec::new(),
         };
         let role = SandboxRole::Ending;
-        let sandbox = Sandbox { process, net, pidfd, netns: None, control: None, internal: Vec::new(), memory: None, fifos: None, role };
+        let sandbox = Sandbox {
+            process,
+            net,
+            pidfd,
+            netns: None,
+            control: None,
+            internal: Vec::new(),
+            memory: None,
+            fifos: None,
+            role,
+        };
         self.sandboxes.insert(number, sandbox);
         true
     }
@@ -160,8 +222,12 @@ impl Keeper {
             held.hold(listeners::held_name(key), vec![socket.try_clone()?]);
         }
         for (number, sandbox) in &self.sandboxes {
-            let (SandboxRole::Instance(id), Some(netns)) = (&sandbox.role, &sandbox.netns) else { continue };
-            let Some(instance) = self.instances.get(id) else { continue };
+            let (SandboxRole::Instance(id), Some(netns)) = (&sandbox.role, &sandbox.netns) else {
+                continue;
+            };
+            let Some(instance) = self.instances.get(id) else {
+                continue;
+            };
             let mut all = vec![sandbox.pidfd.try_clone()?, netns.try_clone()?];
             for capture in &instance.captures {
                 all.push(capture.fifo().try_clone()?);
@@ -179,7 +245,12 @@ impl Deposit {
     fn sort(descriptors: Vec<OwnedFd>) -> Option<Self> {
         let mut all = descriptors.into_iter();
         let (pidfd, netns, out, err) = (all.next()?, all.next()?, all.next()?, all.next()?);
-        Some(Self { pidfd, netns, fifos: [out, err], internal: all.collect() })
+        Some(Self {
+            pidfd,
+            netns,
+            fifos: [out, err],
+            internal: all.collect(),
+        })
     }
 }
 
@@ -187,7 +258,13 @@ fn adopted(mut record: InstanceRecord, captures: [super::capture::Capture; 2]) -
     if record.started.0 == 0 {
         record.started = wall();
     }
-    Instance { record, phase: Phase::Running, captures, stopping: false, killed: false }
+    Instance {
+        record,
+        phase: Phase::Running,
+        captures,
+        stopping: false,
+        killed: false,
+    }
 }
 
 /// Reads as ended at once.

@@ -46,7 +46,11 @@ pub struct LogLimits {
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self { service_budget: 64 << 20, segment: 8 << 20, reserve: 64 << 20 }
+        Self {
+            service_budget: 64 << 20,
+            segment: 8 << 20,
+            reserve: 64 << 20,
+        }
     }
 }
 
@@ -97,14 +101,35 @@ impl LogStore {
             );
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
-        Ok(Self { root, gid, limits, used: HashMap::new(), since_look: LOOK_AFTER, disk_low: false })
+        Ok(Self {
+            root,
+            gid,
+            limits,
+            used: HashMap::new(),
+            since_look: LOOK_AFTER,
+            disk_low: false,
+        })
     }
 
     /// Begins (or, after a restart of the keeper, resumes) to store a stream.
-    pub(crate) fn capture(&self, service: &ServiceKey, key: StreamKey, fifo: OwnedFd, resume: bool) -> Capture {
+    pub(crate) fn capture(
+        &self,
+        service: &ServiceKey,
+        key: StreamKey,
+        fifo: OwnedFd,
+        resume: bool,
+    ) -> Capture {
         let root = PathBuf::from(format!("/proc/self/fd/{}", self.root.as_raw_fd()));
         let directory = layout::service_directory(&root, service);
-        Capture { key, directory, fifo, resume, accounted: false, segment: None, gap: (0, 0) }
+        Capture {
+            key,
+            directory,
+            fifo,
+            resume,
+            accounted: false,
+            segment: None,
+            gap: (0, 0),
+        }
     }
 
     /// Moves what is in the FIFO now, at most about 64 KiB. Zero: it was empty.
@@ -113,7 +138,11 @@ impl LogStore {
             self.since_look = 0;
             self.disk_low = self.is_disk_low();
         }
-        let moved = if self.disk_low { Err(io::Error::from(Errno::NOSPC)) } else { capture.store(self, now) };
+        let moved = if self.disk_low {
+            Err(io::Error::from(Errno::NOSPC))
+        } else {
+            capture.store(self, now)
+        };
         match moved {
             Ok(moved) => {
                 self.since_look += moved;
@@ -137,11 +166,14 @@ impl LogStore {
     }
 
     fn is_disk_low(&self) -> bool {
-        rustix::fs::fstatvfs(&self.root).is_ok_and(|disk| disk.f_bavail * disk.f_frsize < self.limits.reserve)
+        rustix::fs::fstatvfs(&self.root)
+            .is_ok_and(|disk| disk.f_bavail * disk.f_frsize < self.limits.reserve)
     }
 
     pub(crate) fn over_budget(&self, capture: &Capture) -> bool {
-        self.used.get(&capture.directory).is_some_and(|used| *used > self.limits.service_budget)
+        self.used
+            .get(&capture.directory)
+            .is_some_and(|used| *used > self.limits.service_budget)
     }
 
     /// The service of `capture` may take no more than its budget: drops its oldest segments. `live` are the instances
@@ -156,7 +188,8 @@ impl LogStore {
             Err(error) => {
                 tracing::warn!(directory = %capture.directory.display(), %error, "trim logs");
                 // Looked at again when as much was written.
-                self.used.insert(capture.directory.clone(), self.limits.service_budget / 2);
+                self.used
+                    .insert(capture.directory.clone(), self.limits.service_budget / 2);
                 false
             }
         }
@@ -165,7 +198,8 @@ impl LogStore {
     fn trim(&mut self, directory: &Path, live: &BTreeSet<InstanceId>) -> io::Result<u64> {
         let mut segments = layout::segments(directory)?;
         let size = |segment: &layout::Segment| {
-            let index = fs::metadata(segment.key.index(directory, segment.start)).map_or(0, |m| m.len());
+            let index =
+                fs::metadata(segment.key.index(directory, segment.start)).map_or(0, |m| m.len());
             segment.length.max(SMALLEST) + index.max(SMALLEST)
         };
         let mut total: u64 = segments.iter().map(size).sum();
@@ -276,15 +310,32 @@ impl Capture {
             self.segment = Some(self.open_segment(store)?);
         }
         self.write_gap(now)?;
-        if self.segment.as_ref().is_some_and(|segment| segment.length >= store.limits.segment) {
+        if self
+            .segment
+            .as_ref()
+            .is_some_and(|segment| segment.length >= store.limits.segment)
+        {
             self.roll(store)?;
         }
-        let Some(segment) = &mut self.segment else { return Ok(0) };
-        let room = store.limits.segment.saturating_sub(segment.length).clamp(1, 1 << 20);
+        let Some(segment) = &mut self.segment else {
+            return Ok(0);
+        };
+        let room = store
+            .limits
+            .segment
+            .saturating_sub(segment.length)
+            .clamp(1, 1 << 20);
         let mut offset = segment.length;
         let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
         let room = usize::try_from(room).unwrap_or(usize::MAX);
-        let moved = match splice(&self.fifo, None, &segment.file, Some(&mut offset), room, flags) {
+        let moved = match splice(
+            &self.fifo,
+            None,
+            &segment.file,
+            Some(&mut offset),
+            room,
+            flags,
+        ) {
             Ok(moved) => moved as u64,
             Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(errno) => return Err(errno.into()),
@@ -299,7 +350,12 @@ impl Capture {
     /// Closes the current segment; the next byte begins another.
     pub(crate) fn roll(&mut self, store: &LogStore) -> io::Result<()> {
         if let Some(old) = &self.segment {
-            let next = Segment::open(&self.key, &self.directory, old.start + old.length, store.gid)?;
+            let next = Segment::open(
+                &self.key,
+                &self.directory,
+                old.start + old.length,
+                store.gid,
+            )?;
             self.segment = Some(next);
         }
         Ok(())
@@ -307,7 +363,10 @@ impl Capture {
 
     /// Closes the current segment if dropping it would help the budget.
     pub(crate) fn roll_if_large(&mut self, store: &LogStore) {
-        if self.segment.as_ref().is_some_and(|segment| segment.length >= WORTH_ROLLING)
+        if self
+            .segment
+            .as_ref()
+            .is_some_and(|segment| segment.length >= WORTH_ROLLING)
             && let Err(error) = self.roll(store)
         {
             tracing::warn!(instance = %self.key.instance, %error, "begin a new log segment");
@@ -344,7 +403,9 @@ impl Capture {
     /// Says in the log itself how much is missing here.
     fn write_gap(&mut self, now: Timestamp) -> io::Result<()> {
         let (bytes, lines) = self.gap;
-        let Some(segment) = &mut self.segment else { return Ok(()) };
+        let Some(segment) = &mut self.segment else {
+            return Ok(());
+        };
         if bytes == 0 {
             return Ok(());
         }
@@ -370,7 +431,8 @@ impl Capture {
         while store.drain(self, now) > 0 {}
         if self.segment.is_none() && self.resume {
             // Perhaps an earlier keeper stored something.
-            let begun = layout::segments(&self.directory).is_ok_and(|all| all.iter().any(|s| s.key == self.key));
+            let begun = layout::segments(&self.directory)
+                .is_ok_and(|all| all.iter().any(|s| s.key == self.key));
             if begun {
                 self.segment = self.open_segment(store).ok();
             }
@@ -387,7 +449,9 @@ impl Capture {
     /// The last `count` lines, oldest first.
     pub(crate) fn last_lines(&self, count: usize) -> Vec<String> {
         const WINDOW: u64 = 16 * 1024;
-        let Some(segment) = &self.segment else { return Vec::new() };
+        let Some(segment) = &self.segment else {
+            return Vec::new();
+        };
         let from = segment.length.saturating_sub(WINDOW);
         let mut bytes = vec![0; usize::try_from(segment.length - from).unwrap_or(0)];
         if segment.file.read_exact_at(&mut bytes, from).is_err() {
@@ -405,8 +469,16 @@ impl Segment {
         let open = |path: &Path, append: bool| -> io::Result<File> {
             let mut options = OpenOptions::new();
             // `splice` refuses files opened for appending; the index is written in the ordinary way.
-            options.read(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW);
-            if append { options.append(true) } else { options.write(true) };
+            options
+                .read(true)
+                .create(true)
+                .mode(0o640)
+                .custom_flags(libc::O_NOFOLLOW);
+            if append {
+                options.append(true)
+            } else {
+                options.write(true)
+            };
             let file = options.open(path)?;
             if file.metadata()?.gid() != gid {
                 std::os::unix::fs::fchown(&file, None, Some(gid))?;
@@ -416,10 +488,16 @@ impl Segment {
         let file = open(&key.segment(directory, start), false)?;
         let index = open(&key.index(directory, start), true)?;
         // An entry that a kill or a full disk cut off would shift all later ones.
-        let whole = index.metadata()?.len() / layout::INDEX_ENTRY as u64 * layout::INDEX_ENTRY as u64;
+        let whole =
+            index.metadata()?.len() / layout::INDEX_ENTRY as u64 * layout::INDEX_ENTRY as u64;
         index.set_len(whole)?;
         let length = file.metadata()?.len();
-        Ok(Self { start, length, file, index })
+        Ok(Self {
+            start,
+            length,
+            file,
+            index,
+        })
     }
 
     fn note(&mut self, at: Timestamp) -> io::Result<()> {

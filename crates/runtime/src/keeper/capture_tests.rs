@@ -1,4 +1,9 @@
-#![allow(clippy::unwrap_used, clippy::panic, clippy::allow_attributes, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::allow_attributes,
+    reason = "tests"
+)]
 
 use futures_util::StreamExt;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -19,13 +24,24 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let gid = rustix::process::getegid().as_raw();
         let store = LogStore::open(&directory.path().join("logs"), gid, limits).unwrap();
-        Self { store, directory, service: "demo/local/hello".parse().unwrap(), now: 1_000 }
+        Self {
+            store,
+            directory,
+            service: "demo/local/hello".parse().unwrap(),
+            now: 1_000,
+        }
     }
 
     fn capture(&self, number: u32, resume: bool) -> (Capture, File) {
         let (reader, writer) = pipe_with(PipeFlags::NONBLOCK).unwrap();
-        let key = StreamKey { instance: format!("{number:032x}").parse().unwrap(), stream: Stream::Stdout };
-        (self.store.capture(&self.service, key, reader, resume), File::from(writer))
+        let key = StreamKey {
+            instance: format!("{number:032x}").parse().unwrap(),
+            stream: Stream::Stdout,
+        };
+        (
+            self.store.capture(&self.service, key, reader, resume),
+            File::from(writer),
+        )
     }
 
     fn drain(&mut self, capture: &mut Capture) {
@@ -35,12 +51,20 @@ impl World {
 
     async fn read(&self) -> Vec<LogRecord> {
         let reader = LogReader::new(&self.directory.path().join("logs"));
-        reader.read(&self.service, ReadOptions::default()).map(Result::unwrap).collect().await
+        reader
+            .read(&self.service, ReadOptions::default())
+            .map(Result::unwrap)
+            .collect()
+            .await
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        let directory = layout::service_directory(&self.directory.path().join("logs"), &self.service);
-        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+        let directory =
+            layout::service_directory(&self.directory.path().join("logs"), &self.service);
+        fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .sum()
     }
 }
 
@@ -53,7 +77,11 @@ fn numbers(records: &[LogRecord]) -> Vec<(u64, String)> {
 }
 
 fn limits(service_budget: u64, segment: u64) -> LogLimits {
-    LogLimits { service_budget, segment, reserve: 0 }
+    LogLimits {
+        service_budget,
+        segment,
+        reserve: 0,
+    }
 }
 
 #[tokio::test]
@@ -106,19 +134,35 @@ async fn a_service_stays_within_its_budget_and_says_what_is_missing() {
         if world.store.over_budget(&live) {
             world.store.keep_budget(&live, &alive);
         }
-        assert!(world.bytes_on_disk() < budget + 64 * 1024, "{}", world.bytes_on_disk());
+        assert!(
+            world.bytes_on_disk() < budget + 64 * 1024,
+            "{}",
+            world.bytes_on_disk()
+        );
     }
     let records = world.read().await;
     let dropped: Vec<_> = records
         .iter()
         .filter_map(|record| match record {
-            LogRecord::Dropped { instance, bytes, lines, .. } => Some((instance.is_some(), *bytes, *lines)),
+            LogRecord::Dropped {
+                instance,
+                bytes,
+                lines,
+                ..
+            } => Some((instance.is_some(), *bytes, *lines)),
             LogRecord::Line(_) => None,
         })
         .collect();
-    assert!(matches!(dropped[..], [(false, bytes, 1000), (true, _, _)] if bytes == 1000 * 10 - 110), "{dropped:?}");
+    assert!(
+        matches!(dropped[..], [(false, bytes, 1000), (true, _, _)] if bytes == 1000 * 10 - 110),
+        "{dropped:?}"
+    );
     let lines = numbers(&records);
-    assert_eq!(lines.last().unwrap().0, written / 101, "numbers count what was dropped too");
+    assert_eq!(
+        lines.last().unwrap().0,
+        written / 101,
+        "numbers count what was dropped too"
+    );
     // The first one may be the rest of a line whose beginning was dropped.
     for pair in lines[1..].windows(2) {
         assert_eq!(pair[1].0, pair[0].0 + 1);
@@ -145,6 +189,10 @@ async fn a_full_disk_never_stops_the_app_and_leaves_a_count() {
     let texts: Vec<&str> = lines.iter().map(|(_, text)| text.as_str()).collect();
     assert_eq!(
         texts,
-        ["before", "utsuwa: 14 bytes (2 lines) of this log are missing here: the disk was full", "after"]
+        [
+            "before",
+            "utsuwa: 14 bytes (2 lines) of this log are missing here: the disk was full",
+            "after"
+        ]
     );
 }

@@ -57,7 +57,12 @@ impl KeeperConfig {
     ///
     /// # Errors
     /// The id of the data directory can't be read or made.
-    pub fn new(data_dir: &Path, server_uid: u32, server_gid: u32, net: Option<NetConfig>) -> io::Result<Self> {
+    pub fn new(
+        data_dir: &Path,
+        server_uid: u32,
+        server_gid: u32,
+        net: Option<NetConfig>,
+    ) -> io::Result<Self> {
         Ok(Self {
             data_dir: data_dir.to_owned(),
             id: data_id(data_dir)?,
@@ -141,12 +146,21 @@ pub fn data_id(data_dir: &Path) -> io::Result<String> {
     hash.update([0]);
     hash.update(random.trim());
     let digest = hash.finalize();
-    Ok(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
+    Ok(digest
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 fn make_random(file: &Path) -> io::Result<String> {
     let text = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-    match fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(file) {
+    match fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(file)
+    {
         Ok(mut new) => {
             new.write_all(text.as_bytes())?;
             new.sync_all()?;
@@ -173,6 +187,10 @@ mod tests {
         assert_eq!(data_id(a.path()).unwrap(), id);
         assert_ne!(data_id(b.path()).unwrap(), id);
         fs::copy(a.path().join("id"), b.path().join("id")).unwrap();
-        assert_ne!(data_id(b.path()).unwrap(), id, "a copy elsewhere is another server");
+        assert_ne!(
+            data_id(b.path()).unwrap(),
+            id,
+            "a copy elsewhere is another server"
+        );
     }
 }

@@ -84,10 +84,19 @@ pub(crate) enum Timer {
     /// A queued start has waited long enough.
     StartQueue,
     /// Look again how a process ended that isn't our child.
-    Learn { sandbox: u32, attempts: u32 },
-    Destroy { sandbox: u32, attempts: u32 },
+    Learn {
+        sandbox: u32,
+        attempts: u32,
+    },
+    Destroy {
+        sandbox: u32,
+        attempts: u32,
+    },
     /// Look again whether the kernel killed for memory.
-    OutOfMemory { sandbox: u32, attempts: u32 },
+    OutOfMemory {
+        sandbox: u32,
+        attempts: u32,
+    },
     Refill,
     /// Let go of sandboxes that are no longer needed.
     Shrink,
@@ -161,7 +170,11 @@ pub(crate) struct Parts {
 
 impl Keeper {
     pub(crate) fn new(parts: Parts) -> io::Result<Self> {
-        let Parts { config, lock, listen } = parts;
+        let Parts {
+            config,
+            lock,
+            listen,
+        } = parts;
         let poll = epoll::create(CreateFlags::CLOEXEC)?;
         let records = Records::open(&config.runtime_dir())?;
         let logs = LogStore::open(&config.logs_dir(), config.server_gid, config.logs)?;
@@ -209,7 +222,12 @@ impl Keeper {
             Watch::Level => EventFlags::IN,
             Watch::Edge => EventFlags::IN | EventFlags::OUT | EventFlags::ET,
         };
-        Ok(epoll::add(&self.poll, fd, EventData::new_u64(token.pack()), flags)?)
+        Ok(epoll::add(
+            &self.poll,
+            fd,
+            EventData::new_u64(token.pack()),
+            flags,
+        )?)
     }
 
     pub(crate) fn unwatch(&self, fd: impl AsFd) {
@@ -234,7 +252,10 @@ impl Keeper {
             if let Some(outcome) = self.ending_step() {
                 return Ok(outcome);
             }
-            let timeout = self.timers.peek().map(|Reverse((when, _))| when.saturating_duration_since(now()));
+            let timeout = self
+                .timers
+                .peek()
+                .map(|Reverse((when, _))| when.saturating_duration_since(now()));
             let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
             let found: Vec<Event> = match epoll::wait(&self.poll, &mut events, timeout.as_ref()) {
                 Ok((found, _)) => found.to_vec(),
@@ -270,7 +291,9 @@ impl Keeper {
             if *when > now {
                 break;
             }
-            let Some(Reverse((_, timer))) = self.timers.pop() else { break };
+            let Some(Reverse((_, timer))) = self.timers.pop() else {
+                break;
+            };
             match timer {
                 Timer::Kill(id) => self.grace_ended(&id),
                 Timer::StartQueue => self.expire_queue(),
@@ -293,6 +316,8 @@ pub(crate) fn now() -> Instant {
 
 /// The wall clock.
 pub(crate) fn wall() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

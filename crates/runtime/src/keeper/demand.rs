@@ -19,7 +19,10 @@ pub(crate) struct Demand {
 
 impl Demand {
     pub(crate) fn new(limits: PoolLimits) -> Self {
-        Self { limits, takes: VecDeque::new() }
+        Self {
+            limits,
+            takes: VecDeque::new(),
+        }
     }
 
     pub(crate) fn taken(&mut self, now: Instant) {
@@ -32,7 +35,11 @@ impl Demand {
 
     /// With 5 takes in the last ten seconds and limits 2…16: 7.
     pub(crate) fn target(&mut self, now: Instant) -> usize {
-        while self.takes.front().is_some_and(|at| now.duration_since(*at) > MEMORY) {
+        while self
+            .takes
+            .front()
+            .is_some_and(|at| now.duration_since(*at) > MEMORY)
+        {
             self.takes.pop_front();
         }
         (self.takes.len() + SPARE).clamp(self.limits.min, self.limits.max.max(self.limits.min))

@@ -30,8 +30,13 @@ pub(crate) struct Ending {
 
 #[derive(Debug)]
 enum Kind {
-    Shutdown { stop_instances: bool, tear_down: bool },
-    Upgrade { executable: Option<OwnedFd> },
+    Shutdown {
+        stop_instances: bool,
+        tear_down: bool,
+    },
+    Upgrade {
+        executable: Option<OwnedFd>,
+    },
 }
 
 impl Ending {
@@ -50,21 +55,47 @@ impl Ending {
 
 impl Keeper {
     pub(crate) fn is_shutting_down(&self) -> bool {
-        self.ending.as_ref().is_some_and(|ending| matches!(ending.kind, Kind::Shutdown { .. }))
+        self.ending
+            .as_ref()
+            .is_some_and(|ending| matches!(ending.kind, Kind::Shutdown { .. }))
     }
 
-    pub(crate) fn begin_shutdown(&mut self, session: u32, request: u64, stop_instances: bool, tear_down: bool, grace: Duration) {
+    pub(crate) fn begin_shutdown(
+        &mut self,
+        session: u32,
+        request: u64,
+        stop_instances: bool,
+        tear_down: bool,
+        grace: Duration,
+    ) {
         if self.ending.is_some() {
             let text = "the keeper is ending already".to_owned();
-            return self.reply(session, request, Err(KeeperError::Refused(text)), Vec::new());
+            return self.reply(
+                session,
+                request,
+                Err(KeeperError::Refused(text)),
+                Vec::new(),
+            );
         }
-        let wait = if stop_instances { grace + REMOVAL } else { UPGRADE_WAIT };
-        let kind = Kind::Shutdown { stop_instances, tear_down };
+        let wait = if stop_instances {
+            grace + REMOVAL
+        } else {
+            UPGRADE_WAIT
+        };
+        let kind = Kind::Shutdown {
+            stop_instances,
+            tear_down,
+        };
         self.begin(session, request, kind, wait);
         for queued in std::mem::take(&mut self.queue) {
             for (session, request) in queued.waiters {
                 let text = "everything is being shut down".to_owned();
-                self.reply(session, request, Err(KeeperError::Exhausted(text)), Vec::new());
+                self.reply(
+                    session,
+                    request,
+                    Err(KeeperError::Exhausted(text)),
+                    Vec::new(),
+                );
             }
         }
         if stop_instances {
@@ -81,15 +112,34 @@ impl Keeper {
     pub(crate) fn begin_upgrade(&mut self, session: u32, request: u64, executable: OwnedFd) {
         if self.ending.is_some() {
             let text = "the keeper is ending already".to_owned();
-            return self.reply(session, request, Err(KeeperError::Refused(text)), Vec::new());
+            return self.reply(
+                session,
+                request,
+                Err(KeeperError::Refused(text)),
+                Vec::new(),
+            );
         }
-        self.begin(session, request, Kind::Upgrade { executable: Some(executable) }, UPGRADE_WAIT);
+        self.begin(
+            session,
+            request,
+            Kind::Upgrade {
+                executable: Some(executable),
+            },
+            UPGRADE_WAIT,
+        );
     }
 
     fn begin(&mut self, session: u32, request: u64, kind: Kind, wait: Duration) {
         let deadline = now() + wait;
         let report = DownReport::default();
-        self.ending = Some(Ending { session, request, kind, deadline, spawners_told: false, report });
+        self.ending = Some(Ending {
+            session,
+            request,
+            kind,
+            deadline,
+            spawners_told: false,
+            report,
+        });
         self.at(deadline, Timer::Ending);
     }
 
@@ -98,7 +148,10 @@ impl Keeper {
         let ending = self.ending.as_ref()?;
         let late = now() >= ending.deadline;
         let quiet = match &ending.kind {
-            Kind::Shutdown { stop_instances: true, .. } => {
+            Kind::Shutdown {
+                stop_instances: true,
+                ..
+            } => {
                 if self.instances.is_empty() {
                     for number in self.ready.clone() {
                         self.throw_away(number);
@@ -107,8 +160,16 @@ impl Keeper {
                 self.instances.is_empty() && self.making.is_empty() && self.sandboxes.is_empty()
             }
             Kind::Shutdown { .. } | Kind::Upgrade { .. } => {
-                let starting = self.instances.values().any(|instance| matches!(instance.phase, Phase::Starting { .. }));
-                !starting && self.spawners.iter().flat_map(|s| &s.process).all(|process| process.pending.is_empty())
+                let starting = self
+                    .instances
+                    .values()
+                    .any(|instance| matches!(instance.phase, Phase::Starting { .. }));
+                !starting
+                    && self
+                        .spawners
+                        .iter()
+                        .flat_map(|s| &s.process)
+                        .all(|process| process.pending.is_empty())
             }
         };
         if !quiet && !late {
@@ -123,19 +184,35 @@ impl Keeper {
                 }
             }
         }
-        if self.spawners.iter().any(|spawner| spawner.process.is_some()) {
+        if self
+            .spawners
+            .iter()
+            .any(|spawner| spawner.process.is_some())
+        {
             return None;
         }
-        let Ending { session, request, kind, mut report, .. } = self.ending.take()?;
+        let Ending {
+            session,
+            request,
+            kind,
+            mut report,
+            ..
+        } = self.ending.take()?;
         match kind {
             Kind::Upgrade { executable } => {
                 self.reply(session, request, Ok(Reply::Done), Vec::new());
                 Some(Outcome::Replace(executable?))
             }
-            Kind::Shutdown { stop_instances, tear_down } => {
+            Kind::Shutdown {
+                stop_instances,
+                tear_down,
+            } => {
                 if stop_instances {
                     for (number, sandbox) in &self.sandboxes {
-                        report.problems.push(format!("sandbox {number} (process {}) is still there", sandbox.process.pid));
+                        report.problems.push(format!(
+                            "sandbox {number} (process {}) is still there",
+                            sandbox.process.pid
+                        ));
                     }
                 }
                 if tear_down {
@@ -161,7 +238,10 @@ impl Keeper {
         if report.problems.is_empty()
             && let Err(error) = std::fs::remove_dir_all(self.config.runtime_dir())
         {
-            report.problems.push(format!("remove {}: {error}", self.config.runtime_dir().display()));
+            report.problems.push(format!(
+                "remove {}: {error}",
+                self.config.runtime_dir().display()
+            ));
         }
     }
 }

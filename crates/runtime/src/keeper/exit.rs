@@ -14,7 +14,10 @@ pub(crate) enum Ending {
 /// Reaps the process behind `pidfd` if it is our child, else asks the kernel about the one that was reaped by another.
 /// `None`: not ended, or nobody can tell (yet).
 pub(crate) fn learn(pidfd: BorrowedFd<'_>, pid: u32) -> Option<Ending> {
-    match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+    match waitid(
+        WaitId::PidFd(pidfd.as_fd()),
+        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+    ) {
         Ok(Some(status)) => {
             if let Some(signal) = status.terminating_signal() {
                 return Some(Ending::Signal(signal));
@@ -64,7 +67,10 @@ const PIDFD_GET_INFO: libc::c_ulong = (3 << 30) | (64 << 16) | (0xFF << 8) | 11;
 
 #[expect(unsafe_code, reason = "the ioctl has no safe wrapper yet")]
 fn from_pidfs(pidfd: BorrowedFd<'_>) -> Option<Ending> {
-    let mut info = PidfdInfo { mask: INFO_EXIT, ..PidfdInfo::default() };
+    let mut info = PidfdInfo {
+        mask: INFO_EXIT,
+        ..PidfdInfo::default()
+    };
     // SAFETY: the kernel reads and writes at most the 64 bytes whose size is encoded in the request; `info` has 64 bytes
     // and outlives the call.
     let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
@@ -74,7 +80,12 @@ fn from_pidfs(pidfd: BorrowedFd<'_>) -> Option<Ending> {
 /// Field 22 of `/proc/PID/stat`: ticks after boot at which the process began. Tells a pid that was given again apart.
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(") ")?
+        .1
+        .split_ascii_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }
 
 /// Device and inode of the file a process executes.
@@ -96,10 +107,20 @@ mod tests {
 
     #[test]
     fn a_zombie_tells_its_status_and_so_does_a_reaped_process_on_new_kernels() {
-        let mut child = Command::new("/bin/sh").args(["-c", "exit 7"]).spawn().unwrap();
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "exit 7"])
+            .spawn()
+            .unwrap();
         let pid = child.id();
-        let pidfd = pidfd_open(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), PidfdFlags::empty()).unwrap();
-        let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        let pidfd = pidfd_open(
+            Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(),
+            PidfdFlags::empty(),
+        )
+        .unwrap();
+        let mut poll = [rustix::event::PollFd::new(
+            &pidfd,
+            rustix::event::PollFlags::IN,
+        )];
         rustix::event::poll(&mut poll, None).unwrap();
         assert_eq!(from_zombie(pid), Some(Ending::Code(7)));
         child.wait().unwrap();

@@ -40,7 +40,11 @@ impl Held {
     /// Names that begin with `prefix`.
     #[must_use]
     pub fn names(&self, prefix: &str) -> Vec<String> {
-        self.entries.keys().filter(|name| name.starts_with(prefix)).cloned().collect()
+        self.entries
+            .keys()
+            .filter(|name| name.starts_with(prefix))
+            .cloned()
+            .collect()
     }
 
     /// Makes all of them survive `execve` and returns the number of a descriptor that lists them, for [`Held::from_exec`].
@@ -66,7 +70,10 @@ impl Held {
     ///
     /// # Errors
     /// The list can't be read.
-    #[expect(unsafe_code, reason = "descriptors named by number are the only way through execve")]
+    #[expect(
+        unsafe_code,
+        reason = "descriptors named by number are the only way through execve"
+    )]
     pub fn from_exec(list: RawFd) -> io::Result<Self> {
         // SAFETY: the number was passed on by our own previous image for this purpose only; nobody else owns it here.
         let mut file = unsafe { std::fs::File::from_raw_fd(list) };

@@ -34,7 +34,10 @@ pub(crate) enum LinkError {
 impl<T: Serialize> Link<T> {
     pub(crate) fn new(channel: Channel) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&channel, true)?;
-        Ok(Self { channel, queue: VecDeque::new() })
+        Ok(Self {
+            channel,
+            queue: VecDeque::new(),
+        })
     }
 
     /// Sends now or when the socket takes it ([`Self::flush`]).
@@ -55,7 +58,9 @@ impl<T: Serialize> Link<T> {
                     self.queue.pop_front();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(LinkError::Closed),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Err(LinkError::Closed);
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -63,7 +68,9 @@ impl<T: Serialize> Link<T> {
     }
 
     /// The next packet, or `None` if there is none now.
-    pub(crate) fn receive<R: DeserializeOwned>(&self) -> Result<Option<(R, Vec<OwnedFd>)>, LinkError> {
+    pub(crate) fn receive<R: DeserializeOwned>(
+        &self,
+    ) -> Result<Option<(R, Vec<OwnedFd>)>, LinkError> {
         match self.channel.receive() {
             Ok(Some(packet)) => Ok(Some(packet)),
             Ok(None) => Err(LinkError::Closed),

@@ -17,17 +17,29 @@ const BACKLOG: i32 = 4096;
 
 /// Binds and listens on `address` (`IP:PORT`).
 pub(crate) fn bind(address: &str, privileged: &[u16]) -> Result<OwnedFd, KeeperError> {
-    let parsed: SocketAddr = address
-        .parse()
-        .map_err(|_| KeeperError::Refused(format!("listen on {address:?}: it is no address; use IP:PORT")))?;
+    let parsed: SocketAddr = address.parse().map_err(|_| {
+        KeeperError::Refused(format!(
+            "listen on {address:?}: it is no address; use IP:PORT"
+        ))
+    })?;
     let port = parsed.port();
     if port != 0 && port < UNPRIVILEGED_FROM && !privileged.contains(&port) {
-        let text = format!("listen on {address}: port {port} is below 1024 and was not named when the keeper started");
+        let text = format!(
+            "listen on {address}: port {port} is below 1024 and was not named when the keeper started"
+        );
         return Err(KeeperError::Refused(text));
     }
     let socket = || -> std::io::Result<Socket> {
-        let domain = if parsed.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
-        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+        let domain = if parsed.is_ipv6() {
+            Domain::IPV6
+        } else {
+            Domain::IPV4
+        };
+        let socket = Socket::new(
+            domain,
+            Type::STREAM.nonblocking().cloexec(),
+            Some(Protocol::TCP),
+        )?;
         if parsed.is_ipv6() {
             // 127.0.0.1 and ::1 are bound one by one.
             socket.set_only_v6(true)?;
@@ -51,15 +63,32 @@ impl Keeper {
     /// A copy for the starter, so that it outlives this process too.
     pub(crate) fn deposit_listener(&mut self, key: &(String, String)) {
         if let Some(Ok(copy)) = self.listeners.get(key).map(OwnedFd::try_clone) {
-            self.tell(STARTER, Op::Hold { name: held_name(key) }, vec![copy]);
+            self.tell(
+                STARTER,
+                Op::Hold {
+                    name: held_name(key),
+                },
+                vec![copy],
+            );
         }
     }
 
     pub(crate) fn retain_listeners(&mut self, keep: &[(String, String)]) {
-        let gone: Vec<_> = self.listeners.keys().filter(|key| !keep.contains(key)).cloned().collect();
+        let gone: Vec<_> = self
+            .listeners
+            .keys()
+            .filter(|key| !keep.contains(key))
+            .cloned()
+            .collect();
         for key in gone {
             self.listeners.remove(&key);
-            self.tell(STARTER, Op::Release { name: held_name(&key) }, Vec::new());
+            self.tell(
+                STARTER,
+                Op::Release {
+                    name: held_name(&key),
+                },
+                Vec::new(),
+            );
         }
     }
 }
@@ -86,10 +115,25 @@ mod tests {
         let key = ("http".to_owned(), "[::1]:8080".to_owned());
         assert_eq!(from_held_name(&held_name(&key)), Some(key));
         assert!(bind("127.0.0.1:0", &[]).is_ok());
-        assert!(bind("127.0.0.1:80", &[]).unwrap_err().to_string().contains("below 1024"));
-        assert!(bind("localhost", &[]).unwrap_err().to_string().contains("IP:PORT"));
+        assert!(
+            bind("127.0.0.1:80", &[])
+                .unwrap_err()
+                .to_string()
+                .contains("below 1024")
+        );
+        assert!(
+            bind("localhost", &[])
+                .unwrap_err()
+                .to_string()
+                .contains("IP:PORT")
+        );
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap().to_string();
-        assert!(bind(&address, &[]).unwrap_err().to_string().contains("ss -ltnp"));
+        assert!(
+            bind(&address, &[])
+                .unwrap_err()
+                .to_string()
+                .contains("ss -ltnp")
+        );
     }
 }

@@ -43,5 +43,7 @@ pub use visitor::{VisitError, Visitor};
 /// Arguments with which the starter takes the place of a keeper that died.
 pub(crate) fn successor_arguments(config: &KeeperConfig) -> Vec<String> {
     let file = config.file().display().to_string();
-    ["internal", "keeper", "--config", &file].map(str::to_owned).to_vec()
+    ["internal", "keeper", "--config", &file]
+        .map(str::to_owned)
+        .to_vec()
 }

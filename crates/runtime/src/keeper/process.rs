@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::mount::{MountPropagationFlags, mount_change};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
 
 use super::config::KeeperConfig;
 use super::core::{Keeper, Outcome, Parts, now};
@@ -42,10 +44,20 @@ impl Arguments {
         let mut parsed = Self::default();
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
+            let mut value = || {
+                arguments
+                    .next()
+                    .ok_or_else(|| format!("{argument} needs a value"))
+            };
             match argument.as_str() {
                 "--config" => parsed.config = PathBuf::from(value()?),
-                "--held" => parsed.held = Some(value()?.parse().map_err(|error| format!("--held: {error}"))?),
+                "--held" => {
+                    parsed.held = Some(
+                        value()?
+                            .parse()
+                            .map_err(|error| format!("--held: {error}"))?,
+                    )
+                }
                 "--daemonize" => parsed.daemonize = true,
                 other => return Err(format!("unknown argument {other:?}")),
             }
@@ -61,7 +73,8 @@ impl Arguments {
 pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
     let outcome = Arguments::parse(arguments).and_then(|arguments| {
         if arguments.daemonize {
-            daemonize(&arguments).map_err(|error| format!("start the keeper in a process of its own: {error}"))
+            daemonize(&arguments)
+                .map_err(|error| format!("start the keeper in a process of its own: {error}"))
         } else {
             run(&arguments).map_err(|error| error.to_string())
         }
@@ -105,8 +118,17 @@ pub(crate) fn open_log(config: &KeeperConfig) -> io::Result<File> {
         let _ = fs::rename(&config.log_file, old);
     }
     let mut options = OpenOptions::new();
-    options.create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    options.open(&config.log_file).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", config.log_file.display())))
+    options
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW);
+    options.open(&config.log_file).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("{}: {error}", config.log_file.display()),
+        )
+    })
 }
 
 fn run(arguments: &Arguments) -> io::Result<()> {
@@ -115,7 +137,9 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     // A successor comes from the starter, which works elsewhere.
     rustix::process::chdir("/")?;
     let successor = arguments.held.is_some();
-    let mut held = arguments.held.map_or_else(|| Ok(Held::default()), Held::from_exec)?;
+    let mut held = arguments
+        .held
+        .map_or_else(|| Ok(Held::default()), Held::from_exec)?;
     let config = read_config(&arguments.config)?;
     if let Err(error) = privilege::raise_open_files() {
         tracing::warn!(%error, "raise the limit of open files");
@@ -127,7 +151,10 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     } else {
         // A mount namespace of our own: nothing of ours shows in the host's table, while the host's unmounts reach us.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(io::Error::from)?;
-        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+        mount_change(
+            "/",
+            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        )?;
     }
     let lock = match held.take("lock").and_then(|mut all| all.pop()) {
         Some(lock) => lock,
@@ -137,7 +164,11 @@ fn run(arguments: &Arguments) -> io::Result<()> {
         Some(socket) => socket,
         None => open_socket(&config)?,
     };
-    let mut keeper = Keeper::new(Parts { config, lock, listen: socket })?;
+    let mut keeper = Keeper::new(Parts {
+        config,
+        lock,
+        listen: socket,
+    })?;
     tracing::info!(build = %keeper.config.build, successor, "keeper started");
     let leftovers = keeper.adopt(held)?;
     keeper.start_spawners();
@@ -155,7 +186,11 @@ fn run(arguments: &Arguments) -> io::Result<()> {
         Outcome::Replace(executable) => {
             let held = keeper.hold_all()?;
             let path = format!("/proc/self/fd/{}", executable.as_raw_fd());
-            Err(replace(&path, &super::successor_arguments(&keeper.config), held))
+            Err(replace(
+                &path,
+                &super::successor_arguments(&keeper.config),
+                held,
+            ))
         }
     }
 }
@@ -173,18 +208,29 @@ fn replace(path: &str, arguments: &[String], held: Held) -> io::Error {
         Ok(list) => list,
         Err(error) => return error,
     };
-    Command::new(path).arg0("utsuwa").args(arguments).args(["--held", &list.to_string()]).exec()
+    Command::new(path)
+        .arg0("utsuwa")
+        .args(arguments)
+        .args(["--held", &list.to_string()])
+        .exec()
 }
 
 fn take_lock(config: &KeeperConfig) -> io::Result<OwnedFd> {
     let path = config.runtime_dir().join("keeper.lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
     let deadline = now() + LOCK_PATIENCE;
     loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file.into()),
             // One that was killed a moment ago may still be letting go.
-            Err(rustix::io::Errno::WOULDBLOCK) if now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Err(rustix::io::Errno::WOULDBLOCK) if now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5))
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let text = "another keeper runs for this data directory and does not answer";
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
@@ -227,5 +273,8 @@ fn announce_ready(config: &KeeperConfig) {
 
 /// Standard error is the log file. A subscriber that is there already (tests) stays.
 fn start_tracing() {
-    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .try_init();
 }

@@ -49,7 +49,10 @@ pub enum ToKeeper {
         #[serde(default)]
         holds: Vec<u32>,
     },
-    Request { id: u64, op: Op },
+    Request {
+        id: u64,
+        op: Op,
+    },
 }
 
 /// What can be asked.
@@ -57,45 +60,94 @@ pub enum ToKeeper {
 #[serde(rename_all = "snake_case")]
 pub enum Op {
     /// Reply [`Reply::Started`] with a few unconnected sockets.
-    Start { spec: InstanceSpec },
+    Start {
+        spec: InstanceSpec,
+    },
     /// Reply [`Reply::Done`] once nothing of it is left.
-    Stop { id: InstanceId, grace_ms: u64 },
+    Stop {
+        id: InstanceId,
+        grace_ms: u64,
+    },
     /// Running instances with an id after `after`, in order.
-    List { after: Option<InstanceId> },
+    List {
+        after: Option<InstanceId>,
+    },
     /// Reply [`Reply::Sockets`] with `count` descriptors.
-    Sockets { id: InstanceId, count: u32 },
-    Usage { id: InstanceId },
-    Prepare { rootfs: RootfsSpec },
+    Sockets {
+        id: InstanceId,
+        count: u32,
+    },
+    Usage {
+        id: InstanceId,
+    },
+    Prepare {
+        rootfs: RootfsSpec,
+    },
     /// With one descriptor: the compressed blob.
-    Unpack { diff_id: String, media_type: String },
-    RemoveLayer { diff_id: String },
+    Unpack {
+        diff_id: String,
+        media_type: String,
+    },
+    RemoveLayer {
+        diff_id: String,
+    },
     /// Reply [`Reply::Listener`], with the socket if there is one. `bind`: make it where there is none.
-    TakeListener { name: String, address: String, bind: bool },
+    TakeListener {
+        name: String,
+        address: String,
+        bind: bool,
+    },
     /// With one descriptor: a listening socket that shall survive the server.
-    GiveListener { name: String, address: String },
+    GiveListener {
+        name: String,
+        address: String,
+    },
     /// Closes all listening sockets but these (name, address).
-    RetainListeners { keep: Vec<(String, String)> },
+    RetainListeners {
+        keep: Vec<(String, String)>,
+    },
     /// With the descriptors of [`NetInfo::sockets`], in order: gives back what an earlier keeper handed out.
-    GiveSandboxSockets { sandbox: u32 },
+    GiveSandboxSockets {
+        sandbox: u32,
+    },
     /// The exit was passed on; it needn't be told again.
-    AckExit { id: InstanceId },
+    AckExit {
+        id: InstanceId,
+    },
     Status,
     /// Root only. With one descriptor: an executable that takes the keeper's place with all its descriptors.
-    Upgrade { build: String },
+    Upgrade {
+        build: String,
+    },
     /// Root only. Reply [`Reply::ShutDown`], then the keeper ends.
-    Shutdown { stop_instances: bool, tear_down: bool, grace_ms: u64 },
+    Shutdown {
+        stop_instances: bool,
+        tear_down: bool,
+        grace_ms: u64,
+    },
 }
 
 /// From the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromKeeper {
-    Welcome { version: u32, build: String, pid: u32 },
+    Welcome {
+        version: u32,
+        build: String,
+        pid: u32,
+    },
     /// Instead of [`FromKeeper::Welcome`]; the connection ends.
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
     /// A newer server connected: this one gets nothing more and must end.
-    Superseded { by: String },
-    Reply { id: u64, result: Result<Reply, KeeperError> },
+    Superseded {
+        by: String,
+    },
+    Reply {
+        id: u64,
+        result: Result<Reply, KeeperError>,
+    },
     Event(Event),
 }
 
@@ -111,11 +163,26 @@ pub enum Reply {
         #[serde(default)]
         pid: u32,
     },
-    List { instances: Vec<InstanceObservation>, more: bool },
-    Sockets { address: SocketAddr },
-    Usage { memory_bytes: u64, cpu_us: u64, pids: u32 },
-    Unpacked { entries: u64, bytes: u64, skipped: Vec<String> },
-    Listener { found: bool },
+    List {
+        instances: Vec<InstanceObservation>,
+        more: bool,
+    },
+    Sockets {
+        address: SocketAddr,
+    },
+    Usage {
+        memory_bytes: u64,
+        cpu_us: u64,
+        pids: u32,
+    },
+    Unpacked {
+        entries: u64,
+        bytes: u64,
+        skipped: Vec<String>,
+    },
+    Listener {
+        found: bool,
+    },
     Status(Status),
     ShutDown(DownReport),
 }
@@ -127,10 +194,19 @@ pub enum Event {
     /// Repeated to each new server until acknowledged.
     Exited(ExitReport),
     /// With descriptors in the order of `net.sockets`.
-    SandboxSockets { sandbox: u32, net: NetInfo },
+    SandboxSockets {
+        sandbox: u32,
+        net: NetInfo,
+    },
     /// From now on the sandbox is this instance.
-    SandboxAssigned { sandbox: u32, instance: InstanceId, revision: RevisionKey },
-    SandboxGone { sandbox: u32 },
+    SandboxAssigned {
+        sandbox: u32,
+        instance: InstanceId,
+        revision: RevisionKey,
+    },
+    SandboxGone {
+        sandbox: u32,
+    },
     /// With descriptors: sockets that tell of refused connections.
     RefusalSockets,
 }

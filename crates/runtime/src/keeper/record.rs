@@ -47,7 +47,9 @@ impl Records {
         for name in ["instances", "sandboxes"] {
             make_private_directory(&root.join(name))?;
         }
-        Ok(Self { root: root.to_owned() })
+        Ok(Self {
+            root: root.to_owned(),
+        })
     }
 
     fn instance(&self, id: &InstanceId) -> PathBuf {
@@ -110,7 +112,12 @@ impl Records {
     pub(crate) fn sandboxes(&self) -> io::Result<Vec<u32>> {
         let mut numbers = Vec::new();
         for entry in fs::read_dir(self.root.join("sandboxes"))? {
-            numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+            numbers.extend(
+                entry?
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse::<u32>().ok()),
+            );
         }
         Ok(numbers)
     }
@@ -118,7 +125,9 @@ impl Records {
 
 /// This boot of this host.
 pub(crate) fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
 }
 
 fn make_private_directory(path: &Path) -> io::Result<()> {

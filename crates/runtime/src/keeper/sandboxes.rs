@@ -65,15 +65,26 @@ impl Keeper {
         if self.refill_not_before.is_some_and(|at| at > now) {
             return;
         }
-        let target = self.demand.target(now).max(self.queue.len().min(self.config.pool.max));
+        let target = self
+            .demand
+            .target(now)
+            .max(self.queue.len().min(self.config.pool.max));
         while self.ready.len() + self.making.len() < target && self.making.len() < MAKING {
             let number = self.free_number();
             if let Err(error) = self.records.make_sandbox(number) {
-                self.make_failed(&format!("{}: {error}", self.records.sandbox(number).display()));
+                self.make_failed(&format!(
+                    "{}: {error}",
+                    self.records.sandbox(number).display()
+                ));
                 return;
             }
             self.making.insert(number);
-            self.ask(HOUSEKEEPER, Op::MakeSandbox { sandbox: number }, Vec::new(), Pending::Make(number));
+            self.ask(
+                HOUSEKEEPER,
+                Op::MakeSandbox { sandbox: number },
+                Vec::new(),
+                Pending::Make(number),
+            );
         }
     }
 
@@ -98,13 +109,20 @@ impl Keeper {
         self.after(delay, Timer::Refill);
     }
 
-    pub(crate) fn made(&mut self, number: u32, result: Result<Reply, SpawnError>, descriptors: Vec<OwnedFd>) {
+    pub(crate) fn made(
+        &mut self,
+        number: u32,
+        result: Result<Reply, SpawnError>,
+        descriptors: Vec<OwnedFd>,
+    ) {
         self.making.remove(&number);
         let outcome = match result {
-            Ok(Reply::Made { pid, net }) => {
-                self.adopt_made(number, pid, net, descriptors).map_err(|error| format!("take over sandbox {number}: {error}"))
-            }
-            Ok(other) => Err(format!("the spawner answered {other:?} when asked for a sandbox")),
+            Ok(Reply::Made { pid, net }) => self
+                .adopt_made(number, pid, net, descriptors)
+                .map_err(|error| format!("take over sandbox {number}: {error}")),
+            Ok(other) => Err(format!(
+                "the spawner answered {other:?} when asked for a sandbox"
+            )),
             Err(error) => Err(error.to_string()),
         };
         match outcome {
@@ -124,12 +142,24 @@ impl Keeper {
         self.refill();
     }
 
-    fn adopt_made(&mut self, number: u32, pid: u32, net: NetInfo, descriptors: Vec<OwnedFd>) -> io::Result<()> {
+    fn adopt_made(
+        &mut self,
+        number: u32,
+        pid: u32,
+        net: NetInfo,
+        descriptors: Vec<OwnedFd>,
+    ) -> io::Result<()> {
         let mut descriptors = descriptors.into_iter();
         let mut next = |what: &str| {
-            descriptors.next().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {what} came along")))
+            descriptors.next().ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("no {what} came along"))
+            })
         };
-        let (pidfd, netns, control) = (next("pidfd")?, next("network namespace")?, next("control socket")?);
+        let (pidfd, netns, control) = (
+            next("pidfd")?,
+            next("network namespace")?,
+            next("control socket")?,
+        );
         let internal: Vec<OwnedFd> = descriptors.collect();
         let process = ProcessRecord {
             pid,
@@ -137,7 +167,10 @@ impl Keeper {
             boot: self.boot.clone(),
             executable: exit::executable(pid).unwrap_or((0, 0)),
         };
-        let fifos = self.records.write_sandbox(number, &process).and_then(|()| make_fifos(&self.records.sandbox(number)));
+        let fifos = self
+            .records
+            .write_sandbox(number, &process)
+            .and_then(|()| make_fifos(&self.records.sandbox(number)));
         let fifos = fifos.inspect_err(|_| {
             let _ = pidfd_send_signal(&pidfd, Signal::KILL);
         })?;
@@ -162,22 +195,38 @@ impl Keeper {
 
     /// Gives the starter copies of what can't be made again, so that they outlive this process.
     pub(crate) fn deposit(&mut self, number: u32) {
-        let Some(sandbox) = self.sandboxes.get(&number) else { return };
+        let Some(sandbox) = self.sandboxes.get(&number) else {
+            return;
+        };
         let mut borrowed = vec![sandbox.pidfd.as_fd()];
         let Some(netns) = &sandbox.netns else { return };
         borrowed.push(netns.as_fd());
         match (&sandbox.fifos, &sandbox.role) {
             (Some([out, err]), _) => borrowed.extend([out.as_fd(), err.as_fd()]),
             (None, SandboxRole::Instance(id)) => match self.instances.get(id) {
-                Some(instance) => borrowed.extend(instance.captures.iter().map(|capture| capture.fifo().as_fd())),
+                Some(instance) => borrowed.extend(
+                    instance
+                        .captures
+                        .iter()
+                        .map(|capture| capture.fifo().as_fd()),
+                ),
                 None => return,
             },
             (None, _) => return,
         }
         borrowed.extend(sandbox.internal.iter().map(AsFd::as_fd));
-        let copies: io::Result<Vec<OwnedFd>> = borrowed.into_iter().map(|fd| fd.try_clone_to_owned()).collect();
+        let copies: io::Result<Vec<OwnedFd>> = borrowed
+            .into_iter()
+            .map(|fd| fd.try_clone_to_owned())
+            .collect();
         match copies {
-            Ok(copies) => self.tell(STARTER, Op::Hold { name: held_name(number) }, copies),
+            Ok(copies) => self.tell(
+                STARTER,
+                Op::Hold {
+                    name: held_name(number),
+                },
+                copies,
+            ),
             Err(error) => tracing::warn!(number, %error, "deposit a sandbox"),
         }
     }
@@ -188,9 +237,17 @@ impl Keeper {
         for number in numbers {
             self.deposit(number);
         }
-        for (name, fd) in [("lock", &self.lock), ("listen", &self.listen)].map(|(name, fd)| (name, fd.try_clone())) {
+        for (name, fd) in [("lock", &self.lock), ("listen", &self.listen)]
+            .map(|(name, fd)| (name, fd.try_clone()))
+        {
             if let Ok(fd) = fd {
-                self.tell(STARTER, Op::Hold { name: name.to_owned() }, vec![fd]);
+                self.tell(
+                    STARTER,
+                    Op::Hold {
+                        name: name.to_owned(),
+                    },
+                    vec![fd],
+                );
             }
         }
         let listeners: Vec<_> = self.listeners.keys().cloned().collect();
@@ -217,10 +274,20 @@ impl Keeper {
         while let Ok(status) = waitid(Id::All, look) {
             let Some(pid) = status.pid() else { return };
             let raw = pid.as_raw().unsigned_abs();
-            let ours = self.sandboxes.values().any(|sandbox| sandbox.process.pid == raw)
-                || self.spawners.iter().flat_map(|spawner| &spawner.process).any(|process| process.pid == raw);
+            let ours = self
+                .sandboxes
+                .values()
+                .any(|sandbox| sandbox.process.pid == raw)
+                || self
+                    .spawners
+                    .iter()
+                    .flat_map(|spawner| &spawner.process)
+                    .any(|process| process.pid == raw);
             // One that is ours is reaped when its pidfd is served, and strangers behind it at the next look.
-            if ours || !self.making.is_empty() || waitid(Id::Pid(pid), WaitPidFlag::WEXITED).is_err() {
+            if ours
+                || !self.making.is_empty()
+                || waitid(Id::Pid(pid), WaitPidFlag::WEXITED).is_err()
+            {
                 return;
             }
         }
@@ -238,11 +305,19 @@ impl Keeper {
 
     /// The process of a sandbox has ended (or we look again how it ended).
     pub(crate) fn sandbox_ended(&mut self, number: u32, attempts: u32) {
-        let Some(sandbox) = self.sandboxes.get(&number) else { return };
+        let Some(sandbox) = self.sandboxes.get(&number) else {
+            return;
+        };
         self.unwatch(&sandbox.pidfd);
         let ending = exit::learn(sandbox.pidfd.as_fd(), sandbox.process.pid);
         if ending.is_none() && attempts < LEARN_ATTEMPTS {
-            self.after(Duration::from_millis(10), Timer::Learn { sandbox: number, attempts: attempts + 1 });
+            self.after(
+                Duration::from_millis(10),
+                Timer::Learn {
+                    sandbox: number,
+                    attempts: attempts + 1,
+                },
+            );
             return;
         }
         match sandbox.role.clone() {
@@ -250,7 +325,10 @@ impl Keeper {
             SandboxRole::Ready => {
                 tracing::warn!(number, ?ending, "a pooled sandbox ended by itself");
                 self.ready.retain(|ready| *ready != number);
-                self.make_failed(&format!("a pooled sandbox ended by itself ({})", describe(ending)));
+                self.make_failed(&format!(
+                    "a pooled sandbox ended by itself ({})",
+                    describe(ending)
+                ));
                 self.destroy(number, 0);
             }
             SandboxRole::Ending => self.destroy(number, 0),
@@ -266,34 +344,65 @@ impl Keeper {
             sandbox.internal.clear();
             sandbox.memory = None;
             sandbox.fifos = None;
-            self.tell(STARTER, Op::Release { name: held_name(number) }, Vec::new());
+            self.tell(
+                STARTER,
+                Op::Release {
+                    name: held_name(number),
+                },
+                Vec::new(),
+            );
             self.announce(Event::SandboxGone { sandbox: number }, Vec::new());
         }
         if self.spawner(HOUSEKEEPER).is_none() {
             // Asked again when there is one: `retry_destroys`.
             return;
         }
-        let pending = Pending::Destroy { sandbox: number, attempts };
-        self.ask(HOUSEKEEPER, Op::DestroySandbox { sandbox: number }, Vec::new(), pending);
+        let pending = Pending::Destroy {
+            sandbox: number,
+            attempts,
+        };
+        self.ask(
+            HOUSEKEEPER,
+            Op::DestroySandbox { sandbox: number },
+            Vec::new(),
+            pending,
+        );
     }
 
     /// A new housekeeper knows nothing of what the one before it was asked.
     pub(crate) fn retry_destroys(&mut self) {
-        let ending = |sandbox: &Sandbox| sandbox.role == SandboxRole::Ending && sandbox.netns.is_none();
-        let numbers: Vec<u32> = self.sandboxes.iter().filter(|(_, s)| ending(s)).map(|(number, _)| *number).collect();
+        let ending =
+            |sandbox: &Sandbox| sandbox.role == SandboxRole::Ending && sandbox.netns.is_none();
+        let numbers: Vec<u32> = self
+            .sandboxes
+            .iter()
+            .filter(|(_, s)| ending(s))
+            .map(|(number, _)| *number)
+            .collect();
         for number in numbers {
             self.destroy(number, 1);
         }
     }
 
-    pub(crate) fn destroyed(&mut self, number: u32, attempts: u32, result: Result<Reply, SpawnError>) {
+    pub(crate) fn destroyed(
+        &mut self,
+        number: u32,
+        attempts: u32,
+        result: Result<Reply, SpawnError>,
+    ) {
         if let Err(error) = result {
             if self.spawner(HOUSEKEEPER).is_none() {
                 return;
             }
             if attempts < DESTROY_ATTEMPTS {
                 let delay = Duration::from_millis(5 << attempts.min(6));
-                self.after(delay, Timer::Destroy { sandbox: number, attempts: attempts + 1 });
+                self.after(
+                    delay,
+                    Timer::Destroy {
+                        sandbox: number,
+                        attempts: attempts + 1,
+                    },
+                );
                 return;
             }
             tracing::error!(number, %error, "a sandbox can't be removed; the next start tries again");
@@ -309,7 +418,12 @@ impl Keeper {
         self.sandboxes.remove(&number);
         self.last_sandbox.retain(|_, sandbox| *sandbox != number);
         for (session, request) in self.stop_waiters.remove(&number).unwrap_or_default() {
-            self.reply(session, request, Ok(super::protocol::Reply::Done), Vec::new());
+            self.reply(
+                session,
+                request,
+                Ok(super::protocol::Reply::Done),
+                Vec::new(),
+            );
         }
         self.refill();
     }
@@ -346,5 +460,10 @@ fn make_fifos(directory: &Path) -> io::Result<[OwnedFd; 2]> {
 /// Opened for both directions, so that neither side ever sees the other one gone.
 pub(crate) fn open_fifo(path: &Path, ours: bool) -> io::Result<OwnedFd> {
     let flags = libc::O_CLOEXEC | libc::O_NOFOLLOW | if ours { libc::O_NONBLOCK } else { 0 };
-    Ok(OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?.into())
+    Ok(OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(path)?
+        .into())
 }

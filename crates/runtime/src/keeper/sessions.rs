@@ -10,7 +10,8 @@ use super::core::{Keeper, Token, Watch};
 use super::link::Link;
 use super::listeners;
 use super::protocol::{
-    ClientKind, Event, FromKeeper, KeeperError, LIST_PAGE, OLDEST, Op, Reply, Status, ToKeeper, VERSION,
+    ClientKind, Event, FromKeeper, KeeperError, LIST_PAGE, OLDEST, Op, Reply, Status, ToKeeper,
+    VERSION,
 };
 use super::spawners::{HOUSEKEEPER, Pending, STARTER};
 use crate::network::Gateway;
@@ -32,15 +33,16 @@ pub(crate) struct Session {
 impl Keeper {
     pub(crate) fn accept(&mut self) {
         loop {
-            let socket = match accept_with(&self.listen, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(socket) => socket,
-                Err(rustix::io::Errno::AGAIN) => return,
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
-                Err(error) => {
-                    tracing::error!(%error, "accept a connection");
-                    return;
-                }
-            };
+            let socket =
+                match accept_with(&self.listen, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                    Ok(socket) => socket,
+                    Err(rustix::io::Errno::AGAIN) => return,
+                    Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
+                    Err(error) => {
+                        tracing::error!(%error, "accept a connection");
+                        return;
+                    }
+                };
             if let Err(error) = self.add_session(socket) {
                 tracing::warn!(%error, "a connection was refused");
             }
@@ -50,7 +52,10 @@ impl Keeper {
     fn add_session(&mut self, socket: OwnedFd) -> io::Result<()> {
         let uid = rustix::net::sockopt::socket_peercred(&socket)?.uid.as_raw();
         if uid != 0 && uid != self.config.server_uid {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("uid {uid} may not connect")));
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("uid {uid} may not connect"),
+            ));
         }
         if self.sessions.len() >= SESSION_LIMIT {
             return Err(io::Error::other("too many connections"));
@@ -59,16 +64,37 @@ impl Keeper {
         self.next_session = self.next_session.wrapping_add(1).max(1);
         let link = Link::new(Channel::from(socket))?;
         self.watch(&link, Token::Session(id), Watch::Edge)?;
-        self.sessions.insert(id, Session { link, uid, kind: None });
+        self.sessions.insert(
+            id,
+            Session {
+                link,
+                uid,
+                kind: None,
+            },
+        );
         Ok(())
     }
 
     pub(crate) fn serve_session(&mut self, id: u32) {
         loop {
-            let Some(session) = self.sessions.get_mut(&id) else { return };
-            let received = session.link.flush().and_then(|()| session.link.receive::<ToKeeper>());
+            let Some(session) = self.sessions.get_mut(&id) else {
+                return;
+            };
+            let received = session
+                .link
+                .flush()
+                .and_then(|()| session.link.receive::<ToKeeper>());
             match received {
-                Ok(Some((ToKeeper::Hello { version, build, data_id, kind, holds }, _))) => {
+                Ok(Some((
+                    ToKeeper::Hello {
+                        version,
+                        build,
+                        data_id,
+                        kind,
+                        holds,
+                    },
+                    _,
+                ))) => {
                     if let Err(reason) = self.welcome(id, version, &build, &data_id, kind, &holds) {
                         tracing::warn!(%reason, %build, "a client was refused");
                         self.say(id, FromKeeper::Refused { reason }, Vec::new());
@@ -119,18 +145,38 @@ impl Keeper {
             ));
         }
         if data_id != self.config.id {
-            return Err(format!("this keeper serves the data directory with id {}, not {data_id}", self.config.id));
+            return Err(format!(
+                "this keeper serves the data directory with id {}, not {data_id}",
+                self.config.id
+            ));
         }
         if let Some(session) = self.sessions.get_mut(&id) {
             session.kind = Some(kind);
         }
-        let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
-        self.say(id, FromKeeper::Welcome { version, build: self.config.build.clone(), pid }, Vec::new());
+        let pid = rustix::process::getpid()
+            .as_raw_nonzero()
+            .get()
+            .unsigned_abs();
+        self.say(
+            id,
+            FromKeeper::Welcome {
+                version,
+                build: self.config.build.clone(),
+                pid,
+            },
+            Vec::new(),
+        );
         if kind == ClientKind::Visitor {
             return Ok(());
         }
         if let Some(before) = self.server.replace(id).filter(|before| *before != id) {
-            self.say(before, FromKeeper::Superseded { by: build.to_owned() }, Vec::new());
+            self.say(
+                before,
+                FromKeeper::Superseded {
+                    by: build.to_owned(),
+                },
+                Vec::new(),
+            );
             self.drop_session(before);
         }
         tracing::info!(build, "a server connected");
@@ -140,12 +186,21 @@ impl Keeper {
 
     /// What a new server must know.
     fn tell_server(&mut self, holds: &[u32]) {
-        let numbers: Vec<u32> = self.sandboxes.keys().copied().filter(|number| !holds.contains(number)).collect();
+        let numbers: Vec<u32> = self
+            .sandboxes
+            .keys()
+            .copied()
+            .filter(|number| !holds.contains(number))
+            .collect();
         for number in numbers {
             self.reopen_internal(number);
             self.announce_sockets(number);
         }
-        let gone = holds.iter().filter(|number| !self.sandboxes.contains_key(number)).copied().collect::<Vec<_>>();
+        let gone = holds
+            .iter()
+            .filter(|number| !self.sandboxes.contains_key(number))
+            .copied()
+            .collect::<Vec<_>>();
         for sandbox in gone {
             self.announce(Event::SandboxGone { sandbox }, Vec::new());
         }
@@ -176,22 +231,36 @@ impl Keeper {
     }
 
     pub(crate) fn announce_sockets(&mut self, number: u32) {
-        let Some(sandbox) = self.sandboxes.get(&number) else { return };
+        let Some(sandbox) = self.sandboxes.get(&number) else {
+            return;
+        };
         if self.server.is_none() || sandbox.internal.is_empty() {
             return;
         }
-        let copies: io::Result<Vec<OwnedFd>> = sandbox.internal.iter().map(OwnedFd::try_clone).collect();
+        let copies: io::Result<Vec<OwnedFd>> =
+            sandbox.internal.iter().map(OwnedFd::try_clone).collect();
         let net = sandbox.net.clone();
         match copies {
-            Ok(copies) => self.announce(Event::SandboxSockets { sandbox: number, net }, copies),
-            Err(error) => tracing::error!(number, %error, "pass the internal sockets of a sandbox on"),
+            Ok(copies) => self.announce(
+                Event::SandboxSockets {
+                    sandbox: number,
+                    net,
+                },
+                copies,
+            ),
+            Err(error) => {
+                tracing::error!(number, %error, "pass the internal sockets of a sandbox on")
+            }
         }
     }
 
     /// Internal sockets that were lost with all who held them are made anew.
     fn reopen_internal(&mut self, number: u32) {
-        let Some(sandbox) = self.sandboxes.get_mut(&number) else { return };
-        if !sandbox.internal.is_empty() || sandbox.net.sockets.is_empty() || sandbox.netns.is_none() {
+        let Some(sandbox) = self.sandboxes.get_mut(&number) else {
+            return;
+        };
+        if !sandbox.internal.is_empty() || sandbox.net.sockets.is_empty() || sandbox.netns.is_none()
+        {
             return;
         }
         match Gateway::reopen(&self.config.id, &sandbox.net) {
@@ -199,12 +268,15 @@ impl Keeper {
                 sandbox.internal = sockets;
                 self.deposit(number);
             }
-            Err(error) => tracing::error!(number, %error, "this instance has no name service any more"),
+            Err(error) => {
+                tracing::error!(number, %error, "this instance has no name service any more")
+            }
         }
     }
 
     pub(crate) fn announce_refusals(&mut self) {
-        let copies: io::Result<Vec<OwnedFd>> = self.refusals.iter().map(OwnedFd::try_clone).collect();
+        let copies: io::Result<Vec<OwnedFd>> =
+            self.refusals.iter().map(OwnedFd::try_clone).collect();
         if let Ok(copies) = copies
             && !copies.is_empty()
         {
@@ -212,12 +284,20 @@ impl Keeper {
         }
     }
 
-    pub(crate) fn reply(&mut self, session: u32, id: u64, result: Result<Reply, KeeperError>, descriptors: Vec<OwnedFd>) {
+    pub(crate) fn reply(
+        &mut self,
+        session: u32,
+        id: u64,
+        result: Result<Reply, KeeperError>,
+        descriptors: Vec<OwnedFd>,
+    ) {
         self.say(session, FromKeeper::Reply { id, result }, descriptors);
     }
 
     fn say(&mut self, id: u32, message: FromKeeper, descriptors: Vec<OwnedFd>) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
         if let Err(error) = session.link.send(message, descriptors) {
             tracing::debug!(id, %error, "a connection ended");
             self.drop_session(id);
@@ -225,24 +305,53 @@ impl Keeper {
     }
 
     fn serve(&mut self, session: u32, request: u64, op: Op, mut descriptors: Vec<OwnedFd>) {
-        let root = self.sessions.get(&session).is_some_and(|session| session.uid == 0);
+        let root = self
+            .sessions
+            .get(&session)
+            .is_some_and(|session| session.uid == 0);
         let result = match op {
             Op::Start { spec } => return self.start(session, request, spec),
-            Op::Stop { id, grace_ms } => return self.stop(session, request, &id, Duration::from_millis(grace_ms)),
+            Op::Stop { id, grace_ms } => {
+                return self.stop(session, request, &id, Duration::from_millis(grace_ms));
+            }
             Op::Prepare { rootfs } => {
                 let pending = Pending::Session { session, request };
                 return self.ask(STARTER, SpawnOp::Prepare { rootfs }, Vec::new(), pending);
             }
-            Op::Unpack { diff_id, media_type } => {
+            Op::Unpack {
+                diff_id,
+                media_type,
+            } => {
                 let pending = Pending::Session { session, request };
-                return self.ask(HOUSEKEEPER, SpawnOp::Unpack { diff_id, media_type }, descriptors, pending);
+                return self.ask(
+                    HOUSEKEEPER,
+                    SpawnOp::Unpack {
+                        diff_id,
+                        media_type,
+                    },
+                    descriptors,
+                    pending,
+                );
             }
             Op::RemoveLayer { diff_id } => {
-                let pending = Pending::ReleaseLayer { session, request, diff_id: diff_id.clone() };
-                return self.ask(STARTER, SpawnOp::RemoveLayer { diff_id }, Vec::new(), pending);
+                let pending = Pending::ReleaseLayer {
+                    session,
+                    request,
+                    diff_id: diff_id.clone(),
+                };
+                return self.ask(
+                    STARTER,
+                    SpawnOp::RemoveLayer { diff_id },
+                    Vec::new(),
+                    pending,
+                );
             }
             Op::Sockets { id, count } => return self.serve_sockets(session, request, &id, count),
-            Op::TakeListener { name, address, bind } => {
+            Op::TakeListener {
+                name,
+                address,
+                bind,
+            } => {
                 return self.serve_listener(session, request, (name, address), bind);
             }
             Op::List { after } => {
@@ -252,11 +361,14 @@ impl Keeper {
             Op::Usage { id } => self.usage(&id),
             Op::GiveListener { name, address } => match descriptors.pop() {
                 Some(socket) => {
-                    self.listeners.insert((name.clone(), address.clone()), socket);
+                    self.listeners
+                        .insert((name.clone(), address.clone()), socket);
                     self.deposit_listener(&(name, address));
                     Ok(Reply::Done)
                 }
-                None => Err(KeeperError::Refused(format!("no socket came along for {name} {address}"))),
+                None => Err(KeeperError::Refused(format!(
+                    "no socket came along for {name} {address}"
+                ))),
             },
             Op::RetainListeners { keep } => {
                 self.retain_listeners(&keep);
@@ -286,35 +398,72 @@ impl Keeper {
                 }
                 None => Err(KeeperError::Refused("no executable came along".to_owned())),
             },
-            Op::Shutdown { stop_instances, tear_down, grace_ms } => {
-                return self.begin_shutdown(session, request, stop_instances, tear_down, Duration::from_millis(grace_ms));
+            Op::Shutdown {
+                stop_instances,
+                tear_down,
+                grace_ms,
+            } => {
+                return self.begin_shutdown(
+                    session,
+                    request,
+                    stop_instances,
+                    tear_down,
+                    Duration::from_millis(grace_ms),
+                );
             }
         };
         self.reply(session, request, result, Vec::new());
     }
 
-    fn serve_sockets(&mut self, session: u32, request: u64, id: &utsuwa_model::InstanceId, count: u32) {
+    fn serve_sockets(
+        &mut self,
+        session: u32,
+        request: u64,
+        id: &utsuwa_model::InstanceId,
+        count: u32,
+    ) {
         let Some(instance) = self.instances.get(id) else {
-            return self.reply(session, request, Err(KeeperError::NotFound(id.clone())), Vec::new());
+            return self.reply(
+                session,
+                request,
+                Err(KeeperError::NotFound(id.clone())),
+                Vec::new(),
+            );
         };
-        let address = super::protocol::dial_address(&instance.record.net, instance.record.spec.port);
+        let address =
+            super::protocol::dial_address(&instance.record.net, instance.record.spec.port);
         match self.dial_sockets(instance.record.sandbox, count.clamp(1, SOCKET_LIMIT)) {
             Ok(sockets) => self.reply(session, request, Ok(Reply::Sockets { address }), sockets),
             Err(error) => {
                 let text = format!("make a socket in the network of instance {id}: {error}");
-                self.reply(session, request, Err(KeeperError::Internal(text)), Vec::new());
+                self.reply(
+                    session,
+                    request,
+                    Err(KeeperError::Internal(text)),
+                    Vec::new(),
+                );
             }
         }
     }
 
     fn usage(&self, id: &utsuwa_model::InstanceId) -> Result<Reply, KeeperError> {
-        let instance = self.instances.get(id).ok_or_else(|| KeeperError::NotFound(id.clone()))?;
-        let cgroups = self.cgroups.as_ref().ok_or_else(|| KeeperError::Internal("this host has no cgroups".to_owned()))?;
+        let instance = self
+            .instances
+            .get(id)
+            .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
+        let cgroups = self
+            .cgroups
+            .as_ref()
+            .ok_or_else(|| KeeperError::Internal("this host has no cgroups".to_owned()))?;
         let usage = cgroups
             .sandbox(instance.record.sandbox)
             .usage()
             .map_err(|error| KeeperError::Internal(error.to_string()))?;
-        Ok(Reply::Usage { memory_bytes: usage.memory_bytes, cpu_us: usage.cpu_us, pids: usage.pids })
+        Ok(Reply::Usage {
+            memory_bytes: usage.memory_bytes,
+            cpu_us: usage.cpu_us,
+            pids: usage.pids,
+        })
     }
 
     fn serve_listener(&mut self, session: u32, request: u64, key: (String, String), bind: bool) {
@@ -324,13 +473,32 @@ impl Keeper {
         {
             return self.reply(session, request, Err(error), Vec::new());
         }
-        match self.listeners.get(&key).map(|socket| socket.as_fd().try_clone_to_owned()) {
-            Some(Ok(copy)) => self.reply(session, request, Ok(Reply::Listener { found: true }), vec![copy]),
+        match self
+            .listeners
+            .get(&key)
+            .map(|socket| socket.as_fd().try_clone_to_owned())
+        {
+            Some(Ok(copy)) => self.reply(
+                session,
+                request,
+                Ok(Reply::Listener { found: true }),
+                vec![copy],
+            ),
             Some(Err(error)) => {
                 let text = format!("pass the socket of {} {} on: {error}", key.0, key.1);
-                self.reply(session, request, Err(KeeperError::Exhausted(text)), Vec::new());
+                self.reply(
+                    session,
+                    request,
+                    Err(KeeperError::Exhausted(text)),
+                    Vec::new(),
+                );
             }
-            None => self.reply(session, request, Ok(Reply::Listener { found: false }), Vec::new()),
+            None => self.reply(
+                session,
+                request,
+                Ok(Reply::Listener { found: false }),
+                Vec::new(),
+            ),
         }
     }
 
@@ -343,7 +511,10 @@ impl Keeper {
 
     fn status(&mut self) -> Status {
         Status {
-            pid: rustix::process::getpid().as_raw_nonzero().get().unsigned_abs(),
+            pid: rustix::process::getpid()
+                .as_raw_nonzero()
+                .get()
+                .unsigned_abs(),
             build: self.config.build.clone(),
             instances: self.instances.len(),
             exits_unacknowledged: self.exits.len(),
@@ -351,7 +522,11 @@ impl Keeper {
             pool_making: self.making.len(),
             pool_target: self.demand.target(super::core::now()),
             sandboxes: self.sandboxes.len(),
-            spawner_pids: self.spawners.iter().filter_map(|s| s.process.as_ref().map(|p| p.pid)).collect(),
+            spawner_pids: self
+                .spawners
+                .iter()
+                .filter_map(|s| s.process.as_ref().map(|p| p.pid))
+                .collect(),
             listeners: self.listeners.keys().cloned().collect(),
             pool_error: self.pool_error.clone(),
         }

@@ -27,11 +27,21 @@ pub(crate) const HOUSEKEEPER: u32 = 1;
 pub(crate) enum Pending {
     Make(u32),
     Start(InstanceId),
-    Destroy { sandbox: u32, attempts: u32 },
+    Destroy {
+        sandbox: u32,
+        attempts: u32,
+    },
     /// Pass it on to a session.
-    Session { session: u32, request: u64 },
+    Session {
+        session: u32,
+        request: u64,
+    },
     /// The starter has let go of the layer; the housekeeper's turn.
-    ReleaseLayer { session: u32, request: u64, diff_id: String },
+    ReleaseLayer {
+        session: u32,
+        request: u64,
+        diff_id: String,
+    },
     Refusals,
 }
 
@@ -54,7 +64,16 @@ pub(crate) struct Process {
 
 impl Keeper {
     pub(crate) fn start_spawners(&mut self) {
-        self.spawners = vec![Spawner { process: None, failures: 0 }, Spawner { process: None, failures: 0 }];
+        self.spawners = vec![
+            Spawner {
+                process: None,
+                failures: 0,
+            },
+            Spawner {
+                process: None,
+                failures: 0,
+            },
+        ];
         self.start_spawner(STARTER);
         self.start_spawner(HOUSEKEEPER);
     }
@@ -72,7 +91,12 @@ impl Keeper {
                 if index == STARTER {
                     self.deposit_all();
                 } else {
-                    self.ask(HOUSEKEEPER, Op::RefusalSockets, Vec::new(), Pending::Refusals);
+                    self.ask(
+                        HOUSEKEEPER,
+                        Op::RefusalSockets,
+                        Vec::new(),
+                        Pending::Refusals,
+                    );
                     self.retry_destroys();
                 }
                 self.pump();
@@ -88,12 +112,20 @@ impl Keeper {
     fn launch_spawner(&self, index: u32) -> io::Result<Process> {
         let starter = index == STARTER;
         let config = SpawnerConfig {
-            role: if starter { Role::Starter } else { Role::Housekeeper },
+            role: if starter {
+                Role::Starter
+            } else {
+                Role::Housekeeper
+            },
             id: self.config.id.clone(),
             runtime_dir: self.config.runtime_dir(),
             images_dir: self.config.data_dir.join("images"),
             network: self.config.net.clone(),
-            on_keeper_gone: if starter { super::successor_arguments(&self.config) } else { Vec::new() },
+            on_keeper_gone: if starter {
+                super::successor_arguments(&self.config)
+            } else {
+                Vec::new()
+            },
         };
         let (ours, theirs) = Channel::pair()?;
         let theirs: OwnedFd = theirs.into();
@@ -113,7 +145,13 @@ impl Keeper {
         let link = Link::new(ours)?;
         self.watch(&link, Token::Spawner(index), Watch::Edge)?;
         self.watch(&pidfd, Token::SpawnerEnded(index), Watch::Level)?;
-        Ok(Process { pid, pidfd, link, pending: HashMap::new(), next_request: 1 })
+        Ok(Process {
+            pid,
+            pidfd,
+            link,
+            pending: HashMap::new(),
+            next_request: 1,
+        })
     }
 
     pub(crate) fn spawner(&mut self, index: u32) -> Option<&mut Process> {
@@ -155,7 +193,9 @@ impl Keeper {
 
     pub(crate) fn serve_spawner(&mut self, index: u32) {
         loop {
-            let Some(process) = self.spawner(index) else { return };
+            let Some(process) = self.spawner(index) else {
+                return;
+            };
             if let Err(error) = process.link.flush() {
                 self.spawner_broken(index, &error);
                 return;
@@ -163,7 +203,9 @@ impl Keeper {
             let received = process.link.receive::<Response>();
             match received {
                 Ok(Some((response, descriptors))) => {
-                    let Some(pending) = process.pending.remove(&response.id) else { continue };
+                    let Some(pending) = process.pending.remove(&response.id) else {
+                        continue;
+                    };
                     if let Some(spawner) = self.spawners.get_mut(index as usize) {
                         spawner.failures = 0;
                     }
@@ -181,22 +223,39 @@ impl Keeper {
     pub(crate) fn spawner_ended(&mut self, index: u32) {
         // What it answered before it ended counts.
         loop {
-            let Some(process) = self.spawner(index) else { return };
-            let Ok(Some((response, descriptors))) = process.link.receive::<Response>() else { break };
+            let Some(process) = self.spawner(index) else {
+                return;
+            };
+            let Ok(Some((response, descriptors))) = process.link.receive::<Response>() else {
+                break;
+            };
             if let Some(pending) = process.pending.remove(&response.id) {
                 self.answered(pending, response.result, descriptors);
             }
         }
-        let Some(spawner) = self.spawners.get_mut(index as usize) else { return };
-        let Some(process) = spawner.process.take() else { return };
+        let Some(spawner) = self.spawners.get_mut(index as usize) else {
+            return;
+        };
+        let Some(process) = spawner.process.take() else {
+            return;
+        };
         spawner.failures += 1;
         let failures = spawner.failures;
         let ended = super::exit::learn(process.pidfd.as_fd(), process.pid);
         self.unwatch(&process.link);
         self.unwatch(&process.pidfd);
         if self.ending.is_none() {
-            tracing::error!(index, pid = process.pid, ?ended, "a spawner ended; starting another");
-            let delay = Duration::from_millis(if failures <= 1 { 0 } else { 100 << failures.min(6) });
+            tracing::error!(
+                index,
+                pid = process.pid,
+                ?ended,
+                "a spawner ended; starting another"
+            );
+            let delay = Duration::from_millis(if failures <= 1 {
+                0
+            } else {
+                100 << failures.min(6)
+            });
             self.after(delay, Timer::StartSpawner(index));
         }
         for (_, pending) in process.pending {
@@ -204,25 +263,49 @@ impl Keeper {
         }
     }
 
-    fn answered(&mut self, pending: Pending, result: Result<Reply, SpawnError>, descriptors: Vec<OwnedFd>) {
+    fn answered(
+        &mut self,
+        pending: Pending,
+        result: Result<Reply, SpawnError>,
+        descriptors: Vec<OwnedFd>,
+    ) {
         match pending {
             Pending::Make(number) => self.made(number, result, descriptors),
             Pending::Start(id) => self.started(&id, result),
             Pending::Destroy { sandbox, attempts } => self.destroyed(sandbox, attempts, result),
             Pending::Session { session, request } => {
                 let reply = match result {
-                    Ok(Reply::Unpacked { entries, bytes, skipped }) => Ok(ServerReply::Unpacked { entries, bytes, skipped }),
+                    Ok(Reply::Unpacked {
+                        entries,
+                        bytes,
+                        skipped,
+                    }) => Ok(ServerReply::Unpacked {
+                        entries,
+                        bytes,
+                        skipped,
+                    }),
                     Ok(_) => Ok(ServerReply::Done),
                     Err(error) => Err(to_keeper_error(&error)),
                 };
                 self.reply(session, request, reply, Vec::new());
             }
-            Pending::ReleaseLayer { session, request, diff_id } => match result {
+            Pending::ReleaseLayer {
+                session,
+                request,
+                diff_id,
+            } => match result {
                 Ok(_) => {
                     let pending = Pending::Session { session, request };
-                    self.ask(HOUSEKEEPER, Op::RemoveLayer { diff_id }, Vec::new(), pending);
+                    self.ask(
+                        HOUSEKEEPER,
+                        Op::RemoveLayer { diff_id },
+                        Vec::new(),
+                        pending,
+                    );
                 }
-                Err(error) => self.reply(session, request, Err(to_keeper_error(&error)), Vec::new()),
+                Err(error) => {
+                    self.reply(session, request, Err(to_keeper_error(&error)), Vec::new())
+                }
             },
             Pending::Refusals => match result {
                 Ok(_) => {
@@ -239,30 +322,48 @@ impl Keeper {
 pub(crate) fn to_keeper_error(error: &SpawnError) -> KeeperError {
     match error.to_driver() {
         DriverError::Refused(text) => KeeperError::Refused(text),
-        DriverError::Exhausted(text) | DriverError::Unavailable(text) => KeeperError::Exhausted(text),
+        DriverError::Exhausted(text) | DriverError::Unavailable(text) => {
+            KeeperError::Exhausted(text)
+        }
         DriverError::NotFound(id) => KeeperError::NotFound(id),
         DriverError::Internal(text) => KeeperError::Internal(text),
     }
 }
 
 fn gone() -> SpawnError {
-    SpawnError::SandboxGone { detail: "the spawner process ended; another is being started, try again".to_owned() }
+    SpawnError::SandboxGone {
+        detail: "the spawner process ended; another is being started, try again".to_owned(),
+    }
 }
 
 pub(crate) fn to_pid(pid: u32) -> io::Result<Pid> {
-    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
-#[expect(unsafe_code, reason = "the only way to give a child a descriptor under a fixed number")]
+#[expect(
+    unsafe_code,
+    reason = "the only way to give a child a descriptor under a fixed number"
+)]
 fn give_channel(command: &mut Command, channel: OwnedFd) {
     let place = move || {
         let from = channel.as_raw_fd();
         // SAFETY: dup2 and fcntl are async-signal-safe, and this process is single-threaded. Number CHANNEL_FD in the
         // child belongs to nobody: everything this process opens is close-on-exec.
         let result = unsafe {
-            if from == CHANNEL_FD { libc::fcntl(from, libc::F_SETFD, 0) } else { libc::dup2(from, CHANNEL_FD) }
+            if from == CHANNEL_FD {
+                libc::fcntl(from, libc::F_SETFD, 0)
+            } else {
+                libc::dup2(from, CHANNEL_FD)
+            }
         };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     };
     // SAFETY: the closure only makes async-signal-safe calls and allocates nothing.
     unsafe { command.pre_exec(place) };

@@ -48,21 +48,34 @@ pub fn ensure_keeper(config: &KeeperConfig) -> Result<PathBuf, UpError> {
         .map_err(io_error(format!("make {}", directory.display())))?;
     match Visitor::connect(&config.socket(), &config.id) {
         Ok(visitor) => {
-            let running = fs::read(config.file()).ok().and_then(|text| serde_json::from_slice::<KeeperConfig>(&text).ok());
+            let running = fs::read(config.file())
+                .ok()
+                .and_then(|text| serde_json::from_slice::<KeeperConfig>(&text).ok());
             if running.as_ref() != Some(config) || visitor.build() != config.build {
-                config.write().map_err(io_error("write the keeper's configuration"))?;
+                config
+                    .write()
+                    .map_err(io_error("write the keeper's configuration"))?;
                 upgrade(visitor, config)?;
             }
         }
         Err(VisitError::NoKeeper { .. }) => {
-            config.write().map_err(io_error("write the keeper's configuration"))?;
+            config
+                .write()
+                .map_err(io_error("write the keeper's configuration"))?;
             launch(config)?;
         }
         Err(error) => return Err(error.into()),
     }
     // The server's user may be another one than at the last start.
-    std::os::unix::fs::chown(config.socket(), Some(config.server_uid), Some(config.server_gid))
-        .map_err(io_error(format!("give {} to the server's user", config.socket().display())))?;
+    std::os::unix::fs::chown(
+        config.socket(),
+        Some(config.server_uid),
+        Some(config.server_gid),
+    )
+    .map_err(io_error(format!(
+        "give {} to the server's user",
+        config.socket().display()
+    )))?;
     Ok(config.socket())
 }
 
@@ -77,19 +90,28 @@ fn launch(config: &KeeperConfig) -> Result<(), UpError> {
         .spawn()
         .map_err(io_error(format!("execute {}", config.binary.display())))?;
     // Its end of the pipe closes when the keeper is ready, or has given up.
-    let output = child.wait_with_output().map_err(io_error("wait for the keeper"))?;
+    let output = child
+        .wait_with_output()
+        .map_err(io_error("wait for the keeper"))?;
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if said == READY {
         return Ok(());
     }
-    let reason = if said.is_empty() { String::from_utf8_lossy(&output.stderr).trim().to_owned() } else { said };
+    let reason = if said.is_empty() {
+        String::from_utf8_lossy(&output.stderr).trim().to_owned()
+    } else {
+        said
+    };
     Err(UpError::NotStarted { reason, log })
 }
 
 /// Has the running keeper execute our binary with all it holds.
 fn upgrade(mut visitor: Visitor, config: &KeeperConfig) -> Result<(), UpError> {
-    let binary = File::open(&config.binary).map_err(io_error(format!("open {}", config.binary.display())))?;
-    let op = Op::Upgrade { build: config.build.clone() };
+    let binary = File::open(&config.binary)
+        .map_err(io_error(format!("open {}", config.binary.display())))?;
+    let op = Op::Upgrade {
+        build: config.build.clone(),
+    };
     visitor.ask(op, &[binary.as_fd()])?;
     drop(visitor);
     let deadline = now() + REPLACING;
@@ -98,8 +120,15 @@ fn upgrade(mut visitor: Visitor, config: &KeeperConfig) -> Result<(), UpError> {
         match Visitor::connect(&config.socket(), &config.id) {
             Ok(visitor) if visitor.build() == config.build => return Ok(()),
             Ok(visitor) if now() > deadline => {
-                let reason = format!("it still is build {} instead of {}", visitor.build(), config.build);
-                return Err(UpError::NotStarted { reason, log: config.log_file.display().to_string() });
+                let reason = format!(
+                    "it still is build {} instead of {}",
+                    visitor.build(),
+                    config.build
+                );
+                return Err(UpError::NotStarted {
+                    reason,
+                    log: config.log_file.display().to_string(),
+                });
             }
             Err(error) if now() > deadline => return Err(error.into()),
             Ok(_) | Err(_) => std::thread::sleep(Duration::from_millis(5)),
@@ -116,7 +145,17 @@ pub fn down(config: &KeeperConfig, grace: Duration) -> Result<DownReport, UpErro
     ensure_keeper(config)?;
     let mut visitor = Visitor::connect(&config.socket(), &config.id)?;
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-    match visitor.ask(Op::Shutdown { stop_instances: true, tear_down: true, grace_ms }, &[])?.0 {
+    match visitor
+        .ask(
+            Op::Shutdown {
+                stop_instances: true,
+                tear_down: true,
+                grace_ms,
+            },
+            &[],
+        )?
+        .0
+    {
         Reply::ShutDown(report) => {
             visitor.until_closed();
             Ok(report)

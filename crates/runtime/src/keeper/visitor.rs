@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt,
+};
 
 use super::config::BUILD;
 use super::protocol::{ClientKind, FromKeeper, KeeperError, Op, Reply, ToKeeper, VERSION};
@@ -47,7 +49,8 @@ impl Visitor {
         };
         let fd = connect_socket(socket).map_err(no_keeper)?;
         // A keeper answers within milliseconds; one that hangs must not hang us.
-        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(Duration::from_secs(60))).map_err(io::Error::from)?;
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(Duration::from_secs(60)))
+            .map_err(io::Error::from)?;
         let channel = Channel::from(fd);
         let hello = ToKeeper::Hello {
             version: VERSION,
@@ -58,10 +61,19 @@ impl Visitor {
         };
         channel.send(&hello, &[])?;
         match channel.receive::<FromKeeper>()? {
-            Some((FromKeeper::Welcome { build, pid, .. }, _)) => Ok(Self { channel, build, pid, next: 1 }),
+            Some((FromKeeper::Welcome { build, pid, .. }, _)) => Ok(Self {
+                channel,
+                build,
+                pid,
+                next: 1,
+            }),
             Some((FromKeeper::Refused { reason }, _)) => Err(VisitError::Refused(reason)),
-            Some(_) => Err(VisitError::Refused("it answered with something else".to_owned())),
-            None => Err(VisitError::Io(io::Error::from(io::ErrorKind::ConnectionReset))),
+            Some(_) => Err(VisitError::Refused(
+                "it answered with something else".to_owned(),
+            )),
+            None => Err(VisitError::Io(io::Error::from(
+                io::ErrorKind::ConnectionReset,
+            ))),
         }
     }
 
@@ -81,17 +93,32 @@ impl Visitor {
     ///
     /// # Errors
     /// [`VisitError`].
-    pub fn ask(&mut self, op: Op, descriptors: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), VisitError> {
+    pub fn ask(
+        &mut self,
+        op: Op,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), VisitError> {
         let id = self.next;
         self.next += 1;
-        self.channel.send(&ToKeeper::Request { id, op }, descriptors)?;
+        self.channel
+            .send(&ToKeeper::Request { id, op }, descriptors)?;
         loop {
             match self.channel.receive::<FromKeeper>()? {
-                Some((FromKeeper::Reply { id: answered, result }, descriptors)) if answered == id => {
+                Some((
+                    FromKeeper::Reply {
+                        id: answered,
+                        result,
+                    },
+                    descriptors,
+                )) if answered == id => {
                     return Ok((result?, descriptors));
                 }
                 Some(_) => {}
-                None => return Err(VisitError::Io(io::Error::from(io::ErrorKind::ConnectionReset))),
+                None => {
+                    return Err(VisitError::Io(io::Error::from(
+                        io::ErrorKind::ConnectionReset,
+                    )));
+                }
             }
         }
     }
@@ -104,7 +131,12 @@ impl Visitor {
 
 /// A blocking SOCK_SEQPACKET connection to `path`.
 pub(crate) fn connect_socket(path: &Path) -> rustix::io::Result<OwnedFd> {
-    let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let fd = socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     connect(fd.as_fd(), &SocketAddrUnix::new(path)?)?;
     Ok(fd)
 }

@@ -45,7 +45,11 @@ impl StreamKey {
     }
 
     pub(crate) fn index(&self, directory: &Path, start: u64) -> PathBuf {
-        directory.join(format!("{}.{}.{start}.idx", self.instance, self.stream.short()))
+        directory.join(format!(
+            "{}.{}.{start}.idx",
+            self.instance,
+            self.stream.short()
+        ))
     }
 
     pub(crate) fn marker(&self, directory: &Path) -> PathBuf {
@@ -70,7 +74,10 @@ pub struct Dropped {
 
 impl Dropped {
     pub(crate) fn read(path: &Path) -> Self {
-        fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+        fs::read(path)
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
     }
 
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
@@ -93,7 +100,9 @@ pub(crate) struct Segment {
 /// Where the logs of a service lie below `root`.
 #[must_use]
 pub fn service_directory(root: &Path, service: &ServiceKey) -> PathBuf {
-    root.join(service.project.as_str()).join(service.region.as_str()).join(service.service.as_str())
+    root.join(service.project.as_str())
+        .join(service.region.as_str())
+        .join(service.service.as_str())
 }
 
 /// `INSTANCE.STREAM.START` taken apart; `None` for anything else.
@@ -106,7 +115,10 @@ pub(crate) fn parse_segment(name: &str) -> Option<(StreamKey, u64)> {
         _ => return None,
     };
     let start = parts.next()?.parse().ok()?;
-    parts.next().is_none().then_some((StreamKey { instance, stream }, start))
+    parts
+        .next()
+        .is_none()
+        .then_some((StreamKey { instance, stream }, start))
 }
 
 /// All segments of a service, in no order. A missing directory has none.
@@ -119,10 +131,19 @@ pub(crate) fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry?;
-        let Some((key, start)) = entry.file_name().to_str().and_then(parse_segment) else { continue };
+        let Some((key, start)) = entry.file_name().to_str().and_then(parse_segment) else {
+            continue;
+        };
         // Deleted between listing and looking: dropped by the budget.
-        let Ok(metadata) = entry.metadata() else { continue };
-        found.push(Segment { key, start, length: metadata.len(), modified: metadata.modified()? });
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
+        found.push(Segment {
+            key,
+            start,
+            length: metadata.len(),
+            modified: metadata.modified()?,
+        });
     }
     Ok(found)
 }

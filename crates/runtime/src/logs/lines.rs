@@ -88,11 +88,15 @@ impl Lines {
         if self.segment.is_none() && !self.open_next()? {
             return Ok(false);
         }
-        let Some(segment) = &mut self.segment else { return Ok(false) };
+        let Some(segment) = &mut self.segment else {
+            return Ok(false);
+        };
         // Times first: an entry is written after its bytes, so the bytes of all entries read are there.
         segment.read_times()?;
         let mut buffer = vec![0; segment.readable_from(self.offset)?];
-        let count = segment.file.read_at(&mut buffer, self.offset - segment.start)?;
+        let count = segment
+            .file
+            .read_at(&mut buffer, self.offset - segment.start)?;
         if count > 0 {
             self.split(&buffer[..count]);
             return Ok(true);
@@ -145,7 +149,13 @@ impl Lines {
             Err(error) => return Err(error),
         };
         let index = File::open(self.key.index(&self.directory, start)).ok();
-        self.segment = Some(Open { start, file, index, times: VecDeque::new(), index_offset: 0 });
+        self.segment = Some(Open {
+            start,
+            file,
+            index,
+            times: VecDeque::new(),
+            index_offset: 0,
+        });
         Ok(true)
     }
 
@@ -162,15 +172,21 @@ impl Lines {
     }
 
     fn extend(&mut self, bytes: &[u8]) {
-        let room = LINE_LIMIT.saturating_sub(self.partial.len()).min(bytes.len());
+        let room = LINE_LIMIT
+            .saturating_sub(self.partial.len())
+            .min(bytes.len());
         self.partial.extend_from_slice(&bytes[..room]);
         self.cut += (bytes.len() - room) as u64;
     }
 
     /// When the byte at `offset` was written: that of the first entry that ends after it.
     fn time_of(&mut self, offset: u64) -> Timestamp {
-        let Some(segment) = &mut self.segment else { return Timestamp::default() };
-        while segment.times.front().is_some_and(|(end, _)| *end <= offset) && segment.times.len() > 1 {
+        let Some(segment) = &mut self.segment else {
+            return Timestamp::default();
+        };
+        while segment.times.front().is_some_and(|(end, _)| *end <= offset)
+            && segment.times.len() > 1
+        {
             segment.times.pop_front();
         }
         match segment.times.front() {
@@ -206,7 +222,9 @@ impl Lines {
 
 impl Open {
     fn read_times(&mut self) -> io::Result<()> {
-        let Some(index) = &self.index else { return Ok(()) };
+        let Some(index) = &self.index else {
+            return Ok(());
+        };
         let mut buffer = vec![0; INDEX_ENTRY * 4096];
         loop {
             let count = index.read_at(&mut buffer, self.index_offset)? / INDEX_ENTRY * INDEX_ENTRY;
@@ -215,8 +233,12 @@ impl Open {
             }
             self.index_offset += count as u64;
             for entry in buffer[..count].chunks_exact(INDEX_ENTRY) {
-                let number = |range: std::ops::Range<usize>| entry[range].try_into().unwrap_or([0; 8]);
-                self.times.push_back((u64::from_le_bytes(number(0..8)), i64::from_le_bytes(number(8..16))));
+                let number =
+                    |range: std::ops::Range<usize>| entry[range].try_into().unwrap_or([0; 8]);
+                self.times.push_back((
+                    u64::from_le_bytes(number(0..8)),
+                    i64::from_le_bytes(number(8..16)),
+                ));
             }
         }
     }
@@ -224,19 +246,29 @@ impl Open {
     /// How many bytes may be read at `offset`: those whose times are known, at most [`CHUNK`]. Bytes without an entry get one
     /// within moments; where a killed keeper left none, they are taken after [`ENTRY_WAIT`].
     fn readable_from(&self, offset: u64) -> io::Result<usize> {
-        let known = self.times.back().map_or(self.start, |(end, _)| *end).saturating_sub(offset);
+        let known = self
+            .times
+            .back()
+            .map_or(self.start, |(end, _)| *end)
+            .saturating_sub(offset);
         if known > 0 {
             return Ok(usize::try_from(known).unwrap_or(CHUNK).min(CHUNK));
         }
         let metadata = self.file.metadata()?;
-        let left_alone = metadata.modified()?.elapsed().is_ok_and(|age| age > ENTRY_WAIT);
+        let left_alone = metadata
+            .modified()?
+            .elapsed()
+            .is_ok_and(|age| age > ENTRY_WAIT);
         let more = self.start + metadata.len() > offset;
         Ok(if more && left_alone { CHUNK } else { 0 })
     }
 
     /// The time of the end, if the stream ended at `offset`.
     fn end_mark(&self, offset: u64) -> Option<i64> {
-        self.times.back().filter(|(end, at)| *end == offset && *at < 0).map(|(_, at)| at.abs())
+        self.times
+            .back()
+            .filter(|(end, at)| *end == offset && *at < 0)
+            .map(|(_, at)| at.abs())
     }
 
     fn modified(&self) -> Option<Timestamp> {
@@ -247,8 +279,11 @@ impl Open {
 }
 
 /// Streams that `directory` has files of, most recently written first.
-pub(super) fn streams(directory: &std::path::Path) -> io::Result<Vec<(StreamKey, std::time::SystemTime)>> {
-    let mut newest: std::collections::BTreeMap<StreamKey, std::time::SystemTime> = std::collections::BTreeMap::new();
+pub(super) fn streams(
+    directory: &std::path::Path,
+) -> io::Result<Vec<(StreamKey, std::time::SystemTime)>> {
+    let mut newest: std::collections::BTreeMap<StreamKey, std::time::SystemTime> =
+        std::collections::BTreeMap::new();
     for segment in layout::segments(directory)? {
         let at = newest.entry(segment.key).or_insert(segment.modified);
         *at = segment.modified.max(*at);

@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 
+use layout::{Dropped, SERVICE_MARKER};
 pub use layout::{Stream, StreamKey};
 pub use lines::LINE_LIMIT;
-use layout::{Dropped, SERVICE_MARKER};
 use lines::Lines;
 
 /// Records between the reading thread and the reader.
@@ -54,7 +54,12 @@ pub struct LogLine {
 pub enum LogRecord {
     Line(LogLine),
     /// So much is missing here because the service's budget was used up. Without an instance: whole instances.
-    Dropped { instance: Option<InstanceId>, stream: Option<Stream>, bytes: u64, lines: u64 },
+    Dropped {
+        instance: Option<InstanceId>,
+        stream: Option<Stream>,
+        bytes: u64,
+        lines: u64,
+    },
 }
 
 impl LogRecord {
@@ -86,19 +91,32 @@ impl LogReader {
     /// `root` is [`crate::keeper::KeeperConfig::logs_dir`].
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self {
+            root: root.to_owned(),
+        }
     }
 
     /// The lines of a service, of all its instances, in the order of their times. A service that never logged has none.
-    pub fn read(&self, service: &ServiceKey, options: ReadOptions) -> impl AsyncStream<Item = io::Result<LogRecord>> + Send + use<> {
+    pub fn read(
+        &self,
+        service: &ServiceKey,
+        options: ReadOptions,
+    ) -> impl AsyncStream<Item = io::Result<LogRecord>> + Send + use<> {
         let (sender, receiver) = mpsc::channel(BUFFERED);
         let directory = layout::service_directory(&self.root, service);
         // The thread ends when the reader is dropped, at the latest after LOOK_AGAIN.
         tokio::task::spawn_blocking(move || {
-            let mut reading = Reading { directory, streams: BTreeMap::new(), done: BTreeSet::new(), sender };
+            let mut reading = Reading {
+                directory,
+                streams: BTreeMap::new(),
+                done: BTreeSet::new(),
+                sender,
+            };
             if let Err(error) = reading.run(options) {
                 let text = format!("read the logs in {}: {error}", reading.directory.display());
-                let _ = reading.sender.blocking_send(Err(io::Error::new(error.kind(), text)));
+                let _ = reading
+                    .sender
+                    .blocking_send(Err(io::Error::new(error.kind(), text)));
             }
         });
         futures_util::stream::unfold(receiver, |mut receiver| async move {
@@ -145,7 +163,9 @@ impl Reading {
         for (key, _) in lines::streams(&self.directory)? {
             if !self.done.contains(&key) {
                 let directory = &self.directory;
-                self.streams.entry(key.clone()).or_insert_with(|| Lines::new(directory.clone(), key));
+                self.streams
+                    .entry(key.clone())
+                    .or_insert_with(|| Lines::new(directory.clone(), key));
             }
         }
         Ok(())
@@ -179,7 +199,9 @@ impl Reading {
             }
         }
         while let Some(Reverse((_, key))) = next.pop() {
-            let Some(lines) = self.streams.get_mut(&key) else { continue };
+            let Some(lines) = self.streams.get_mut(&key) else {
+                continue;
+            };
             let record = lines.pop();
             if let Some(record) = lines.peek()? {
                 next.push(Reverse((record.at(), key)));
@@ -197,15 +219,23 @@ impl Reading {
     fn tail(&mut self, count: usize, follow: bool) -> io::Result<()> {
         let mut kept: BTreeMap<(Timestamp, StreamKey, u64), LogLine> = BTreeMap::new();
         for (key, modified) in lines::streams(&self.directory)? {
-            let modified = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_micros();
+            let modified = modified
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_micros();
             let oldest = kept.keys().next().map_or(i64::MIN, |(at, ..)| at.0);
-            if !follow && kept.len() >= count && i64::try_from(modified).unwrap_or(i64::MAX) < oldest {
+            if !follow
+                && kept.len() >= count
+                && i64::try_from(modified).unwrap_or(i64::MAX) < oldest
+            {
                 // All others were written to before the oldest line that is kept.
                 break;
             }
             let mut lines = Lines::new(self.directory.clone(), key.clone());
             while lines.peek()?.is_some() {
-                let Some(LogRecord::Line(line)) = lines.pop() else { continue };
+                let Some(LogRecord::Line(line)) = lines.pop() else {
+                    continue;
+                };
                 kept.insert((line.at, key.clone(), line.sequence), line);
                 if kept.len() > count {
                     kept.pop_first();
@@ -245,15 +275,21 @@ impl Reading {
     }
 
     fn watch(&self) -> Option<std::os::fd::OwnedFd> {
-        let notices = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
-        let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+        let notices =
+            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
+        let flags = inotify::WatchFlags::MODIFY
+            | inotify::WatchFlags::CREATE
+            | inotify::WatchFlags::MOVED_TO;
         inotify::add_watch(&notices, &self.directory, flags).ok()?;
         Some(notices)
     }
 }
 
 fn wait(notices: &std::os::fd::OwnedFd) -> io::Result<()> {
-    let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK_AGAIN.subsec_nanos()) };
+    let timeout = Timespec {
+        tv_sec: 0,
+        tv_nsec: i64::from(LOOK_AGAIN.subsec_nanos()),
+    };
     match rustix::event::poll(&mut [PollFd::new(notices, PollFlags::IN)], Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(errno) => return Err(errno.into()),

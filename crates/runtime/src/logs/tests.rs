@@ -1,4 +1,9 @@
-#![allow(clippy::unwrap_used, clippy::panic, clippy::allow_attributes, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::allow_attributes,
+    reason = "tests"
+)]
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -25,22 +30,36 @@ impl Service {
     }
 
     fn stream(&self, number: u32, stream: Stream) -> StreamKey {
-        StreamKey { instance: format!("{number:032x}").parse().unwrap(), stream }
+        StreamKey {
+            instance: format!("{number:032x}").parse().unwrap(),
+            stream,
+        }
     }
 
     /// As the keeper does: bytes, then the index entry.
     fn write(&self, key: &StreamKey, start: u64, text: &str, at: i64) {
-        let append = |path: PathBuf| OpenOptions::new().create(true).append(true).open(path).unwrap();
+        let append = |path: PathBuf| {
+            OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .unwrap()
+        };
         let mut file = append(key.segment(&self.directory(), start));
         let end = start + file.metadata().unwrap().len() + text.len() as u64;
         // The time before the bytes: a busy machine may stop this thread between the two for longer than a follower waits.
         let mut index = append(key.index(&self.directory(), start));
-        index.write_all(&[end.to_le_bytes(), at.to_le_bytes()].concat()).unwrap();
+        index
+            .write_all(&[end.to_le_bytes(), at.to_le_bytes()].concat())
+            .unwrap();
         file.write_all(text.as_bytes()).unwrap();
     }
 
     async fn read(&self, tail: Option<usize>) -> Vec<LogRecord> {
-        let options = ReadOptions { tail, follow: false };
+        let options = ReadOptions {
+            tail,
+            follow: false,
+        };
         let records = LogReader::new(self.root.path()).read(&self.key, options);
         records.map(Result::unwrap).collect().await
     }
@@ -57,12 +76,21 @@ fn shown(records: &[LogRecord]) -> Vec<String> {
 #[tokio::test]
 async fn lines_are_numbered_timed_and_merged() {
     let service = Service::new();
-    let (a, b) = (service.stream(1, Stream::Stdout), service.stream(2, Stream::Stderr));
+    let (a, b) = (
+        service.stream(1, Stream::Stdout),
+        service.stream(2, Stream::Stderr),
+    );
     service.write(&a, 0, "a1\na2\nhalf", 10);
     service.write(&b, 0, "b1\r\n", 15);
     service.write(&a, 0, " and half\n", 20);
-    assert_eq!(shown(&service.read(None).await), ["10 1 a1", "10 2 a2", "15 1 b1", "20 3 half and half"]);
-    assert_eq!(shown(&service.read(Some(2)).await), ["15 1 b1", "20 3 half and half"]);
+    assert_eq!(
+        shown(&service.read(None).await),
+        ["10 1 a1", "10 2 a2", "15 1 b1", "20 3 half and half"]
+    );
+    assert_eq!(
+        shown(&service.read(Some(2)).await),
+        ["15 1 b1", "20 3 half and half"]
+    );
     // An unfinished line is one when its stream has ended.
     service.write(&b, 0, "last", 30);
     assert_eq!(service.read(None).await.len(), 4);
@@ -80,16 +108,33 @@ async fn lines_cross_segments_and_dropped_ones_are_counted() {
     service.write(&key, second, &format!("{long}\nthree\n"), 20);
     let records = service.read(None).await;
     assert_eq!(records.len(), 3);
-    let LogRecord::Line(line) = &records[1] else { panic!("a line") };
-    assert_eq!((line.sequence, line.text.len(), line.at.0), (2, 400_000, 20));
+    let LogRecord::Line(line) = &records[1] else {
+        panic!("a line")
+    };
+    assert_eq!(
+        (line.sequence, line.text.len(), line.at.0),
+        (2, 400_000, 20)
+    );
     // The budget drops the first segment, as the keeper does.
-    Dropped { bytes: second, lines: 1, streams: 0 }.write(&key.marker(&service.directory())).unwrap();
+    Dropped {
+        bytes: second,
+        lines: 1,
+        streams: 0,
+    }
+    .write(&key.marker(&service.directory()))
+    .unwrap();
     fs::remove_file(key.segment(&service.directory(), 0)).unwrap();
     let records = service.read(None).await;
     assert_eq!(records.len(), 3);
     assert_eq!(shown(&records[..1]), [format!("dropped {second} 1")]);
-    let LogRecord::Line(line) = &records[2] else { panic!("a line") };
-    assert_eq!((line.sequence, line.text.as_str()), (3, "three"), "numbers don't change when lines are dropped");
+    let LogRecord::Line(line) = &records[2] else {
+        panic!("a line")
+    };
+    assert_eq!(
+        (line.sequence, line.text.as_str()),
+        (3, "three"),
+        "numbers don't change when lines are dropped"
+    );
 }
 
 #[tokio::test]
@@ -100,10 +145,17 @@ async fn bytes_whose_time_was_lost_are_read_a_little_later() {
     let path = key.segment(&service.directory(), 0);
     let mut file = OpenOptions::new().append(true).open(&path).unwrap();
     file.write_all(b"two\n").unwrap();
-    assert_eq!(shown(&service.read(None).await), ["10 1 one"], "its time may be on the way");
+    assert_eq!(
+        shown(&service.read(None).await),
+        ["10 1 one"],
+        "its time may be on the way"
+    );
     let long_ago = std::time::UNIX_EPOCH + Duration::from_micros(5_000_000);
     file.set_modified(long_ago).unwrap();
-    assert_eq!(shown(&service.read(None).await), ["10 1 one", "5000000 2 two"]);
+    assert_eq!(
+        shown(&service.read(None).await),
+        ["10 1 one", "5000000 2 two"]
+    );
 }
 
 #[tokio::test]
@@ -113,7 +165,9 @@ async fn a_line_without_end_is_cut() {
     service.write(&key, 0, &"y".repeat(LINE_LIMIT + 5), 10);
     service.write(&key, 0, "\nnext\n", 20);
     let records = service.read(None).await;
-    let LogRecord::Line(line) = &records[0] else { panic!("a line") };
+    let LogRecord::Line(line) = &records[0] else {
+        panic!("a line")
+    };
     assert!(line.text.ends_with("y … (5 bytes more)"));
     assert_eq!(shown(&records[1..]), ["20 2 next"]);
 }
@@ -121,12 +175,20 @@ async fn a_line_without_end_is_cut() {
 #[tokio::test]
 async fn following_shows_every_line_once_across_segments_and_instances() {
     let service = Service::new();
-    let (a, b) = (service.stream(1, Stream::Stdout), service.stream(2, Stream::Stdout));
+    let (a, b) = (
+        service.stream(1, Stream::Stdout),
+        service.stream(2, Stream::Stdout),
+    );
     service.write(&a, 0, "a1\na2\n", 10);
-    let options = ReadOptions { tail: Some(1), follow: true };
+    let options = ReadOptions {
+        tail: Some(1),
+        follow: true,
+    };
     let mut records = Box::pin(LogReader::new(service.root.path()).read(&service.key, options));
     let mut next = async || {
-        let record = tokio::time::timeout(Duration::from_secs(10), records.next()).await.expect("in time");
+        let record = tokio::time::timeout(Duration::from_secs(10), records.next())
+            .await
+            .expect("in time");
         shown(&[record.unwrap().unwrap()]).remove(0)
     };
     assert_eq!(next().await, "10 2 a2");

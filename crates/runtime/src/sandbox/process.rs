@@ -97,7 +97,6 @@ pub(crate) fn reap(pidfd: &OwnedFd) {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]

@@ -15,10 +15,14 @@ async fn leftovers_are_removed_at_the_start() {
     std::fs::write(blobs.join(format!("{}.partial", "1".repeat(64))), "half").unwrap();
     std::fs::write(directory.path().join("incoming/3/0"), "half").unwrap();
     // The folder itself stays: in a data directory it stands among root's.
-    let before = std::fs::metadata(directory.path().join("incoming")).unwrap().ino();
+    let before = std::fs::metadata(directory.path().join("incoming"))
+        .unwrap()
+        .ino();
     let store = Store::at(directory, |_settings| {});
     store.assert_clean();
-    let after = std::fs::metadata(store.directory.path().join("incoming")).unwrap().ino();
+    let after = std::fs::metadata(store.directory.path().join("incoming"))
+        .unwrap()
+        .ino();
     assert_eq!(after, before);
     assert_eq!(store.names("blobs/sha256"), Vec::<String>::new());
 }

@@ -1,5 +1,13 @@
 //! A data directory with a busybox image, its keeper, and a driver; nothing is left behind.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, clippy::allow_attributes, dead_code, unreachable_pub, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::allow_attributes,
+    dead_code,
+    unreachable_pub,
+    reason = "tests"
+)]
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,8 +30,10 @@ use utsuwa_runtime::{Driver, InstanceEvent};
 pub const UID_BASE: u32 = 0x3000_0000;
 /// Longest time anything here may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const APPLETS: [&str; 15] =
-    ["sh", "cat", "ls", "dd", "sleep", "head", "tail", "httpd", "yes", "nc", "wget", "seq", "kill", "true", "tr"];
+const APPLETS: [&str; 15] = [
+    "sh", "cat", "ls", "dd", "sleep", "head", "tail", "httpd", "yes", "nc", "wget", "seq", "kill",
+    "true", "tr",
+];
 
 /// Whether these tests can run here; says so when not.
 pub fn possible(test: &str) -> bool {
@@ -32,7 +42,9 @@ pub fn possible(test: &str) -> bool {
         return false;
     }
     if !Path::new("/bin/busybox").exists() {
-        eprintln!("skipped {test}: it needs a static busybox at /bin/busybox (apt install busybox-static)");
+        eprintln!(
+            "skipped {test}: it needs a static busybox at /bin/busybox (apt install busybox-static)"
+        );
         return false;
     }
     true
@@ -52,14 +64,29 @@ impl World {
     }
 
     pub fn with(change: impl FnOnce(&mut KeeperConfig)) -> Self {
-        let directory = tempfile::Builder::new().prefix("utsuwa-keeper-").tempdir().unwrap();
+        let directory = tempfile::Builder::new()
+            .prefix("utsuwa-keeper-")
+            .tempdir()
+            .unwrap();
         let layer = busybox_layer(&directory.path().join("images/layers"));
         let mut config = KeeperConfig::new(directory.path(), 0, 0, None).unwrap();
-        config.net = Some(NetConfig { id: config.id.clone(), ingress_ports: vec![80], allow: Vec::new(), mtu: None });
+        config.net = Some(NetConfig {
+            id: config.id.clone(),
+            ingress_ports: vec![80],
+            allow: Vec::new(),
+            mtu: None,
+        });
         config.binary = PathBuf::from(env!("CARGO_BIN_EXE_utsuwa-roles"));
         change(&mut config);
-        let world = Self { config, layer, next: 1, directory, down: false };
-        keeper::ensure_keeper(&world.config).unwrap_or_else(|error| panic!("{error}\n{}", world.messages()));
+        let world = Self {
+            config,
+            layer,
+            next: 1,
+            directory,
+            down: false,
+        };
+        keeper::ensure_keeper(&world.config)
+            .unwrap_or_else(|error| panic!("{error}\n{}", world.messages()));
         world
     }
 
@@ -82,14 +109,21 @@ impl World {
         InstanceSpec {
             id: format!("{number:032x}").parse().unwrap(),
             revision: "demo/local/hello/hello-00001-abc".parse().unwrap(),
-            rootfs: RootfsSpec { layers: vec![self.layer.clone()], uid_base: UID_BASE },
+            rootfs: RootfsSpec {
+                layers: vec![self.layer.clone()],
+                uid_base: UID_BASE,
+            },
             process: ProcessSpec {
                 args: args.iter().map(|&argument| argument.to_owned()).collect(),
                 env: vec!["PATH=/bin".to_owned()],
                 cwd: String::new(),
                 user: String::new(),
             },
-            limits: Limits { cpu: MilliCpu(1000), memory: MemoryBytes(64 << 20), pids: 64 },
+            limits: Limits {
+                cpu: MilliCpu(1000),
+                memory: MemoryBytes(64 << 20),
+                pids: 64,
+            },
             port: 8080,
         }
     }
@@ -105,11 +139,16 @@ impl World {
 
     pub async fn server(&self) -> Server {
         let (sender, internal) = mpsc::channel(4096);
-        let driver = SandboxDriver::connect(&self.config.socket(), &self.config.id, "test", Some(sender))
-            .await
-            .unwrap_or_else(|error| panic!("{error}\n{}", self.messages()));
+        let driver =
+            SandboxDriver::connect(&self.config.socket(), &self.config.id, "test", Some(sender))
+                .await
+                .unwrap_or_else(|error| panic!("{error}\n{}", self.messages()));
         let events = driver.events();
-        Server { driver, events, internal }
+        Server {
+            driver,
+            events,
+            internal,
+        }
     }
 
     /// Ends everything, and checks that nothing is left.
@@ -118,7 +157,11 @@ impl World {
             .unwrap_or_else(|error| panic!("{error}\n{}", self.messages()));
         self.down = true;
         let left = self.leftovers();
-        assert!(left.is_empty(), "left behind: {left:?}; {report:?}\n{}", self.messages());
+        assert!(
+            left.is_empty(),
+            "left behind: {left:?}; {report:?}\n{}",
+            self.messages()
+        );
         report
     }
 
@@ -131,14 +174,22 @@ impl World {
             if line.contains(id.as_str()) {
                 left.push(format!("mount {line}"));
             }
-            if let Some(mount) = line.split(' ').nth(4).filter(|mount| mount.starts_with("/sys/fs/cgroup")) {
+            if let Some(mount) = line
+                .split(' ')
+                .nth(4)
+                .filter(|mount| mount.starts_with("/sys/fs/cgroup"))
+            {
                 let path = Path::new(mount).join(&name);
                 if path.exists() {
                     left.push(format!("cgroup {}", path.display()));
                 }
             }
         }
-        for line in fs::read_to_string("/proc/net/dev").unwrap().lines().filter(|line| line.contains(id.as_str())) {
+        for line in fs::read_to_string("/proc/net/dev")
+            .unwrap()
+            .lines()
+            .filter(|line| line.contains(id.as_str()))
+        {
             left.push(format!("device {line}"));
         }
         if self.config.runtime_dir().exists() {
@@ -175,8 +226,15 @@ pub struct Server {
 impl Server {
     /// The next exit.
     pub async fn exit(&mut self) -> (InstanceId, Exit, Vec<String>) {
-        let InstanceEvent::Exited { id, exit, last_lines, .. } =
-            timeout(PATIENCE, self.events.recv()).await.expect("an exit in time").unwrap();
+        let InstanceEvent::Exited {
+            id,
+            exit,
+            last_lines,
+            ..
+        } = timeout(PATIENCE, self.events.recv())
+            .await
+            .expect("an exit in time")
+            .unwrap();
         // As the server does once it wrote the exit down.
         self.driver.acknowledge(&id).await.unwrap();
         (id, exit, last_lines)
@@ -202,7 +260,11 @@ impl Server {
 
     async fn try_get(&self, id: &InstanceId) -> std::io::Result<String> {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let (socket, address): (_, SocketAddr) = self.driver.socket(id).await.map_err(std::io::Error::other)?;
+        let (socket, address): (_, SocketAddr) = self
+            .driver
+            .socket(id)
+            .await
+            .map_err(std::io::Error::other)?;
         let socket = tokio::net::TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
         let mut stream = socket.connect(address).await?;
         stream.write_all(b"GET /hello HTTP/1.0\r\n\r\n").await?;
@@ -245,7 +307,12 @@ fn busybox_layer(layers: &Path) -> String {
 
 fn give_to_images(path: &Path) {
     let metadata = fs::symlink_metadata(path).unwrap();
-    lchown(path, Some(IMAGE_BASE + metadata.uid()), Some(IMAGE_BASE + metadata.gid())).unwrap();
+    lchown(
+        path,
+        Some(IMAGE_BASE + metadata.uid()),
+        Some(IMAGE_BASE + metadata.gid()),
+    )
+    .unwrap();
     if metadata.is_dir() {
         for entry in fs::read_dir(path).unwrap() {
             give_to_images(&entry.unwrap().path());

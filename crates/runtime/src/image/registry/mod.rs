@@ -527,7 +527,8 @@ mod tests {
             ("http://127.0.0.1:5000/", "http://cdn.example/b", true),
             ("http://127.0.0.1:5000/", "file:///etc/passwd", false),
         ] {
-            let outcome = registry.allow(&image, &Url::parse(from).unwrap(), &Url::parse(to).unwrap());
+            let outcome =
+                registry.allow(&image, &Url::parse(from).unwrap(), &Url::parse(to).unwrap());
             assert_eq!(outcome.is_ok(), allowed, "{from} → {to}: {outcome:?}");
         }
     }
