@@ -112,13 +112,8 @@ fn two_servers_on_one_data_directory() {
         said.contains("another server") && said.contains(&server.pid().to_string()),
         "{said}"
     );
-    drop_second(beside);
+    beside.finish_beside();
     server.finish();
-}
-
-/// The one that was started second counts the first one's objects as "before", so it must be finished first.
-fn drop_second(beside: Server) {
-    beside.finish();
 }
 
 #[test]

@@ -47,7 +47,10 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
             .into_iter()
             .filter(|(name, _)| settings.conditions.iter().any(|c| c == name))
         {
-            report.push_str(&series(settings, app, condition)?);
+            // Shown at once: a later failure must not hide what was measured.
+            let table = series(settings, app, condition)?;
+            crate::say(&table);
+            report.push_str(&table);
         }
     }
     Ok(report)
@@ -97,12 +100,23 @@ fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Resul
             if condition == Condition::DroppedCaches {
                 drop_caches()?;
             }
-            samples.push(
-                peer.start(app, &settings.work)
-                    .with_context(|| format!("{} {}", peer.name(), app.name))?,
-            );
+            match peer.start(app, &settings.work) {
+                Ok(took) => samples.push(took),
+                // A peer that doesn't run on this machine is said so and left out; without the bare process nothing can be told.
+                Err(error) if peer != Peer::Bare => {
+                    crate::say(&format!(
+                        "{} can't run {}: {error:#}",
+                        peer.name(),
+                        app.name
+                    ));
+                    break;
+                }
+                Err(error) => return Err(error.context(format!("{} {}", peer.name(), app.name))),
+            }
         }
-        row(peer.name(), &samples);
+        if samples.len() > 0 {
+            row(peer.name(), &samples);
+        }
     }
     row(
         "utsuwa, full isolation, through the ingress",

@@ -59,7 +59,7 @@ pub(crate) fn until_up(
     since: Instant,
 ) -> anyhow::Result<Duration> {
     const EVERY: Duration = Duration::from_micros(150);
-    let deadline = since + Duration::from_secs(60);
+    let deadline = since + Duration::from_secs(20);
     loop {
         if let Ok(stream) = TcpStream::connect(address)
             && let Ok((200, _)) = exchange(
@@ -70,7 +70,7 @@ pub(crate) fn until_up(
             return Ok(since.elapsed());
         }
         if Instant::now() > deadline {
-            bail!("nothing answered 200 at {address} within 60 s");
+            bail!("nothing answered 200 at {address} within 20 s");
         }
         std::thread::sleep(EVERY.max(since.elapsed() / 100));
     }

@@ -52,7 +52,9 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
             _ => many::run(&settings),
         }
         .with_context(|| format!("section {section}"))?;
-        crate::say(&text);
+        if section != "cold" {
+            crate::say(&text);
+        }
         report.push_str(&text);
     }
     let kept = settings.work.join("report.txt");

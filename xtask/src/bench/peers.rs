@@ -150,7 +150,7 @@ fn bare(app: &App, env: &[String]) -> Command {
         command.args(&app.args[1..]);
         command
     } else {
-        let mut command = Command::new("chroot");
+        let mut command = Command::new("/usr/sbin/chroot");
         command.arg(&app.root).args(&app.args);
         command
     };
@@ -213,6 +213,10 @@ fn oci(
     }
     std::fs::write(bundle.join("config.json"), config.to_string())?;
     let mut command = Command::new(program);
+    if program == "crun" {
+        // crun refuses v1 controllers beside a v2 tree; without cgroups it has less to do, which is in its favour.
+        command.arg("--cgroup-manager=disabled");
+    }
     command.args(["run", "--bundle"]).arg(&bundle).arg(name);
     Ok(command)
 }
@@ -224,6 +228,9 @@ fn engine(program: &str, app: &App, port: u16, name: &str) -> Command {
         "--rm",
         "--name",
         name,
+        // Raising limits isn't permitted everywhere; the program needs none raised.
+        "--ulimit",
+        "host",
         "--network",
         "host",
         "--pull",

@@ -101,6 +101,11 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                     ))
                     .await?;
                 return if client.format == Format::Table {
+                    let service = api.get(&api.service(name)).await?;
+                    let message = text_at(&service, "terminalCondition.message");
+                    if !message.is_empty() {
+                        line(&format!("{}: {message}", ready_mark(&service)));
+                    }
                     print_why(name, &explained);
                     Ok(())
                 } else {
