@@ -171,6 +171,9 @@ async fn connection(ingress: Ingress, door: Arc<Door>, stream: TcpStream, peer: 
             let mut closing = false;
             loop {
                 tokio::select! {
+                    // In this order: hyper closes a connection that is asked to end before it has read anything, and this one
+                    // has a request waiting (its first bytes were seen).
+                    biased;
                     ended = connection.as_mut() => {
                         if let Err(error) = ended {
                             tracing::debug!(%error, %peer, "client connection ended");
