@@ -45,6 +45,7 @@ struct Open {
     start: u64,
     file: File,
     index: Option<File>,
+    index_path: std::path::PathBuf,
     /// Entries read: end offset and time.
     times: VecDeque<(u64, i64)>,
     index_offset: u64,
@@ -148,11 +149,13 @@ impl Lines {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
         };
-        let index = File::open(self.key.index(&self.directory, start)).ok();
+        let index_path = self.key.index(&self.directory, start);
+        let index = File::open(&index_path).ok();
         self.segment = Some(Open {
             start,
             file,
             index,
+            index_path,
             times: VecDeque::new(),
             index_offset: 0,
         });
@@ -222,6 +225,10 @@ impl Lines {
 
 impl Open {
     fn read_times(&mut self) -> io::Result<()> {
+        // The keeper makes the segment first: a reader that came between the two looks again.
+        if self.index.is_none() {
+            self.index = File::open(&self.index_path).ok();
+        }
         let Some(index) = &self.index else {
             return Ok(());
         };
