@@ -212,10 +212,14 @@ impl Core {
     fn proof(&self, key: &RevisionKey) -> Option<(Proof, Timestamp)> {
         let demand = self.door.demand(key).unwrap_or_default();
         self.world.revision(key, |state| {
+            // Only who still runs proves anything: the ingress may be taking in one that has just ended (`start.rs` takes such
+            // an admission back a moment later).
             let reached = demand
                 .instances
                 .iter()
-                .filter(|load| load.reach == Reach::Ready)
+                .filter(|load| {
+                    load.reach == Reach::Ready && state.instances.contains_key(&load.id)
+                })
                 .count();
             let wanted = usize::try_from(state.settings.initial_scale.max(1)).unwrap_or(usize::MAX);
             let instance = match &state.proof {

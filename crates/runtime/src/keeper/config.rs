@@ -48,7 +48,7 @@ pub struct PoolLimits {
 
 impl Default for PoolLimits {
     fn default() -> Self {
-        Self { min: 2, max: 16 }
+        Self { min: 6, max: 32 }
     }
 }
 

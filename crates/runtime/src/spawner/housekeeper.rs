@@ -26,6 +26,8 @@ const MAKE_DEADLINE_S: i64 = 10;
 /// A cgroup can't be removed while a process is still ending in it; this is how long and how often we look again.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(5);
 const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
+/// Sandboxes raised together at most: what the keeper asks for at once.
+const TOGETHER: usize = 4;
 
 #[derive(Debug)]
 struct Removal {
@@ -35,6 +37,30 @@ struct Removal {
     began: Instant,
 }
 
+/// A sandbox's process that nobody has let into its waiting room yet.
+#[derive(Debug)]
+struct Newborn {
+    request: u64,
+    sandbox: u32,
+    cgroup: SandboxCgroup,
+    /// It must be moved to its cgroup: it could not be born there.
+    attach: bool,
+    pid: u32,
+    pidfd: OwnedFd,
+    control: Channel,
+}
+
+impl Newborn {
+    fn admit(&self) -> Result<(), SpawnError> {
+        if self.attach {
+            self.cgroup.attach(self.pid)?;
+        }
+        self.control
+            .send(&ToSandbox::Attached, &[])
+            .map_err(|e| SpawnError::sys("sendmsg", e, "control socket of a sandbox"))
+    }
+}
+
 /// State of the housekeeper.
 #[derive(Debug)]
 pub(super) struct Housekeeper {
@@ -42,6 +68,7 @@ pub(super) struct Housekeeper {
     gateway: Option<Gateway>,
     plan: Plan,
     images: PathBuf,
+    newborns: Vec<Newborn>,
     removals: Vec<Removal>,
     jobs: Vec<Job>,
 }
@@ -77,35 +104,34 @@ impl Housekeeper {
             gateway,
             plan,
             images: config.images_dir.clone(),
+            newborns: Vec::new(),
             removals: Vec::new(),
             jobs: Vec::new(),
         })
     }
 
-    /// A sandbox in its waiting room and all its descriptors.
-    fn make(&mut self, sandbox: u32) -> Result<(u32, NetInfo, Vec<OwnedFd>), SpawnError> {
+    /// Gives birth to a sandbox; [`Housekeeper::raise`] does the rest together with those that were asked for meanwhile.
+    fn make(&mut self, request: u64, sandbox: u32) -> Result<(), SpawnError> {
         let cgroup = self.cgroups.sandbox(sandbox);
         cgroup.create()?;
-        let made = self.make_in(sandbox, &cgroup);
-        if made.is_err() {
-            // Its process was killed; the keeper, its parent, reaps it like any child. The rest must not stay.
-            if let Some(gateway) = &mut self.gateway {
-                let _ = gateway.detach(sandbox);
+        match self.bear(request, sandbox, cgroup.clone()) {
+            Ok(newborn) => {
+                self.newborns.push(newborn);
+                Ok(())
             }
-            self.removals.push(Removal {
-                request: None,
-                cgroup,
-                began: Instant::now(),
-            });
+            Err(error) => {
+                self.give_up(sandbox, cgroup);
+                Err(error)
+            }
         }
-        made
     }
 
-    fn make_in(
-        &mut self,
+    fn bear(
+        &self,
+        request: u64,
         sandbox: u32,
-        cgroup: &SandboxCgroup,
-    ) -> Result<(u32, NetInfo, Vec<OwnedFd>), SpawnError> {
+        cgroup: SandboxCgroup,
+    ) -> Result<Newborn, SpawnError> {
         let (ours, theirs) =
             Channel::pair().map_err(|e| SpawnError::sys("socketpair", e, "control socket"))?;
         let target = cgroup.clone_target()?;
@@ -115,47 +141,82 @@ impl Housekeeper {
             Cloned::Child => inside::run(&theirs, &self.plan),
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
-        drop(theirs);
-        let finished = self.finish(sandbox, pid, cgroup, target.is_none(), &ours);
-        match finished {
-            Ok((net, netns, sockets)) => {
-                let mut descriptors = vec![pidfd, netns, OwnedFd::from(ours)];
-                descriptors.extend(sockets);
-                Ok((pid, net, descriptors))
-            }
-            Err(error) => {
-                let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
-                Err(error)
+        Ok(Newborn {
+            request,
+            sandbox,
+            cgroup,
+            attach: target.is_none(),
+            pid,
+            pidfd,
+            control: ours,
+        })
+    }
+
+    /// Brings all newborns into their waiting rooms and answers for them.
+    ///
+    /// Together, since moving a process to a cgroup (v1) waits for an RCU grace period, and those that follow at once don't;
+    /// and so that each prepares its mounts while the next one's network is made.
+    fn raise(&mut self, channel: &Channel) {
+        let newborns = std::mem::take(&mut self.newborns);
+        let admitted: Vec<Result<(), SpawnError>> = newborns.iter().map(Newborn::admit).collect();
+        for (newborn, admitted) in newborns.into_iter().zip(admitted) {
+            let finished = admitted.and_then(|()| self.furnish(&newborn));
+            match finished {
+                Ok((net, netns, sockets)) => {
+                    let mut descriptors = vec![
+                        newborn.pidfd.as_fd(),
+                        netns.as_fd(),
+                        newborn.control.as_fd(),
+                    ];
+                    descriptors.extend(sockets.iter().map(AsFd::as_fd));
+                    let made = Reply::Made {
+                        pid: newborn.pid,
+                        net,
+                    };
+                    respond(channel, newborn.request, Ok(made), &descriptors);
+                }
+                Err(error) => {
+                    // The keeper, its parent, reaps it like any child.
+                    let _ = rustix::process::pidfd_send_signal(
+                        &newborn.pidfd,
+                        rustix::process::Signal::KILL,
+                    );
+                    self.give_up(newborn.sandbox, newborn.cgroup);
+                    respond(channel, newborn.request, Err(error), &[]);
+                }
             }
         }
     }
 
-    fn finish(
+    /// Its network, and that it has said to be ready.
+    fn furnish(
         &mut self,
-        sandbox: u32,
-        pid: u32,
-        cgroup: &SandboxCgroup,
-        attach: bool,
-        control: &Channel,
+        newborn: &Newborn,
     ) -> Result<(NetInfo, OwnedFd, Vec<OwnedFd>), SpawnError> {
-        if attach {
-            cgroup.attach(pid)?;
-        }
-        control
-            .send(&ToSandbox::Attached, &[])
-            .map_err(|e| SpawnError::sys("sendmsg", e, "control socket of a sandbox"))?;
-        let path = format!("/proc/{pid}/ns/net");
+        let path = format!("/proc/{}/ns/net", newborn.pid);
         let netns: OwnedFd = std::fs::File::open(&path)
             .map_err(|e| SpawnError::sys("open", e, path))?
             .into();
         let (net, sockets) = match &mut self.gateway {
             Some(gateway) => gateway
-                .attach(sandbox, netns.as_fd())
+                .attach(newborn.sandbox, netns.as_fd())
                 .map_err(|e| SpawnError::Network { why: e.to_string() })?,
-            None => (loopback_only(sandbox), Vec::new()),
+            None => (loopback_only(newborn.sandbox), Vec::new()),
         };
-        wait_until_staged(control)?;
+        wait_until_staged(&newborn.control)?;
         Ok((net, netns, sockets))
+    }
+
+    /// Nothing of a sandbox that could not be made may stay.
+    fn give_up(&mut self, sandbox: u32, cgroup: SandboxCgroup) {
+        if let Some(gateway) = &mut self.gateway {
+            let _ = gateway.detach(sandbox);
+        }
+        self.removals.push(Removal {
+            request: None,
+            cgroup,
+            began: Instant::now(),
+        });
     }
 
     fn destroy(&mut self, channel: &Channel, request: u64, sandbox: u32) {
@@ -225,11 +286,11 @@ impl Worker for Housekeeper {
     fn serve(&mut self, channel: &Channel, request: Request, mut descriptors: Vec<OwnedFd>) {
         let id = request.id;
         let result = match request.op {
-            Op::MakeSandbox { sandbox } => match self.make(sandbox) {
-                Ok((pid, net, descriptors)) => {
-                    let borrowed: Vec<BorrowedFd<'_>> =
-                        descriptors.iter().map(AsFd::as_fd).collect();
-                    respond(channel, id, Ok(Reply::Made { pid, net }), &borrowed);
+            Op::MakeSandbox { sandbox } => match self.make(id, sandbox) {
+                Ok(()) => {
+                    if self.newborns.len() >= TOGETHER {
+                        self.raise(channel);
+                    }
                     return;
                 }
                 Err(error) => Err(error),
@@ -292,7 +353,10 @@ impl Worker for Housekeeper {
     }
 
     fn next_tick(&self) -> Option<Duration> {
-        if self.removals.is_empty() {
+        if !self.newborns.is_empty() {
+            // As soon as no other request waits to be read.
+            Some(Duration::ZERO)
+        } else if self.removals.is_empty() {
             None
         } else {
             Some(REMOVE_INTERVAL)
@@ -300,6 +364,7 @@ impl Worker for Housekeeper {
     }
 
     fn tick(&mut self, channel: &Channel) {
+        self.raise(channel);
         self.remove_cgroups(channel);
     }
 }
