@@ -20,6 +20,7 @@ use utsuwa_decide::revision::ProofInstance;
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec};
+use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::route::{HostRoute, RevisionRoute, RouteTable};
 use utsuwa_model::scaling::ScalingSettings;
 use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
@@ -31,6 +32,8 @@ pub(crate) struct StartPlan {
     pub(crate) rootfs: RootfsSpec,
     pub(crate) process: ProcessSpec,
     pub(crate) limits: Limits,
+    /// The CPU limit while it starts; as [`Self::limits`] without a boost.
+    pub(crate) startup_cpu: MilliCpu,
     pub(crate) port: u16,
 }
 
@@ -41,7 +44,10 @@ impl StartPlan {
             revision: key.clone(),
             rootfs: self.rootfs.clone(),
             process: self.process.clone(),
-            limits: self.limits,
+            limits: Limits {
+                cpu: self.startup_cpu,
+                ..self.limits
+            },
             port: self.port,
         }
     }
@@ -77,6 +83,10 @@ pub(crate) struct Record {
     pub(crate) pid: u32,
     /// The ingress answered that nothing is in flight any more (or the time was up).
     pub(crate) retired: bool,
+    /// Its CPU limit now.
+    pub(crate) cpu: MilliCpu,
+    /// When a pass first saw it ready.
+    pub(crate) ready_since: Option<Timestamp>,
 }
 
 /// One revision that is routed, being proven, or has instances.

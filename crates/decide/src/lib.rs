@@ -8,6 +8,7 @@
 //! Invariants are functions of their own in [`invariant`], used in simulation, crash tests and `debug_assert`s.
 
 pub mod admit;
+pub mod boost;
 pub mod capacity;
 pub mod demand;
 pub mod instances;

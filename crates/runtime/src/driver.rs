@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
 use utsuwa_model::instance::{Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, Timestamp};
 
 /// Makes instances exist and stop. All calls may be repeated: starting a running id or stopping a gone one is no error.
@@ -39,6 +40,9 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
         let _ = id;
         None
     }
+
+    /// Changes the CPU limit of a running instance (startup boost). Its observation tells the new one from then on.
+    fn set_cpu(&self, id: &InstanceId, cpu: MilliCpu) -> BoxFuture<'_, Result<(), DriverError>>;
 
     /// What the instance uses now.
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>>;

@@ -18,6 +18,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use utsuwa_model::instance::{Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, Timestamp};
 
 use crate::driver::{Driver, DriverError, InstanceEvent, Usage};
@@ -28,6 +29,7 @@ pub enum Call {
     Prepare,
     Start,
     Stop,
+    SetCpu,
     List,
 }
 
@@ -248,6 +250,21 @@ impl Driver for FakeDriver {
             Err(DriverError::Internal(format!(
                 "the fake driver has no network for {id}"
             )))
+        }
+        .boxed()
+    }
+
+    fn set_cpu(&self, id: &InstanceId, cpu: MilliCpu) -> BoxFuture<'_, Result<(), DriverError>> {
+        let id = id.clone();
+        async move {
+            self.before(Call::SetCpu, &format!("set cpu {id}")).await?;
+            let mut world = self.inner.world.lock();
+            let Some(found) = world.running.get_mut(&id) else {
+                return Err(DriverError::NotFound(id));
+            };
+            found.limits.cpu = cpu;
+            world.log.push(format!("cpu {id} {}m", cpu.0));
+            Ok(())
         }
         .boxed()
     }

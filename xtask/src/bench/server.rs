@@ -82,7 +82,7 @@ impl Server {
         let parent = "/run/v2/projects/demo/locations/asia-northeast1";
         let body = serde_json::json!({"invokerIamDisabled": true, "template": {
             "annotations": {"autoscaling.knative.dev/window": window},
-            "containers": [{"image": image, "resources": {"limits": {"memory": memory, "cpu": "1"}, "cpuIdle": true}}]}});
+            "containers": [{"image": image, "resources": {"limits": {"memory": memory, "cpu": "1"}, "cpuIdle": true, "startupCpuBoost": true}}]}});
         let started = Instant::now();
         let (status, answer) = http::send(
             self.api,

@@ -30,6 +30,8 @@ impl Core {
                     started: found.started,
                     pid: found.pid,
                     retired: false,
+                    cpu: found.limits.cpu,
+                    ready_since: None,
                 };
                 state.instances.insert(found.id.clone(), record);
                 inner

@@ -10,6 +10,7 @@
 //! 4. A deploy is never refused for memory, a wake may be (decision 20).
 
 pub(crate) mod adopt;
+mod boost;
 mod capacity;
 mod ended;
 mod start;
@@ -40,6 +41,8 @@ struct Decided {
     start: Vec<InstanceId>,
     leave: Vec<InstanceId>,
     failed: Vec<(InstanceId, String)>,
+    /// Their startup boost is over.
+    settle: Vec<InstanceId>,
     evict: u32,
     refuse: Option<Refusal>,
     proving: bool,
@@ -70,7 +73,11 @@ impl Core {
 
     fn act(&self, key: &RevisionKey, decided: Decided) -> Report {
         let mut report = decided.report;
-        report.actions = decided.start.len() + decided.leave.len() + decided.failed.len();
+        report.actions =
+            decided.start.len() + decided.leave.len() + decided.failed.len() + decided.settle.len();
+        for id in decided.settle {
+            self.end_boost(key, id);
+        }
         for id in decided.start {
             tracing::info!(revision = %key, instance = %id, because = %report.because, "start an instance");
             let plan = Arc::clone(&decided.plan);
@@ -176,6 +183,10 @@ fn decide(
     let state = inner.revisions.get_mut(key)?;
     let views = state.views(demand);
     let (mut plan, mut wake_at) = wanted(state, now, demand, &views);
+    let (settle, boost_ends) = boost::look(state, &views, now);
+    if let Some(end) = boost_ends {
+        wake_at = Some(wake_at.map_or(end, |at| at.min(end)));
+    }
     debug_assert_eq!(
         invariant::retires_idle_only(
             if state.stage == Stage::Ended {
@@ -239,6 +250,8 @@ fn decide(
             started: now,
             pid: 0,
             retired: false,
+            cpu: state.plan.startup_cpu,
+            ready_since: None,
         };
         state.instances.insert(id.clone(), record);
     }
@@ -267,6 +280,7 @@ fn decide(
         start: start.clone(),
         leave,
         failed,
+        settle,
         evict,
         refuse,
         proving: state.stage == Stage::Proving,

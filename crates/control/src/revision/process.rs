@@ -7,9 +7,11 @@
 //! 2. `PORT` and `K_*` are ours: nothing in the image or the template overrides them.
 //! 3. Every name occurs once in the environment.
 
+use utsuwa_decide::boost::boosted;
 use utsuwa_model::RevisionKey;
 use utsuwa_model::image::ImageConfig;
 use utsuwa_model::instance::{Limits, ProcessSpec};
+use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::service::{
     Container, EnvValue, ExecutionEnvironment, RevisionTemplate, VolumeSource,
 };
@@ -140,6 +142,16 @@ pub fn limits(template: &RevisionTemplate, pids: u32) -> Limits {
         cpu: template.cpu(),
         memory: template.memory(),
         pids,
+    }
+}
+
+/// The CPU limit while an instance starts.
+#[must_use]
+pub fn startup_cpu(template: &RevisionTemplate) -> MilliCpu {
+    if template.startup_cpu_boost == Some(true) {
+        boosted(template.cpu())
+    } else {
+        template.cpu()
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use utsuwa_model::InstanceId;
 use utsuwa_model::instance::{InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::quantity::MilliCpu;
 
 use super::connection::{Answer, Call, Connection, Shared, superseded};
 use super::internal::InternalEvent;
@@ -469,6 +470,14 @@ impl Driver for SandboxDriver {
                 other => Err(unexpected(&other.0)),
             }
         })
+    }
+
+    fn set_cpu(&self, id: &InstanceId, cpu: MilliCpu) -> BoxFuture<'_, Result<(), DriverError>> {
+        let op = Op::SetCpu {
+            id: id.clone(),
+            cpu,
+        };
+        Box::pin(async move { self.call(op, Vec::new()).await.map(|_| ()) })
     }
 
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>> {

@@ -120,7 +120,7 @@ impl Keeper {
         if !self.queue.is_empty() {
             self.at(since + QUEUE_WAIT, Timer::StartQueue);
         }
-        self.refill();
+        self.refill_after_start();
     }
 
     /// Gives ready sandboxes to waiting starts, oldest first.

@@ -21,6 +21,7 @@ mod ending;
 mod exit;
 pub mod held;
 mod instances;
+mod limits;
 mod link;
 mod listeners;
 mod memory;

@@ -12,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use utsuwa_model::instance::{Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use crate::network::NetInfo;
@@ -79,6 +80,11 @@ pub enum Op {
     },
     Usage {
         id: InstanceId,
+    },
+    /// Changes the CPU limit of a running instance.
+    SetCpu {
+        id: InstanceId,
+        cpu: MilliCpu,
     },
     Prepare {
         rootfs: RootfsSpec,

@@ -23,6 +23,10 @@ use crate::spawner::protocol::{Op, Reply, SpawnError};
 const NUMBERS: u32 = 99_999;
 /// Made at the same time.
 const MAKING: usize = 4;
+/// With so many ready, making more can wait for a start under way.
+const ENOUGH: usize = 4;
+/// How long a start may have the processors for itself: a small program serves within a third of it.
+const START_TIME: Duration = Duration::from_millis(10);
 /// How often to ask again for the removal of a sandbox; the kernel needs a moment for cgroups.
 const DESTROY_ATTEMPTS: u32 = 40;
 /// Each 10 ms: how long the end of a process that isn't our child may remain unknown.
@@ -56,6 +60,16 @@ pub(crate) enum SandboxRole {
 }
 
 impl Keeper {
+    /// A sandbox was taken. Another one is made when the start has had the processors for itself; at once where the next starts
+    /// might have to wait for it.
+    pub(crate) fn refill_after_start(&mut self) {
+        if self.ready.len() < ENOUGH {
+            self.refill();
+        } else {
+            self.after(START_TIME, Timer::Refill);
+        }
+    }
+
     /// Asks for as many sandboxes as the pool lacks.
     pub(crate) fn refill(&mut self) {
         if self.ending.is_some() || self.spawner(HOUSEKEEPER).is_none() {

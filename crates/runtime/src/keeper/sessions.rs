@@ -359,6 +359,7 @@ impl Keeper {
                 Ok(Reply::List { instances, more })
             }
             Op::Usage { id } => self.usage(&id),
+            Op::SetCpu { id, cpu } => self.set_cpu(&id, cpu),
             Op::GiveListener { name, address } => match descriptors.pop() {
                 Some(socket) => {
                     self.listeners

@@ -1,0 +1,62 @@
+//! The end of the startup CPU boost: from what instances have to what their revision says.
+
+use utsuwa_decide::boost::{self, CpuView};
+use utsuwa_decide::instances::InstanceView;
+use utsuwa_model::demand::Reach;
+use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
+use utsuwa_runtime::DriverError;
+
+use crate::core::Core;
+use crate::rounds::Priority;
+use crate::world::{Phase, RevisionState};
+
+/// Notes who is ready, and answers whose boost is over and when the next one's will be.
+pub(super) fn look(
+    state: &mut RevisionState,
+    views: &[InstanceView],
+    now: Timestamp,
+) -> (Vec<InstanceId>, Option<Timestamp>) {
+    let mut seen = Vec::new();
+    for view in views.iter().filter(|view| view.reach == Reach::Ready) {
+        if let Some(record) = state.instances.get_mut(&view.id)
+            && record.phase == Phase::Running
+        {
+            seen.push(CpuView {
+                id: view.id.clone(),
+                now: record.cpu,
+                ready_since: Some(*record.ready_since.get_or_insert(now)),
+            });
+        }
+    }
+    boost::settle(&seen, state.plan.limits.cpu, now)
+}
+
+impl Core {
+    /// Sets the limit of the revision, in a task of its own. What fails is found different again and repeated.
+    pub(super) fn end_boost(&self, key: &RevisionKey, id: InstanceId) {
+        let key = key.clone();
+        self.spawn(|core| async move {
+            let limit = core
+                .world
+                .revision(&key, |state| state.plan.limits.cpu);
+            let Some(limit) = limit else { return };
+            match core.driver.set_cpu(&id, limit).await {
+                Ok(()) => {
+                    core.world.revision(&key, |state| {
+                        state.instances.get_mut(&id).map(|record| record.cpu = limit)
+                    });
+                }
+                // It ended meanwhile.
+                Err(DriverError::NotFound(_)) => {}
+                Err(error) => {
+                    tracing::warn!(revision = %key, instance = %id, %error, "end the startup CPU boost, will be repeated");
+                    core.ask_after(
+                        crate::rounds::Key::Instances(key.clone()),
+                        std::time::Duration::from_secs(1),
+                        Priority::Housekeeping,
+                    );
+                }
+            }
+        });
+    }
+}
