@@ -44,6 +44,11 @@ async fn an_instance_starts_is_listed_and_ends_once() {
     assert_eq!(listed[0].id, spec.id);
     let usage = server.driver.usage(&spec.id).await.unwrap();
     assert!(usage.memory_bytes > 0 && usage.pids > 0, "{usage:?}");
+    let half = utsuwa_model::quantity::MilliCpu(500);
+    server.driver.set_cpu(&spec.id, half).await.unwrap();
+    let listed = server.driver.list().await.unwrap();
+    assert_eq!(listed[0].limits.cpu, half, "the new limit is observed");
+    assert_eq!(keeper_world::cpu_quota(listed[0].pid), 50_000);
     keeper_world::until("the handler", async || {
         utsuwa_runtime::sandbox::has_sigterm_handler(listed[0].pid).unwrap()
     })

@@ -53,10 +53,13 @@ fn exchange(mut stream: TcpStream, request: &str) -> anyhow::Result<(u16, String
 
 /// Asks a freshly started program until it answers 200; the time since `since`. `EVERY` is the pause between attempts, short
 /// enough not to show in the figures and long enough not to take the processor from the program.
+///
+/// `gone` says why the program is not there any more, if it is: then waiting is of no use.
 pub(crate) fn until_up(
     address: SocketAddr,
     path: &str,
     since: Instant,
+    mut gone: impl FnMut() -> Option<String>,
 ) -> anyhow::Result<Duration> {
     const EVERY: Duration = Duration::from_micros(150);
     let deadline = since + Duration::from_secs(20);
@@ -68,6 +71,9 @@ pub(crate) fn until_up(
             )
         {
             return Ok(since.elapsed());
+        }
+        if let Some(why) = gone() {
+            bail!("it ended before it answered: {why}");
         }
         if Instant::now() > deadline {
             bail!("nothing answered 200 at {address} within 20 s");

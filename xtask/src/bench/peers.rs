@@ -52,7 +52,7 @@ impl Peer {
             Self::Bubblewrap => "bubblewrap, host network",
             Self::Crun => "crun, host network",
             Self::Runc => "runc, host network",
-            Self::Podman => "podman run, host network",
+            Self::Podman => "podman run (runc), host network",
             Self::Docker => "docker run, host network",
         }
     }
@@ -106,15 +106,24 @@ impl Peer {
                 &name,
             ),
         };
+        // A file: nobody has to read it, so the program can't wait for us.
+        let said = work.join("peer.stderr");
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stderr(std::fs::File::create(&said)?);
         let since = Instant::now();
         let mut child = command
             .spawn()
             .with_context(|| format!("start {}", self.name()))?;
-        let took = http::until_up(address, app.path, since);
+        let took = http::until_up(address, app.path, since, || {
+            let status = child.try_wait().ok().flatten()?;
+            let said = std::fs::read_to_string(&said).unwrap_or_default();
+            Some(format!(
+                "{status}; {}",
+                said.trim().lines().last().unwrap_or_default()
+            ))
+        });
         self.end(&mut child, &name);
         took
     }
@@ -223,14 +232,20 @@ fn oci(
 
 fn engine(program: &str, app: &App, port: u16, name: &str) -> Command {
     let mut command = Command::new(program);
+    if program == "podman" {
+        // Its default, crun, refuses v1 controllers beside a v2 tree.
+        command.args(["--runtime", "runc"]);
+    }
     command.args([
         "run",
         "--rm",
         "--name",
         name,
-        // Raising limits isn't permitted everywhere; the program needs none raised.
+        // Engines raise these by default, which isn't permitted everywhere; the program needs none raised.
         "--ulimit",
-        "host",
+        "nofile=1024:1024",
+        "--ulimit",
+        "nproc=4096:4096",
         "--network",
         "host",
         "--pull",

@@ -121,7 +121,7 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .context("start docker-registry")?;
-        http::until_up(address, "/v2/", Instant::now())?;
+        http::until_up(address, "/v2/", Instant::now(), || None)?;
         Ok(Self { child, address })
     }
 }

@@ -319,3 +319,24 @@ fn give_to_images(path: &Path) {
         }
     }
 }
+
+/// The CPU time that the cgroup of `pid` gets per 100 ms, in microseconds.
+pub fn cpu_quota(pid: u32) -> u64 {
+    let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    for line in memberships.lines() {
+        let (controllers, path) = line.split_once(':').unwrap().1.split_once(':').unwrap();
+        let path = path.trim_start_matches('/');
+        // v1: one directory for each controller; v2: one for all.
+        let file = match controllers {
+            "" => PathBuf::from("/sys/fs/cgroup").join(path).join("cpu.max"),
+            "cpu" | "cpu,cpuacct" => PathBuf::from("/sys/fs/cgroup/cpu")
+                .join(path)
+                .join("cpu.cfs_quota_us"),
+            _ => continue,
+        };
+        if let Ok(text) = fs::read_to_string(file) {
+            return text.split_whitespace().next().unwrap().parse().unwrap();
+        }
+    }
+    panic!("process {pid} has no CPU limit: {memberships}");
+}
