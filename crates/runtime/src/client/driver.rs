@@ -12,8 +12,8 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
-use utsuwa_model::InstanceId;
 use utsuwa_model::instance::{InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 
 use super::connection::{Answer, Call, Connection, Shared, superseded};
 use super::internal::InternalEvent;
@@ -202,6 +202,21 @@ impl SandboxDriver {
         )
         .await
         .map(|_| ())
+    }
+
+    /// Deletes all that instances of a service wrote, if the last of it was written before `before`.
+    ///
+    /// # Errors
+    /// [`DriverError::Exhausted`] while an instance may still write.
+    pub async fn remove_logs(
+        &self,
+        service: &ServiceKey,
+        before: Option<Timestamp>,
+    ) -> Result<(), DriverError> {
+        let service = service.clone();
+        self.call(Op::RemoveLogs { service, before }, Vec::new())
+            .await
+            .map(|_| ())
     }
 
     /// The listening socket that the keeper holds under this name and address, if it does.
@@ -403,6 +418,14 @@ impl Driver for SandboxDriver {
             self.shared.sockets.forget(&id);
             let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
             self.call(Op::Stop { id, grace_ms }, Vec::new())
+                .await
+                .map(|_| ())
+        })
+    }
+
+    fn release(&self, uid_base: u32) -> BoxFuture<'_, Result<(), DriverError>> {
+        Box::pin(async move {
+            self.call(Op::ReleaseIds { uid_base }, Vec::new())
                 .await
                 .map(|_| ())
         })

@@ -18,6 +18,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -32,6 +33,8 @@ const SMALLEST: u64 = 4096;
 const WORTH_ROLLING: u64 = 64 * 1024;
 /// Free space is looked at again after this many bytes.
 const LOOK_AFTER: u64 = 4 * 1024 * 1024;
+/// And while there is too little, after this time.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Limits of the log store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -64,6 +67,8 @@ pub(crate) struct LogStore {
     used: HashMap<PathBuf, u64>,
     since_look: u64,
     disk_low: bool,
+    /// When the disk was looked at.
+    looked: Timestamp,
 }
 
 /// One stream of one instance.
@@ -108,7 +113,33 @@ impl LogStore {
             used: HashMap::new(),
             since_look: LOOK_AFTER,
             disk_low: false,
+            looked: Timestamp(0),
         })
+    }
+
+    /// Its path, through the descriptor.
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.root.as_raw_fd()))
+    }
+
+    /// No reader finds the logs of `service` any more; what there was is to be deleted. With `before`, only what was last
+    /// written earlier: what is newer may be of another service of that name. No instance of it may be writing.
+    pub(crate) fn put_aside(
+        &mut self,
+        service: &ServiceKey,
+        before: Option<Timestamp>,
+    ) -> io::Result<()> {
+        let directory = layout::service_directory(&self.path(), service);
+        if let Some(before) = before
+            && let Some(newest) = layout::newest_change(&directory)?
+        {
+            let newest = newest.duration_since(UNIX_EPOCH).unwrap_or_default();
+            if i64::try_from(newest.as_micros()).unwrap_or(i64::MAX) >= before.0 {
+                return Err(io::Error::other("written to meanwhile"));
+            }
+        }
+        self.used.remove(&directory);
+        layout::put_aside(&self.path(), service).map(|_| ())
     }
 
     /// Begins (or, after a restart of the keeper, resumes) to store a stream.
@@ -119,8 +150,7 @@ impl LogStore {
         fifo: OwnedFd,
         resume: bool,
     ) -> Capture {
-        let root = PathBuf::from(format!("/proc/self/fd/{}", self.root.as_raw_fd()));
-        let directory = layout::service_directory(&root, service);
+        let directory = layout::service_directory(&self.path(), service);
         Capture {
             key,
             directory,
@@ -134,8 +164,11 @@ impl LogStore {
 
     /// Moves what is in the FIFO now, at most about 64 KiB. Zero: it was empty.
     pub(crate) fn drain(&mut self, capture: &mut Capture, now: Timestamp) -> u64 {
-        if self.since_look >= LOOK_AFTER {
+        // Programs that write little must not lose lines long after there is room again.
+        let again = self.disk_low && now.since(self.looked) >= LOOK_AGAIN;
+        if self.since_look >= LOOK_AFTER || again {
             self.since_look = 0;
+            self.looked = now;
             self.disk_low = self.is_disk_low();
         }
         let moved = if self.disk_low {

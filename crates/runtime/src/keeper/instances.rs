@@ -20,7 +20,7 @@ use super::exit::Ending;
 use super::protocol::{Event, ExitReport, KeeperError, Reply, dial_address};
 use super::record::InstanceRecord;
 use super::sandboxes::{Sandbox, SandboxRole, open_fifo};
-use super::spawners::{Pending, STARTER, to_keeper_error};
+use super::spawners::{HOUSEKEEPER, Pending, STARTER, to_keeper_error};
 use crate::logs::layout::{Stream, StreamKey};
 use crate::sandbox::has_sigterm_handler;
 use crate::spawner::protocol::{Op, Reply as SpawnReply, SpawnError};
@@ -65,6 +65,8 @@ pub(crate) enum Phase {
         asked: Instant,
         waited: Duration,
         ended: Option<Option<Ending>>,
+        /// Its layers were copied because the start found them missing.
+        prepared: bool,
     },
     Running,
 }
@@ -169,12 +171,7 @@ impl Keeper {
         self.records.write_instance(&record)?;
         let id = record.spec.id.clone();
         sandbox.role = SandboxRole::Instance(id.clone());
-        let op = Op::Start {
-            sandbox: number,
-            pid: record.process.pid,
-            spec: Box::new(record.spec.clone()),
-            net: record.net.clone(),
-        };
+        let op = start_op(&record);
         let revision = record.spec.revision.clone();
         let captures = self.captures(&record, fifos, false)?;
         let asked = now();
@@ -183,6 +180,7 @@ impl Keeper {
             asked,
             waited: asked - queued.since,
             ended: None,
+            prepared: false,
         };
         self.instances.insert(
             id.clone(),
@@ -275,6 +273,7 @@ impl Keeper {
             asked,
             waited,
             ended,
+            prepared: _,
         } = std::mem::replace(&mut instance.phase, Phase::Running)
         else {
             return;
@@ -316,6 +315,61 @@ impl Keeper {
                     self.throw_away(number);
                 }
             }
+        }
+    }
+
+    /// Whether a start that lacks copies of its layers is worth another attempt.
+    pub(crate) fn may_prepare(&self, id: &InstanceId) -> bool {
+        self.instances.get(id).is_some_and(|instance| {
+            !instance.stopping
+                && matches!(
+                    instance.phase,
+                    Phase::Starting {
+                        ended: None,
+                        prepared: false,
+                        ..
+                    }
+                )
+        })
+    }
+
+    /// Has the layers of a start copied. Other starts go on meanwhile.
+    pub(crate) fn prepare_first(&mut self, id: InstanceId, descriptors: Vec<OwnedFd>) {
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
+        if let Phase::Starting { prepared, .. } = &mut instance.phase {
+            *prepared = true;
+        }
+        let rootfs = instance.record.spec.rootfs.clone();
+        tracing::info!(%id, "its layers are not copied for this service yet; they are now");
+        let pending = Pending::Copies { id, descriptors };
+        self.ask(HOUSEKEEPER, Op::Prepare { rootfs }, Vec::new(), pending);
+    }
+
+    /// The layers of a start were copied.
+    pub(crate) fn prepared(
+        &mut self,
+        id: InstanceId,
+        result: Result<SpawnReply, SpawnError>,
+        descriptors: Vec<OwnedFd>,
+    ) {
+        let Some(instance) = self.instances.get(&id) else {
+            return;
+        };
+        let gone =
+            instance.stopping || matches!(&instance.phase, Phase::Starting { ended: Some(_), .. });
+        match result {
+            // Its process id may be another's by now.
+            Ok(_) if gone => {
+                let detail = "it ended while its layers were copied".to_owned();
+                self.started(&id, Err(SpawnError::SandboxGone { detail }));
+            }
+            Ok(_) => {
+                let op = start_op(&instance.record);
+                self.ask(STARTER, op, descriptors, Pending::Start(id));
+            }
+            Err(error) => self.started(&id, Err(error)),
         }
     }
 
@@ -633,6 +687,15 @@ impl Keeper {
             })
             .collect();
         (instances, running.next().is_some())
+    }
+}
+
+fn start_op(record: &InstanceRecord) -> Op {
+    Op::Start {
+        sandbox: record.sandbox,
+        pid: record.process.pid,
+        spec: Box::new(record.spec.clone()),
+        net: record.net.clone(),
     }
 }
 

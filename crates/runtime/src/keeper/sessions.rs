@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{SocketFlags, accept_with};
+use utsuwa_model::instance::InstanceSpec;
+use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 
 use super::core::{Keeper, Token, Watch};
 use super::link::Link;
@@ -315,8 +317,8 @@ impl Keeper {
                 return self.stop(session, request, &id, Duration::from_millis(grace_ms));
             }
             Op::Prepare { rootfs } => {
-                let pending = Pending::Session { session, request };
-                return self.ask(STARTER, SpawnOp::Prepare { rootfs }, Vec::new(), pending);
+                let op = SpawnOp::Prepare { rootfs };
+                return self.ask_both([HOUSEKEEPER, STARTER], op, session, request);
             }
             Op::Unpack {
                 diff_id,
@@ -334,18 +336,25 @@ impl Keeper {
                 );
             }
             Op::RemoveLayer { diff_id } => {
-                let pending = Pending::ReleaseLayer {
-                    session,
-                    request,
-                    diff_id: diff_id.clone(),
-                };
-                return self.ask(
-                    STARTER,
-                    SpawnOp::RemoveLayer { diff_id },
-                    Vec::new(),
-                    pending,
-                );
+                let op = SpawnOp::RemoveLayer { diff_id };
+                return self.ask_both([STARTER, HOUSEKEEPER], op, session, request);
             }
+            Op::ReleaseIds { uid_base } => match self.one_with(|s| s.rootfs.uid_base == uid_base) {
+                Some(id) => Err(KeeperError::Exhausted(format!(
+                    "instance {id} still has ids from {uid_base} on"
+                ))),
+                None => {
+                    let op = SpawnOp::ReleaseIds { uid_base };
+                    return self.ask_both([STARTER, HOUSEKEEPER], op, session, request);
+                }
+            },
+            Op::RemoveLogs { service, before } => match self.put_logs_aside(&service, before) {
+                Ok(()) => {
+                    let pending = Pending::Session { session, request };
+                    return self.ask(HOUSEKEEPER, SpawnOp::RemoveOldLogs, Vec::new(), pending);
+                }
+                Err(error) => Err(error),
+            },
             Op::Sockets { id, count } => return self.serve_sockets(session, request, &id, count),
             Op::TakeListener {
                 name,
@@ -415,13 +424,44 @@ impl Keeper {
         self.reply(session, request, result, Vec::new());
     }
 
-    fn serve_sockets(
+    /// Asks one spawner, then the other one.
+    fn ask_both(&mut self, [first, second]: [u32; 2], op: SpawnOp, session: u32, request: u64) {
+        let pending = Pending::Then {
+            session,
+            request,
+            index: second,
+            op: op.clone(),
+        };
+        self.ask(first, op, Vec::new(), pending);
+    }
+
+    /// An instance that runs or is about to, of which `what` holds.
+    fn one_with(&self, what: impl Fn(&InstanceSpec) -> bool) -> Option<&InstanceId> {
+        let running = self
+            .instances
+            .values()
+            .map(|instance| &instance.record.spec);
+        running
+            .chain(self.queue.iter().map(|queued| &queued.spec))
+            .find(|spec| what(spec))
+            .map(|spec| &spec.id)
+    }
+
+    fn put_logs_aside(
         &mut self,
-        session: u32,
-        request: u64,
-        id: &utsuwa_model::InstanceId,
-        count: u32,
-    ) {
+        service: &ServiceKey,
+        before: Option<Timestamp>,
+    ) -> Result<(), KeeperError> {
+        if let Some(id) = self.one_with(|spec| spec.revision.service == *service) {
+            let text = format!("instance {id} of {service} still writes to its log");
+            return Err(KeeperError::Exhausted(text));
+        }
+        self.logs.put_aside(service, before).map_err(|error| {
+            KeeperError::Exhausted(format!("delete the logs of {service}: {error}"))
+        })
+    }
+
+    fn serve_sockets(&mut self, session: u32, request: u64, id: &InstanceId, count: u32) {
         let Some(instance) = self.instances.get(id) else {
             return self.reply(
                 session,
@@ -446,7 +486,7 @@ impl Keeper {
         }
     }
 
-    fn usage(&self, id: &utsuwa_model::InstanceId) -> Result<Reply, KeeperError> {
+    fn usage(&self, id: &InstanceId) -> Result<Reply, KeeperError> {
         let instance = self
             .instances
             .get(id)

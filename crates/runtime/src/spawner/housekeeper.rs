@@ -1,7 +1,7 @@
 //! The housekeeper: everything that takes longer than a wake may.
 //!
-//! Owns: making pooled sandboxes, their cgroups and networks, and taking them down; unpacking and deleting layers.
-//! Doesn't: start programs in them.
+//! Owns: making pooled sandboxes, their cgroups and networks, and taking them down; unpacking, copying and deleting layers
+//! and old logs, each in a child. Doesn't: start programs in them.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,17 +9,21 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use utsuwa_model::instance::RootfsSpec;
 
+use super::chores::{self, Chore, Ended};
 use super::protocol::{Channel, NetInfo, Op, Reply, Request, SpawnError};
-use super::unpacker::{self, Finished, Job};
+use super::unpacker::{Finished, Job};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
+use crate::image::unpack::Limits;
 use crate::keeper::held::Held;
 use crate::network::Gateway;
 use crate::sandbox::cgroup::{Cgroups, SandboxCgroup};
 use crate::sandbox::inside::{self, FromSandbox, Plan, ToSandbox};
+use crate::sandbox::layers::{self, Method};
 use crate::sandbox::probe::Features;
 use crate::sandbox::sys::{self, Cloned, SANDBOX_NAMESPACES};
-use crate::sandbox::{layers, seccomp, stage};
+use crate::sandbox::{seccomp, shift, stage};
 
 /// A sandbox that isn't ready after this long never will be.
 const MAKE_DEADLINE_S: i64 = 10;
@@ -42,8 +46,11 @@ pub(super) struct Housekeeper {
     gateway: Option<Gateway>,
     plan: Plan,
     images: PathBuf,
+    logs: Option<PathBuf>,
+    method: Method,
     removals: Vec<Removal>,
     jobs: Vec<Job>,
+    chores: Vec<Chore>,
 }
 
 impl Housekeeper {
@@ -66,20 +73,26 @@ impl Housekeeper {
             ),
             None => None,
         };
-        unpacker::sweep(&config.images_dir);
         let plan = Plan {
             stage,
             v1_controllers,
             filter: seccomp::compile(),
         };
-        Ok(Self {
+        let mut housekeeper = Self {
             cgroups,
             gateway,
             plan,
             images: config.images_dir.clone(),
+            logs: config.logs_dir.clone(),
+            method: Method::choose(features, &config.images_dir, config.copy_layers),
             removals: Vec::new(),
             jobs: Vec::new(),
-        })
+            chores: Vec::new(),
+        };
+        let mut rubbish = chores::left_over(&housekeeper.images);
+        rubbish.extend(housekeeper.removed_logs());
+        housekeeper.throw_away(&rubbish);
+        Ok(housekeeper)
     }
 
     /// A sandbox in its waiting room and all its descriptors.
@@ -195,29 +208,46 @@ impl Housekeeper {
         });
     }
 
-    fn remove_layer(&self, diff_id: &str) -> Result<(), SpawnError> {
-        let hex = layers::digest_hex(diff_id)?;
-        let mut directories = vec![self.images.join("layers").join(hex)];
-        for base in std::fs::read_dir(self.images.join("shifted"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            directories.push(base.path().join(hex));
+    /// Deletes, with nobody waiting for it.
+    fn throw_away(&mut self, trees: &[PathBuf]) {
+        match Chore::remove(None, trees) {
+            Ok(chore) => self.chores.extend(chore),
+            Err(error) => tracing::warn!(%error, "the next start tries again"),
         }
-        for directory in directories {
-            match std::fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(SpawnError::sys(
-                        "unlink",
-                        error,
-                        format!("delete layer {diff_id}"),
-                    ));
-                }
-                _ => {}
+    }
+
+    /// The trees that one deletion takes away.
+    fn layer_and_copies(&self, diff_id: &str) -> Result<Vec<PathBuf>, SpawnError> {
+        let hex = layers::digest_hex(diff_id)?;
+        let mut trees = vec![self.images.join("layers").join(hex)];
+        trees.extend(chores::copies_of(&self.images, hex));
+        Ok(trees)
+    }
+
+    fn removed_logs(&self) -> Vec<PathBuf> {
+        self.logs
+            .as_ref()
+            .map(|logs| crate::logs::layout::removed(logs))
+            .unwrap_or_default()
+    }
+
+    fn prepare(&self, request: u64, rootfs: &RootfsSpec) -> Result<Option<Chore>, SpawnError> {
+        match self.method {
+            Method::Idmap => Ok(None),
+            Method::Copy => {
+                let reserve = Limits::default().reserve_bytes;
+                Chore::copy(request, &self.images, rootfs, reserve)
             }
         }
-        Ok(())
+    }
+
+    /// Answers now if there is nothing to do.
+    fn begin(&mut self, channel: &Channel, request: u64, chore: Result<Option<Chore>, SpawnError>) {
+        match chore {
+            Ok(Some(chore)) => self.chores.push(chore),
+            Ok(None) => respond(channel, request, Ok(Reply::Done), &[]),
+            Err(error) => respond(channel, request, Err(error), &[]),
+        }
     }
 }
 
@@ -248,7 +278,24 @@ impl Worker for Housekeeper {
                 }
                 Err(error) => Err(error),
             },
-            Op::RemoveLayer { diff_id } => self.remove_layer(&diff_id).map(|()| Reply::Done),
+            Op::RemoveLayer { diff_id } => {
+                let chore = self
+                    .layer_and_copies(&diff_id)
+                    .and_then(|trees| Chore::remove(Some(id), &trees));
+                return self.begin(channel, id, chore);
+            }
+            Op::Prepare { rootfs } => {
+                let chore = self.prepare(id, &rootfs);
+                return self.begin(channel, id, chore);
+            }
+            Op::ReleaseIds { uid_base } => {
+                let chore = Chore::remove(Some(id), &[shift::all_of(&self.images, uid_base)]);
+                return self.begin(channel, id, chore);
+            }
+            Op::RemoveOldLogs => {
+                let chore = Chore::remove(Some(id), &self.removed_logs());
+                return self.begin(channel, id, chore);
+            }
             Op::RefusalSockets => {
                 let sockets = match &self.gateway {
                     Some(gateway) => gateway
@@ -269,7 +316,6 @@ impl Worker for Housekeeper {
             Op::Hold { .. } => Err(wrong_role("Hold", Role::Housekeeper)),
             Op::Release { .. } => Err(wrong_role("Release", Role::Housekeeper)),
             Op::Start { .. } => Err(wrong_role("Start", Role::Housekeeper)),
-            Op::Prepare { .. } => Err(wrong_role("Prepare", Role::Housekeeper)),
         };
         respond(channel, id, result, &[]);
     }
@@ -279,16 +325,34 @@ impl Worker for Housekeeper {
     }
 
     fn waiting(&self) -> Vec<BorrowedFd<'_>> {
-        self.jobs.iter().map(Job::waits_for).collect()
+        let jobs = self.jobs.iter().map(Job::waits_for);
+        jobs.chain(self.chores.iter().map(Chore::waits_for))
+            .collect()
     }
 
+    /// Jobs first, then chores, as in `waiting`; indices come highest first, so that what was removed moves none to come.
     fn wake(&mut self, channel: &Channel, index: usize) {
-        let Some(finished) = self.jobs.get_mut(index).and_then(Job::advance) else {
+        if let Some(job) = self.jobs.get_mut(index) {
+            if job.advance() {
+                let Finished { request, result } = self.jobs.remove(index).finish();
+                respond(channel, request, result, &[]);
+            }
             return;
-        };
-        let job = self.jobs.remove(index);
-        let Finished { request, result } = job.finish(finished);
-        respond(channel, request, result, &[]);
+        }
+        let index = index - self.jobs.len();
+        if self.chores.get_mut(index).is_some_and(Chore::advance) {
+            let Ended {
+                request,
+                result,
+                rubbish,
+            } = self.chores.remove(index).finish();
+            match (request, result) {
+                (Some(request), result) => respond(channel, request, result, &[]),
+                (None, Err(error)) => tracing::warn!(%error, "the next start tries again"),
+                (None, Ok(_)) => {}
+            }
+            self.throw_away(&rubbish);
+        }
     }
 
     fn next_tick(&self) -> Option<Duration> {
