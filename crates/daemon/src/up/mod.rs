@@ -4,6 +4,7 @@
 //! give up root, store, runtime, loops, ingress, API, `ready`.
 
 mod connect;
+mod descriptors;
 mod door;
 mod environment;
 mod folders;
