@@ -13,6 +13,7 @@ mod insight;
 mod instance_logs;
 mod internal;
 mod journal;
+mod kept;
 mod prepare;
 mod server;
 mod unpacker;

@@ -30,6 +30,7 @@ use super::insight::{Insight, Running};
 use super::instance_logs::InstanceLogs;
 use super::internal::{Directory, Inside};
 use super::journal::Journal;
+use super::kept::Kept;
 use super::prepare::Ground;
 use super::unpacker::KeeperUnpacker;
 use crate::config::Listen;
@@ -55,7 +56,7 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     .await
     .context("connect to the keeper")?;
     let (journal, journal_thread) =
-        Journal::start(data.join("journal")).context("start the journal")?;
+        Journal::start(data.join("journal"), ground.journal).context("start the journal")?;
 
     let bell = Bell::default();
     let shares = descriptors::share(ground.open_files);
@@ -117,6 +118,11 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
         Arc::clone(&shared),
         Arc::new(Door(ingress.clone())),
         Arc::new(all.clone()),
+        Arc::new(Kept {
+            driver: driver.clone(),
+            journal: journal.clone(),
+            logs: data.join("logs"),
+        }),
         Arc::new(Machine),
         control_settings,
     )

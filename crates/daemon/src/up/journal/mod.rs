@@ -1,28 +1,34 @@
 //! What Utsuwa itself has to say about a service: one JSON line per request, per end of an instance, per refused connection.
 //! Written by a thread of its own, beside what instances write.
 //!
-//! Invariants: 1. A request never waits for the disk: what the bounded channel can't take is counted and told.
-//! 2. A service's journal is at most two files of [`MAX_BYTES`].
+//! Invariants
+//! 1. A request never waits for the disk: what the bounded channel can't take is counted, and the count is written.
+//! 2. A service's journal takes no more than its share of the service's budget, and none of the disk's reserve. What is
+//!    dropped for it is counted, and the count can be read.
+//! 3. Nothing is kept of a service that was removed, until somebody of its name has something to say.
+
+mod format;
+mod writer;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use serde_json::{Value, json};
-use utsuwa_ingress::seam::{AnsweredBy, ColdStart, RequestLog, RequestRecord};
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use utsuwa_ingress::seam::{RequestLog, RequestRecord};
 use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
+use utsuwa_runtime::logs::layout::service_directory;
 
-/// One file's size before it becomes the old one.
-const MAX_BYTES: u64 = 8 << 20;
+pub(super) use format::{Shown, read};
+pub(super) use writer::Dropped;
+use writer::Writer;
+
 /// Entries that may wait for the disk: a second of heavy load.
 const WAITING: usize = 16_384;
-/// Open files at most; the least recently opened goes first.
-const MAX_FILES: usize = 256;
 
 /// Something that happened to an instance.
 #[derive(Debug)]
@@ -35,24 +41,74 @@ pub(super) struct Happening {
     pub severity: &'static str,
     pub text: String,
     /// Told once it is on its way to the disk.
-    pub written: Option<tokio::sync::oneshot::Sender<()>>,
+    pub written: Option<oneshot::Sender<()>>,
 }
 
 #[derive(Debug)]
 enum Entry {
     Request(Box<RequestRecord>),
     Happening(Box<Happening>),
+    /// Everything of a service goes, if the last of it was written earlier than this.
+    Remove {
+        service: ServiceKey,
+        before: Option<Timestamp>,
+        done: oneshot::Sender<Result<(), String>>,
+    },
     /// The server ends: write what is waiting, then stop.
     End,
+}
+
+impl Entry {
+    fn service(&self) -> Option<&ServiceKey> {
+        match self {
+            Self::Request(record) => record.revision.as_ref().map(|r| &r.service),
+            Self::Happening(happening) => Some(&happening.service),
+            Self::Remove { .. } | Self::End => None,
+        }
+    }
+}
+
+/// What the journals of all services may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct JournalLimits {
+    /// Bytes of one service's journal.
+    pub service_budget: u64,
+    /// Bytes that must stay free on the disk.
+    pub reserve: u64,
+}
+
+/// Entries that the channel could not take, by service.
+#[derive(Debug, Default)]
+struct Lost {
+    any: AtomicBool,
+    counts: Mutex<BTreeMap<ServiceKey, u64>>,
+}
+
+impl Lost {
+    fn add(&self, service: &ServiceKey) -> u64 {
+        let mut counts = self.counts.lock();
+        let count = counts.entry(service.clone()).or_insert(0);
+        *count += 1;
+        self.any.store(true, Ordering::Release);
+        *count
+    }
+
+    fn take(&self) -> BTreeMap<ServiceKey, u64> {
+        if self.any.swap(false, Ordering::AcqRel) {
+            std::mem::take(&mut *self.counts.lock())
+        } else {
+            BTreeMap::new()
+        }
+    }
 }
 
 /// Takes entries; clones write to the same journal.
 #[derive(Debug, Clone)]
 pub(super) struct Journal {
     sender: SyncSender<Entry>,
-    dropped: Arc<AtomicU64>,
+    lost: Arc<Lost>,
     /// Grows with every line written, so that followers need not poll the disk.
-    written: Arc<tokio::sync::watch::Sender<u64>>,
+    written: Arc<watch::Sender<u64>>,
     root: PathBuf,
 }
 
@@ -61,17 +117,21 @@ impl Journal {
     ///
     /// # Errors
     /// No thread can be made.
-    pub(super) fn start(root: PathBuf) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(super) fn start(
+        root: PathBuf,
+        limits: JournalLimits,
+    ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (sender, receiver) = sync_channel(WAITING);
-        let written = Arc::new(tokio::sync::watch::Sender::new(0));
-        let (folder, told) = (root.clone(), Arc::clone(&written));
+        let written = Arc::new(watch::Sender::new(0));
+        let lost = Arc::new(Lost::default());
+        let writer = Writer::new(&root, limits, Arc::clone(&lost), Arc::clone(&written));
         let thread = std::thread::Builder::new()
             .name("journal".into())
-            .spawn(move || write_all(&folder, &receiver, &told))?;
+            .spawn(move || writer.run(&receiver))?;
         Ok((
             Self {
                 sender,
-                dropped: Arc::default(),
+                lost,
                 written,
                 root,
             },
@@ -88,26 +148,61 @@ impl Journal {
         self.send(Entry::End);
     }
 
+    /// Where the journals lie.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Removes all that was written about a service, if the last of it was written before `before`.
+    ///
+    /// # Errors
+    /// In words: it was written to meanwhile, or can't be removed, or the journal can't keep up. Later may work.
+    pub(super) async fn remove(
+        &self,
+        service: ServiceKey,
+        before: Option<Timestamp>,
+    ) -> Result<(), String> {
+        let (done, removed) = oneshot::channel();
+        self.sender
+            .try_send(Entry::Remove {
+                service,
+                before,
+                done,
+            })
+            .map_err(|_| "the journal can't keep up or has ended".to_owned())?;
+        removed
+            .await
+            .unwrap_or_else(|_| Err("the journal has ended".to_owned()))
+    }
+
     /// The files of a service, oldest first; they need not exist.
     pub(super) fn files(&self, service: &ServiceKey) -> [PathBuf; 2] {
-        let folder = folder(&self.root, service);
-        [
-            folder.join("journal.jsonl.old"),
-            folder.join("journal.jsonl"),
-        ]
+        let folder = service_directory(&self.root, service);
+        [folder.join(writer::OLD), folder.join(writer::CURRENT)]
+    }
+
+    /// What was dropped of a service's journal to keep its budget.
+    pub(super) fn dropped(&self, service: &ServiceKey) -> Dropped {
+        Dropped::read(&service_directory(&self.root, service))
     }
 
     /// Changes when something was written.
-    pub(super) fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.written.subscribe()
     }
 
     fn send(&self, entry: Entry) {
-        if self.sender.try_send(entry).is_err() {
+        use std::sync::mpsc::TrySendError;
+        let Err(TrySendError::Full(entry) | TrySendError::Disconnected(entry)) =
+            self.sender.try_send(entry)
+        else {
+            return;
+        };
+        if let Some(service) = entry.service() {
             // Told once in a while, not per entry: a journal that can't keep up must not be loud as well.
-            let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-            if dropped.is_power_of_two() {
-                tracing::warn!(dropped, "the journal can't keep up; entries are dropped");
+            let lost = self.lost.add(service);
+            if lost.is_power_of_two() {
+                tracing::warn!(%service, lost, "the journal can't keep up; entries are dropped");
             }
         }
     }
@@ -124,211 +219,5 @@ impl RequestLog for Journal {
     }
 }
 
-fn folder(root: &Path, key: &ServiceKey) -> PathBuf {
-    root.join(key.project.as_str())
-        .join(key.region.as_str())
-        .join(key.service.as_str())
-}
-
-struct Output {
-    file: File,
-    bytes: u64,
-    opened: u64,
-}
-
-fn write_all(root: &Path, receiver: &Receiver<Entry>, written: &tokio::sync::watch::Sender<u64>) {
-    let mut outputs: BTreeMap<PathBuf, Output> = BTreeMap::new();
-    let mut count = 0;
-    while let Ok(entry) = receiver.recv() {
-        let (service, line) = match &entry {
-            Entry::Request(record) => match &record.revision {
-                Some(revision) => (&revision.service, request_line(record)),
-                None => continue,
-            },
-            Entry::Happening(happening) => (&happening.service, happening_line(happening)),
-            Entry::End => return,
-        };
-        if let Entry::Request(record) = &entry
-            && let Some(cold) = &record.cold
-        {
-            tracing::info!(service = %service.service, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
-        }
-        count += 1;
-        let folder = folder(root, service);
-        if let Err(error) = write_one(&mut outputs, &folder, &line, count) {
-            tracing::warn!(folder = %folder.display(), %error, "write the journal");
-        }
-        if let Entry::Happening(happening) = entry
-            && let Some(done) = happening.written
-        {
-            // Nobody need be waiting.
-            let _ = done.send(());
-        }
-        written.send_replace(count);
-    }
-}
-
-fn write_one(
-    outputs: &mut BTreeMap<PathBuf, Output>,
-    folder: &Path,
-    line: &str,
-    count: u64,
-) -> std::io::Result<()> {
-    let path = folder.join("journal.jsonl");
-    if !outputs.contains_key(folder) {
-        if outputs.len() >= MAX_FILES
-            && let Some(oldest) = outputs
-                .iter()
-                .min_by_key(|(_, o)| o.opened)
-                .map(|(path, _)| path.clone())
-        {
-            outputs.remove(&oldest);
-        }
-        std::fs::create_dir_all(folder)?;
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)?;
-        let bytes = file.metadata()?.len();
-        outputs.insert(
-            folder.to_owned(),
-            Output {
-                file,
-                bytes,
-                opened: count,
-            },
-        );
-    }
-    let Some(output) = outputs.get_mut(folder) else {
-        return Ok(());
-    };
-    // One write per entry: a kill leaves no half line that a later one would be glued to.
-    output.file.write_all(line.as_bytes())?;
-    output.bytes += line.len() as u64;
-    if output.bytes > MAX_BYTES {
-        std::fs::rename(&path, folder.join("journal.jsonl.old"))?;
-        outputs.remove(folder);
-    }
-    Ok(())
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "microseconds of a request fit a double exactly"
-)]
-fn ms(duration: std::time::Duration) -> f64 {
-    duration.as_micros() as f64 / 1000.0
-}
-
-fn happening_line(happening: &Happening) -> String {
-    let json = json!({
-        "at": happening.at.0,
-        "revision": happening.revision,
-        "instance": happening.instance.as_ref().map(InstanceId::as_str),
-        "severity": happening.severity,
-        "text": happening.text,
-    });
-    format!("{json}\n")
-}
-
-fn request_line(record: &RequestRecord) -> String {
-    let mut json = json!({
-        "at": record.at.0,
-        "requestMethod": record.method,
-        "requestUrl": format!("http://{}{}", record.host, record.path),
-        "status": record.status,
-        "latencyMs": ms(record.latency),
-        "requestSize": record.request_bytes,
-        "responseSize": record.response_bytes,
-        "remoteIp": record.remote,
-        "userAgent": record.user_agent,
-        "trace": record.trace,
-        "revision": record.revision.as_ref().map(|r| r.revision.as_str()),
-        "instance": record.instance.as_ref().map(InstanceId::as_str),
-    });
-    if let AnsweredBy::Utsuwa { why } = &record.answered_by {
-        json["answeredByUtsuwa"] = json!(why);
-    }
-    if let Some(cold) = &record.cold {
-        json["coldStartMs"] = phases(cold);
-    }
-    format!("{json}\n")
-}
-
-fn phases(cold: &ColdStart) -> Value {
-    json!({
-        "decide": ms(cold.decide), "sandbox": ms(cold.start.sandbox), "rootfs": ms(cold.start.rootfs), "exec": ms(cold.start.exec),
-        "listen": ms(cold.listen), "answer": ms(cold.answer), "total": ms(cold.total),
-    })
-}
-
-/// A stored entry, as `utsuwa logs` shows it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Shown {
-    pub at: Timestamp,
-    pub revision: String,
-    pub instance: Option<InstanceId>,
-    pub text: String,
-}
-
-/// Reads one stored line; `None` for a line that isn't one of ours.
-pub(super) fn read(line: &str) -> Option<Shown> {
-    let entry: Value = serde_json::from_str(line).ok()?;
-    let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
-    let shown = if entry["text"].is_string() {
-        text("text")
-    } else {
-        let mut shown = format!(
-            "{} {} {} {:.1} ms",
-            text("requestMethod"),
-            text("requestUrl"),
-            entry["status"],
-            entry["latencyMs"].as_f64().unwrap_or(0.0)
-        );
-        if let Some(total) = entry["coldStartMs"]["total"].as_f64() {
-            shown.push_str(&format!(" (cold start {total:.1} ms)"));
-        }
-        if let Some(why) = entry["answeredByUtsuwa"].as_str() {
-            shown.push_str(&format!(": {why}"));
-        }
-        shown
-    };
-    Some(Shown {
-        at: Timestamp(entry["at"].as_i64()?),
-        revision: text("revision"),
-        instance: text("instance").parse().ok(),
-        text: shown,
-    })
-}
-
 #[cfg(test)]
-mod tests {
-
-    use super::*;
-
-    #[test]
-    fn what_is_written_can_be_read_and_files_stay_small() {
-        let dir = tempfile::tempdir().unwrap();
-        let (journal, thread) = Journal::start(dir.path().to_owned()).unwrap();
-        let service: ServiceKey = "demo/here/hello".parse().unwrap();
-        journal.note(Happening {
-            at: Timestamp(5),
-            service: service.clone(),
-            revision: "hello-00001-abc".to_owned(),
-            instance: None,
-            severity: "ERROR",
-            text: "exited with status 7".to_owned(),
-            written: None,
-        });
-        let [_, current] = journal.files(&service);
-        drop(journal);
-        thread.join().unwrap();
-        let text = std::fs::read_to_string(current).unwrap();
-        let shown = read(text.trim()).unwrap();
-        assert_eq!(
-            (shown.at, shown.text.as_str()),
-            (Timestamp(5), "exited with status 7")
-        );
-        assert_eq!(read("not json"), None);
-    }
-}
+mod tests;
