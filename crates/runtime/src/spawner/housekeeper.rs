@@ -9,18 +9,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use utsuwa_model::instance::RootfsSpec;
 
 use super::chores::{self, Chore, Ended};
 use super::protocol::{Channel, NetInfo, Op, Reply, Request, SpawnError};
 use super::unpacker::{Finished, Job};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
-use crate::image::unpack::Limits;
 use crate::keeper::held::Held;
 use crate::network::Gateway;
 use crate::sandbox::cgroup::{Cgroups, SandboxCgroup};
 use crate::sandbox::inside::{self, FromSandbox, Plan, ToSandbox};
-use crate::sandbox::layers::{self, Method};
+use crate::sandbox::layers::Method;
 use crate::sandbox::probe::Features;
 use crate::sandbox::sys::{self, Cloned, SANDBOX_NAMESPACES};
 use crate::sandbox::{seccomp, shift, stage};
@@ -45,12 +43,12 @@ pub(super) struct Housekeeper {
     cgroups: Cgroups,
     gateway: Option<Gateway>,
     plan: Plan,
-    images: PathBuf,
-    logs: Option<PathBuf>,
-    method: Method,
+    pub(super) images: PathBuf,
+    pub(super) logs: Option<PathBuf>,
+    pub(super) method: Method,
     removals: Vec<Removal>,
     jobs: Vec<Job>,
-    chores: Vec<Chore>,
+    pub(super) chores: Vec<Chore>,
 }
 
 impl Housekeeper {
@@ -206,48 +204,6 @@ impl Housekeeper {
             }
             false
         });
-    }
-
-    /// Deletes, with nobody waiting for it.
-    fn throw_away(&mut self, trees: &[PathBuf]) {
-        match Chore::remove(None, trees) {
-            Ok(chore) => self.chores.extend(chore),
-            Err(error) => tracing::warn!(%error, "the next start tries again"),
-        }
-    }
-
-    /// The trees that one deletion takes away.
-    fn layer_and_copies(&self, diff_id: &str) -> Result<Vec<PathBuf>, SpawnError> {
-        let hex = layers::digest_hex(diff_id)?;
-        let mut trees = vec![self.images.join("layers").join(hex)];
-        trees.extend(chores::copies_of(&self.images, hex));
-        Ok(trees)
-    }
-
-    fn removed_logs(&self) -> Vec<PathBuf> {
-        self.logs
-            .as_ref()
-            .map(|logs| crate::logs::layout::removed(logs))
-            .unwrap_or_default()
-    }
-
-    fn prepare(&self, request: u64, rootfs: &RootfsSpec) -> Result<Option<Chore>, SpawnError> {
-        match self.method {
-            Method::Idmap => Ok(None),
-            Method::Copy => {
-                let reserve = Limits::default().reserve_bytes;
-                Chore::copy(request, &self.images, rootfs, reserve)
-            }
-        }
-    }
-
-    /// Answers now if there is nothing to do.
-    fn begin(&mut self, channel: &Channel, request: u64, chore: Result<Option<Chore>, SpawnError>) {
-        match chore {
-            Ok(Some(chore)) => self.chores.push(chore),
-            Ok(None) => respond(channel, request, Ok(Reply::Done), &[]),
-            Err(error) => respond(channel, request, Err(error), &[]),
-        }
     }
 }
 

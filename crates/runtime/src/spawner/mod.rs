@@ -18,6 +18,7 @@ mod housekeeper;
 pub mod protocol;
 mod starter;
 mod unpacker;
+mod upkeep;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
