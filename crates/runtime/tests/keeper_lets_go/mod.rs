@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use utsuwa_model::instance::Exit;
 use utsuwa_runtime::{Driver, DriverError};
 
@@ -41,7 +42,8 @@ async fn a_start_that_lacks_copies_has_them_made_and_holds_up_nobody() {
     let copies = |base: u32| shifted.join(base.to_string());
 
     let (driver, spec) = (server.driver.clone(), slow.clone());
-    let starting = tokio::spawn(async move { driver.start(spec).await });
+    let mut starting = JoinSet::new();
+    starting.spawn(async move { driver.start(spec).await });
     until("copying", async || {
         is_copying(&copies(slow.rootfs.uid_base))
     })
@@ -49,10 +51,10 @@ async fn a_start_that_lacks_copies_has_them_made_and_holds_up_nobody() {
     server.driver.start(quick.clone()).await.unwrap();
     assert_eq!(server.exit().await.2, ["quick"]);
     assert!(
-        !starting.is_finished(),
+        starting.try_join_next().is_none(),
         "the other one is still being copied"
     );
-    starting.await.unwrap().unwrap();
+    starting.join_next().await.unwrap().unwrap().unwrap();
     let (id, exit, lines) = server.exit().await;
     assert_eq!((id, exit), (slow.id.clone(), Exit::Code(0)));
     assert_eq!(lines, ["19999"]);
@@ -62,7 +64,8 @@ async fn a_start_that_lacks_copies_has_them_made_and_holds_up_nobody() {
     stopped.rootfs.layers.push(many);
     stopped.rootfs.uid_base += 2 * SIZE;
     let (driver, spec) = (server.driver.clone(), stopped.clone());
-    let starting = tokio::spawn(async move { driver.start(spec).await });
+    let mut starting = JoinSet::new();
+    starting.spawn(async move { driver.start(spec).await });
     until("copying", async || {
         is_copying(&copies(stopped.rootfs.uid_base))
     })
@@ -77,7 +80,8 @@ async fn a_start_that_lacks_copies_has_them_made_and_holds_up_nobody() {
         .stop(stopped.id.clone(), Duration::ZERO)
         .await
         .unwrap();
-    let error = starting.await.unwrap().unwrap_err();
+    let started = starting.join_next().await.unwrap().unwrap();
+    let error = started.unwrap_err();
     assert!(error.to_string().contains("stopped before"), "{error}");
     server.no_more_exits().await;
 

@@ -1,4 +1,5 @@
 //! Layers with the ids of many services: how long mounts are kept, and copies where ids can't be mapped.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::io::Read;
