@@ -18,4 +18,5 @@ mod flask;
 mod gcloud;
 mod harness;
 mod lifecycle;
+mod limits;
 mod scale;

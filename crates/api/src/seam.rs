@@ -47,9 +47,15 @@ pub struct LoopInsight {
 
 /// Reads what instances wrote.
 pub trait Logs: fmt::Debug + Send + Sync + 'static {
-    /// Lines of a service, oldest first, at most `tail` of the past; goes on with new ones when `follow`.
-    fn lines(&self, service: &ServiceKey, tail: usize, follow: bool)
-    -> BoxStream<'static, LogLine>;
+    /// Lines of a service, oldest first, at most `tail` of the past; goes on with new ones when `follow`. What is from before
+    /// `since`, the service's creation, belongs to another one of that name and is left out.
+    fn lines(
+        &self,
+        service: &ServiceKey,
+        tail: usize,
+        follow: bool,
+        since: Timestamp,
+    ) -> BoxStream<'static, LogLine>;
 }
 
 /// One line of an instance. (`instance`, `stream`, `sequence`) is unique.

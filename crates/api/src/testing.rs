@@ -82,7 +82,13 @@ impl Insight for FixedInsight {
 pub(crate) struct FixedLogs;
 
 impl Logs for FixedLogs {
-    fn lines(&self, _: &ServiceKey, tail: usize, follow: bool) -> BoxStream<'static, LogLine> {
+    fn lines(
+        &self,
+        _: &ServiceKey,
+        tail: usize,
+        follow: bool,
+        _: Timestamp,
+    ) -> BoxStream<'static, LogLine> {
         let line = |n: u64| LogLine {
             instance: "0123456789abcdef0123456789abcdef".parse().ok(),
             revision: "hello-00001-abc".to_owned(),

@@ -17,7 +17,7 @@ use utsuwa_store::{Store, StoreError};
 
 use crate::publish::Publisher;
 use crate::rounds::{Key, PassError, Passes, Priority, Report, Rounds};
-use crate::seam::{Environment, FrontDoor, Images};
+use crate::seam::{Environment, FrontDoor, Images, Logs};
 use crate::settings::ControlSettings;
 use crate::world::World;
 
@@ -27,6 +27,7 @@ pub(crate) struct Core {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) door: Arc<dyn FrontDoor>,
     pub(crate) images: Arc<dyn Images>,
+    pub(crate) logs: Arc<dyn Logs>,
     pub(crate) env: Arc<dyn Environment>,
     pub(crate) settings: ControlSettings,
     pub(crate) world: World,
@@ -52,6 +53,7 @@ pub(crate) struct Seams {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) door: Arc<dyn FrontDoor>,
     pub(crate) images: Arc<dyn Images>,
+    pub(crate) logs: Arc<dyn Logs>,
     pub(crate) env: Arc<dyn Environment>,
 }
 
@@ -68,6 +70,7 @@ impl Core {
             driver: seams.driver,
             door: seams.door,
             images: seams.images,
+            logs: seams.logs,
             env: seams.env,
             settings,
             world: World::default(),
@@ -142,6 +145,7 @@ impl Passes for Core {
                 Key::Revision(key) => self.revision_pass(&key).await,
                 Key::Service(key) => self.service_pass(&key).await,
                 Key::Images => self.images_pass().await,
+                Key::Logs => self.logs_pass().await,
             }
         }
         .boxed()

@@ -15,7 +15,7 @@ use utsuwa_store::{Changed, Store, StoreError};
 use crate::core::{Core, Seams};
 use crate::explain::{self, RevisionExplained};
 use crate::rounds::{Key, LoopLine, PassError, Priority};
-use crate::seam::{Environment, FrontDoor, Images};
+use crate::seam::{Environment, FrontDoor, Images, Logs};
 use crate::settings::ControlSettings;
 use crate::world::Stage;
 
@@ -50,6 +50,7 @@ impl Control {
         driver: Arc<dyn Driver>,
         door: Arc<dyn FrontDoor>,
         images: Arc<dyn Images>,
+        logs: Arc<dyn Logs>,
         env: Arc<dyn Environment>,
         settings: ControlSettings,
     ) -> Result<ControlHandle, ControlError> {
@@ -59,6 +60,7 @@ impl Control {
                 driver,
                 door,
                 images,
+                logs,
                 env,
             },
             settings,
@@ -91,7 +93,9 @@ impl Control {
         for key in services {
             core.ask(Key::Service(key), Priority::Housekeeping);
         }
-        core.ask_after(Key::Images, core.settings.collect, Priority::Housekeeping);
+        for slow in [Key::Images, Key::Logs] {
+            core.ask_after(slow, core.settings.collect, Priority::Housekeeping);
+        }
         Ok(ControlHandle { core })
     }
 }
@@ -249,7 +253,10 @@ impl Core {
         if let Ok(services) = self.store.all_service_keys() {
             keys.extend(services.into_iter().map(Key::Service));
         }
-        for key in keys.into_iter().filter(|key| *key != Key::Images) {
+        for key in keys
+            .into_iter()
+            .filter(|key| !matches!(key, Key::Images | Key::Logs))
+        {
             self.ask(key, Priority::Sweep);
         }
     }

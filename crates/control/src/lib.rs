@@ -18,6 +18,7 @@ mod explain;
 mod handle;
 mod image;
 mod instance;
+mod logs;
 mod publish;
 pub mod revision;
 mod rounds;

@@ -49,6 +49,8 @@ pub(crate) enum Key {
     Service(ServiceKey),
     /// Unneeded image content.
     Images,
+    /// What is kept of services that don't exist.
+    Logs,
 }
 
 impl Key {
@@ -58,6 +60,7 @@ impl Key {
             Self::Revision(_) => "revision",
             Self::Service(_) => "service",
             Self::Images => "images",
+            Self::Logs => "logs",
         }
     }
 
@@ -66,7 +69,7 @@ impl Key {
         match self {
             Self::Instances(key) | Self::Revision(key) => key.to_string(),
             Self::Service(key) => key.to_string(),
-            Self::Images => "all".to_owned(),
+            Self::Images | Self::Logs => "all".to_owned(),
         }
     }
 
@@ -76,7 +79,7 @@ impl Key {
             // Pulls a whole image.
             Self::Revision(_) => Duration::from_secs(1800),
             Self::Instances(_) | Self::Service(_) => Duration::from_secs(60),
-            Self::Images => Duration::from_secs(600),
+            Self::Images | Self::Logs => Duration::from_secs(600),
         }
     }
 }

@@ -9,7 +9,7 @@ use utsuwa_model::demand::RevisionDemand;
 use utsuwa_model::image::ResolvedImage;
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{InstanceRoute, RouteTable};
-use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
+use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 /// The ingress, as the loops see it.
 pub trait FrontDoor: fmt::Debug + Send + Sync + 'static {
@@ -50,6 +50,20 @@ pub trait Images: fmt::Debug + Send + Sync + 'static {
 
     /// Keeps only what `pinned` (manifest digests) needs. Called by a slow loop.
     fn collect(&self, pinned: Vec<String>) -> BoxFuture<'_, ()>;
+}
+
+/// What services wrote, and what was written about them.
+pub trait Logs: fmt::Debug + Send + Sync + 'static {
+    /// The services that something is kept of, whether they exist or not.
+    fn known(&self) -> BoxFuture<'_, Result<Vec<ServiceKey>, String>>;
+
+    /// Removes all that is kept of a service, if the last of it was written before `before`. Idempotent. Fails while an
+    /// instance of it may still write.
+    fn remove(
+        &self,
+        service: ServiceKey,
+        before: Option<Timestamp>,
+    ) -> BoxFuture<'_, Result<(), String>>;
 }
 
 /// Why an image can't be had, in the user's words. `reason` is a condition reason of `cloud-run-spec.md` §1.8

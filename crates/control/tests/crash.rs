@@ -23,6 +23,8 @@ struct End {
     revisions: Vec<(String, String)>,
     routed: Vec<(String, String)>,
     running: usize,
+    /// Of which services something is kept.
+    kept: Vec<String>,
 }
 
 fn stem(name: &str) -> String {
@@ -80,6 +82,7 @@ fn end(house: &House) -> End {
         services,
         revisions,
         routed,
+        kept: house.papers.kept(),
         running: house.driver.running().len(),
     }
 }
@@ -145,6 +148,9 @@ async fn tell(actions: u64) -> (End, Arc<Gate>) {
         state(h, &other) == Some(ConditionState::True)
     })
     .await;
+    for written in [&key, &other] {
+        house.write(written);
+    }
     house.delete(&other).await;
     reach(&mut house, &gate, "deleted", |h| {
         h.store.service(&other).unwrap().is_none()
@@ -179,6 +185,7 @@ async fn dying_after_every_action_changes_nothing_in_the_end() {
     let actions = u64::try_from(gate.seen.lock().len()).unwrap();
     assert!(actions > 30, "{:?}", gate.seen.lock());
     assert_eq!(undisturbed.running, 0, "asleep");
+    assert_eq!(undisturbed.kept, ["hello"], "nothing of what was deleted");
     for after in 0..actions {
         let (end, gate) = tell(after).await;
         let last = gate.seen.lock().last().cloned();

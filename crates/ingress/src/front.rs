@@ -13,6 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use utsuwa_model::demand::RevisionDemand;
 use utsuwa_model::instance::StartPhases;
@@ -21,6 +22,7 @@ use utsuwa_model::{InstanceId, RevisionKey};
 
 use crate::instance::Instance;
 use crate::outside::Outside;
+use crate::places::{self, Crowded};
 use crate::probe;
 use crate::revision::Revision;
 use crate::revisions::Revisions;
@@ -50,6 +52,25 @@ pub(crate) struct Shared {
     pub(crate) table: ArcSwap<Table>,
     revisions: Revisions,
     instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
+    pub(crate) places: places::Shared,
+    /// When it was last said that connections can't be accepted.
+    accept_failed: Mutex<Option<Instant>>,
+}
+
+/// All listeners suffer from want of descriptors at once; one line is enough for so long.
+const ACCEPT_TOLD: Duration = Duration::from_secs(10);
+
+impl Shared {
+    /// A connection could not be accepted: whether to say so.
+    pub(crate) fn accept_failed(&self) -> bool {
+        let now = Instant::now();
+        let mut told = self.accept_failed.lock();
+        let tell = told.is_none_or(|at| now - at >= ACCEPT_TOLD);
+        if tell {
+            *told = Some(now);
+        }
+        tell
+    }
 }
 
 impl Ingress {
@@ -62,7 +83,10 @@ impl Ingress {
         clock: Arc<dyn Clock>,
         settings: IngressSettings,
     ) -> Self {
+        let places = places::Shared::new(&settings);
         let shared = Shared {
+            places,
+            accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),
             revisions: Revisions::default(),
@@ -76,7 +100,21 @@ impl Ingress {
     /// Serves `listener` until `shutdown` is cancelled, then drains: what waits for an instance is answered 503, what is in
     /// flight has `settings.drain` to end. Returns when every connection is closed. May be called for several listeners.
     pub async fn serve(&self, listener: TcpListener, scheme: Scheme, shutdown: CancellationToken) {
-        serve::serve(self.clone(), listener, scheme, shutdown).await;
+        let places = self.shared.places.for_public();
+        serve::serve(self.clone(), listener, scheme, places, shutdown).await;
+    }
+
+    /// The same for a listener that only one instance reaches. It may have `settings.max_connections_per_instance`
+    /// connections; `crowded` is called when it wanted more, at most once a minute.
+    pub async fn serve_instance(
+        &self,
+        listener: TcpListener,
+        crowded: Crowded,
+        shutdown: CancellationToken,
+    ) {
+        let settings = &self.shared.outside.settings;
+        let places = self.shared.places.for_instance(settings, crowded);
+        serve::serve(self.clone(), listener, Scheme::Http, places, shutdown).await;
     }
 
     /// Replaces the route table whole.

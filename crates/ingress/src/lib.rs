@@ -24,6 +24,7 @@ mod headers;
 mod instance;
 mod outside;
 mod pause;
+mod places;
 mod probe;
 mod record;
 mod revision;
@@ -40,6 +41,7 @@ mod upstream;
 mod tests;
 
 pub use front::{Ingress, Refusal};
+pub use places::Crowded;
 pub use serve::Scheme;
 pub use settings::IngressSettings;
 

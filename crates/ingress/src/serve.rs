@@ -1,9 +1,10 @@
 //! Client connections: accepting, telling HTTP/1.1 from HTTP/2, limits, and the orderly end.
 //!
-//! Owns: every client socket from accept to close. Deliberately not here: what a request means (`handle`).
+//! Owns: every client socket from accept to close. Deliberately not here: what a request means (`handle`), how many sockets
+//! there may be (`places`).
 //!
 //! Invariants:
-//! 1. At most `max_connections` client sockets are open; the next is accepted when one closes.
+//! 1. Want of descriptors neither ends a listener nor makes it spin: connections wait meanwhile.
 //! 2. After the shutdown token nothing is accepted, what waits is answered 503, what is in flight has `drain` to end.
 //! 3. A client that neither sends a head nor takes its answer is cut off in bounded time.
 
@@ -20,13 +21,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Ingress;
 use crate::handle::handle;
+use crate::places::Places;
 
 /// How long a client may leave the bytes of an answer lying before the connection is cut.
 const STALL: Duration = Duration::from_secs(60);
@@ -85,6 +86,7 @@ pub(crate) async fn serve(
     ingress: Ingress,
     listener: TcpListener,
     scheme: Scheme,
+    mut places: Places,
     shutdown: CancellationToken,
 ) {
     let settings = ingress.shared.outside.settings.clone();
@@ -94,10 +96,9 @@ pub(crate) async fn serve(
         cut: CancellationToken::new(),
         tasks: TaskTracker::new(),
     });
-    let places = Arc::new(Semaphore::new(settings.max_connections));
     loop {
-        let place = tokio::select! {
-            place = Arc::clone(&places).acquire_owned() => place,
+        let before = tokio::select! {
+            before = places.before_accept() => before,
             () = shutdown.cancelled() => break,
         };
         let accepted = tokio::select! {
@@ -107,10 +108,18 @@ pub(crate) async fn serve(
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "accept a client connection; next try in {ACCEPT_PAUSE:?}");
+                if ingress.shared.accept_failed() {
+                    tracing::warn!(
+                        %error,
+                        "accept client connections; they wait. If it is for want of open files, raise their limit (ulimit -n, LimitNOFILE=)"
+                    );
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
+        };
+        let Some((place, stream)) = places.take(before, stream) else {
+            continue;
         };
         let (ingress, served) = (ingress.clone(), Arc::clone(&door));
         door.tasks.spawn(async move {

@@ -5,8 +5,13 @@ use std::time::Duration;
 /// Limits and times of the ingress. [`Default`] holds the documented defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IngressSettings {
-    /// Client connections open at once. Beyond it new ones wait in the kernel's accept queue.
+    /// Client connections open at once, of all public listeners together. Beyond it new ones wait in the kernel's accept
+    /// queue.
     pub max_connections: usize,
+    /// Connections of one instance to services. Beyond it new ones are answered 429 and closed.
+    pub max_connections_per_instance: usize,
+    /// The same of all instances together. Beyond it new ones are answered 503 and closed.
+    pub max_instance_connections: usize,
     /// How long a client may take to send the head of a request; also how long a kept-alive connection may idle.
     pub header_timeout: Duration,
     /// The head of a request, in bytes; beyond it 431.
@@ -27,6 +32,9 @@ impl Default for IngressSettings {
     fn default() -> Self {
         Self {
             max_connections: 16_384,
+            // Twelve times the default concurrency: room for an app that calls several others for each request.
+            max_connections_per_instance: 1_000,
+            max_instance_connections: 8_192,
             header_timeout: Duration::from_secs(60),
             max_header_bytes: 64 << 10,
             max_streams: 250,

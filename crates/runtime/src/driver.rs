@@ -26,6 +26,10 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// SIGTERM, then SIGKILL after `grace`; answers when nothing of the instance is left. Its exit is reported as an event.
     fn stop(&self, id: InstanceId, grace: Duration) -> BoxFuture<'_, Result<(), DriverError>>;
 
+    /// Lets go of all that was prepared for the ids from `uid_base` on: their service is being deleted. Idempotent; refused
+    /// as [`DriverError::Exhausted`] while an instance has them.
+    fn release(&self, uid_base: u32) -> BoxFuture<'_, Result<(), DriverError>>;
+
     /// Everything that runs now, whoever started it. This is how a restarted server finds out.
     fn list(&self) -> BoxFuture<'_, Result<Vec<InstanceObservation>, DriverError>>;
 

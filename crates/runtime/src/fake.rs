@@ -30,6 +30,7 @@ pub enum Call {
     Start,
     Stop,
     SetCpu,
+    Release,
     List,
 }
 
@@ -226,6 +227,27 @@ impl Driver for FakeDriver {
             if was.is_some() {
                 self.inner.world.lock().log.push(format!("stop {id}"));
                 self.tell(&id, Exit::Signal(15), Vec::new());
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn release(&self, uid_base: u32) -> BoxFuture<'_, Result<(), DriverError>> {
+        async move {
+            self.before(Call::Release, "release").await?;
+            let mut world = self.inner.world.lock();
+            let has_ids = |id: &InstanceId| {
+                let spec = world.specs.get(id);
+                spec.is_some_and(|spec| spec.rootfs.uid_base == uid_base)
+            };
+            if let Some(id) = world.running.keys().find(|id| has_ids(id)) {
+                return Err(DriverError::Exhausted(format!("instance {id} has them")));
+            }
+            let before = world.prepared.len();
+            world.prepared.retain(|rootfs| rootfs.uid_base != uid_base);
+            if world.prepared.len() < before {
+                world.log.push("release".to_owned());
             }
             Ok(())
         }

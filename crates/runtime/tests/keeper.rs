@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod keeper_lets_go;
 mod keeper_world;
 
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! The spawners with real namespaces, cgroups and mounts. Need root; skipped by name otherwise.
 
+mod launcher_layers;
 mod launcher_world;
 
 use std::fs;

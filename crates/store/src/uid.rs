@@ -53,6 +53,16 @@ impl Store {
     }
 }
 
+impl Store {
+    /// First id of the service's range, if it was given one.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`].
+    pub fn known_uid_base(&self, service: &ServiceKey) -> Result<Option<u32>, StoreError> {
+        self.read(|c| load(c, service))
+    }
+}
+
 fn load(connection: &Connection, key: &ServiceKey) -> Result<Option<u32>, StoreError> {
     Ok(connection
         .prepare_cached(

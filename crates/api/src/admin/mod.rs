@@ -152,11 +152,12 @@ async fn lines(
         )
     })?;
     let key = key(&state, &project, &region, &service)?;
-    intent::get(&state, &key)?;
+    let service = intent::get(&state, &key)?;
     let lines = state.logs.lines(
         &key,
         query.tail.unwrap_or(logs::TAIL).min(logs::LARGEST_TAIL),
         query.follow,
+        service.meta.create_time,
     );
     Ok((
         [(http::header::CONTENT_TYPE, "application/x-ndjson")],

@@ -34,7 +34,13 @@ impl Insight for Nothing {
 }
 
 impl Logs for Nothing {
-    fn lines(&self, _: &ServiceKey, _: usize, _: bool) -> BoxStream<'static, LogLine> {
+    fn lines(
+        &self,
+        _: &ServiceKey,
+        _: usize,
+        _: bool,
+        _: Timestamp,
+    ) -> BoxStream<'static, LogLine> {
         Box::pin(futures_util::stream::empty())
     }
 }

@@ -1,9 +1,15 @@
-//! The end of a service: hosts first, then instances, then revisions, then the row.
+//! The end of a service: hosts first, then instances, then revisions, then what was kept for it and of it, then the row.
+//! Until the row is gone the pass is repeated, whatever happens in between, and nobody can make another one of its name.
+
+use std::time::Duration;
 
 use utsuwa_model::service::Service;
 
 use crate::core::Core;
-use crate::rounds::{PassError, Report};
+use crate::rounds::{Key, PassError, Priority, Report};
+
+/// Requests that were cut off and the ends of instances are written down within milliseconds.
+const LATE_LINES: Duration = Duration::from_secs(10);
 
 impl Core {
     /// One step of the cascade. Instances that end ask for the next one.
@@ -35,7 +41,7 @@ impl Core {
         }
         if left > 0 {
             // The instance loop asks for this service when the last instance is gone; this is only the belt to the braces.
-            let wake_at = Some(self.env.now().plus(std::time::Duration::from_secs(1)));
+            let wake_at = Some(self.env.now().plus(Duration::from_secs(1)));
             return Ok(Report {
                 because: format!("waits for instances of {left} revisions"),
                 wake_at,
@@ -43,6 +49,15 @@ impl Core {
                 gone: false,
             });
         }
+        self.logs
+            .remove(key.clone(), None)
+            .await
+            .map_err(PassError)?;
+        if let Some(uid_base) = self.store.known_uid_base(key)? {
+            self.driver.release(uid_base).await?;
+        }
+        // What is said of it from now on (the end of its last instance) nobody would remove.
+        self.ask_after(Key::Logs, LATE_LINES, Priority::Housekeeping);
         self.env.before("remove service").await;
         self.store.remove_service(key).await?;
         Ok(Report {

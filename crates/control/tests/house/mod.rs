@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use utsuwa_control::seam::{Environment, FrontDoor, ImageError, Images, Refusal};
+use utsuwa_control::seam::{Environment, FrontDoor, ImageError, Images, Logs, Refusal};
 use utsuwa_control::{Control, ControlHandle, ControlSettings};
 use utsuwa_decide::invariant;
 use utsuwa_model::demand::{InstanceLoad, Reach, RevisionDemand};
@@ -451,6 +451,47 @@ impl Images for Shelf {
     }
 }
 
+/// What is kept of services: when it was last written.
+#[derive(Debug, Default)]
+pub(crate) struct Papers {
+    written: Mutex<BTreeMap<ServiceKey, Timestamp>>,
+    gate: Mutex<Option<Arc<Gate>>>,
+}
+
+impl Papers {
+    pub(crate) fn kept(&self) -> Vec<String> {
+        let written = self.written.lock();
+        written.keys().map(|key| key.service.to_string()).collect()
+    }
+}
+
+impl Logs for Papers {
+    fn known(&self) -> BoxFuture<'_, Result<Vec<ServiceKey>, String>> {
+        std::future::ready(Ok(self.written.lock().keys().cloned().collect())).boxed()
+    }
+
+    fn remove(
+        &self,
+        service: ServiceKey,
+        before: Option<Timestamp>,
+    ) -> BoxFuture<'_, Result<(), String>> {
+        let gate = self.gate.lock().clone();
+        async move {
+            if let Some(gate) = gate {
+                gate.pass("remove logs").await;
+            }
+            let mut written = self.written.lock();
+            let at = written.get(&service).copied();
+            if at.is_some_and(|at| before.is_some_and(|before| at >= before)) {
+                return Err("written to meanwhile".to_owned());
+            }
+            written.remove(&service);
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
 /// Everything, and the loops.
 pub(crate) struct House {
     pub(crate) clock: Arc<Clock>,
@@ -458,6 +499,7 @@ pub(crate) struct House {
     pub(crate) driver: FakeDriver,
     pub(crate) door: Arc<Door>,
     pub(crate) images: Arc<Shelf>,
+    pub(crate) papers: Arc<Papers>,
     pub(crate) control: ControlHandle,
     pub(crate) settings: ControlSettings,
     pub(crate) reborn: bool,
@@ -495,6 +537,7 @@ impl House {
         let driver = FakeDriver::new(move || now.now());
         let store = Store::open_in_memory().unwrap();
         let images = Arc::new(Shelf::default());
+        let papers = Arc::new(Papers::default());
         let settings = ControlSettings::new(
             "demo".parse().unwrap(),
             "here".parse().unwrap(),
@@ -502,7 +545,8 @@ impl House {
             8080,
         );
         let door = Door::new(Arc::clone(&clock), None);
-        let control = start(&store, &driver, &door, &images, &clock, &settings)
+        let seams = (&images, &papers);
+        let control = start(&store, &driver, &door, seams, &clock, &settings)
             .await
             .expect("starts");
         Self {
@@ -511,11 +555,18 @@ impl House {
             driver,
             door,
             images,
+            papers,
             control,
             settings,
             reborn: false,
             _awake: tokio_util::task::AbortOnDropHandle::new(awake),
         }
+    }
+
+    /// Something is written of `service` now.
+    pub(crate) fn write(&self, service: &ServiceKey) {
+        let at = self.clock.now();
+        self.papers.written.lock().insert(service.clone(), at);
     }
 
     /// The server dies; a new one begins with the same store and the same world. `gate`: it dies again after so many actions.
@@ -527,7 +578,7 @@ impl House {
             &self.store,
             &self.driver,
             &self.door,
-            &self.images,
+            (&self.images, &self.papers),
             &self.clock,
             &self.settings,
         );
@@ -546,6 +597,7 @@ impl House {
     fn set_gate(&self, gate: Option<Arc<Gate>>) {
         *self.clock.gate.lock() = gate.clone();
         *self.images.gate.lock() = gate.clone();
+        *self.papers.gate.lock() = gate.clone();
         self.driver.gate(gate.map(|gate| {
             let gate: utsuwa_runtime::fake::Gate = Arc::new(move |action: &str| {
                 let (gate, action) = (
@@ -773,7 +825,7 @@ async fn start(
     store: &Store,
     driver: &FakeDriver,
     door: &Arc<Door>,
-    images: &Arc<Shelf>,
+    (images, papers): (&Arc<Shelf>, &Arc<Papers>),
     clock: &Arc<Clock>,
     settings: &ControlSettings,
 ) -> Result<ControlHandle, utsuwa_control::ControlError> {
@@ -783,6 +835,7 @@ async fn start(
         driver,
         Arc::clone(door) as Arc<dyn FrontDoor>,
         Arc::clone(images) as Arc<dyn Images>,
+        Arc::clone(papers) as Arc<dyn Logs>,
         Arc::clone(clock) as Arc<dyn Environment>,
         settings.clone(),
     )

@@ -1,7 +1,9 @@
 //! What a service's instances wrote, merged with its journal: one list in the order of time.
 
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -15,6 +17,8 @@ use super::journal::{self, Journal};
 
 /// Lines between the readers and the caller.
 const BUFFERED: usize = 256;
+/// What was dropped has no time of its own.
+const DROPPED_AT: Timestamp = Timestamp(0);
 
 #[derive(Debug, Clone)]
 pub(super) struct InstanceLogs {
@@ -57,16 +61,7 @@ impl InstanceLogs {
                 bytes,
                 lines,
                 ..
-            } => LogLine {
-                instance,
-                revision: String::new(),
-                stream: "utsuwa".to_owned(),
-                sequence: 0,
-                at: Timestamp(0),
-                text: format!(
-                    "{lines} older lines ({bytes} bytes) were dropped: the service's log budget is used up"
-                ),
-            },
+            } => dropped_line(instance, lines, bytes),
         }
     }
 }
@@ -82,52 +77,93 @@ fn journal_line(shown: journal::Shown, sequence: u64) -> LogLine {
     }
 }
 
-/// Where a follower is in the journal's current file.
+/// Where a follower is in the journal.
 #[derive(Debug, Default)]
 struct Place {
+    /// The file that was read last.
+    inode: u64,
     offset: u64,
     sequence: u64,
 }
 
-/// Reads whole lines from `place` on; a half line waits for its other half.
+impl Place {
+    /// Reads whole lines from here on; a half line waits for its other half.
+    fn rest_of(&mut self, mut file: File) -> Vec<LogLine> {
+        let mut text = String::new();
+        if file.seek(SeekFrom::Start(self.offset)).is_err()
+            || file.read_to_string(&mut text).is_err()
+        {
+            return Vec::new();
+        }
+        let mut lines = Vec::new();
+        for line in text.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
+            self.offset += line.len() as u64;
+            self.sequence += 1;
+            lines.extend(
+                journal::read(line.trim_end()).map(|shown| journal_line(shown, self.sequence)),
+            );
+        }
+        lines
+    }
+}
+
+fn open(path: &Path) -> Option<(File, u64)> {
+    let file = File::open(path).ok()?;
+    let inode = file.metadata().ok()?.ino();
+    Some((file, inode))
+}
+
+/// What came since the last reading, also when the current file became the old one meanwhile.
 fn read_on(journal: &Journal, service: &ServiceKey, place: &mut Place) -> Vec<LogLine> {
-    let [_, current] = journal.files(service);
-    let Ok(mut file) = std::fs::File::open(current) else {
-        return Vec::new();
-    };
-    let length = file.metadata().map_or(0, |m| m.len());
-    if length < place.offset {
-        // The file was replaced by a new one: what was not read of the old one is in `….old`.
-        place.offset = 0;
-    }
-    let mut text = String::new();
-    if file.seek(SeekFrom::Start(place.offset)).is_err() || file.read_to_string(&mut text).is_err()
-    {
-        return Vec::new();
-    }
+    let [old, current] = journal.files(service);
     let mut lines = Vec::new();
-    for line in text.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
-        place.offset += line.len() as u64;
-        place.sequence += 1;
-        lines.extend(
-            journal::read(line.trim_end()).map(|shown| journal_line(shown, place.sequence)),
-        );
+    // The old one is looked for after the current one: in between, one may become the other.
+    let current = open(&current);
+    if current
+        .as_ref()
+        .is_none_or(|(_, inode)| *inode != place.inode)
+        && let Some((file, _)) = open(&old).filter(|(_, inode)| *inode == place.inode)
+    {
+        lines.extend(place.rest_of(file));
+    }
+    if let Some((file, inode)) = current {
+        if inode != place.inode {
+            place.inode = inode;
+            place.offset = 0;
+        }
+        lines.extend(place.rest_of(file));
     }
     lines
 }
 
-/// The whole journal, old file first.
+/// The whole journal, old file first, and what it has lost.
 fn read_past(journal: &Journal, service: &ServiceKey, place: &mut Place) -> Vec<LogLine> {
-    let [old, _] = journal.files(service);
+    let dropped = journal.dropped(service);
     let mut lines = Vec::new();
-    if let Ok(file) = std::fs::File::open(old) {
-        for line in BufReader::new(file).lines().map_while(Result::ok) {
-            place.sequence += 1;
-            lines.extend(journal::read(&line).map(|shown| journal_line(shown, place.sequence)));
-        }
+    if dropped.lines > 0 {
+        lines.push(dropped_line(None, dropped.lines, dropped.bytes));
+    }
+    let [old, _] = journal.files(service);
+    if let Some((file, inode)) = open(&old) {
+        place.inode = inode;
+        lines.extend(place.rest_of(file));
     }
     lines.extend(read_on(journal, service, place));
     lines
+}
+
+/// It stands before everything else.
+fn dropped_line(instance: Option<InstanceId>, lines: u64, bytes: u64) -> LogLine {
+    LogLine {
+        instance,
+        revision: String::new(),
+        stream: "utsuwa".to_owned(),
+        sequence: 0,
+        at: DROPPED_AT,
+        text: format!(
+            "{lines} older lines ({bytes} bytes) were dropped: the service's log budget is used up"
+        ),
+    }
 }
 
 impl Logs for InstanceLogs {
@@ -136,6 +172,7 @@ impl Logs for InstanceLogs {
         service: &ServiceKey,
         tail: usize,
         follow: bool,
+        since: Timestamp,
     ) -> BoxStream<'static, LogLine> {
         let (sender, receiver) = mpsc::channel(BUFFERED);
         let (logs, service) = (self.clone(), service.clone());
@@ -148,6 +185,8 @@ impl Logs for InstanceLogs {
         futures_util::stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|line| (line, receiver))
         })
+        // The end of an instance may be told after its service is gone, and another one of its name is there.
+        .filter(move |line| std::future::ready(line.at >= since || line.at == DROPPED_AT))
         .boxed()
     }
 }

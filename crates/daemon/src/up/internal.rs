@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use utsuwa_ingress::{Ingress, Scheme};
+use utsuwa_ingress::Ingress;
 use utsuwa_model::instance::Exit;
 use utsuwa_model::{InstanceId, RevisionKey};
 use utsuwa_runtime::client::{InternalEvent, SandboxDriver};
@@ -58,6 +58,8 @@ pub(super) struct Inside {
     pub resolver: Arc<network::dns::Resolver>,
     pub journal: Journal,
     pub directory: Directory,
+    /// Connections of all instances to ports of the host.
+    pub forwards: Arc<Semaphore>,
 }
 
 impl Inside {
@@ -70,12 +72,14 @@ impl Inside {
         let mut sandboxes: BTreeMap<u32, Sandbox> = BTreeMap::new();
         let mut tasks: JoinSet<()> = JoinSet::new();
         let (refused, mut refusals) = mpsc::channel(256);
+        let (crowded, mut crowds) = mpsc::channel(256);
         let mut readers: JoinSet<()> = JoinSet::new();
         let mut told: BTreeMap<(InstanceId, String), utsuwa_model::Timestamp> = BTreeMap::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(refusal) = refusals.recv() => self.tell(&sandboxes, &mut told, &refusal),
+                Some((index, count)) = crowds.recv() => self.tell_crowded(&sandboxes, index, count),
                 event = events.recv() => match event {
                     None => break,
                     Some(InternalEvent::Attached { sandbox, net, sockets }) => {
@@ -83,7 +87,7 @@ impl Inside {
                         if let Some(old) = sandboxes.remove(&sandbox) {
                             old.stop.cancel();
                         }
-                        if let Some(new) = self.attach(net, sockets, &shutdown, &mut tasks) {
+                        if let Some(new) = self.attach(net, sockets, &crowded, &shutdown, &mut tasks) {
                             sandboxes.insert(sandbox, new);
                         }
                     }
@@ -115,10 +119,11 @@ impl Inside {
         &self,
         net: NetInfo,
         sockets: Vec<(network::SocketRole, OwnedFd)>,
+        crowded: &mpsc::Sender<(u32, u64)>,
         shutdown: &CancellationToken,
         tasks: &mut JoinSet<()>,
     ) -> Option<Sandbox> {
-        let mut internal = match network::serve_internal(sockets, &self.resolver) {
+        let mut internal = match network::serve_internal(sockets, &self.resolver, &self.forwards) {
             Ok(internal) => internal,
             Err(error) => {
                 tracing::error!(%error, sandbox = net.index, "serve the addresses inside a sandbox");
@@ -128,7 +133,12 @@ impl Inside {
         let stop = shutdown.child_token();
         for (_, listener) in internal.ingress.drain(..) {
             let (ingress, stop) = (self.ingress.clone(), stop.clone());
-            tasks.spawn(async move { ingress.serve(listener, Scheme::Http, stop).await });
+            let (crowded, index) = (crowded.clone(), net.index);
+            // One that can't be told now is told in a minute, if it is still so.
+            let crowded = Arc::new(move |count| {
+                let _ = crowded.try_send((index, count));
+            });
+            tasks.spawn(async move { ingress.serve_instance(listener, crowded, stop).await });
         }
         Some(Sandbox {
             net,
@@ -168,6 +178,27 @@ impl Inside {
             {
                 tracing::debug!(instance = %report.id, %error, "acknowledge the end of an instance");
             }
+        });
+    }
+
+    /// An instance wanted more connections to services than it may have.
+    fn tell_crowded(&self, sandboxes: &BTreeMap<u32, Sandbox>, index: u32, count: u64) {
+        let known = sandboxes.values().find(|s| s.net.index == index);
+        let Some((instance, revision)) = known.and_then(|s| s.assigned.clone()) else {
+            return;
+        };
+        tracing::info!(%instance, service = %revision.service, count, "an instance opens more connections to services than it may");
+        self.journal.note(Happening {
+            at: Machine::time(),
+            service: revision.service.clone(),
+            revision: revision.revision.to_string(),
+            instance: Some(instance),
+            severity: "WARNING",
+            text: format!(
+                "The instance has as many connections to services open as it may; {count} more were refused. Close those that \
+                 are not used, or keep fewer in its pools."
+            ),
+            written: None,
         });
     }
 

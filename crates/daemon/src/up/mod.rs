@@ -4,6 +4,7 @@
 //! give up root, store, runtime, loops, ingress, API, `ready`.
 
 mod connect;
+mod descriptors;
 mod door;
 mod environment;
 mod folders;
@@ -12,6 +13,7 @@ mod insight;
 mod instance_logs;
 mod internal;
 mod journal;
+mod kept;
 mod prepare;
 mod server;
 mod unpacker;

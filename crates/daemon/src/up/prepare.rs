@@ -11,7 +11,11 @@ use utsuwa_runtime::network::{EgressRule, NetConfig};
 use utsuwa_runtime::privilege::{self, ServerUser};
 
 use super::folders;
+use super::journal::JournalLimits;
 use crate::config::{Config, Listen};
+
+/// The journal's part of a service's log budget: a request takes some 300 bytes there, an app writes as much as it likes.
+const JOURNAL_SHARE: u64 = 4;
 
 /// What the unprivileged server stands on.
 #[derive(Debug)]
@@ -21,6 +25,7 @@ pub(super) struct Ground {
     pub keeper: KeeperConfig,
     pub docker: DockerConfig,
     pub egress: Vec<EgressRule>,
+    pub journal: JournalLimits,
     /// The API answers deploys of images of at most what the descriptors allow; kept for `doctor` and logs.
     pub open_files: u64,
 }
@@ -61,8 +66,14 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
     };
     let mut keeper = KeeperConfig::new(&config.data_dir, user.uid, user.gid, Some(net))
         .context("configure the keeper")?;
-    keeper.logs.service_budget = config.log_budget;
-    keeper.logs.reserve = config.disk_reserve / 2;
+    // Logs stop when pulls have stopped already, and the database has the rest.
+    let reserve = config.disk_reserve / 2;
+    let journal = JournalLimits {
+        service_budget: config.log_budget / JOURNAL_SHARE,
+        reserve,
+    };
+    keeper.logs.service_budget = config.log_budget - journal.service_budget;
+    keeper.logs.reserve = reserve;
     keeper.privileged_ports = [&config.listen_api, &config.listen_http]
         .iter()
         .map(|l| l.port)
@@ -99,6 +110,7 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
         keeper,
         docker,
         egress,
+        journal,
         open_files,
     })
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utsuwa_control::{Control, ControlSettings};
@@ -22,6 +22,7 @@ use utsuwa_runtime::network::dns::{Resolver, ServerZone};
 use utsuwa_store::{Settings, Store};
 
 use super::connect::Dialer;
+use super::descriptors;
 use super::door::{Bell, Door};
 use super::environment::Machine;
 use super::images::Images;
@@ -29,6 +30,7 @@ use super::insight::{Insight, Running};
 use super::instance_logs::InstanceLogs;
 use super::internal::{Directory, Inside};
 use super::journal::Journal;
+use super::kept::Kept;
 use super::prepare::Ground;
 use super::unpacker::KeeperUnpacker;
 use crate::config::Listen;
@@ -54,9 +56,10 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     .await
     .context("connect to the keeper")?;
     let (journal, journal_thread) =
-        Journal::start(data.join("journal")).context("start the journal")?;
+        Journal::start(data.join("journal"), ground.journal).context("start the journal")?;
 
     let bell = Bell::default();
+    let shares = descriptors::share(ground.open_files);
     let shared: Arc<dyn Driver> = Arc::new(driver.clone());
     let ingress = Ingress::new(
         Arc::new(Dialer(Arc::clone(&shared))),
@@ -65,6 +68,9 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
         Arc::new(Machine),
         IngressSettings {
             drain: DRAIN,
+            max_connections: shares.public,
+            max_connections_per_instance: shares.per_instance,
+            max_instance_connections: shares.instances,
             ..IngressSettings::default()
         },
     );
@@ -84,6 +90,7 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
         resolver: Arc::new(Resolver::new(Arc::new(zone))),
         journal: journal.clone(),
         directory: directory.clone(),
+        forwards: Arc::new(Semaphore::new(shares.forwards)),
     };
     // At once: the keeper tells of every sandbox there is, and nothing else comes through its connection until that was taken.
     tracker.spawn(inside.run(internal_events, stop.clone()));
@@ -111,6 +118,11 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
         Arc::clone(&shared),
         Arc::new(Door(ingress.clone())),
         Arc::new(all.clone()),
+        Arc::new(Kept {
+            driver: driver.clone(),
+            journal: journal.clone(),
+            logs: data.join("logs"),
+        }),
         Arc::new(Machine),
         control_settings,
     )

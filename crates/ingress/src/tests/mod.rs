@@ -2,6 +2,7 @@
 
 mod app;
 mod bodies;
+mod crowd;
 mod errors;
 mod life;
 mod protocols;

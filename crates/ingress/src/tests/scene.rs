@@ -171,6 +171,11 @@ impl Scene {
         }
     }
 
+    /// Another listener, which ends with this scene.
+    pub(super) fn serve_also(&mut self, serving: impl Future<Output = ()> + Send + 'static) {
+        self.serving.spawn(serving);
+    }
+
     /// An instance that is there but does not listen yet.
     pub(super) fn admit(&self) -> InstanceId {
         let number = self.next.fetch_add(1, Ordering::SeqCst);

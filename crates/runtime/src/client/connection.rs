@@ -3,51 +3,23 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::driver::SocketCache;
 use super::internal::InternalEvent;
 use super::link::{ConnectError, KeeperLink};
+use super::shared::{Call, Shared, superseded, to_driver_error};
 use crate::driver::{DriverError, InstanceEvent};
-use crate::keeper::protocol::{Event, ExitReport, FromKeeper, KeeperError, Op, Reply, ToKeeper};
+use crate::keeper::protocol::{Event, ExitReport, FromKeeper, Op, ToKeeper};
 
 /// Requests wait this long for a keeper to come back.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Between attempts to connect.
 const RETRY: Duration = Duration::from_millis(10);
-
-/// The answer to a request.
-pub(super) type Answer = Result<(Reply, Vec<OwnedFd>), DriverError>;
-
-/// One request under way.
-#[derive(Debug)]
-pub(super) struct Call {
-    pub(super) op: Op,
-    pub(super) descriptors: Vec<OwnedFd>,
-    pub(super) answer: oneshot::Sender<Answer>,
-}
-
-/// What the driver's handle and the task share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) socket: PathBuf,
-    pub(super) data_id: String,
-    pub(super) build: String,
-    pub(super) events: broadcast::Sender<InstanceEvent>,
-    /// A receiver of events came: exits that waited for one can go.
-    pub(super) listening: Notify,
-    pub(super) superseded: AtomicBool,
-    pub(super) superseded_wake: Notify,
-    pub(super) sockets: SocketCache,
-    /// Copies of what an earlier keeper may have lost.
-    pub(super) listeners: parking_lot::Mutex<HashMap<(String, String), OwnedFd>>,
-}
 
 /// State of the task.
 pub(super) struct Connection {
@@ -404,21 +376,5 @@ impl Connection {
         while let Some(call) = self.calls.recv().await {
             refuse(call);
         }
-    }
-}
-
-pub(super) fn superseded() -> DriverError {
-    DriverError::Unavailable(
-        "another server has taken over this data directory; this one must end".to_owned(),
-    )
-}
-
-fn to_driver_error(error: KeeperError) -> DriverError {
-    match error {
-        KeeperError::Refused(text) => DriverError::Refused(text),
-        KeeperError::NotFound(id) => DriverError::NotFound(id),
-        KeeperError::Exhausted(text) => DriverError::Exhausted(text),
-        KeeperError::Internal(text) => DriverError::Internal(text),
-        KeeperError::NotPermitted => DriverError::Refused(error.to_string()),
     }
 }

@@ -12,13 +12,15 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
-use utsuwa_model::InstanceId;
 use utsuwa_model::instance::{InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
 use utsuwa_model::quantity::MilliCpu;
+use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 
-use super::connection::{Answer, Call, Connection, Shared, superseded};
+use super::connection::Connection;
 use super::internal::InternalEvent;
 use super::link::{ConnectError, KeeperLink};
+use super::shared::{Answer, Call, Shared, superseded};
+use super::sockets::SocketCache;
 use crate::driver::{Driver, DriverError, InstanceEvent, Usage};
 use crate::keeper::protocol::{Op, Reply, Status};
 
@@ -28,69 +30,12 @@ const CALLS: usize = 1024;
 const EVENTS: usize = 1024;
 /// Dial sockets asked for at once.
 const BATCH: u32 = 4;
-/// With this many left, more are asked for.
-const LOW: usize = 1;
-
 /// Starts instances in sandboxes through the keeper.
 #[derive(Debug, Clone)]
 pub struct SandboxDriver {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     calls: mpsc::Sender<Call>,
     tasks: TaskTracker,
-}
-
-/// Unconnected sockets by instance, so that a dial needs no round trip.
-#[derive(Debug, Default)]
-pub(super) struct SocketCache {
-    instances: Mutex<HashMap<InstanceId, Ready>>,
-    /// Process ids of what was started here, for showing.
-    pids: Mutex<HashMap<InstanceId, u32>>,
-}
-
-#[derive(Debug)]
-struct Ready {
-    address: SocketAddr,
-    sockets: Vec<OwnedFd>,
-    asking: bool,
-}
-
-impl SocketCache {
-    fn add(&self, id: &InstanceId, address: SocketAddr, mut sockets: Vec<OwnedFd>) {
-        let mut instances = self.instances.lock();
-        let ready = instances.entry(id.clone()).or_insert(Ready {
-            address,
-            sockets: Vec::new(),
-            asking: false,
-        });
-        ready.asking = false;
-        ready.sockets.append(&mut sockets);
-    }
-
-    /// One socket, and whether more should be asked for.
-    fn take(&self, id: &InstanceId) -> Option<(OwnedFd, SocketAddr, bool)> {
-        let mut instances = self.instances.lock();
-        let ready = instances.get_mut(id)?;
-        let socket = ready.sockets.pop()?;
-        let ask = ready.sockets.len() <= LOW && !std::mem::replace(&mut ready.asking, true);
-        Some((socket, ready.address, ask))
-    }
-
-    fn learn_pid(&self, id: &InstanceId, pid: u32) {
-        if pid != 0 {
-            self.pids.lock().insert(id.clone(), pid);
-        }
-    }
-
-    pub(super) fn forget(&self, id: &InstanceId) {
-        self.pids.lock().remove(id);
-        self.instances.lock().remove(id);
-    }
-
-    fn stop_asking(&self, id: &InstanceId) {
-        if let Some(ready) = self.instances.lock().get_mut(id) {
-            ready.asking = false;
-        }
-    }
 }
 
 impl SandboxDriver {
@@ -205,107 +150,19 @@ impl SandboxDriver {
         .map(|_| ())
     }
 
-    /// The listening socket that the keeper holds under this name and address, if it does.
+    /// Deletes all that instances of a service wrote, if the last of it was written before `before`.
     ///
     /// # Errors
-    /// [`DriverError`].
-    pub async fn take_listener(
+    /// [`DriverError::Exhausted`] while an instance may still write.
+    pub async fn remove_logs(
         &self,
-        name: &str,
-        address: &str,
-    ) -> Result<Option<OwnedFd>, DriverError> {
-        self.listener(name, address, false).await
-    }
-
-    /// Like [`Self::take_listener`]; where there is none, the keeper binds `address` (`IP:PORT`).
-    ///
-    /// # Errors
-    /// [`DriverError::Refused`] if the address is taken, isn't this host's, or isn't permitted.
-    pub async fn listen(&self, name: &str, address: &str) -> Result<OwnedFd, DriverError> {
-        let socket = self.listener(name, address, true).await?;
-        socket.ok_or_else(|| {
-            DriverError::Internal(format!("the keeper sent no socket for {name} {address}"))
-        })
-    }
-
-    async fn listener(
-        &self,
-        name: &str,
-        address: &str,
-        bind: bool,
-    ) -> Result<Option<OwnedFd>, DriverError> {
-        let op = Op::TakeListener {
-            name: name.to_owned(),
-            address: address.to_owned(),
-            bind,
-        };
-        match self.call(op, Vec::new()).await? {
-            (Reply::Listener { found: true }, mut sockets) => {
-                let Some(socket) = sockets.pop() else {
-                    return Ok(None);
-                };
-                self.remember_listener(name, address, &socket)?;
-                Ok(Some(socket))
-            }
-            (Reply::Listener { found: false }, _) => Ok(None),
-            other => Err(unexpected(&other.0)),
-        }
-    }
-
-    /// Has the keeper hold a copy of a listening socket (for example a Unix socket) for the next server.
-    ///
-    /// # Errors
-    /// [`DriverError`].
-    pub async fn give_listener(
-        &self,
-        name: &str,
-        address: &str,
-        socket: &OwnedFd,
+        service: &ServiceKey,
+        before: Option<Timestamp>,
     ) -> Result<(), DriverError> {
-        let copy = socket
-            .try_clone()
-            .map_err(|error| DriverError::Exhausted(error.to_string()))?;
-        self.remember_listener(name, address, socket)?;
-        let op = Op::GiveListener {
-            name: name.to_owned(),
-            address: address.to_owned(),
-        };
-        self.call(op, vec![copy]).await.map(|_| ())
-    }
-
-    fn remember_listener(
-        &self,
-        name: &str,
-        address: &str,
-        socket: &OwnedFd,
-    ) -> Result<(), DriverError> {
-        let copy = socket
-            .try_clone()
-            .map_err(|error| DriverError::Exhausted(error.to_string()))?;
-        self.shared
-            .listeners
-            .lock()
-            .insert((name.to_owned(), address.to_owned()), copy);
-        Ok(())
-    }
-
-    /// Closes all listening sockets but these (name, address): connections to them are refused from now on.
-    ///
-    /// # Errors
-    /// [`DriverError`].
-    pub async fn retain_listeners(&self, keep: &[(String, String)]) -> Result<(), DriverError> {
-        self.shared
-            .listeners
-            .lock()
-            .retain(|key, _| keep.contains(key));
-        self.call(
-            Op::RetainListeners {
-                keep: keep.to_vec(),
-            },
-            Vec::new(),
-        )
-        .await
-        .map(|_| ())
+        let service = service.clone();
+        self.call(Op::RemoveLogs { service, before }, Vec::new())
+            .await
+            .map(|_| ())
     }
 
     /// What the keeper holds.
@@ -319,7 +176,7 @@ impl SandboxDriver {
         }
     }
 
-    async fn call(&self, op: Op, descriptors: Vec<OwnedFd>) -> Answer {
+    pub(super) async fn call(&self, op: Op, descriptors: Vec<OwnedFd>) -> Answer {
         let (answer, receiver) = oneshot::channel();
         self.calls
             .send(Call {
@@ -404,6 +261,14 @@ impl Driver for SandboxDriver {
             self.shared.sockets.forget(&id);
             let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
             self.call(Op::Stop { id, grace_ms }, Vec::new())
+                .await
+                .map(|_| ())
+        })
+    }
+
+    fn release(&self, uid_base: u32) -> BoxFuture<'_, Result<(), DriverError>> {
+        Box::pin(async move {
+            self.call(Op::ReleaseIds { uid_base }, Vec::new())
                 .await
                 .map(|_| ())
         })
@@ -502,6 +367,6 @@ impl Driver for SandboxDriver {
     }
 }
 
-fn unexpected(reply: &Reply) -> DriverError {
+pub(super) fn unexpected(reply: &Reply) -> DriverError {
     DriverError::Internal(format!("the keeper answered something else: {reply:?}"))
 }

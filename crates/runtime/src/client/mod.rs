@@ -15,6 +15,9 @@ mod connection;
 mod driver;
 mod internal;
 mod link;
+mod listening;
+mod shared;
+mod sockets;
 
 pub use driver::{SandboxDriver, Unpacked};
 pub use internal::InternalEvent;

@@ -35,6 +35,9 @@ pub struct KeeperConfig {
     /// Sandboxes kept ready, at least and at most.
     pub pool: PoolLimits,
     pub logs: LogLimits,
+    /// Copy layers for each service also where they could be idmapped: for tests of that way.
+    #[serde(default)]
+    pub copy_layers: bool,
     /// Tells two builds apart: another one here than the running keeper's makes [`super::ensure_keeper`] replace it in place.
     pub build: String,
 }
@@ -74,6 +77,7 @@ impl KeeperConfig {
             privileged_ports: Vec::new(),
             pool: PoolLimits::default(),
             logs: LogLimits::default(),
+            copy_layers: false,
             build: build_of(Path::new("/proc/self/exe")),
         })
     }

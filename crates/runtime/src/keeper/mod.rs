@@ -28,9 +28,13 @@ mod memory;
 mod process;
 pub mod protocol;
 mod record;
+mod removal;
+mod requests;
 mod sandboxes;
 mod sessions;
 mod spawners;
+mod starting;
+mod stopping;
 mod up;
 mod visitor;
 

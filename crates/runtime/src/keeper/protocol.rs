@@ -13,12 +13,12 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use utsuwa_model::instance::{Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
 use utsuwa_model::quantity::MilliCpu;
-use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
+use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 use crate::network::NetInfo;
 
-/// Version of this protocol.
-pub const VERSION: u32 = 1;
+/// Version of this protocol. 2: [`Op::ReleaseIds`], [`Op::RemoveLogs`].
+pub const VERSION: u32 = 2;
 /// Oldest version still answered.
 pub const OLDEST: u32 = 1;
 /// Instances in one page of [`Reply::List`].
@@ -96,6 +96,17 @@ pub enum Op {
     },
     RemoveLayer {
         diff_id: String,
+    },
+    /// The service whose ids these were is being deleted: lets go of what was made for them. Reply [`Reply::Done`], or
+    /// [`KeeperError::Exhausted`] while an instance has them.
+    ReleaseIds {
+        uid_base: u32,
+    },
+    /// Deletes all that instances of a service wrote, if the last of it was written before `before`. Reply [`Reply::Done`]
+    /// once nothing is left, or [`KeeperError::Exhausted`] while an instance may still write.
+    RemoveLogs {
+        service: ServiceKey,
+        before: Option<Timestamp>,
     },
     /// Reply [`Reply::Listener`], with the socket if there is one. `bind`: make it where there is none.
     TakeListener {

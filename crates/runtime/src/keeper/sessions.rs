@@ -1,32 +1,25 @@
-//! Connections to the keeper and what is asked on them.
+//! Connections to the keeper: who they are, what a new server is told, and sending. What they ask is in `requests`.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::OwnedFd;
 
 use rustix::net::{SocketFlags, accept_with};
 
 use super::core::{Keeper, Token, Watch};
 use super::link::Link;
-use super::listeners;
 use super::protocol::{
-    ClientKind, Event, FromKeeper, KeeperError, LIST_PAGE, OLDEST, Op, Reply, Status, ToKeeper,
-    VERSION,
+    ClientKind, Event, FromKeeper, KeeperError, OLDEST, Reply, ToKeeper, VERSION,
 };
-use super::spawners::{HOUSEKEEPER, Pending, STARTER};
 use crate::network::Gateway;
-use crate::spawner::protocol::{Channel, Op as SpawnOp};
+use crate::spawner::protocol::Channel;
 
 /// More connections than this are somebody's mistake.
 const SESSION_LIMIT: usize = 64;
-/// Dial sockets in one answer.
-const SOCKET_LIMIT: u32 = 64;
-
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Session {
     link: Link<FromKeeper>,
-    uid: u32,
+    pub(crate) uid: u32,
     kind: Option<ClientKind>,
 }
 
@@ -301,235 +294,6 @@ impl Keeper {
         if let Err(error) = session.link.send(message, descriptors) {
             tracing::debug!(id, %error, "a connection ended");
             self.drop_session(id);
-        }
-    }
-
-    fn serve(&mut self, session: u32, request: u64, op: Op, mut descriptors: Vec<OwnedFd>) {
-        let root = self
-            .sessions
-            .get(&session)
-            .is_some_and(|session| session.uid == 0);
-        let result = match op {
-            Op::Start { spec } => return self.start(session, request, spec),
-            Op::Stop { id, grace_ms } => {
-                return self.stop(session, request, &id, Duration::from_millis(grace_ms));
-            }
-            Op::Prepare { rootfs } => {
-                let pending = Pending::Session { session, request };
-                return self.ask(STARTER, SpawnOp::Prepare { rootfs }, Vec::new(), pending);
-            }
-            Op::Unpack {
-                diff_id,
-                media_type,
-            } => {
-                let pending = Pending::Session { session, request };
-                return self.ask(
-                    HOUSEKEEPER,
-                    SpawnOp::Unpack {
-                        diff_id,
-                        media_type,
-                    },
-                    descriptors,
-                    pending,
-                );
-            }
-            Op::RemoveLayer { diff_id } => {
-                let pending = Pending::ReleaseLayer {
-                    session,
-                    request,
-                    diff_id: diff_id.clone(),
-                };
-                return self.ask(
-                    STARTER,
-                    SpawnOp::RemoveLayer { diff_id },
-                    Vec::new(),
-                    pending,
-                );
-            }
-            Op::Sockets { id, count } => return self.serve_sockets(session, request, &id, count),
-            Op::TakeListener {
-                name,
-                address,
-                bind,
-            } => {
-                return self.serve_listener(session, request, (name, address), bind);
-            }
-            Op::List { after } => {
-                let (instances, more) = self.list(after.as_ref(), LIST_PAGE);
-                Ok(Reply::List { instances, more })
-            }
-            Op::Usage { id } => self.usage(&id),
-            Op::SetCpu { id, cpu } => self.set_cpu(&id, cpu),
-            Op::GiveListener { name, address } => match descriptors.pop() {
-                Some(socket) => {
-                    self.listeners
-                        .insert((name.clone(), address.clone()), socket);
-                    self.deposit_listener(&(name, address));
-                    Ok(Reply::Done)
-                }
-                None => Err(KeeperError::Refused(format!(
-                    "no socket came along for {name} {address}"
-                ))),
-            },
-            Op::RetainListeners { keep } => {
-                self.retain_listeners(&keep);
-                Ok(Reply::Done)
-            }
-            Op::GiveSandboxSockets { sandbox } => {
-                if let Some(held) = self.sandboxes.get_mut(&sandbox)
-                    && held.internal.is_empty()
-                    && descriptors.len() == held.net.sockets.len()
-                {
-                    held.internal = descriptors;
-                    self.deposit(sandbox);
-                }
-                Ok(Reply::Done)
-            }
-            Op::AckExit { id } => {
-                self.acknowledge(&id);
-                Ok(Reply::Done)
-            }
-            Op::Status => Ok(Reply::Status(self.status())),
-            Op::Upgrade { .. } | Op::Shutdown { .. } if !root => Err(KeeperError::NotPermitted),
-            Op::Upgrade { build } => match descriptors.pop() {
-                Some(executable) => {
-                    tracing::info!(%build, "making place for another executable");
-                    self.begin_upgrade(session, request, executable);
-                    return;
-                }
-                None => Err(KeeperError::Refused("no executable came along".to_owned())),
-            },
-            Op::Shutdown {
-                stop_instances,
-                tear_down,
-                grace_ms,
-            } => {
-                return self.begin_shutdown(
-                    session,
-                    request,
-                    stop_instances,
-                    tear_down,
-                    Duration::from_millis(grace_ms),
-                );
-            }
-        };
-        self.reply(session, request, result, Vec::new());
-    }
-
-    fn serve_sockets(
-        &mut self,
-        session: u32,
-        request: u64,
-        id: &utsuwa_model::InstanceId,
-        count: u32,
-    ) {
-        let Some(instance) = self.instances.get(id) else {
-            return self.reply(
-                session,
-                request,
-                Err(KeeperError::NotFound(id.clone())),
-                Vec::new(),
-            );
-        };
-        let address =
-            super::protocol::dial_address(&instance.record.net, instance.record.spec.port);
-        match self.dial_sockets(instance.record.sandbox, count.clamp(1, SOCKET_LIMIT)) {
-            Ok(sockets) => self.reply(session, request, Ok(Reply::Sockets { address }), sockets),
-            Err(error) => {
-                let text = format!("make a socket in the network of instance {id}: {error}");
-                self.reply(
-                    session,
-                    request,
-                    Err(KeeperError::Internal(text)),
-                    Vec::new(),
-                );
-            }
-        }
-    }
-
-    fn usage(&self, id: &utsuwa_model::InstanceId) -> Result<Reply, KeeperError> {
-        let instance = self
-            .instances
-            .get(id)
-            .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
-        let cgroups = self
-            .cgroups
-            .as_ref()
-            .ok_or_else(|| KeeperError::Internal("this host has no cgroups".to_owned()))?;
-        let usage = cgroups
-            .sandbox(instance.record.sandbox)
-            .usage()
-            .map_err(|error| KeeperError::Internal(error.to_string()))?;
-        Ok(Reply::Usage {
-            memory_bytes: usage.memory_bytes,
-            cpu_us: usage.cpu_us,
-            pids: usage.pids,
-        })
-    }
-
-    fn serve_listener(&mut self, session: u32, request: u64, key: (String, String), bind: bool) {
-        if bind
-            && !self.listeners.contains_key(&key)
-            && let Err(error) = self.bind_listener(&key)
-        {
-            return self.reply(session, request, Err(error), Vec::new());
-        }
-        match self
-            .listeners
-            .get(&key)
-            .map(|socket| socket.as_fd().try_clone_to_owned())
-        {
-            Some(Ok(copy)) => self.reply(
-                session,
-                request,
-                Ok(Reply::Listener { found: true }),
-                vec![copy],
-            ),
-            Some(Err(error)) => {
-                let text = format!("pass the socket of {} {} on: {error}", key.0, key.1);
-                self.reply(
-                    session,
-                    request,
-                    Err(KeeperError::Exhausted(text)),
-                    Vec::new(),
-                );
-            }
-            None => self.reply(
-                session,
-                request,
-                Ok(Reply::Listener { found: false }),
-                Vec::new(),
-            ),
-        }
-    }
-
-    fn bind_listener(&mut self, key: &(String, String)) -> Result<(), KeeperError> {
-        let socket = listeners::bind(&key.1, &self.config.privileged_ports)?;
-        self.listeners.insert(key.clone(), socket);
-        self.deposit_listener(key);
-        Ok(())
-    }
-
-    fn status(&mut self) -> Status {
-        Status {
-            pid: rustix::process::getpid()
-                .as_raw_nonzero()
-                .get()
-                .unsigned_abs(),
-            build: self.config.build.clone(),
-            instances: self.instances.len(),
-            exits_unacknowledged: self.exits.len(),
-            pool_ready: self.ready.len(),
-            pool_making: self.making.len(),
-            pool_target: self.demand.target(super::core::now()),
-            sandboxes: self.sandboxes.len(),
-            spawner_pids: self
-                .spawners
-                .iter()
-                .filter_map(|s| s.process.as_ref().map(|p| p.pid))
-                .collect(),
-            listeners: self.listeners.keys().cloned().collect(),
-            pool_error: self.pool_error.clone(),
         }
     }
 }

@@ -36,11 +36,17 @@ pub(crate) enum Pending {
         session: u32,
         request: u64,
     },
-    /// The starter has let go of the layer; the housekeeper's turn.
-    ReleaseLayer {
+    /// After success, ask the spawner `index` for `op`, and pass its answer on.
+    Then {
         session: u32,
         request: u64,
-        diff_id: String,
+        index: u32,
+        op: Op,
+    },
+    /// What an instance's start found missing is being copied. Its sandbox's descriptors, for the next attempt.
+    Copies {
+        id: InstanceId,
+        descriptors: Vec<OwnedFd>,
     },
     Refusals,
 }
@@ -120,6 +126,8 @@ impl Keeper {
             id: self.config.id.clone(),
             runtime_dir: self.config.runtime_dir(),
             images_dir: self.config.data_dir.join("images"),
+            logs_dir: Some(self.config.logs_dir()),
+            copy_layers: self.config.copy_layers,
             network: self.config.net.clone(),
             on_keeper_gone: if starter {
                 super::successor_arguments(&self.config)
@@ -271,7 +279,13 @@ impl Keeper {
     ) {
         match pending {
             Pending::Make(number) => self.made(number, result, descriptors),
-            Pending::Start(id) => self.started(&id, result),
+            Pending::Start(id) => match result {
+                Err(SpawnError::NotPrepared { .. }) if self.may_prepare(&id) => {
+                    self.prepare_first(id, descriptors)
+                }
+                result => self.started(&id, result),
+            },
+            Pending::Copies { id, descriptors } => self.prepared(id, result, descriptors),
             Pending::Destroy { sandbox, attempts } => self.destroyed(sandbox, attempts, result),
             Pending::Session { session, request } => {
                 let reply = match result {
@@ -289,19 +303,15 @@ impl Keeper {
                 };
                 self.reply(session, request, reply, Vec::new());
             }
-            Pending::ReleaseLayer {
+            Pending::Then {
                 session,
                 request,
-                diff_id,
+                index,
+                op,
             } => match result {
                 Ok(_) => {
                     let pending = Pending::Session { session, request };
-                    self.ask(
-                        HOUSEKEEPER,
-                        Op::RemoveLayer { diff_id },
-                        Vec::new(),
-                        pending,
-                    );
+                    self.ask(index, op, Vec::new(), pending);
                 }
                 Err(error) => {
                     self.reply(session, request, Err(to_keeper_error(&error)), Vec::new())

@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 use super::config::BUILD;
-use super::protocol::{ClientKind, FromKeeper, KeeperError, Op, Reply, ToKeeper, VERSION};
+use super::protocol::{ClientKind, FromKeeper, KeeperError, OLDEST, Op, Reply, ToKeeper};
 use crate::spawner::protocol::Channel;
 
 /// Why the keeper could not be asked.
@@ -53,7 +53,8 @@ impl Visitor {
             .map_err(io::Error::from)?;
         let channel = Channel::from(fd);
         let hello = ToKeeper::Hello {
-            version: VERSION,
+            // Whatever a visitor asks for, every keeper knows; above all an older one that is to make place for ours.
+            version: OLDEST,
             build: BUILD.to_owned(),
             data_id: data_id.to_owned(),
             kind: ClientKind::Visitor,

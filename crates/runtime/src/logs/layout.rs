@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -103,6 +104,94 @@ pub fn service_directory(root: &Path, service: &ServiceKey) -> PathBuf {
     root.join(service.project.as_str())
         .join(service.region.as_str())
         .join(service.service.as_str())
+}
+
+/// Where logs lie that are being deleted. No project is called so.
+const REMOVED: &str = ".removed";
+
+/// Logs of deleted services that were put aside below `root`.
+pub(crate) fn removed(root: &Path) -> Vec<PathBuf> {
+    entries(&root.join(REMOVED))
+        .into_iter()
+        .map(|(path, _)| path)
+        .collect()
+}
+
+/// Takes the folder of a service out of the readers' sight, to where [`removed`] finds it. Answers whether there was one.
+pub(crate) fn put_aside(root: &Path, service: &ServiceKey) -> io::Result<bool> {
+    let directory = service_directory(root, service);
+    if fs::symlink_metadata(&directory).is_err() {
+        return Ok(false);
+    }
+    let aside = root.join(REMOVED);
+    match fs::DirBuilder::new().mode(0o700).create(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let free = (0u32..)
+        .map(|number| aside.join(number.to_string()))
+        .find(|path| fs::symlink_metadata(path).is_err())
+        .ok_or(io::ErrorKind::AlreadyExists)?;
+    fs::rename(&directory, free)?;
+    // Of the region and the project, if this was the last.
+    for parent in directory.ancestors().skip(1).take(2) {
+        if fs::remove_dir(parent).is_err() {
+            break;
+        }
+    }
+    Ok(true)
+}
+
+/// The services that something is kept of below `root`, whether they exist or not.
+///
+/// # Errors
+/// `root` can't be read; one that isn't there has none.
+pub fn services(root: &Path) -> io::Result<Vec<ServiceKey>> {
+    match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+        Ok(_) => {}
+    }
+    let mut found = Vec::new();
+    for (path, project) in entries(root) {
+        for (path, region) in entries(&path) {
+            for (_, service) in entries(&path) {
+                // What is no name of ours is not ours to judge.
+                found.extend(format!("{project}/{region}/{service}").parse());
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The newest time at which something in `directory` was changed; `None` when there is nothing.
+///
+/// # Errors
+/// It can't be read.
+pub fn newest_change(directory: &Path) -> io::Result<Option<std::time::SystemTime>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    let mut newest = None;
+    for entry in entries {
+        newest = newest.max(Some(entry?.metadata()?.modified()?));
+    }
+    Ok(newest)
+}
+
+fn entries(directory: &Path) -> Vec<(PathBuf, String)> {
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| {
+            (
+                entry.path(),
+                entry.file_name().to_string_lossy().into_owned(),
+            )
+        })
+        .collect()
 }
 
 /// `INSTANCE.STREAM.START` taken apart; `None` for anything else.

@@ -215,8 +215,9 @@ impl Reading {
         Ok(())
     }
 
-    /// The last `count` lines that are there now.
+    /// The last `count` lines that are there now, and what is missing before them if that is all there is.
     fn tail(&mut self, count: usize, follow: bool) -> io::Result<()> {
+        let mut missing: Vec<LogRecord> = self.service_marker().into_iter().collect();
         let mut kept: BTreeMap<(Timestamp, StreamKey, u64), LogLine> = BTreeMap::new();
         for (key, modified) in lines::streams(&self.directory)? {
             let modified = modified
@@ -233,8 +234,13 @@ impl Reading {
             }
             let mut lines = Lines::new(self.directory.clone(), key.clone());
             while lines.peek()?.is_some() {
-                let Some(LogRecord::Line(line)) = lines.pop() else {
-                    continue;
+                let line = match lines.pop() {
+                    Some(LogRecord::Line(line)) => line,
+                    Some(dropped) => {
+                        missing.push(dropped);
+                        continue;
+                    }
+                    None => break,
                 };
                 kept.insert((line.at, key.clone(), line.sequence), line);
                 if kept.len() > count {
@@ -243,8 +249,12 @@ impl Reading {
             }
             self.streams.insert(key, lines);
         }
-        for line in kept.into_values() {
-            if !self.send(LogRecord::Line(line)) {
+        if kept.len() >= count {
+            missing.clear();
+        }
+        let lines = kept.into_values().map(LogRecord::Line);
+        for record in missing.into_iter().chain(lines) {
+            if !self.send(record) {
                 break;
             }
         }

@@ -126,6 +126,12 @@ async fn lines_cross_segments_and_dropped_ones_are_counted() {
     let records = service.read(None).await;
     assert_eq!(records.len(), 3);
     assert_eq!(shown(&records[..1]), [format!("dropped {second} 1")]);
+    let tail = service.read(Some(100)).await;
+    assert_eq!(
+        tail, records,
+        "whoever asks for more than there is sees what is missing"
+    );
+    assert_eq!(shown(&service.read(Some(1)).await), ["20 3 three"]);
     let LogRecord::Line(line) = &records[2] else {
         panic!("a line")
     };

@@ -18,8 +18,8 @@ const CONNECTIONS: usize = 256;
 /// After accept fails for want of descriptors, before the next try.
 const BREATH: Duration = Duration::from_millis(50);
 
-/// Serves until dropped.
-pub(super) async fn serve(listener: TcpListener, port: u16) {
+/// Serves until dropped; `all` are the places of all instances together: without one, a client gets a reset.
+pub(super) async fn serve(listener: TcpListener, port: u16, all: Arc<Semaphore>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -28,11 +28,19 @@ pub(super) async fn serve(listener: TcpListener, port: u16) {
         };
         match listener.accept().await {
             Ok((client, _)) => {
+                let Ok(place) = Arc::clone(&all).try_acquire_owned() else {
+                    tracing::debug!(
+                        port,
+                        "all instances together have too many connections to the host"
+                    );
+                    reset(&client);
+                    continue;
+                };
                 connections.spawn(async move {
                     if let Err(error) = join(client, port).await {
                         tracing::debug!(port, %error, "forward to the host's loopback");
                     }
-                    drop(slot);
+                    drop((slot, place));
                 });
             }
             Err(error) => {
@@ -55,8 +63,7 @@ async fn join(mut client: TcpStream, port: u16) -> io::Result<()> {
     let mut service = match connected {
         Ok(service) => service,
         Err(error) => {
-            // Closing with zero linger sends a reset.
-            socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
+            reset(&client);
             return Err(error);
         }
     };
@@ -64,4 +71,11 @@ async fn join(mut client: TcpStream, port: u16) -> io::Result<()> {
     service.set_nodelay(true)?;
     tokio::io::copy_bidirectional(&mut client, &mut service).await?;
     Ok(())
+}
+
+/// Closing with zero linger sends a reset.
+fn reset(client: &TcpStream) {
+    if let Err(error) = socket2::SockRef::from(client).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "reset a connection");
+    }
 }

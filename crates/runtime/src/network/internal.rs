@@ -33,13 +33,15 @@ pub struct Internal {
     _tasks: JoinSet<()>,
 }
 
-/// Serves the sockets of one sandbox, as made by [`super::Gateway::attach`]. Call within a tokio runtime.
+/// Serves the sockets of one sandbox, as made by [`super::Gateway::attach`]. `forwards` are the connections to the host that all
+/// sandboxes together may have. Call within a tokio runtime.
 ///
 /// # Errors
 /// When a descriptor can't be watched; nothing runs then.
 pub fn serve_internal(
     sockets: Vec<(SocketRole, OwnedFd)>,
     resolver: &Arc<Resolver>,
+    forwards: &Arc<Semaphore>,
 ) -> io::Result<Internal> {
     let mut tasks = JoinSet::new();
     let mut ingress = Vec::new();
@@ -62,7 +64,7 @@ pub fn serve_internal(
             }
             SocketRole::Ingress { port } => ingress.push((port, listener)),
             SocketRole::HostForward { port } => {
-                tasks.spawn(forward::serve(listener, port));
+                tasks.spawn(forward::serve(listener, port, Arc::clone(forwards)));
             }
         }
     }

@@ -33,6 +33,7 @@ mod prepare;
 pub mod refusal;
 mod rules;
 mod sysctl;
+mod uplink;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -11,6 +11,7 @@
 
 mod oom;
 mod tree;
+mod usage;
 
 use std::fs;
 use std::io;
@@ -26,7 +27,6 @@ use tree::{
 };
 
 use super::process::write_file;
-use crate::driver::Usage;
 use crate::spawner::SpawnError;
 
 /// CPU quota is given per this many microseconds: the kernel's default, and what Kubernetes uses.
@@ -318,39 +318,6 @@ impl SandboxCgroup {
             .map_err(|e| SpawnError::sys("write", e, format!("set {} to {text}", path.display())))
     }
 
-    /// Memory (page cache of its files included), CPU time and processes.
-    ///
-    /// # Errors
-    /// [`SpawnError::Sys`], for example `ENOENT` once removed.
-    pub fn usage(&self) -> Result<Usage, SpawnError> {
-        let number = |path: PathBuf| -> Result<u64, SpawnError> {
-            let text = read(&path)?;
-            Ok(text.trim().parse().unwrap_or(0))
-        };
-        let (memory_bytes, cpu_us, pids) = match &self.tree {
-            Tree::V2 { root } => (
-                number(root.join("memory.current"))?,
-                keyed(&read(&root.join("cpu.stat"))?, "usage_usec").unwrap_or(0),
-                number(root.join("pids.current"))?,
-            ),
-            Tree::V1 {
-                cpuacct,
-                memory,
-                pids,
-                ..
-            } => (
-                number(memory.join("memory.usage_in_bytes"))?,
-                number(cpuacct.join("cpuacct.usage"))? / 1000,
-                number(pids.join("pids.current"))?,
-            ),
-        };
-        Ok(Usage {
-            memory_bytes,
-            cpu_us,
-            pids: u32::try_from(pids).unwrap_or(u32::MAX),
-        })
-    }
-
     /// Kills everything in it with one write (v2, kernel 5.14); `false` where that isn't possible: kill the sandbox's PID 1.
     ///
     /// # Errors
@@ -392,20 +359,6 @@ fn optional(result: io::Result<()>, directory: &Path) -> Result<(), SpawnError> 
         }
         _ => Ok(()),
     }
-}
-
-fn read(path: &Path) -> Result<String, SpawnError> {
-    fs::read_to_string(path).map_err(|e| SpawnError::sys("read", e, path.display().to_string()))
-}
-
-fn keyed(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| {
-        line.strip_prefix(key)?
-            .strip_prefix(' ')?
-            .trim()
-            .parse()
-            .ok()
-    })
 }
 
 #[cfg(test)]

@@ -1,23 +1,38 @@
 //! Layers seen with a service's own ids.
 //!
-//! Owns: the idmapped mounts of unpacked layers in this process's mount namespace, and chowned copies where that can't be.
-//! Doesn't: unpack (`image`) or delete layers; mount the overlay (`rootfs`).
+//! Owns: the idmapped mounts of unpacked layers in this process's mount namespace, and those of shifted copies where that
+//! can't be; for how long a mount is kept. Doesn't: unpack (`image`), copy (`shift`, by the housekeeper) or delete layers;
+//! mount the overlay (`rootfs`).
 //!
 //! Invariants
 //! 1. Mounts are named by one or two characters in the current directory, so that a hundred fit the kernel's 255 bytes of
 //!    one mount option.
 //! 2. They are read-only, without set-uid and devices, and seen by this process only.
+//! 3. At most [`CEILING`] of them exist. One that goes may be in use: a running instance's overlay has its own.
+//! 4. Nothing is copied here: a start never waits for a layer's size.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use utsuwa_model::instance::RootfsSpec;
 
+use super::probe::Features;
 use super::process::{IMAGE_BASE, user_namespace};
 use super::{shift, sys};
 use crate::spawner::SpawnError;
+
+/// Mounts that are kept. Measured here: with 1,000 mounts in the namespace one more costs 40 µs, with 10,000 it costs
+/// 220 µs, and fs.mount-max ends it at 100,000. A service has some ten layers: a hundred services stay ready.
+const KEPT: usize = 1_000;
+/// So many more may pile up while there is no idle moment; from then on letting go doesn't wait for one.
+const BEHIND: usize = 2_000;
+/// There are 62 + 62² names of one or two characters (invariant 1).
+const CEILING: usize = 62 + 62 * 62;
+/// Let go of at once, 40 µs each: in an idle moment, where a start that comes just then waits for it; and when behind.
+const FEW: usize = 8;
+const BATCH: usize = 64;
 
 /// How ids are shifted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,14 +41,46 @@ pub(crate) enum Method {
     Copy,
 }
 
+impl Method {
+    /// What is possible for layers in `images`; `copy` where idmapping is not wanted.
+    pub(crate) fn choose(features: &Features, images: &Path, copy: bool) -> Self {
+        if copy {
+            return Self::Copy;
+        }
+        match features.idmapped_overlay_on(images) {
+            Ok(()) => Self::Idmap,
+            Err(missing) => {
+                tracing::info!(why = %missing, "layers are copied for each service: idmapped mounts are not possible here");
+                Self::Copy
+            }
+        }
+    }
+}
+
+/// One layer with the ids of one service: diff id as hex, uid base.
+type Key = (String, u32);
+
+#[derive(Debug)]
+struct Mounted {
+    /// Its name is `short_name` of it.
+    number: usize,
+    /// Layers of one root file system have the same value: they are used, and go, together.
+    used: u64,
+}
+
 /// The layers in use by one spawner.
 #[derive(Debug)]
 pub(crate) struct Layers {
     images: PathBuf,
     method: Method,
-    /// (diff id as hex, uid base) → name in the current directory.
-    names: BTreeMap<(String, u32), String>,
-    next: u32,
+    mounted: BTreeMap<Key, Mounted>,
+    /// Numbers of mounts that nobody will use any more and that are still there.
+    retired: VecDeque<usize>,
+    /// Numbers below `next` that have no mount.
+    free: Vec<usize>,
+    next: usize,
+    /// Grows with each use.
+    clock: u64,
 }
 
 impl Layers {
@@ -42,29 +89,41 @@ impl Layers {
         Self {
             images: images.to_owned(),
             method,
-            names: BTreeMap::new(),
+            mounted: BTreeMap::new(),
+            retired: VecDeque::new(),
+            free: Vec::new(),
             next: 0,
+            clock: 0,
         }
     }
 
-    /// Names for all layers of `rootfs` in the current directory, topmost first as overlay wants them, each once.
+    /// Names for all layers of `rootfs` in the current directory, topmost first as overlay wants them, each once. They hold
+    /// until the next call of this or of [`Self::let_go`].
     ///
     /// # Errors
-    /// [`SpawnError::LayerMissing`], or what mounting says.
+    /// [`SpawnError::LayerMissing`], [`SpawnError::NotPrepared`] where a copy is needed and not there yet, or what mounting
+    /// says.
     pub(crate) fn ensure(&mut self, rootfs: &RootfsSpec) -> Result<Vec<String>, SpawnError> {
+        self.clock += 1;
+        self.make_room(rootfs.layers.len());
         let mut names = Vec::with_capacity(rootfs.layers.len());
         let mut userns = None;
         for diff_id in rootfs.layers.iter().rev() {
             let hex = digest_hex(diff_id)?;
             let key = (hex.to_owned(), rootfs.uid_base);
-            let name = match self.names.get(&key) {
-                Some(name) => name.clone(),
+            let number = match self.mounted.get_mut(&key) {
+                Some(mounted) => {
+                    mounted.used = self.clock;
+                    mounted.number
+                }
                 None => {
-                    let name = self.mount(diff_id, hex, rootfs.uid_base, &mut userns)?;
-                    self.names.insert(key, name.clone());
-                    name
+                    let number = self.mount(diff_id, hex, rootfs.uid_base, &mut userns)?;
+                    let used = self.clock;
+                    self.mounted.insert(key, Mounted { number, used });
+                    number
                 }
             };
+            let name = short_name(number);
             // The same layer twice: the upper one hides the lower one altogether, and overlay refuses duplicates.
             if !names.contains(&name) {
                 names.push(name);
@@ -79,7 +138,7 @@ impl Layers {
         hex: &str,
         uid_base: u32,
         userns: &mut Option<OwnedFd>,
-    ) -> Result<String, SpawnError> {
+    ) -> Result<usize, SpawnError> {
         let unpacked = self.images.join("layers").join(hex);
         if !unpacked.is_dir() {
             return Err(SpawnError::LayerMissing {
@@ -88,12 +147,15 @@ impl Layers {
         }
         let source = match self.method {
             Method::Idmap => unpacked,
-            Method::Copy => shift::ensure(
-                &unpacked,
-                &self.images.join("shifted").join(uid_base.to_string()),
-                hex,
-                uid_base,
-            )?,
+            Method::Copy => {
+                let copy = shift::place(&self.images, uid_base, hex);
+                if !copy.is_dir() {
+                    return Err(SpawnError::NotPrepared {
+                        diff_id: diff_id.to_owned(),
+                    });
+                }
+                copy
+            }
         };
         let context = || format!("mount layer {diff_id} for ids {uid_base}…");
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -114,37 +176,107 @@ impl Layers {
             false,
         )
         .map_err(|e| SpawnError::sys("mount_setattr", e, context()))?;
-        let name = short_name(self.next);
-        self.next += 1;
-        std::fs::create_dir(&name).map_err(|e| SpawnError::sys("mkdir", e, context()))?;
-        rustix::mount::move_mount(
-            &tree,
-            c"",
-            rustix::fs::CWD,
-            name.as_str(),
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-        .map_err(|e| SpawnError::sys("move_mount", e, context()))?;
-        Ok(name)
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        let attached = attach(&tree, &short_name(number));
+        if attached.is_err() {
+            self.free.push(number);
+        }
+        attached.map_err(|(call, e)| SpawnError::sys(call, e, context()))?;
+        Ok(number)
     }
 
-    /// Lets go of every mount of a layer. Running instances keep theirs.
-    pub(crate) fn forget(&mut self, diff_id: &str) -> Result<(), SpawnError> {
+    /// No start shall use these mounts any more: those of one layer.
+    pub(crate) fn forget_layer(&mut self, diff_id: &str) -> Result<(), SpawnError> {
         let hex = digest_hex(diff_id)?;
-        let gone: Vec<(String, u32)> = self
-            .names
-            .keys()
-            .filter(|(layer, _)| layer == hex)
-            .cloned()
-            .collect();
-        for key in gone {
-            if let Some(name) = self.names.remove(&key) {
-                let _ = rustix::mount::unmount(name.as_str(), UnmountFlags::DETACH);
-                let _ = std::fs::remove_dir(&name);
-            }
-        }
+        self.retire(|(layer, _), _| layer == hex);
         Ok(())
     }
+
+    /// The same for all layers of one service.
+    pub(crate) fn forget_ids(&mut self, uid_base: u32) {
+        self.retire(|(_, base), _| *base == uid_base);
+    }
+
+    fn retire(&mut self, which: impl Fn(&Key, &Mounted) -> bool) {
+        let retired = &mut self.retired;
+        self.mounted.retain(|key, mounted| {
+            let goes = which(key, mounted);
+            if goes {
+                retired.push_back(mounted.number);
+            }
+            !goes
+        });
+    }
+
+    /// Retires what was used longest ago, down to `keep` mounts (or somewhat fewer: those used together go together).
+    fn retire_oldest(&mut self, keep: usize) {
+        let mut used: Vec<u64> = self.mounted.values().map(|mounted| mounted.used).collect();
+        used.sort_unstable_by(|a, b| b.cmp(a));
+        if let Some(oldest_kept) = used.get(keep.saturating_sub(1)).copied()
+            && used.len() > keep
+        {
+            let cut = used.get(keep).copied() == Some(oldest_kept);
+            self.retire(|_, mounted| {
+                mounted.used < oldest_kept || (cut && mounted.used == oldest_kept)
+            });
+        }
+    }
+
+    /// Called when nobody waits: lets go of a few mounts that are too many.
+    pub(crate) fn let_go(&mut self) {
+        if self.mounted.len() > KEPT {
+            // One sixteenth more, so that not every start that comes sorts them all.
+            self.retire_oldest(KEPT - KEPT / 16);
+        }
+        let count = if self.is_behind() { BATCH } else { FEW };
+        self.unmount(count);
+    }
+
+    /// Whether [`Self::let_go`] would do something.
+    pub(crate) fn has_too_many(&self) -> bool {
+        !self.retired.is_empty() || self.mounted.len() > KEPT
+    }
+
+    /// Whether it should be called before the next request.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.mounted.len() + self.retired.len() > BEHIND
+    }
+
+    /// Only while requests come without any pause does a start have to wait for this.
+    fn make_room(&mut self, wanted: usize) {
+        if self.mounted.len() + self.retired.len() + wanted <= CEILING {
+            return;
+        }
+        self.retire_oldest(KEPT);
+        self.unmount(BATCH.max(wanted));
+    }
+
+    fn unmount(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(number) = self.retired.pop_front() else {
+                return;
+            };
+            let name = short_name(number);
+            let _ = rustix::mount::unmount(name.as_str(), UnmountFlags::DETACH);
+            match std::fs::remove_dir(&name) {
+                Ok(()) => self.free.push(number),
+                // Its number is lost, nothing else: better than a mount under another's name.
+                Err(error) => tracing::warn!(name, %error, "let go of a layer's mount"),
+            }
+        }
+    }
+}
+
+fn attach(tree: &OwnedFd, name: &str) -> Result<(), (&'static str, std::io::Error)> {
+    std::fs::create_dir(name).map_err(|e| ("mkdir", e))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(tree, c"", rustix::fs::CWD, name, flags).map_err(|e| {
+        let _ = std::fs::remove_dir(name);
+        ("move_mount", e.into())
+    })
 }
 
 /// The hexadecimal part of `sha256:…`, checked: it becomes a file name.
@@ -160,14 +292,13 @@ pub(crate) fn digest_hex(diff_id: &str) -> Result<&str, SpawnError> {
         })
 }
 
-/// 0 → `a`, 25 → `z`, 26 → `aa`…: never one that means something to overlay or to us (upper directories begin with `_`).
-fn short_name(mut number: u32) -> String {
+/// 0 → `a`, 61 → `9`, 62 → `aa`…: never one that means something to overlay or to us (upper directories begin with `_`).
+fn short_name(mut number: usize) -> String {
+    const LETTERS: &[u8; 62] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
     let mut name = Vec::new();
     loop {
-        name.push(char::from(
-            b'a' + u8::try_from(number % 26).expect("a remainder of 26"),
-        ));
-        number /= 26;
+        name.push(char::from(LETTERS[number % LETTERS.len()]));
+        number /= LETTERS.len();
         if number == 0 {
             return name.iter().rev().collect();
         }
@@ -181,16 +312,59 @@ mod tests {
 
     #[test]
     fn short_names_are_short_and_different() {
-        let names: Vec<String> = (0..800).map(short_name).collect();
+        let names: Vec<String> = (0..=CEILING).map(short_name).collect();
         let mut unique = names.clone();
         unique.sort();
         unique.dedup();
-        assert_eq!(unique.len(), 800);
+        assert_eq!(unique.len(), CEILING + 1);
         assert_eq!(
-            (names[0].as_str(), names[25].as_str(), names[26].as_str()),
-            ("a", "z", "aa")
+            [0, 61, 62].map(|number| names[number].as_str()),
+            ["a", "9", "aa"]
         );
-        assert!(names[..700].iter().all(|name| name.len() <= 2));
+        assert!(names[..CEILING].iter().all(|name| name.len() <= 2));
+        assert_eq!(names[CEILING].len(), 3, "there are no more short ones");
+    }
+
+    /// Mounts as if they had been made, `layers` for each of `services`, used in their order.
+    fn with_mounts(services: u32, layers: usize) -> Layers {
+        let mut all = Layers::new(Path::new("/nowhere"), Method::Idmap);
+        for service in 0..services {
+            all.clock += 1;
+            for layer in 0..layers {
+                let mounted = Mounted {
+                    number: all.next,
+                    used: all.clock,
+                };
+                all.mounted
+                    .insert((format!("{layer:064x}"), service), mounted);
+                all.next += 1;
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn those_used_longest_ago_go_and_together() {
+        let mut all = with_mounts(120, 10);
+        all.retire_oldest(995);
+        assert_eq!((all.mounted.len(), all.retired.len()), (990, 210));
+        assert!(all.mounted.keys().all(|(_, service)| *service >= 21));
+        let again = all.mounted.len();
+        all.retire_oldest(995);
+        assert_eq!(all.mounted.len(), again, "few enough: nothing goes");
+        assert!(all.has_too_many(), "what is retired is not unmounted yet");
+        assert!(!with_mounts(100, 10).has_too_many());
+        assert!(with_mounts(101, 10).has_too_many());
+    }
+
+    #[test]
+    fn a_service_or_a_layer_is_forgotten_whole_and_alone() {
+        let mut all = with_mounts(3, 4);
+        all.forget_ids(1);
+        assert_eq!(all.retired, [4, 5, 6, 7]);
+        all.forget_layer(&format!("sha256:{:064x}", 2)).unwrap();
+        assert_eq!(all.retired, [4, 5, 6, 7, 2, 10]);
+        assert_eq!(all.mounted.len(), 6);
     }
 
     #[test]

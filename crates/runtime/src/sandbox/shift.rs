@@ -1,6 +1,7 @@
 //! A copy of a layer with its owners shifted, where the kernel or the file system can't idmap.
 //!
-//! Owns: copying; the copies live in `images/shifted/UID_BASE/HEX`. Doesn't: decide when (the probe does).
+//! Owns: copying; the copies live in `images/shifted/UID_BASE/HEX`. Doesn't: decide whether (the probe does) or when (the
+//! housekeeper does, in a child of its own, because it takes as long as the layer is large).
 //! The source is a finished layer that nobody writes; links are copied, never followed.
 
 use std::collections::BTreeMap;
@@ -14,100 +15,127 @@ use rustix::fs::{AtFlags, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use super::process::{ID_COUNT, IMAGE_BASE};
 use crate::spawner::SpawnError;
 
-/// The shifted copy of `layer`, made if missing.
-///
-/// # Errors
-/// [`SpawnError::Sys`] naming the layer; half a copy is never found by a later call.
-pub(crate) fn ensure(
-    layer: &Path,
-    directory: &Path,
-    hex: &str,
-    uid_base: u32,
-) -> Result<PathBuf, SpawnError> {
-    let target = directory.join(hex);
-    if target.is_dir() {
-        return Ok(target);
-    }
-    let at =
-        |e: io::Error| SpawnError::sys("copy", e, format!("copy layer {hex} for ids {uid_base}…"));
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(at)?;
-    let partial = directory.join(format!("{hex}.partial"));
-    match fs::remove_dir_all(&partial) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(error)),
-        _ => {}
-    }
-    let mut links = BTreeMap::new();
-    copy(layer, &partial, uid_base, &mut links).map_err(at)?;
-    fs::rename(&partial, &target).map_err(at)?;
-    Ok(target)
+/// Where the copy of layer `hex` for `uid_base` is or will be.
+pub(crate) fn place(images: &Path, uid_base: u32, hex: &str) -> PathBuf {
+    all_of(images, uid_base).join(hex)
 }
 
-/// `links`: inode of a file with several names → its copy.
-fn copy(
-    from: &Path,
-    to: &Path,
+/// Where all copies for `uid_base` are.
+pub(crate) fn all_of(images: &Path, uid_base: u32) -> PathBuf {
+    images.join("shifted").join(uid_base.to_string())
+}
+
+/// Copies `layer` to `partial`, which must not exist, and has it on the disk when it returns. The caller gives it its
+/// place: half a copy is never found there.
+///
+/// # Errors
+/// [`SpawnError::Sys`] naming the layer; [`SpawnError::Exhausted`] before less than `reserve` bytes would be free.
+pub(crate) fn copy_layer(
+    layer: &Path,
+    partial: &Path,
     uid_base: u32,
-    links: &mut BTreeMap<u64, PathBuf>,
-) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(from)?;
-    let kind = metadata.file_type();
-    if !kind.is_dir() && metadata.nlink() > 1 {
-        if let Some(first) = links.get(&metadata.ino()) {
-            return fs::hard_link(first, to);
+    reserve: u64,
+) -> Result<(), SpawnError> {
+    let context = || format!("copy {} for ids {uid_base}…", layer.display());
+    let at = |e: io::Error| match e.kind() {
+        io::ErrorKind::StorageFull => SpawnError::Exhausted {
+            what: "space for copies of layers".to_owned(),
+            detail: context(),
+            advice: format!(
+                "free some on the disk of the data directory, of which {reserve} bytes are kept in reserve"
+            ),
+        },
+        _ => SpawnError::sys("copy", e, context()),
+    };
+    let mut copying = Copying {
+        uid_base,
+        reserve,
+        links: BTreeMap::new(),
+    };
+    copying.copy(layer, partial).map_err(at)?;
+    // A directory whose name outlives a power cut while its files don't would be taken for a whole layer.
+    fs::File::open(partial)
+        .and_then(|made| Ok(rustix::fs::syncfs(&made)?))
+        .map_err(at)
+}
+
+struct Copying {
+    uid_base: u32,
+    /// Bytes that must stay free.
+    reserve: u64,
+    /// Inode of a file with several names → its copy.
+    links: BTreeMap<u64, PathBuf>,
+}
+
+impl Copying {
+    fn copy(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let metadata = fs::symlink_metadata(from)?;
+        let kind = metadata.file_type();
+        if !kind.is_dir() && metadata.nlink() > 1 {
+            if let Some(first) = self.links.get(&metadata.ino()) {
+                return fs::hard_link(first, to);
+            }
+            self.links.insert(metadata.ino(), to.to_owned());
         }
-        links.insert(metadata.ino(), to.to_owned());
-    }
-    if kind.is_dir() {
-        fs::DirBuilder::new().mode(0o700).create(to)?;
-        for entry in fs::read_dir(from)? {
-            let entry = entry?;
-            copy(&entry.path(), &to.join(entry.file_name()), uid_base, links)?;
-        }
-    } else if kind.is_symlink() {
-        symlink(fs::read_link(from)?, to)?;
-    } else if kind.is_file() {
-        fs::copy(from, to)?;
-    } else {
-        let file_type = if kind.is_char_device() {
-            FileType::CharacterDevice
-        } else if kind.is_fifo() {
-            FileType::Fifo
+        if kind.is_dir() {
+            fs::DirBuilder::new().mode(0o700).create(to)?;
+            for entry in fs::read_dir(from)? {
+                let entry = entry?;
+                self.copy(&entry.path(), &to.join(entry.file_name()))?;
+            }
+        } else if kind.is_symlink() {
+            symlink(fs::read_link(from)?, to)?;
+        } else if kind.is_file() {
+            self.leave_room(metadata.len(), to)?;
+            fs::copy(from, to)?;
         } else {
-            // Sockets and block devices have no use in a layer, and unpacking makes none.
-            return Ok(());
-        };
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
+            let file_type = if kind.is_char_device() {
+                FileType::CharacterDevice
+            } else if kind.is_fifo() {
+                FileType::Fifo
+            } else {
+                // Sockets and block devices have no use in a layer, and unpacking makes none.
+                return Ok(());
+            };
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                to,
+                file_type,
+                Mode::from_raw_mode(0o600),
+                metadata.rdev(),
+            )?;
+        }
+        lchown(
             to,
-            file_type,
-            Mode::from_raw_mode(0o600),
-            metadata.rdev(),
+            Some(shifted(metadata.uid(), self.uid_base)),
+            Some(shifted(metadata.gid(), self.uid_base)),
         )?;
+        if !kind.is_symlink() {
+            // After chown, which takes set-id bits away.
+            fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+        }
+        copy_attributes(from, to)?;
+        let time = |seconds, nanoseconds| Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds,
+        };
+        let times = Timestamps {
+            last_access: time(metadata.atime(), metadata.atime_nsec()),
+            last_modification: time(metadata.mtime(), metadata.mtime_nsec()),
+        };
+        rustix::fs::utimensat(rustix::fs::CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(())
     }
-    lchown(
-        to,
-        Some(shifted(metadata.uid(), uid_base)),
-        Some(shifted(metadata.gid(), uid_base)),
-    )?;
-    if !kind.is_symlink() {
-        // After chown, which takes set-id bits away.
-        fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+
+    fn leave_room(&self, wanted: u64, to: &Path) -> io::Result<()> {
+        let parent = to.parent().unwrap_or(to);
+        let disk = rustix::fs::statvfs(parent)?;
+        let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if available < self.reserve.saturating_add(wanted) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
     }
-    copy_attributes(from, to)?;
-    let time = |seconds, nanoseconds| Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanoseconds,
-    };
-    let times = Timestamps {
-        last_access: time(metadata.atime(), metadata.atime_nsec()),
-        last_modification: time(metadata.mtime(), metadata.mtime_nsec()),
-    };
-    rustix::fs::utimensat(rustix::fs::CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(())
 }
 
 fn shifted(id: u32, uid_base: u32) -> u32 {
@@ -178,9 +206,8 @@ mod tests {
         )
         .unwrap();
 
-        let shifted = directory.path().join("shifted");
-        let copy = ensure(&layer, &shifted, "00", 500_000).unwrap();
-        assert_eq!(ensure(&layer, &shifted, "00", 500_000).unwrap(), copy);
+        let copy = directory.path().join("copy");
+        copy_layer(&layer, &copy, 500_000, 0).unwrap();
         let of = |name: &str| fs::symlink_metadata(copy.join(name)).unwrap();
         let file = of("d/file");
         assert_eq!(
@@ -203,6 +230,25 @@ mod tests {
             rustix::fs::lgetxattr(copy.join("d"), "trusted.overlay.opaque", &mut value[..])
                 .unwrap(),
             1
+        );
+    }
+
+    #[test]
+    fn a_copy_leaves_the_reserve_free() {
+        let directory = tempfile::tempdir().unwrap();
+        let layer = directory.path().join("layer");
+        fs::create_dir_all(&layer).unwrap();
+        fs::write(layer.join("file"), "content").unwrap();
+        let error = copy_layer(
+            &layer,
+            &directory.path().join("copy"),
+            500_000,
+            u64::MAX / 2,
+        )
+        .unwrap_err();
+        assert!(
+            matches!(&error, SpawnError::Exhausted { what, .. } if what.contains("space")),
+            "{error:?}"
         );
     }
 

@@ -55,6 +55,9 @@ pub enum SpawnError {
     /// Layers that are not in the image store.
     #[error("layer {diff_id} is not in the image store: pull the image again")]
     LayerMissing { diff_id: String },
+    /// A layer has to be copied for this service first (`Prepare`).
+    #[error("layer {diff_id} is not copied for this service yet: try again")]
+    NotPrepared { diff_id: String },
     /// The content of a layer is not what its digest promises, or not a layer.
     #[error("unpack layer {diff_id}: {why}")]
     Unpack { diff_id: String, why: String },
@@ -148,7 +151,7 @@ impl SpawnError {
             | Self::LayerMissing { .. }
             | Self::MemoryLimit { .. }
             | Self::Unpack { .. } => DriverError::Refused(self.to_string()),
-            Self::Exhausted { .. } | Self::Timeout { .. } => {
+            Self::Exhausted { .. } | Self::Timeout { .. } | Self::NotPrepared { .. } => {
                 DriverError::Exhausted(self.to_string())
             }
             Self::SandboxGone { .. }

@@ -1,28 +1,25 @@
 //! The housekeeper: everything that takes longer than a wake may.
 //!
-//! Owns: making pooled sandboxes, their cgroups and networks, and taking them down; unpacking and deleting layers.
-//! Doesn't: start programs in them.
+//! Owns: making pooled sandboxes, their cgroups and networks, and taking them down; unpacking, copying and deleting layers
+//! and old logs, each in a child. Doesn't: start programs in them.
 
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
-
-use super::protocol::{Channel, NetInfo, Op, Reply, Request, SpawnError};
-use super::unpacker::{self, Finished, Job};
+use super::chores::{self, Chore, Ended};
+use super::making::Newborn;
+use super::protocol::{Channel, Op, Reply, Request, SpawnError};
+use super::unpacker::{Finished, Job};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
 use crate::network::Gateway;
 use crate::sandbox::cgroup::{Cgroups, SandboxCgroup};
-use crate::sandbox::inside::{self, FromSandbox, Plan, ToSandbox};
+use crate::sandbox::inside::Plan;
+use crate::sandbox::layers::Method;
 use crate::sandbox::probe::Features;
-use crate::sandbox::sys::{self, Cloned, SANDBOX_NAMESPACES};
-use crate::sandbox::{layers, seccomp, stage};
+use crate::sandbox::{seccomp, shift, stage};
 
-/// A sandbox that isn't ready after this long never will be.
-const MAKE_DEADLINE_S: i64 = 10;
 /// A cgroup can't be removed while a process is still ending in it; this is how long and how often we look again.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(5);
 const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
@@ -30,47 +27,26 @@ const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
 const TOGETHER: usize = 4;
 
 #[derive(Debug)]
-struct Removal {
+pub(super) struct Removal {
     /// `None`: nobody waits for it.
-    request: Option<u64>,
-    cgroup: SandboxCgroup,
-    began: Instant,
-}
-
-/// A sandbox's process that nobody has let into its waiting room yet.
-#[derive(Debug)]
-struct Newborn {
-    request: u64,
-    sandbox: u32,
-    cgroup: SandboxCgroup,
-    /// It must be moved to its cgroup: it could not be born there.
-    attach: bool,
-    pid: u32,
-    pidfd: OwnedFd,
-    control: Channel,
-}
-
-impl Newborn {
-    fn admit(&self) -> Result<(), SpawnError> {
-        if self.attach {
-            self.cgroup.attach(self.pid)?;
-        }
-        self.control
-            .send(&ToSandbox::Attached, &[])
-            .map_err(|e| SpawnError::sys("sendmsg", e, "control socket of a sandbox"))
-    }
+    pub(super) request: Option<u64>,
+    pub(super) cgroup: SandboxCgroup,
+    pub(super) began: Instant,
 }
 
 /// State of the housekeeper.
 #[derive(Debug)]
 pub(super) struct Housekeeper {
-    cgroups: Cgroups,
-    gateway: Option<Gateway>,
-    plan: Plan,
-    images: PathBuf,
-    newborns: Vec<Newborn>,
-    removals: Vec<Removal>,
+    pub(super) cgroups: Cgroups,
+    pub(super) gateway: Option<Gateway>,
+    pub(super) plan: Plan,
+    pub(super) newborns: Vec<Newborn>,
+    pub(super) images: PathBuf,
+    pub(super) logs: Option<PathBuf>,
+    pub(super) method: Method,
+    pub(super) removals: Vec<Removal>,
     jobs: Vec<Job>,
+    pub(super) chores: Vec<Chore>,
 }
 
 impl Housekeeper {
@@ -93,130 +69,27 @@ impl Housekeeper {
             ),
             None => None,
         };
-        unpacker::sweep(&config.images_dir);
         let plan = Plan {
             stage,
             v1_controllers,
             filter: seccomp::compile(),
         };
-        Ok(Self {
+        let mut housekeeper = Self {
             cgroups,
             gateway,
             plan,
             images: config.images_dir.clone(),
             newborns: Vec::new(),
+            logs: config.logs_dir.clone(),
+            method: Method::choose(features, &config.images_dir, config.copy_layers),
             removals: Vec::new(),
             jobs: Vec::new(),
-        })
-    }
-
-    /// Gives birth to a sandbox; [`Housekeeper::raise`] does the rest together with those that were asked for meanwhile.
-    fn make(&mut self, request: u64, sandbox: u32) -> Result<(), SpawnError> {
-        let cgroup = self.cgroups.sandbox(sandbox);
-        cgroup.create()?;
-        match self.bear(request, sandbox, cgroup.clone()) {
-            Ok(newborn) => {
-                self.newborns.push(newborn);
-                Ok(())
-            }
-            Err(error) => {
-                self.give_up(sandbox, cgroup);
-                Err(error)
-            }
-        }
-    }
-
-    fn bear(
-        &self,
-        request: u64,
-        sandbox: u32,
-        cgroup: SandboxCgroup,
-    ) -> Result<Newborn, SpawnError> {
-        let (ours, theirs) =
-            Channel::pair().map_err(|e| SpawnError::sys("socketpair", e, "control socket"))?;
-        let target = cgroup.clone_target()?;
-        let cloned = sys::clone_process(SANDBOX_NAMESPACES, true, target.as_ref().map(AsFd::as_fd))
-            .map_err(|e| SpawnError::sys("clone3", e, "make a sandbox"))?;
-        let (pid, pidfd) = match cloned {
-            Cloned::Child => inside::run(&theirs, &self.plan),
-            Cloned::Parent { pid, pidfd } => (pid, pidfd),
+            chores: Vec::new(),
         };
-        Ok(Newborn {
-            request,
-            sandbox,
-            cgroup,
-            attach: target.is_none(),
-            pid,
-            pidfd,
-            control: ours,
-        })
-    }
-
-    /// Brings all newborns into their waiting rooms and answers for them.
-    ///
-    /// Together, since moving a process to a cgroup (v1) waits for an RCU grace period, and those that follow at once don't;
-    /// and so that each prepares its mounts while the next one's network is made.
-    fn raise(&mut self, channel: &Channel) {
-        let newborns = std::mem::take(&mut self.newborns);
-        let admitted: Vec<Result<(), SpawnError>> = newborns.iter().map(Newborn::admit).collect();
-        for (newborn, admitted) in newborns.into_iter().zip(admitted) {
-            let finished = admitted.and_then(|()| self.furnish(&newborn));
-            match finished {
-                Ok((net, netns, sockets)) => {
-                    let mut descriptors = vec![
-                        newborn.pidfd.as_fd(),
-                        netns.as_fd(),
-                        newborn.control.as_fd(),
-                    ];
-                    descriptors.extend(sockets.iter().map(AsFd::as_fd));
-                    let made = Reply::Made {
-                        pid: newborn.pid,
-                        net,
-                    };
-                    respond(channel, newborn.request, Ok(made), &descriptors);
-                }
-                Err(error) => {
-                    // The keeper, its parent, reaps it like any child.
-                    let _ = rustix::process::pidfd_send_signal(
-                        &newborn.pidfd,
-                        rustix::process::Signal::KILL,
-                    );
-                    self.give_up(newborn.sandbox, newborn.cgroup);
-                    respond(channel, newborn.request, Err(error), &[]);
-                }
-            }
-        }
-    }
-
-    /// Its network, and that it has said to be ready.
-    fn furnish(
-        &mut self,
-        newborn: &Newborn,
-    ) -> Result<(NetInfo, OwnedFd, Vec<OwnedFd>), SpawnError> {
-        let path = format!("/proc/{}/ns/net", newborn.pid);
-        let netns: OwnedFd = std::fs::File::open(&path)
-            .map_err(|e| SpawnError::sys("open", e, path))?
-            .into();
-        let (net, sockets) = match &mut self.gateway {
-            Some(gateway) => gateway
-                .attach(newborn.sandbox, netns.as_fd())
-                .map_err(|e| SpawnError::Network { why: e.to_string() })?,
-            None => (loopback_only(newborn.sandbox), Vec::new()),
-        };
-        wait_until_staged(&newborn.control)?;
-        Ok((net, netns, sockets))
-    }
-
-    /// Nothing of a sandbox that could not be made may stay.
-    fn give_up(&mut self, sandbox: u32, cgroup: SandboxCgroup) {
-        if let Some(gateway) = &mut self.gateway {
-            let _ = gateway.detach(sandbox);
-        }
-        self.removals.push(Removal {
-            request: None,
-            cgroup,
-            began: Instant::now(),
-        });
+        let mut rubbish = chores::left_over(&housekeeper.images);
+        rubbish.extend(housekeeper.removed_logs());
+        housekeeper.throw_away(&rubbish);
+        Ok(housekeeper)
     }
 
     fn destroy(&mut self, channel: &Channel, request: u64, sandbox: u32) {
@@ -255,31 +128,6 @@ impl Housekeeper {
             false
         });
     }
-
-    fn remove_layer(&self, diff_id: &str) -> Result<(), SpawnError> {
-        let hex = layers::digest_hex(diff_id)?;
-        let mut directories = vec![self.images.join("layers").join(hex)];
-        for base in std::fs::read_dir(self.images.join("shifted"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            directories.push(base.path().join(hex));
-        }
-        for directory in directories {
-            match std::fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(SpawnError::sys(
-                        "unlink",
-                        error,
-                        format!("delete layer {diff_id}"),
-                    ));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Worker for Housekeeper {
@@ -309,7 +157,24 @@ impl Worker for Housekeeper {
                 }
                 Err(error) => Err(error),
             },
-            Op::RemoveLayer { diff_id } => self.remove_layer(&diff_id).map(|()| Reply::Done),
+            Op::RemoveLayer { diff_id } => {
+                let chore = self
+                    .layer_and_copies(&diff_id)
+                    .and_then(|trees| Chore::remove(Some(id), &trees));
+                return self.begin(channel, id, chore);
+            }
+            Op::Prepare { rootfs } => {
+                let chore = self.prepare(id, &rootfs);
+                return self.begin(channel, id, chore);
+            }
+            Op::ReleaseIds { uid_base } => {
+                let chore = Chore::remove(Some(id), &[shift::all_of(&self.images, uid_base)]);
+                return self.begin(channel, id, chore);
+            }
+            Op::RemoveOldLogs => {
+                let chore = Chore::remove(Some(id), &self.removed_logs());
+                return self.begin(channel, id, chore);
+            }
             Op::RefusalSockets => {
                 let sockets = match &self.gateway {
                     Some(gateway) => gateway
@@ -330,7 +195,6 @@ impl Worker for Housekeeper {
             Op::Hold { .. } => Err(wrong_role("Hold", Role::Housekeeper)),
             Op::Release { .. } => Err(wrong_role("Release", Role::Housekeeper)),
             Op::Start { .. } => Err(wrong_role("Start", Role::Housekeeper)),
-            Op::Prepare { .. } => Err(wrong_role("Prepare", Role::Housekeeper)),
         };
         respond(channel, id, result, &[]);
     }
@@ -340,16 +204,34 @@ impl Worker for Housekeeper {
     }
 
     fn waiting(&self) -> Vec<BorrowedFd<'_>> {
-        self.jobs.iter().map(Job::waits_for).collect()
+        let jobs = self.jobs.iter().map(Job::waits_for);
+        jobs.chain(self.chores.iter().map(Chore::waits_for))
+            .collect()
     }
 
+    /// Jobs first, then chores, as in `waiting`; indices come highest first, so that what was removed moves none to come.
     fn wake(&mut self, channel: &Channel, index: usize) {
-        let Some(finished) = self.jobs.get_mut(index).and_then(Job::advance) else {
+        if let Some(job) = self.jobs.get_mut(index) {
+            if job.advance() {
+                let Finished { request, result } = self.jobs.remove(index).finish();
+                respond(channel, request, result, &[]);
+            }
             return;
-        };
-        let job = self.jobs.remove(index);
-        let Finished { request, result } = job.finish(finished);
-        respond(channel, request, result, &[]);
+        }
+        let index = index - self.jobs.len();
+        if self.chores.get_mut(index).is_some_and(Chore::advance) {
+            let Ended {
+                request,
+                result,
+                rubbish,
+            } = self.chores.remove(index).finish();
+            match (request, result) {
+                (Some(request), result) => respond(channel, request, result, &[]),
+                (None, Err(error)) => tracing::warn!(%error, "the next start tries again"),
+                (None, Ok(_)) => {}
+            }
+            self.throw_away(&rubbish);
+        }
     }
 
     fn next_tick(&self) -> Option<Duration> {
@@ -366,49 +248,5 @@ impl Worker for Housekeeper {
     fn tick(&mut self, channel: &Channel) {
         self.raise(channel);
         self.remove_cgroups(channel);
-    }
-}
-
-fn wait_until_staged(control: &Channel) -> Result<(), SpawnError> {
-    let mut polled = [PollFd::from_borrowed_fd(control.as_fd(), PollFlags::IN)];
-    let timeout = Timespec {
-        tv_sec: MAKE_DEADLINE_S,
-        tv_nsec: 0,
-    };
-    loop {
-        match rustix::event::poll(&mut polled, Some(&timeout)) {
-            Ok(0) => {
-                return Err(SpawnError::Timeout {
-                    seconds: MAKE_DEADLINE_S.unsigned_abs(),
-                    at: "making a sandbox".to_owned(),
-                });
-            }
-            Ok(_) => break,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(SpawnError::sys("poll", error, "wait for a sandbox")),
-        }
-    }
-    match control.receive::<FromSandbox>() {
-        Ok(Some((FromSandbox::Staged, _))) => Ok(()),
-        Ok(Some((FromSandbox::Failed(error), _))) => Err(error),
-        Ok(Some((FromSandbox::Executing { .. }, _))) | Ok(None) => Err(SpawnError::SandboxGone {
-            detail: "it ended while it was made".to_owned(),
-        }),
-        Err(error) => Err(SpawnError::sys(
-            "recvmsg",
-            error,
-            "control socket of a sandbox",
-        )),
-    }
-}
-
-/// The network of a sandbox without a gateway.
-fn loopback_only(sandbox: u32) -> NetInfo {
-    NetInfo {
-        index: sandbox,
-        host_veth: String::new(),
-        address: Ipv4Addr::UNSPECIFIED,
-        address6: None,
-        sockets: Vec::new(),
     }
 }

@@ -11,11 +11,15 @@
 //! Failure: errors of requests are values. When the keeper is gone the starter becomes a keeper ([`SpawnerConfig::on_keeper_gone`]),
 //! others end.
 
+mod child;
+mod chores;
 pub mod error;
 mod housekeeper;
+mod making;
 pub mod protocol;
 mod starter;
 mod unpacker;
+mod upkeep;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
@@ -60,6 +64,12 @@ pub struct SpawnerConfig {
     pub runtime_dir: std::path::PathBuf,
     /// `images` in the data directory: `layers/`, `shifted/`.
     pub images_dir: std::path::PathBuf,
+    /// `logs` in the data directory; `None`: this spawner deletes no logs.
+    #[serde(default)]
+    pub logs_dir: Option<std::path::PathBuf>,
+    /// Copy layers for each service also where they could be idmapped.
+    #[serde(default)]
+    pub copy_layers: bool,
     /// The gateway; `None` gives sandboxes no network but loopback (their [`NetInfo`](crate::network::NetInfo) is then all
     /// zeros).
     pub network: Option<crate::network::NetConfig>,

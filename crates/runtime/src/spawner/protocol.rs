@@ -56,7 +56,8 @@ pub enum Op {
     /// is the parent of the process and must reap it. Housekeeper only.
     MakeSandbox { sandbox: u32 },
     /// Turns a pooled sandbox into an instance. Descriptors in: `[control, stdout, stderr]`. Reply: [`Reply::Started`] once
-    /// the program's `execve` succeeded. After an error the keeper kills the process and sends [`Op::DestroySandbox`].
+    /// the program's `execve` succeeded. After an error the keeper kills the process and sends [`Op::DestroySandbox`]. Only
+    /// [`SpawnError::NotPrepared`] comes with the descriptors given back: after [`Op::Prepare`] it may be sent again.
     Start {
         sandbox: u32,
         pid: u32,
@@ -65,12 +66,18 @@ pub enum Op {
     },
     /// After the process was reaped: removes its cgroup and network. Idempotent. Reply: [`Reply::Done`]. Housekeeper only.
     DestroySandbox { sandbox: u32 },
-    /// Makes the layers of `rootfs` ready for its uid range. Idempotent. Reply: [`Reply::Done`]. Send it to the starter.
+    /// Makes the layers of `rootfs` ready for its uid range: the housekeeper copies them where they can't be idmapped, the
+    /// starter mounts them. Idempotent. Reply: [`Reply::Done`]. Send it to the housekeeper first.
     Prepare { rootfs: RootfsSpec },
     /// Unpacks a layer into the image store. Descriptors in: `[blob]`. Reply: [`Reply::Unpacked`]. Housekeeper only.
     Unpack { diff_id: String, media_type: String },
     /// Forgets a layer: the starter lets go of its mounts, the housekeeper deletes its files. Send it to the starter first.
     RemoveLayer { diff_id: String },
+    /// No instance has ids of this range any more: the starter lets go of its mounts, the housekeeper deletes its copies. Send
+    /// it to the starter first.
+    ReleaseIds { uid_base: u32 },
+    /// Deletes the logs that were put aside for it. Reply: [`Reply::Done`]. Housekeeper only.
+    RemoveOldLogs,
     /// Reply: [`Reply::Done`] with the sockets of `Gateway::refusal_sockets` as descriptors. Housekeeper only.
     RefusalSockets,
     /// Keeps the descriptors that come along under `name` (a name held before is replaced), in a

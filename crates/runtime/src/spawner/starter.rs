@@ -1,6 +1,6 @@
 //! The starter: turns pooled sandboxes into instances.
 //!
-//! Owns: layer mounts, overlays, ids and limits of a start; starts under way. Doesn't: make sandboxes or wait for exits.
+//! Owns: when layer mounts go, overlays, ids and limits of a start; starts under way. Doesn't: make sandboxes or wait for exits.
 //!
 //! Each start is driven by its control socket: `Executing`, then end of file (exec happened) or `Failed`.
 
@@ -41,6 +41,14 @@ struct Pending {
     upper: String,
 }
 
+/// One request to start.
+struct Asked {
+    request: u64,
+    began: Instant,
+    sandbox: u32,
+    pid: u32,
+}
+
 /// State of the starter.
 #[derive(Debug)]
 pub(super) struct Starter {
@@ -64,15 +72,7 @@ impl Starter {
         rustix::process::chdir(&mounts)
             .map_err(|e| SpawnError::sys("chdir", e, mounts.display().to_string()))?;
         std::fs::create_dir("empty").map_err(|e| SpawnError::sys("mkdir", e, "empty layer"))?;
-        let idmapped = features.idmapped_overlay_on(&config.images_dir);
-        if let Err(missing) = &idmapped {
-            tracing::info!(why = %missing, "layers are copied for each service: idmapped mounts are not possible here");
-        }
-        let method = if idmapped.is_ok() {
-            Method::Idmap
-        } else {
-            Method::Copy
-        };
+        let method = Method::choose(features, &config.images_dir, config.copy_layers);
         Ok(Self {
             cgroups,
             mounts,
@@ -83,26 +83,7 @@ impl Starter {
         })
     }
 
-    fn start(
-        &mut self,
-        request: u64,
-        sandbox: u32,
-        pid: u32,
-        spec: &InstanceSpec,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<(), SpawnError> {
-        let began = Instant::now();
-        let [control, stdout, stderr]: [OwnedFd; 3] =
-            descriptors.try_into().map_err(|given: Vec<OwnedFd>| {
-                let why = format!(
-                    "a start needs control, stdout and stderr; {} came",
-                    given.len()
-                );
-                SpawnError::Invalid {
-                    field: "descriptors".to_owned(),
-                    why,
-                }
-            })?;
+    fn layers_of(&mut self, spec: &InstanceSpec) -> Result<Vec<String>, SpawnError> {
         if !(process::ID_COUNT..=u32::MAX - process::ID_COUNT).contains(&spec.rootfs.uid_base) {
             let why = format!(
                 "{} leaves no range of {} ids above the host's own",
@@ -114,9 +95,30 @@ impl Starter {
                 why,
             });
         }
-        let names = self.layers.ensure(&spec.rootfs)?;
-        process::map_ids(pid, 0, spec.rootfs.uid_base)?;
-        let cgroup = self.cgroups.sandbox(sandbox);
+        self.layers.ensure(&spec.rootfs)
+    }
+
+    /// `names` are the mounts of its layers.
+    fn start(
+        &mut self,
+        asked: &Asked,
+        spec: &InstanceSpec,
+        names: &[String],
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), SpawnError> {
+        let [control, stdout, stderr]: [OwnedFd; 3] =
+            descriptors.try_into().map_err(|given: Vec<OwnedFd>| {
+                let why = format!(
+                    "a start needs control, stdout and stderr; {} came",
+                    given.len()
+                );
+                SpawnError::Invalid {
+                    field: "descriptors".to_owned(),
+                    why,
+                }
+            })?;
+        process::map_ids(asked.pid, 0, spec.rootfs.uid_base)?;
+        let cgroup = self.cgroups.sandbox(asked.sandbox);
         cgroup.apply(&spec.limits)?;
         for stream in [&stdout, &stderr] {
             // Programs open /dev/stdout anew (nginx): the pipe must let another user write. Only the keeper can reach its path.
@@ -124,7 +126,12 @@ impl Starter {
                 .map_err(|e| SpawnError::sys("fchmod", e, "log pipe"))?;
         }
         let overlay_began = Instant::now();
-        let root = rootfs::mount(&names, spec.rootfs.uid_base, spec.limits.memory.0, sandbox)?;
+        let root = rootfs::mount(
+            names,
+            spec.rootfs.uid_base,
+            spec.limits.memory.0,
+            asked.sandbox,
+        )?;
         let overlay = overlay_began.elapsed();
         let launch = ToSandbox::Launch(Launch {
             args: spec.process.args.clone(),
@@ -148,9 +155,9 @@ impl Starter {
                 detail: format!("sending it its program: {e}"),
             })?;
         self.pending.push(Pending {
-            request,
+            request: asked.request,
             control,
-            began,
+            began: asked.began,
             memory_limit: spec.limits.memory.0,
             cgroup,
             overlay,
@@ -205,12 +212,33 @@ impl Worker for Starter {
                 pid,
                 spec,
                 net: _,
-            } => match self.start(request.id, sandbox, pid, &spec, descriptors) {
-                Ok(()) => return,
-                Err(error) => Err(error),
-            },
+            } => {
+                let began = Instant::now();
+                let names = match self.layers_of(&spec) {
+                    Ok(names) => names,
+                    Err(error) => {
+                        let given: Vec<BorrowedFd<'_>> =
+                            descriptors.iter().map(AsFd::as_fd).collect();
+                        return respond(channel, request.id, Err(error), &given);
+                    }
+                };
+                let asked = Asked {
+                    request: request.id,
+                    began,
+                    sandbox,
+                    pid,
+                };
+                match self.start(&asked, &spec, &names, descriptors) {
+                    Ok(()) => return,
+                    Err(error) => Err(error),
+                }
+            }
             Op::Prepare { rootfs } => self.layers.ensure(&rootfs).map(|_| Reply::Done),
-            Op::RemoveLayer { diff_id } => self.layers.forget(&diff_id).map(|()| Reply::Done),
+            Op::RemoveLayer { diff_id } => self.layers.forget_layer(&diff_id).map(|()| Reply::Done),
+            Op::ReleaseIds { uid_base } => {
+                self.layers.forget_ids(uid_base);
+                Ok(Reply::Done)
+            }
             Op::Hold { name } => {
                 self.held.hold(name, descriptors);
                 return;
@@ -223,6 +251,7 @@ impl Worker for Starter {
             Op::DestroySandbox { .. } => Err(wrong_role("DestroySandbox", Role::Starter)),
             Op::Unpack { .. } => Err(wrong_role("Unpack", Role::Starter)),
             Op::RefusalSockets => Err(wrong_role("RefusalSockets", Role::Starter)),
+            Op::RemoveOldLogs => Err(wrong_role("RemoveOldLogs", Role::Starter)),
         };
         respond(channel, request.id, result, &[]);
     }
@@ -255,10 +284,11 @@ impl Worker for Starter {
     }
 
     fn next_tick(&self) -> Option<Duration> {
-        if self.attached.len() > ATTACHED_LIMIT {
+        if self.attached.len() > ATTACHED_LIMIT || self.layers.is_behind() {
             return Some(Duration::ZERO);
         }
-        if !self.attached.is_empty() && self.pending.is_empty() {
+        let unmounts = !self.attached.is_empty() || self.layers.has_too_many();
+        if unmounts && self.pending.is_empty() {
             return Some(IDLE);
         }
         self.pending
@@ -283,6 +313,9 @@ impl Worker for Starter {
                 break;
             };
             rootfs::release(&upper);
+        }
+        if self.attached.is_empty() || self.layers.is_behind() {
+            self.layers.let_go();
         }
         let late: Vec<usize> = (0..self.pending.len())
             .rev()

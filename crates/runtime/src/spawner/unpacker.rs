@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
+use super::child::Child;
+use super::chores::PARTIAL;
 use super::protocol::{Reply, SpawnError};
 use crate::image::unpack::{self, Limits, UnpackReport, UnpackSpec};
 use crate::sandbox::layers::digest_hex;
@@ -31,7 +33,6 @@ const NEEDED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::SETFCAP);
-const ANSWER_LIMIT: usize = 64 << 20;
 
 /// A layer being unpacked.
 #[derive(Debug)]
@@ -41,14 +42,8 @@ pub(super) struct Job {
     partial: PathBuf,
     target: PathBuf,
     directory: File,
-    pidfd: Option<OwnedFd>,
-    answer_pipe: File,
-    answer: Vec<u8>,
+    child: Child,
 }
-
-/// The child has said all it will.
-#[derive(Debug)]
-pub(super) struct Answer;
 
 /// What to tell the keeper.
 #[derive(Debug)]
@@ -89,7 +84,7 @@ impl Job {
         fs::create_dir_all(&layers).map_err(at("mkdir"))?;
         let (target, partial) = (
             layers.join(hex),
-            layers.join(format!("{hex}.partial-{request}")),
+            layers.join(format!("{hex}{PARTIAL}-{request}")),
         );
         fs::DirBuilder::new()
             .mode(0o755)
@@ -110,9 +105,7 @@ impl Job {
                 partial,
                 target,
                 directory,
-                pidfd: Some(pidfd),
-                answer_pipe,
-                answer: Vec::new(),
+                child: Child::new(pidfd, answer_pipe),
             }),
             Err(error) => {
                 let _ = fs::remove_dir_all(&partial);
@@ -122,28 +115,18 @@ impl Job {
     }
 
     pub(super) fn waits_for(&self) -> BorrowedFd<'_> {
-        self.answer_pipe.as_fd()
+        self.child.waits_for()
     }
 
-    /// Reads what is there; `Some` at the end.
-    pub(super) fn advance(&mut self) -> Option<Answer> {
-        let mut chunk = [0u8; 64 * 1024];
-        match self.answer_pipe.read(&mut chunk) {
-            Ok(0) => Some(Answer),
-            Ok(_) if self.answer.len() > ANSWER_LIMIT => Some(Answer),
-            Ok(length) => {
-                self.answer.extend_from_slice(&chunk[..length]);
-                None
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
-            Err(_) => Some(Answer),
-        }
+    /// Whether it has said all it will.
+    pub(super) fn advance(&mut self) -> bool {
+        self.child.advance()
     }
 
     /// Ends the child, and names the directory or removes it.
-    pub(super) fn finish(mut self, _: Answer) -> Finished {
-        self.end_child();
-        let result = self.settle();
+    pub(super) fn finish(mut self) -> Finished {
+        let report = unpack::read_report(self.child.finish());
+        let result = self.settle(report);
         if result.is_err() {
             let _ = fs::remove_dir_all(&self.partial);
         }
@@ -153,20 +136,15 @@ impl Job {
         }
     }
 
-    fn end_child(&mut self) {
-        if let Some(pidfd) = self.pidfd.take() {
-            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
-            reap(&pidfd);
-        }
-    }
-
-    fn settle(&self) -> Result<Reply, SpawnError> {
+    fn settle(
+        &self,
+        report: Result<UnpackReport, unpack::UnpackError>,
+    ) -> Result<Reply, SpawnError> {
         let refuse = |why: String| SpawnError::Unpack {
             diff_id: self.diff_id.clone(),
             why,
         };
-        let report =
-            unpack::read_report(&self.answer[..]).map_err(|error| refuse(error.to_string()))?;
+        let report = report.map_err(|error| refuse(error.to_string()))?;
         unpack::mark_opaque(self.directory.as_fd(), &report.opaque)
             .map_err(|error| refuse(error.to_string()))?;
         match fs::rename(&self.partial, &self.target) {
@@ -188,25 +166,6 @@ impl Job {
             bytes: report.bytes,
             skipped: skipped(&report),
         })
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        self.end_child();
-    }
-}
-
-/// Removes what an interrupted unpacking left behind. Only when no job can be under way.
-pub(super) fn sweep(images: &Path) {
-    for entry in fs::read_dir(images.join("layers"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        if entry.file_name().to_string_lossy().contains(".partial") {
-            let _ = fs::remove_dir_all(entry.path());
-        }
     }
 }
 

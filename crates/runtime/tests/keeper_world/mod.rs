@@ -99,6 +99,17 @@ impl World {
         self.config.logs_dir().join("demo/local/hello")
     }
 
+    /// Makes layer `number` by `fill`, with the images' ids.
+    pub fn make_layer(&self, number: u8, fill: impl FnOnce(&Path)) -> String {
+        let hex = format!("{number:02x}").repeat(32);
+        let root = self.directory.path().join("images/layers").join(&hex);
+        fs::create_dir(&root).unwrap();
+        fill(&root);
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+        give_to_images(&root);
+        format!("sha256:{hex}")
+    }
+
     pub fn spec(&mut self, script: &str) -> InstanceSpec {
         self.spec_of(&["sh", "-c", script])
     }

@@ -111,6 +111,10 @@ impl Spawner {
 }
 
 impl Spawner {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -168,6 +172,15 @@ impl World {
     }
 
     pub fn with_network(network: Option<NetConfig>) -> Self {
+        Self::begin(network, false)
+    }
+
+    /// One in which layers are copied, as where ids can't be mapped.
+    pub fn that_copies() -> Self {
+        Self::begin(None, true)
+    }
+
+    fn begin(network: Option<NetConfig>, copy_layers: bool) -> Self {
         let id = network
             .as_ref()
             .map_or_else(Self::id, |network| network.id.clone());
@@ -182,6 +195,8 @@ impl World {
             id: id.clone(),
             runtime_dir: directory.path().join("run"),
             images_dir: images.clone(),
+            logs_dir: None,
+            copy_layers,
             network: network.clone(),
             on_keeper_gone: Vec::new(),
         };

@@ -10,7 +10,9 @@
 //! service it names, never along a redirect to another host. 3. Every wait ends: connecting, headers and every piece of a body
 //! have their own deadline, retries are counted.
 
+mod address;
 mod challenge;
+mod failure;
 mod proof;
 mod transport;
 
@@ -19,18 +21,19 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION, RANGE,
 };
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
 use reqwest::{Response, Url};
-use serde::Deserialize;
 
 use super::credentials::Credentials;
 use super::digest::Digest;
 use super::error::PullError;
 use super::manifest;
 use super::reference::Reference;
+use address::origin;
+use failure::{header_text, refusal, retry_after};
 use transport::Transport;
 
 /// Registries refuse larger manifests themselves.
@@ -346,25 +349,6 @@ impl Registry {
         ))
     }
 
-    /// Plain http is reached from plain http or where the operator allowed it; other schemes never.
-    fn allow(&self, image: &Reference, from: &Url, target: &Url) -> Result<(), PullError> {
-        let insecure = || {
-            let host = target.host_str().unwrap_or_default();
-            let authority = target
-                .port()
-                .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-            self.is_insecure(&authority)
-        };
-        match target.scheme() {
-            "https" => Ok(()),
-            "http" if from.scheme() == "http" || insecure() => Ok(()),
-            _ => Err(PullError::InsecureRedirect {
-                registry: image.registry.clone(),
-                target: origin(target),
-            }),
-        }
-    }
-
     async fn send(
         &self,
         image: &Reference,
@@ -376,160 +360,7 @@ impl Registry {
             .map_err(|_elapsed| self.stalled(image, doing))?
             .map_err(|error| self.failure(image, doing, &error))
     }
-
-    fn base(&self, registry: &str) -> String {
-        let host = if registry == "docker.io" {
-            "registry-1.docker.io"
-        } else {
-            registry
-        };
-        let scheme = if self.is_insecure(registry) {
-            "http"
-        } else {
-            "https"
-        };
-        format!("{scheme}://{host}")
-    }
-
-    fn is_insecure(&self, registry: &str) -> bool {
-        let host = registry
-            .rsplit_once(':')
-            .map_or(registry, |(host, _port)| host);
-        self.settings
-            .insecure
-            .iter()
-            .any(|entry| entry == registry || entry == host)
-    }
-
-    fn unauthorized(&self, image: &Reference, had_credentials: bool, detail: String) -> PullError {
-        PullError::Unauthorized {
-            image: image.to_string(),
-            registry: image.registry.clone(),
-            had_credentials,
-            detail,
-        }
-    }
-
-    fn stalled(&self, image: &Reference, doing: &str) -> PullError {
-        PullError::Stalled {
-            registry: image.registry.clone(),
-            doing: doing.to_owned(),
-            waited: self.settings.stall,
-        }
-    }
-
-    fn broken(&self, image: &Reference, doing: &str, why: String) -> PullError {
-        PullError::Registry {
-            registry: image.registry.clone(),
-            doing: doing.to_owned(),
-            why,
-        }
-    }
-
-    fn failure(&self, image: &Reference, doing: &str, error: &reqwest::Error) -> PullError {
-        let tls =
-            error.is_connect() && !self.is_insecure(&image.registry) && transport::is_tls(error);
-        let why = transport::chain(error);
-        if tls {
-            PullError::NoTls {
-                registry: image.registry.clone(),
-                why,
-            }
-        } else {
-            self.broken(image, doing, why)
-        }
-    }
-}
-
-fn origin(url: &Url) -> String {
-    url.origin().ascii_serialization()
-}
-
-fn header_text(headers: &HeaderMap, name: &str) -> String {
-    headers
-        .get(name)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
-        .to_owned()
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    header_text(headers, RETRY_AFTER.as_str())
-        .parse()
-        .ok()
-        .map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE))
-}
-
-/// `: MESSAGE` from the error document registries send, if it is one.
-async fn refusal(mut response: Response) -> String {
-    #[derive(Deserialize)]
-    struct Errors {
-        errors: Vec<Error>,
-    }
-    #[derive(Deserialize)]
-    struct Error {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let mut content = Vec::new();
-    // A courtesy to the reader: never worth waiting for.
-    while let Ok(Ok(Some(chunk))) =
-        tokio::time::timeout(Duration::from_secs(2), response.chunk()).await
-    {
-        content.extend_from_slice(&chunk);
-        if content.len() > 64 << 10 {
-            break;
-        }
-    }
-    let Ok(errors) = serde_json::from_slice::<Errors>(&content) else {
-        return String::new();
-    };
-    let Some(first) = errors.errors.first() else {
-        return String::new();
-    };
-    let text = if first.message.is_empty() {
-        &first.code
-    } else {
-        &first.message
-    };
-    let text: String = text
-        .chars()
-        .filter(|character| !character.is_control())
-        .take(200)
-        .collect();
-    if text.is_empty() {
-        text
-    } else {
-        format!(": {text}")
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::*;
-
-    #[test]
-    fn redirects_never_lead_from_https_to_plain_http() {
-        let registry = Registry::new(RegistrySettings {
-            insecure: vec!["plain.example".to_owned(), "127.0.0.1:5000".to_owned()],
-            ..RegistrySettings::default()
-        });
-        let image = Reference::parse("r.example/x").unwrap();
-        for (from, to, allowed) in [
-            ("https://r.example/", "https://cdn.example/b", true),
-            ("https://r.example/", "http://cdn.example/b", false),
-            ("https://r.example/", "http://plain.example:81/b", true),
-            ("https://r.example/", "http://127.0.0.1:5001/b", false),
-            ("https://r.example/", "ftp://cdn.example/b", false),
-            ("http://127.0.0.1:5000/", "http://cdn.example/b", true),
-            ("http://127.0.0.1:5000/", "file:///etc/passwd", false),
-        ] {
-            let outcome =
-                registry.allow(&image, &Url::parse(from).unwrap(), &Url::parse(to).unwrap());
-            assert_eq!(outcome.is_ok(), allowed, "{from} → {to}: {outcome:?}");
-        }
-    }
-}
+mod tests;

@@ -17,11 +17,11 @@ use std::collections::BTreeSet;
 use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{
-    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::attributes::times;
+use super::beneath::is_whiteout;
 use super::error::{EntryProblem, UnpackError, printable};
 use super::path::{base_name, directory_of, join, normal_path};
 use super::tar::{Entry, Kind, TarReader};
@@ -29,21 +29,19 @@ use super::{Limits, UnpackReport};
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
-/// Owners outside the mapped range of 65,536 can't exist in an instance; such files belong to nobody.
-const NOBODY: u32 = 65_534;
 /// How often the free space is looked at.
 const SPACE_CHECK_BYTES: u64 = 16 << 20;
 
 /// Writes one layer under `root`.
 #[derive(Debug)]
 pub(crate) struct Unpacker<'a> {
-    root: BorrowedFd<'a>,
-    limits: Limits,
-    report: UnpackReport,
+    pub(super) root: BorrowedFd<'a>,
+    pub(super) limits: Limits,
+    pub(super) report: UnpackReport,
     /// The directory of the last entry: most entries follow others of the same directory.
-    parent: Option<(Vec<u8>, OwnedFd)>,
-    directory_times: Vec<(Vec<u8>, (i64, i64))>,
-    opaque: BTreeSet<Vec<u8>>,
+    pub(super) parent: Option<(Vec<u8>, OwnedFd)>,
+    pub(super) directory_times: Vec<(Vec<u8>, (i64, i64))>,
+    pub(super) opaque: BTreeSet<Vec<u8>>,
     unchecked_bytes: u64,
 }
 
@@ -161,15 +159,6 @@ impl<'a> Unpacker<'a> {
             Err(errno) => return Err(sys("make the directory", path, errno)),
         }
         self.directory_attributes(path, entry)
-    }
-
-    fn directory_attributes(&mut self, path: &[u8], entry: &Entry) -> Result<(), UnpackError> {
-        let handle = self
-            .open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)
-            .map_err(|errno| sys("open the directory", path, errno))?;
-        self.attributes(handle.as_fd(), path, entry)?;
-        self.directory_times.push((path.to_vec(), entry.mtime));
-        Ok(())
     }
 
     fn file<R: BufRead>(
@@ -338,169 +327,6 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Calls `make` with the parent; what stands in the way is removed first.
-    fn make<T>(
-        &mut self,
-        path: &[u8],
-        directory: &[u8],
-        name: &[u8],
-        make: impl Fn(BorrowedFd<'_>) -> Result<T, Errno>,
-    ) -> Result<T, UnpackError> {
-        let parent = self.parent(directory, path)?;
-        match make(parent) {
-            Err(Errno::EXIST) => {}
-            other => return other.map_err(|errno| sys("make", path, errno)),
-        }
-        let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| sys("look at", path, errno))?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            remove_tree(parent, name).map_err(|errno| sys("replace", path, errno))?;
-            let mut below = path.to_vec();
-            below.push(b'/');
-            self.opaque
-                .retain(|opaque| opaque != path && !opaque.starts_with(&below));
-            // The directory at hand may have been inside.
-            self.parent = None;
-        } else {
-            fs::unlinkat(parent, name, AtFlags::empty())
-                .map_err(|errno| sys("replace", path, errno))?;
-        }
-        make(self.parent(directory, path)?).map_err(|errno| sys("make", path, errno))
-    }
-
-    /// The directory `path`, made with its parents if missing. `entry` is named in errors.
-    fn parent(&mut self, path: &[u8], entry: &[u8]) -> Result<BorrowedFd<'_>, UnpackError> {
-        if self.parent.as_ref().is_none_or(|(at, _fd)| at != path) {
-            let handle = match self.open_beneath(path, OFlags::PATH | OFlags::DIRECTORY) {
-                Ok(handle) => handle,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
-                    self.make_parents(path, entry)?
-                }
-                Err(errno) => return Err(sys("open the directory of", entry, errno)),
-            };
-            self.parent = Some((path.to_vec(), handle));
-        }
-        match &self.parent {
-            Some((_path, handle)) => Ok(handle.as_fd()),
-            None => Ok(self.root),
-        }
-    }
-
-    fn make_parents(&mut self, path: &[u8], entry: &[u8]) -> Result<OwnedFd, UnpackError> {
-        let problem = |problem| UnpackError::Entry {
-            name: printable(entry),
-            problem,
-        };
-        let open =
-            |at: BorrowedFd<'_>, name: &[u8]| open_one(at, name, OFlags::PATH | OFlags::DIRECTORY);
-        let mut at =
-            open(self.root, b".").map_err(|errno| sys("open the root for", entry, errno))?;
-        let mut walked = Vec::new();
-        for name in path
-            .split(|byte| *byte == b'/')
-            .filter(|name| !name.is_empty())
-        {
-            walked = join(&walked, name);
-            let next = match open(at.as_fd(), name) {
-                Ok(next) => next,
-                Err(Errno::LOOP) => return Err(problem(EntryProblem::ThroughSymlink)),
-                Err(first @ (Errno::NOENT | Errno::NOTDIR)) => {
-                    if first == Errno::NOTDIR {
-                        let stat = fs::statat(&at, name, AtFlags::SYMLINK_NOFOLLOW)
-                            .map_err(|errno| sys("look at the directory of", entry, errno))?;
-                        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
-                            return Err(problem(EntryProblem::ThroughSymlink));
-                        }
-                        if !is_whiteout(&stat) {
-                            return Err(problem(EntryProblem::NotADirectory));
-                        }
-                        fs::unlinkat(&at, name, AtFlags::empty())
-                            .map_err(|errno| sys("replace a part of", entry, errno))?;
-                        self.opaque.insert(walked.clone());
-                    }
-                    // The umask is zero in the unpacking process; elsewhere it may only take rights away.
-                    fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))
-                        .map_err(|errno| sys("make the directory of", entry, errno))?;
-                    open(at.as_fd(), name)
-                        .map_err(|errno| sys("open the directory of", entry, errno))?
-                }
-                Err(errno) => return Err(sys("open the directory of", entry, errno)),
-            };
-            at = next;
-        }
-        Ok(at)
-    }
-
-    fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-        open_one(self.root, if path.is_empty() { b"." } else { path }, flags)
-    }
-
-    /// Owner, then mode (a change of owner clears setuid), then attributes.
-    fn attributes(
-        &mut self,
-        file: BorrowedFd<'_>,
-        path: &[u8],
-        entry: &Entry,
-    ) -> Result<(), UnpackError> {
-        let (uid, gid) = self.owner(entry);
-        fs::fchown(file, Some(uid), Some(gid))
-            .map_err(|errno| sys("set the owner of", path, errno))?;
-        fs::fchmod(file, Mode::from_raw_mode(entry.mode))
-            .map_err(|errno| sys("set the mode of", path, errno))?;
-        for (name, value) in &entry.xattrs {
-            let wanted = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
-                || name == b"security.capability";
-            if !wanted {
-                self.report.skipped_attributes += 1;
-                continue;
-            }
-            match fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty()) {
-                Ok(()) => {}
-                // Capabilities count for nothing on a nosuid mount; and some file systems have no attributes.
-                Err(Errno::PERM | Errno::NOTSUP | Errno::INVAL) => {
-                    self.report.skipped_attributes += 1
-                }
-                Err(errno) => return Err(sys("set an attribute of", path, errno)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Owner and times of what can't be opened: symbolic links and FIFOs.
-    fn link_attributes(
-        &mut self,
-        path: &[u8],
-        name: &[u8],
-        entry: &Entry,
-    ) -> Result<(), UnpackError> {
-        let (uid, gid) = self.owner(entry);
-        let parent = self.parent(directory_of(path), path)?;
-        fs::chownat(
-            parent,
-            name,
-            Some(uid),
-            Some(gid),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_err(|errno| sys("set the owner of", path, errno))?;
-        fs::utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| sys("set the times of", path, errno))
-    }
-
-    fn owner(&mut self, entry: &Entry) -> (Uid, Gid) {
-        let mut remapped = false;
-        let mut id = |id: u64| match u32::try_from(id) {
-            Ok(id) if id < 65_536 => id,
-            _ => {
-                remapped = true;
-                NOBODY
-            }
-        };
-        let owner = (Uid::from_raw(id(entry.uid)), Gid::from_raw(id(entry.gid)));
-        self.report.remapped_owners += u64::from(remapped);
-        owner
-    }
-
     /// Counts written bytes and looks at the free space now and then.
     fn count(&mut self, bytes: u64) -> Result<(), UnpackError> {
         self.report.bytes += bytes;
@@ -522,47 +348,7 @@ impl<'a> Unpacker<'a> {
     }
 }
 
-pub(super) fn open_one(at: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    fs::openat2(at, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
-}
-
-fn is_whiteout(stat: &fs::Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
-}
-
-/// Removes a directory that an earlier entry of the same layer made. Never leaves it: no symbolic link is followed.
-fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
-    let directory = open_one(parent, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
-    let mut names = Vec::new();
-    for entry in fs::Dir::read_from(&directory)? {
-        let entry = entry?;
-        let child = entry.file_name().to_bytes();
-        if child != b"." && child != b".." {
-            names.push(child.to_vec());
-        }
-    }
-    for child in names {
-        match fs::unlinkat(&directory, child.as_slice(), AtFlags::empty()) {
-            Err(Errno::ISDIR | Errno::PERM) => remove_tree(directory.as_fd(), &child)?,
-            other => other?,
-        }
-    }
-    fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
-}
-
-fn times(mtime: (i64, i64)) -> Timestamps {
-    let time = Timespec {
-        tv_sec: mtime.0,
-        tv_nsec: mtime.1,
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
-}
-
-fn sys(call: &str, path: &[u8], errno: Errno) -> UnpackError {
+pub(super) fn sys(call: &str, path: &[u8], errno: Errno) -> UnpackError {
     if errno == Errno::NAMETOOLONG {
         return UnpackError::Entry {
             name: printable(path),

@@ -11,6 +11,8 @@
 //! Protocol: `… internal unpack SPEC`, where SPEC is [`UnpackSpec::to_argument`]; descriptor 5 carries one JSON document,
 //! `Result<UnpackReport, UnpackError>`, then the end of file ([`read_report`]).
 
+mod attributes;
+mod beneath;
 mod error;
 mod extract;
 mod path;
@@ -206,7 +208,7 @@ pub fn mark_opaque(layer: BorrowedFd<'_>, opaque: &[Vec<u8>]) -> Result<(), Unpa
             errno: errno.raw_os_error(),
         };
         let name: &[u8] = if path.is_empty() { b"." } else { path };
-        let directory = match extract::open_one(layer, name, OFlags::RDONLY | OFlags::DIRECTORY) {
+        let directory = match beneath::open_one(layer, name, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(directory) => directory,
             // Replaced by a later entry of the layer.
             Err(Errno::NOENT | Errno::NOTDIR) => continue,

@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{SandboxCgroup, Tree, keyed};
+use super::usage::keyed;
+use super::{SandboxCgroup, Tree};
 use crate::sandbox::process::write_file;
 
 impl SandboxCgroup {

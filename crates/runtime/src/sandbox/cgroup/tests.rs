@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use super::tree::parse_hierarchies;
+use super::usage::keyed;
 use super::*;
 use crate::sandbox::sys::{self, Cloned};
 

@@ -5,9 +5,12 @@
     reason = "tests"
 )]
 
+use std::io::Write;
+
 use futures_util::StreamExt;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::stream::has_data;
 use super::*;
 use crate::logs::layout::Stream;
 use crate::logs::{LogReader, LogRecord, ReadOptions};
@@ -195,4 +198,55 @@ async fn a_full_disk_never_stops_the_app_and_leaves_a_count() {
             "after"
         ]
     );
+}
+
+#[tokio::test]
+async fn a_quiet_program_is_stored_again_soon_after_there_is_room() {
+    let mut world = World::new(limits(1 << 30, 1 << 20));
+    let (mut capture, mut writer) = world.capture(1, false);
+    world.store.limits.reserve = u64::MAX;
+    writeln!(writer, "lost").unwrap();
+    let at = Timestamp(1_000_000_000);
+    world.store.drain(&mut capture, at);
+    world.store.limits.reserve = 0;
+    writeln!(writer, "lost too").unwrap();
+    world.store.drain(&mut capture, at.plus(LOOK_AGAIN / 2));
+    writeln!(writer, "kept").unwrap();
+    world.store.drain(&mut capture, at.plus(LOOK_AGAIN));
+    let lines = numbers(&world.read().await);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].1.contains("14 bytes (2 lines)"), "{lines:?}");
+    assert_eq!(lines[1].1, "kept");
+}
+
+#[tokio::test]
+async fn logs_of_a_deleted_service_are_out_of_sight_at_once() {
+    let mut world = World::new(limits(1 << 30, 1 << 20));
+    let (mut capture, mut writer) = world.capture(1, false);
+    writeln!(writer, "the former one").unwrap();
+    world.drain(&mut capture);
+    capture.finish(&mut world.store, Timestamp(5_000));
+    let root = world.directory.path().join("logs");
+    let service = world.service.clone();
+    let kept = layout::services(&root).unwrap();
+    assert_eq!(kept, std::slice::from_ref(&service));
+    let refused = world.store.put_aside(&service, Some(Timestamp(1)));
+    assert!(refused.is_err(), "written to since then");
+    assert_eq!(world.read().await.len(), 1);
+
+    let hence = Timestamp(4_000_000_000_000_000);
+    world.store.put_aside(&service, Some(hence)).unwrap();
+    world.store.put_aside(&service, None).unwrap();
+    assert_eq!(world.read().await, []);
+    assert_eq!(layout::services(&root).unwrap(), []);
+    assert_eq!(layout::removed(&root).len(), 1, "to be deleted");
+
+    // One of the same name begins anew, also with what it may take.
+    let (mut capture, mut writer) = world.capture(2, false);
+    writeln!(writer, "another").unwrap();
+    world.drain(&mut capture);
+    assert_eq!(numbers(&world.read().await), [(1, "another".to_owned())]);
+    assert!(world.store.used.values().all(|used| *used < 20_000));
+    world.store.put_aside(&service, None).unwrap();
+    assert_eq!(layout::removed(&root).len(), 2);
 }

@@ -9,16 +9,18 @@
 //!
 //! Fails with [`UnpackError::Format`]; input errors are passed on as `Format` too, with their text.
 
+mod fields;
+mod sparse;
+
 use std::io::BufRead;
 
 use super::error::UnpackError;
+use fields::{decimal, decimal_time, number, parse_pax, signed_number, until_nul};
+use sparse::PaxHoles;
 
 const BLOCK: usize = 512;
 /// Extension headers of real layers are a few hundred bytes; capabilities and ACLs a few thousand.
 pub(crate) const MAX_EXTENSION_BYTES: u64 = 1 << 20;
-/// A map with more holes than this is no honest file.
-const MAX_SPARSE_ENTRIES: usize = 65_536;
-
 /// Key and value of an extended header.
 pub(crate) type Record = (Vec<u8>, Vec<u8>);
 
@@ -228,74 +230,6 @@ impl<R: BufRead> TarReader<R> {
         })
     }
 
-    /// GNU's old form: four parts in the header, more in blocks after it. These blocks do not count as data.
-    fn gnu_map(&mut self, header: &[u8; BLOCK]) -> Result<(Vec<(u64, u64)>, u64), UnpackError> {
-        let mut map = Vec::new();
-        parts(&header[386..482], &mut map)?;
-        let real_size = number(&header[483..495])?;
-        let mut more = header[482] != 0;
-        while more {
-            let mut block = [0; BLOCK];
-            self.exact(&mut block)?;
-            parts(&block[..504], &mut map)?;
-            if map.len() > MAX_SPARSE_ENTRIES {
-                return Err(UnpackError::format("a file has too many holes"));
-            }
-            more = block[504] != 0;
-        }
-        Ok((map, real_size))
-    }
-
-    /// PAX form 1.0: the map stands as decimal lines before the data, filled up to whole blocks.
-    fn map_in_data(&mut self) -> Result<Vec<(u64, u64)>, UnpackError> {
-        let mut used = 0_u64;
-        let mut line = |reader: &mut Self| -> Result<u64, UnpackError> {
-            let mut value = 0_u64;
-            loop {
-                let byte = *reader
-                    .data()?
-                    .first()
-                    .ok_or_else(|| UnpackError::format("a map of holes ends early"))?;
-                reader.consume(1);
-                used += 1;
-                match byte {
-                    b'\n' => return Ok(value),
-                    b'0'..=b'9' => {
-                        value = value
-                            .checked_mul(10)
-                            .and_then(|value| value.checked_add(u64::from(byte - b'0')))
-                            .ok_or_else(|| {
-                                UnpackError::format("a map of holes has a number that is too large")
-                            })?;
-                    }
-                    _ => return Err(UnpackError::format("a map of holes is not made of numbers")),
-                }
-            }
-        };
-        let count = line(self)?;
-        if count > MAX_SPARSE_ENTRIES as u64 {
-            return Err(UnpackError::format("a file has too many holes"));
-        }
-        let mut map = Vec::new();
-        for _ in 0..count {
-            let offset = line(self)?;
-            map.push((offset, line(self)?));
-        }
-        let mut fill = used.next_multiple_of(BLOCK as u64) - used;
-        while fill > 0 {
-            let bytes = self
-                .data()?
-                .len()
-                .min(usize::try_from(fill).unwrap_or(BLOCK));
-            if bytes == 0 {
-                return Err(UnpackError::format("a map of holes ends early"));
-            }
-            self.consume(bytes);
-            fill -= bytes as u64;
-        }
-        Ok(map)
-    }
-
     fn skip_rest(&mut self) -> Result<(), UnpackError> {
         let mut left = self.remaining + self.padding;
         self.remaining = 0;
@@ -372,157 +306,5 @@ impl<R: BufRead> TarReader<R> {
     }
 }
 
-/// What PAX headers say about holes (GNU forms 0.0, 0.1 and 1.0).
-#[derive(Debug, Default)]
-struct PaxHoles {
-    used: bool,
-    in_data: bool,
-    name: Option<Vec<u8>>,
-    real_size: Option<u64>,
-    numbers: Vec<u64>,
-}
-
-impl PaxHoles {
-    fn note(&mut self, key: &[u8], value: &[u8]) -> Result<(), UnpackError> {
-        self.used = true;
-        match key {
-            b"major" => self.in_data = value == b"1",
-            b"name" => self.name = Some(value.to_vec()),
-            b"size" | b"realsize" => self.real_size = Some(decimal(value)?),
-            b"offset" | b"numbytes" => self.numbers.push(decimal(value)?),
-            b"map" => {
-                for part in value.split(|byte| *byte == b',') {
-                    self.numbers.push(decimal(part)?);
-                }
-            }
-            _ => {}
-        }
-        if self.numbers.len() > MAX_SPARSE_ENTRIES * 2 {
-            return Err(UnpackError::format("a file has too many holes"));
-        }
-        Ok(())
-    }
-
-    fn pairs(&self) -> Result<Vec<(u64, u64)>, UnpackError> {
-        let (pairs, rest) = self.numbers.as_chunks::<2>();
-        if !rest.is_empty() {
-            return Err(UnpackError::format(
-                "a map of holes has an odd number of values",
-            ));
-        }
-        Ok(pairs.iter().map(|pair| (pair[0], pair[1])).collect())
-    }
-}
-
-fn parts(area: &[u8], map: &mut Vec<(u64, u64)>) -> Result<(), UnpackError> {
-    for part in area.as_chunks::<24>().0 {
-        if part[0] == 0 {
-            break;
-        }
-        map.push((number(&part[..12])?, number(&part[12..])?));
-    }
-    Ok(())
-}
-
-fn until_nul(field: &[u8]) -> &[u8] {
-    field.split(|byte| *byte == 0).next().unwrap_or(field)
-}
-
-fn number(field: &[u8]) -> Result<u64, UnpackError> {
-    u64::try_from(signed_number(field)?)
-        .map_err(|_error| UnpackError::format("a header has a negative number"))
-}
-
-/// Octal digits, or base 256 when the first bit is set.
-fn signed_number(field: &[u8]) -> Result<i64, UnpackError> {
-    let bad = || UnpackError::format("a header has a field that is no number");
-    if field[0] & 0x80 != 0 {
-        let negative = field[0] & 0x40 != 0;
-        let mut value: i128 = if negative { -1 } else { 0 };
-        for (index, byte) in field.iter().enumerate() {
-            let byte = if index == 0 && !negative {
-                byte & 0x7f
-            } else {
-                *byte
-            };
-            value = (value << 8) | i128::from(byte);
-            if index >= 12 {
-                return Err(bad());
-            }
-        }
-        return i64::try_from(value).map_err(|_error| bad());
-    }
-    let text: Vec<u8> = field
-        .iter()
-        .copied()
-        .skip_while(|byte| *byte == b' ')
-        .take_while(|byte| !matches!(byte, 0 | b' '))
-        .collect();
-    let mut value = 0_i64;
-    for digit in text {
-        if !(b'0'..=b'7').contains(&digit) {
-            return Err(bad());
-        }
-        value = value
-            .checked_mul(8)
-            .and_then(|value| value.checked_add(i64::from(digit - b'0')))
-            .ok_or_else(bad)?;
-    }
-    Ok(value)
-}
-
-fn decimal(value: &[u8]) -> Result<u64, UnpackError> {
-    std::str::from_utf8(value)
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .ok_or_else(|| UnpackError::format("an extended header has a value that is no number"))
-}
-
-/// `[-]SECONDS[.FRACTION]`.
-fn decimal_time(value: &[u8]) -> Result<(i64, i64), UnpackError> {
-    let bad = || UnpackError::format("an extended header has a time that is no number");
-    let text = std::str::from_utf8(value).map_err(|_error| bad())?;
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let mut whole: i64 = seconds.parse().map_err(|_error| bad())?;
-    let digits: String = fraction.chars().take(9).collect();
-    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(bad());
-    }
-    let mut nanos: i64 = if digits.is_empty() {
-        0
-    } else {
-        format!("{digits:0<9}").parse().map_err(|_error| bad())?
-    };
-    if seconds.starts_with('-') && nanos > 0 {
-        whole = whole.checked_sub(1).ok_or_else(bad)?;
-        nanos = 1_000_000_000 - nanos;
-    }
-    Ok((whole, nanos))
-}
-
-/// Records of the form `LENGTH KEY=VALUE\n`, where the length counts the whole record.
-fn parse_pax(mut content: &[u8]) -> Result<Vec<Record>, UnpackError> {
-    let bad = || UnpackError::format("an extended header is not made of records");
-    let mut records = Vec::new();
-    while !content.is_empty() {
-        let space = content
-            .iter()
-            .take(20)
-            .position(|byte| *byte == b' ')
-            .ok_or_else(bad)?;
-        let length = usize::try_from(decimal(&content[..space])?).map_err(|_error| bad())?;
-        let record = content.get(space + 1..length).ok_or_else(bad)?;
-        let record = record.strip_suffix(b"\n").ok_or_else(bad)?;
-        let equals = record
-            .iter()
-            .position(|byte| *byte == b'=')
-            .ok_or_else(bad)?;
-        records.push((record[..equals].to_vec(), record[equals + 1..].to_vec()));
-        content = &content[length..];
-    }
-    Ok(records)
-}
-
 #[cfg(test)]
-#[path = "tar_tests.rs"]
 mod tests;

@@ -1,0 +1,35 @@
+//! Removing what is kept of services that don't exist. Slow, and nobody waits for it.
+//!
+//! A service's own end removes its logs; this finds what was written after that, and what earlier builds left.
+
+use std::collections::BTreeSet;
+
+use crate::core::Core;
+use crate::rounds::{PassError, Report};
+
+impl Core {
+    /// One pass over everything that is kept.
+    pub(crate) async fn logs_pass(&self) -> Result<Report, PassError> {
+        // In this order: a service that is made meanwhile finds only what was there before it, and what it writes is newer.
+        let before = self.env.now();
+        let known = self.logs.known().await.map_err(PassError)?;
+        let existing: BTreeSet<_> = self.store.all_service_keys()?.into_iter().collect();
+        let mut removed = 0;
+        for service in known.iter().filter(|key| !existing.contains(key)) {
+            self.env.before("remove logs").await;
+            let result = self.logs.remove(service.clone(), Some(before)).await;
+            result.map_err(PassError)?;
+            removed += 1;
+        }
+        let wake_at = Some(self.env.now().plus(self.settings.collect));
+        Ok(Report {
+            because: format!(
+                "something is kept of {} services, of which {removed} don't exist",
+                known.len()
+            ),
+            wake_at,
+            actions: removed,
+            gone: false,
+        })
+    }
+}

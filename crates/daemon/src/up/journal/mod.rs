@@ -1,0 +1,223 @@
+//! What Utsuwa itself has to say about a service: one JSON line per request, per end of an instance, per refused connection.
+//! Written by a thread of its own, beside what instances write.
+//!
+//! Invariants
+//! 1. A request never waits for the disk: what the bounded channel can't take is counted, and the count is written.
+//! 2. A service's journal takes no more than its share of the service's budget, and none of the disk's reserve. What is
+//!    dropped for it is counted, and the count can be read.
+//! 3. Nothing is kept of a service that was removed, until somebody of its name has something to say.
+
+mod format;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use utsuwa_ingress::seam::{RequestLog, RequestRecord};
+use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
+use utsuwa_runtime::logs::layout::service_directory;
+
+pub(super) use format::{Shown, read};
+pub(super) use writer::Dropped;
+use writer::Writer;
+
+/// Entries that may wait for the disk: a second of heavy load.
+const WAITING: usize = 16_384;
+
+/// Something that happened to an instance.
+#[derive(Debug)]
+pub(super) struct Happening {
+    pub at: Timestamp,
+    pub service: ServiceKey,
+    pub revision: String,
+    pub instance: Option<InstanceId>,
+    /// Cloud Logging's severities: `INFO`, `WARNING`, `ERROR`.
+    pub severity: &'static str,
+    pub text: String,
+    /// Told once it is on its way to the disk.
+    pub written: Option<oneshot::Sender<()>>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Request(Box<RequestRecord>),
+    Happening(Box<Happening>),
+    /// Everything of a service goes, if the last of it was written earlier than this.
+    Remove {
+        service: ServiceKey,
+        before: Option<Timestamp>,
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    /// The server ends: write what is waiting, then stop.
+    End,
+}
+
+impl Entry {
+    fn service(&self) -> Option<&ServiceKey> {
+        match self {
+            Self::Request(record) => record.revision.as_ref().map(|r| &r.service),
+            Self::Happening(happening) => Some(&happening.service),
+            Self::Remove { .. } | Self::End => None,
+        }
+    }
+}
+
+/// What the journals of all services may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct JournalLimits {
+    /// Bytes of one service's journal.
+    pub service_budget: u64,
+    /// Bytes that must stay free on the disk.
+    pub reserve: u64,
+}
+
+/// Entries that the channel could not take, by service.
+#[derive(Debug, Default)]
+struct Lost {
+    any: AtomicBool,
+    counts: Mutex<BTreeMap<ServiceKey, u64>>,
+}
+
+impl Lost {
+    fn add(&self, service: &ServiceKey) -> u64 {
+        let mut counts = self.counts.lock();
+        let count = counts.entry(service.clone()).or_insert(0);
+        *count += 1;
+        self.any.store(true, Ordering::Release);
+        *count
+    }
+
+    fn take(&self) -> BTreeMap<ServiceKey, u64> {
+        if self.any.swap(false, Ordering::AcqRel) {
+            std::mem::take(&mut *self.counts.lock())
+        } else {
+            BTreeMap::new()
+        }
+    }
+}
+
+/// Takes entries; clones write to the same journal.
+#[derive(Debug, Clone)]
+pub(super) struct Journal {
+    sender: SyncSender<Entry>,
+    lost: Arc<Lost>,
+    /// Grows with every line written, so that followers need not poll the disk.
+    written: Arc<watch::Sender<u64>>,
+    root: PathBuf,
+}
+
+impl Journal {
+    /// Starts the writer below `root`. The thread ends when the last handle is dropped.
+    ///
+    /// # Errors
+    /// No thread can be made.
+    pub(super) fn start(
+        root: PathBuf,
+        limits: JournalLimits,
+    ) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let (sender, receiver) = sync_channel(WAITING);
+        let written = Arc::new(watch::Sender::new(0));
+        let lost = Arc::new(Lost::default());
+        let writer = Writer::new(&root, limits, Arc::clone(&lost), Arc::clone(&written));
+        let thread = std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || writer.run(&receiver))?;
+        Ok((
+            Self {
+                sender,
+                lost,
+                written,
+                root,
+            },
+            thread,
+        ))
+    }
+
+    pub(super) fn note(&self, happening: Happening) {
+        self.send(Entry::Happening(Box::new(happening)));
+    }
+
+    /// Has the writer end once everything before this is written.
+    pub(super) fn end(&self) {
+        self.send(Entry::End);
+    }
+
+    /// Where the journals lie.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Removes all that was written about a service, if the last of it was written before `before`.
+    ///
+    /// # Errors
+    /// In words: it was written to meanwhile, or can't be removed, or the journal can't keep up. Later may work.
+    pub(super) async fn remove(
+        &self,
+        service: ServiceKey,
+        before: Option<Timestamp>,
+    ) -> Result<(), String> {
+        let (done, removed) = oneshot::channel();
+        self.sender
+            .try_send(Entry::Remove {
+                service,
+                before,
+                done,
+            })
+            .map_err(|_| "the journal can't keep up or has ended".to_owned())?;
+        removed
+            .await
+            .unwrap_or_else(|_| Err("the journal has ended".to_owned()))
+    }
+
+    /// The files of a service, oldest first; they need not exist.
+    pub(super) fn files(&self, service: &ServiceKey) -> [PathBuf; 2] {
+        let folder = service_directory(&self.root, service);
+        [folder.join(writer::OLD), folder.join(writer::CURRENT)]
+    }
+
+    /// What was dropped of a service's journal to keep its budget.
+    pub(super) fn dropped(&self, service: &ServiceKey) -> Dropped {
+        Dropped::read(&service_directory(&self.root, service))
+    }
+
+    /// Changes when something was written.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.written.subscribe()
+    }
+
+    fn send(&self, entry: Entry) {
+        use std::sync::mpsc::TrySendError;
+        let Err(TrySendError::Full(entry) | TrySendError::Disconnected(entry)) =
+            self.sender.try_send(entry)
+        else {
+            return;
+        };
+        if let Some(service) = entry.service() {
+            // Told once in a while, not per entry: a journal that can't keep up must not be loud as well.
+            let lost = self.lost.add(service);
+            if lost.is_power_of_two() {
+                tracing::warn!(%service, lost, "the journal can't keep up; entries are dropped");
+            }
+        }
+    }
+}
+
+impl RequestLog for Journal {
+    fn record(&self, record: RequestRecord) {
+        // Requests to unknown hosts belong to no service; they are in the server's own log at debug level.
+        if record.revision.is_none() {
+            tracing::debug!(host = %record.host, path = %record.path, status = record.status, "request without a revision");
+            return;
+        }
+        self.send(Entry::Request(Box::new(record)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

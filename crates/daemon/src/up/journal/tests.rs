@@ -1,0 +1,172 @@
+use super::*;
+
+const ROOMY: JournalLimits = JournalLimits {
+    service_budget: 16 << 20,
+    reserve: 0,
+};
+
+fn happening(service: &ServiceKey, at: i64, text: &str) -> Happening {
+    Happening {
+        at: Timestamp(at),
+        service: service.clone(),
+        revision: "hello-00001-abc".to_owned(),
+        instance: None,
+        severity: "ERROR",
+        text: text.to_owned(),
+        written: None,
+    }
+}
+
+fn service(name: &str) -> ServiceKey {
+    format!("demo/here/{name}").parse().unwrap()
+}
+
+/// All that is there, oldest first.
+fn texts(journal: &Journal, service: &ServiceKey) -> Vec<String> {
+    let files = journal.files(service);
+    let all = files
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok());
+    let lines: Vec<String> = all
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    lines.iter().map(|line| read(line).unwrap().text).collect()
+}
+
+fn end(journal: Journal, thread: JoinHandle<()>) {
+    journal.end();
+    thread.join().unwrap();
+}
+
+#[test]
+fn what_is_written_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, thread) = Journal::start(dir.path().to_owned(), ROOMY).unwrap();
+    let service = service("hello");
+    journal.note(happening(&service, 5, "exited with status 7"));
+    let [_, current] = journal.files(&service);
+    drop(journal);
+    thread.join().unwrap();
+    let text = std::fs::read_to_string(current).unwrap();
+    let shown = read(text.trim()).unwrap();
+    assert_eq!(
+        (shown.at, shown.text.as_str()),
+        (Timestamp(5), "exited with status 7")
+    );
+    assert_eq!(read("not json"), None);
+}
+
+#[test]
+fn a_journal_stays_within_its_budget_and_counts_what_it_drops() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = JournalLimits {
+        service_budget: 20_000,
+        reserve: 0,
+    };
+    let service = service("hello");
+    let total = 1_000_u64;
+    let mut written = 0;
+    // Two lives of the server, the first one killed while a file was on its way out.
+    for half in 0..2 {
+        let (journal, thread) = Journal::start(dir.path().to_owned(), limits).unwrap();
+        let waiting = journal.clone();
+        for _ in 0..total / 2 {
+            written += 1;
+            waiting.note(happening(&service, 5, &format!("number {written}")));
+        }
+        drop(waiting);
+        let [old, current] = journal.files(&service);
+        end(journal.clone(), thread);
+        let size: u64 = [&old, &current]
+            .map(|p| p.metadata().unwrap().len())
+            .iter()
+            .sum();
+        assert!(size <= limits.service_budget, "{size}");
+        let kept = texts(&journal, &service);
+        let dropped = journal.dropped(&service);
+        assert_eq!(dropped.lines + kept.len() as u64, written);
+        assert_eq!(kept.last().unwrap(), &format!("number {written}"));
+        assert!(kept.len() > 50, "about as much as fits: {}", kept.len());
+        if half == 0 {
+            let gone = old.with_extension("gone");
+            std::fs::write(&gone, "{}\n{}\n").unwrap();
+            // Counted below as two more.
+            written += 2;
+        }
+    }
+}
+
+#[test]
+fn the_disks_reserve_is_left_alone_and_what_is_missing_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = JournalLimits {
+        service_budget: 16 << 20,
+        reserve: u64::MAX,
+    };
+    let service = service("hello");
+    let (journal, thread) = Journal::start(dir.path().to_owned(), full).unwrap();
+    let (written, mut on_disk) = oneshot::channel();
+    let mut told = happening(&service, 5, "lost");
+    told.written = Some(written);
+    journal.note(told);
+    journal.note(happening(&service, 6, "lost too"));
+    end(journal.clone(), thread);
+    on_disk.try_recv().unwrap();
+    // Its count is all that was written, with the last of what may be taken.
+    assert_eq!(
+        texts(&journal, &service),
+        ["2 entries of this journal are missing here: the disk was full"]
+    );
+}
+
+#[test]
+fn what_the_channel_cannot_take_is_counted_per_service() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (service("a"), service("b"));
+    let (sender, receiver) = sync_channel(2);
+    let lost = Arc::new(Lost::default());
+    let written = Arc::new(watch::Sender::new(0));
+    let journal = Journal {
+        sender,
+        lost: Arc::clone(&lost),
+        written: Arc::clone(&written),
+        root: dir.path().to_owned(),
+    };
+    for number in 0..5 {
+        journal.note(happening(&a, 5, &format!("number {number}")));
+    }
+    journal.note(happening(&b, 5, "lost"));
+    drop(journal);
+    let writer = Writer::new(dir.path(), ROOMY, lost, written);
+    writer.run(&receiver);
+    let (files, thread) = Journal::start(dir.path().to_owned(), ROOMY).unwrap();
+    let missing = |count: u64| {
+        format!("{count} entries of this journal are missing here: more came than could be written")
+    };
+    assert_eq!(
+        texts(&files, &a),
+        [missing(3), "number 0".to_owned(), "number 1".to_owned()]
+    );
+    assert_eq!(texts(&files, &b), [missing(1)]);
+    end(files, thread);
+}
+
+#[tokio::test]
+async fn a_removed_service_leaves_nothing_and_another_of_its_name_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, thread) = Journal::start(dir.path().to_owned(), ROOMY).unwrap();
+    let service = service("hello");
+    journal.note(happening(&service, 5, "the former one"));
+    let refused = journal.remove(service.clone(), Some(Timestamp(7))).await;
+    assert!(refused.unwrap_err().contains("meanwhile"));
+    assert_eq!(texts(&journal, &service), ["the former one"]);
+    for _ in 0..2 {
+        journal.remove(service.clone(), None).await.unwrap();
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    journal.note(happening(&service, 8, "another"));
+    let unknown: ServiceKey = "demo/here/gone".parse().unwrap();
+    journal.remove(unknown, None).await.unwrap();
+    assert_eq!(texts(&journal, &service), ["another"]);
+    end(journal, thread);
+}

@@ -1,0 +1,313 @@
+//! The thread that writes journals: files, their budget, the disk's reserve, and what is missing.
+//!
+//! Two files per service: the current one, and the one before. When the current one is full the older one is dropped, after
+//! its lines were counted into a third, small one.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use utsuwa_model::{ServiceKey, Timestamp};
+use utsuwa_runtime::logs::layout::{newest_change, service_directory};
+
+use super::format::{happening_line, missing_line, ms, request_line};
+use super::{Entry, JournalLimits, Lost};
+
+pub(super) const CURRENT: &str = "journal.jsonl";
+pub(super) const OLD: &str = "journal.jsonl.old";
+/// On its way out.
+const GONE: &str = "journal.jsonl.gone";
+const DROPPED: &str = "journal.dropped";
+
+/// Open files at most; the least recently opened goes first.
+const MAX_FILES: usize = 256;
+/// Free space is looked at again after this many bytes, and where it is too little, after this time.
+const LOOK_AFTER: u64 = 4 << 20;
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+const SLOW: &str = "more came than could be written";
+const DISK_FULL: &str = "the disk was full";
+
+/// What a journal lost to its budget.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::up) struct Dropped {
+    pub lines: u64,
+    pub bytes: u64,
+    /// The last file that was counted: it may still be there after a kill.
+    #[serde(default)]
+    counted: u64,
+}
+
+impl Dropped {
+    pub(super) fn read(folder: &Path) -> Self {
+        fs::read(folder.join(DROPPED))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
+    }
+
+    fn write(&self, folder: &Path) -> io::Result<()> {
+        let temporary = folder.join("journal.dropped.new");
+        fs::write(&temporary, serde_json::to_vec(self)?)?;
+        fs::rename(temporary, folder.join(DROPPED))
+    }
+}
+
+struct Output {
+    file: File,
+    bytes: u64,
+    opened: u64,
+}
+
+struct Missing {
+    entries: u64,
+    why: &'static str,
+}
+
+/// The state of the thread.
+pub(super) struct Writer {
+    root: PathBuf,
+    limits: JournalLimits,
+    lost: Arc<Lost>,
+    written: Arc<watch::Sender<u64>>,
+    outputs: BTreeMap<PathBuf, Output>,
+    /// Told before the next entry of the service that can be written.
+    missing: BTreeMap<ServiceKey, Missing>,
+    count: u64,
+    since_look: u64,
+    disk_low: bool,
+    looked: Timestamp,
+}
+
+impl Writer {
+    pub(super) fn new(
+        root: &Path,
+        limits: JournalLimits,
+        lost: Arc<Lost>,
+        written: Arc<watch::Sender<u64>>,
+    ) -> Self {
+        Self {
+            root: root.to_owned(),
+            limits,
+            lost,
+            written,
+            outputs: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            count: 0,
+            since_look: LOOK_AFTER,
+            disk_low: false,
+            looked: Timestamp(0),
+        }
+    }
+
+    pub(super) fn run(mut self, receiver: &Receiver<Entry>) {
+        while let Ok(entry) = receiver.recv() {
+            self.learn_lost();
+            match entry {
+                Entry::End => break,
+                Entry::Remove {
+                    service,
+                    before,
+                    done,
+                } => {
+                    // Nobody need be waiting.
+                    let _ = done.send(self.remove(&service, before));
+                }
+                Entry::Request(record) => {
+                    let Some(revision) = &record.revision else {
+                        continue;
+                    };
+                    if let Some(cold) = &record.cold {
+                        tracing::info!(service = %revision.service.service, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
+                    }
+                    self.entry(&revision.service, record.at, &request_line(&record));
+                }
+                Entry::Happening(happening) => {
+                    let line = happening_line(&happening);
+                    self.entry(&happening.service, happening.at, &line);
+                    if let Some(done) = happening.written {
+                        let _ = done.send(());
+                    }
+                }
+            }
+            self.written.send_replace(self.count);
+        }
+        self.learn_lost();
+        for service in self.missing.keys().cloned().collect::<Vec<_>>() {
+            let _ = self.tell_missing(&service, wall());
+        }
+    }
+
+    fn learn_lost(&mut self) {
+        for (service, entries) in self.lost.take() {
+            self.miss(&service, entries, SLOW);
+        }
+    }
+
+    fn miss(&mut self, service: &ServiceKey, entries: u64, why: &'static str) {
+        let none = Missing { entries: 0, why };
+        let missing = self.missing.entry(service.clone()).or_insert(none);
+        missing.entries += entries;
+        missing.why = why;
+    }
+
+    /// Writes one line, or counts it as missing.
+    fn entry(&mut self, service: &ServiceKey, at: Timestamp, line: &str) {
+        self.count += 1;
+        let result = self
+            .look_at_disk()
+            .and_then(|()| self.tell_missing(service, at))
+            .and_then(|()| self.append(service, line));
+        if let Err(error) = result {
+            if !self.missing.contains_key(service) {
+                tracing::warn!(%service, %error, "write the journal; entries are dropped");
+            }
+            self.miss(service, 1, DISK_FULL);
+        }
+    }
+
+    fn tell_missing(&mut self, service: &ServiceKey, at: Timestamp) -> io::Result<()> {
+        if let Some(missing) = self.missing.get(service) {
+            let line = missing_line(at, missing.entries, missing.why);
+            self.append(service, &line)?;
+            self.missing.remove(service);
+        }
+        Ok(())
+    }
+
+    /// Fails while the reserve would be touched.
+    fn look_at_disk(&mut self) -> io::Result<()> {
+        let now = wall();
+        let again = self.disk_low && now.since(self.looked) >= LOOK_AGAIN;
+        if self.since_look >= LOOK_AFTER || again {
+            self.since_look = 0;
+            self.looked = now;
+            let disk = rustix::fs::statvfs(&self.root)?;
+            self.disk_low = disk.f_bavail.saturating_mul(disk.f_frsize) < self.limits.reserve;
+        }
+        if self.disk_low {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn append(&mut self, service: &ServiceKey, line: &str) -> io::Result<()> {
+        let folder = service_directory(&self.root, service);
+        let length = line.len() as u64;
+        let full = self.limits.service_budget / 2;
+        if self
+            .output(&folder)?
+            .is_some_and(|output| output.bytes > 0 && output.bytes + length > full)
+        {
+            self.outputs.remove(&folder);
+            turn(&folder)?;
+        }
+        let Some(output) = self.output(&folder)? else {
+            return Ok(());
+        };
+        // One write per entry: a kill leaves no half line that a later one would be glued to.
+        if let Err(error) = output.file.write_all(line.as_bytes()) {
+            let _ = output.file.set_len(output.bytes);
+            return Err(error);
+        }
+        output.bytes += length;
+        self.since_look += length;
+        Ok(())
+    }
+
+    fn output(&mut self, folder: &Path) -> io::Result<Option<&mut Output>> {
+        if !self.outputs.contains_key(folder) {
+            if self.outputs.len() >= MAX_FILES
+                && let Some(oldest) = self
+                    .outputs
+                    .iter()
+                    .min_by_key(|(_, o)| o.opened)
+                    .map(|(path, _)| path.clone())
+            {
+                self.outputs.remove(&oldest);
+            }
+            fs::create_dir_all(folder)?;
+            count_gone(folder)?;
+            let file = fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(folder.join(CURRENT))?;
+            let output = Output {
+                bytes: file.metadata()?.len(),
+                file,
+                opened: self.count,
+            };
+            self.outputs.insert(folder.to_owned(), output);
+        }
+        Ok(self.outputs.get_mut(folder))
+    }
+
+    fn remove(&mut self, service: &ServiceKey, before: Option<Timestamp>) -> Result<(), String> {
+        let folder = service_directory(&self.root, service);
+        let told = |error: io::Error| format!("delete {}: {error}", folder.display());
+        if let Some(before) = before
+            && let Some(newest) = newest_change(&folder).map_err(told)?
+            && micros(newest) >= before.0
+        {
+            return Err(format!("{} was written to meanwhile", folder.display()));
+        }
+        self.outputs.remove(&folder);
+        self.missing.remove(service);
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(told(error)),
+            _ => {}
+        }
+        // Of the region and the project, if this was the last.
+        for parent in folder.ancestors().skip(1).take(2) {
+            if fs::remove_dir(parent).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The current file becomes the old one, and the old one goes.
+fn turn(folder: &Path) -> io::Result<()> {
+    match fs::rename(folder.join(OLD), folder.join(GONE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    count_gone(folder)?;
+    fs::rename(folder.join(CURRENT), folder.join(OLD))
+}
+
+/// Counts what is on its way out and deletes it, each once, whenever a kill comes.
+fn count_gone(folder: &Path) -> io::Result<()> {
+    let gone = folder.join(GONE);
+    let file = match File::open(&gone) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    let metadata = file.metadata()?;
+    let mut dropped = Dropped::read(folder);
+    if dropped.counted != metadata.ino() {
+        dropped.lines += BufReader::new(file).split(b'\n').count() as u64;
+        dropped.bytes += metadata.len();
+        dropped.counted = metadata.ino();
+        dropped.write(folder)?;
+    }
+    fs::remove_file(gone)
+}
+
+fn wall() -> Timestamp {
+    Timestamp(micros(std::time::SystemTime::now()))
+}
+
+fn micros(time: std::time::SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,55 @@
+//! What the driver's handle and the connection's task have in common.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use tokio::sync::{Notify, broadcast, oneshot};
+
+use super::sockets::SocketCache;
+use crate::driver::{DriverError, InstanceEvent};
+use crate::keeper::protocol::{KeeperError, Op, Reply};
+
+/// The answer to a request.
+pub(super) type Answer = Result<(Reply, Vec<OwnedFd>), DriverError>;
+
+/// One request under way.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) op: Op,
+    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) answer: oneshot::Sender<Answer>,
+}
+
+/// What the driver's handle and the task share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) socket: PathBuf,
+    pub(super) data_id: String,
+    pub(super) build: String,
+    pub(super) events: broadcast::Sender<InstanceEvent>,
+    /// A receiver of events came: exits that waited for one can go.
+    pub(super) listening: Notify,
+    pub(super) superseded: AtomicBool,
+    pub(super) superseded_wake: Notify,
+    pub(super) sockets: SocketCache,
+    /// Copies of what an earlier keeper may have lost.
+    pub(super) listeners: parking_lot::Mutex<HashMap<(String, String), OwnedFd>>,
+}
+
+pub(super) fn superseded() -> DriverError {
+    DriverError::Unavailable(
+        "another server has taken over this data directory; this one must end".to_owned(),
+    )
+}
+
+pub(super) fn to_driver_error(error: KeeperError) -> DriverError {
+    match error {
+        KeeperError::Refused(text) => DriverError::Refused(text),
+        KeeperError::NotFound(id) => DriverError::NotFound(id),
+        KeeperError::Exhausted(text) => DriverError::Exhausted(text),
+        KeeperError::Internal(text) => DriverError::Internal(text),
+        KeeperError::NotPermitted => DriverError::Refused(error.to_string()),
+    }
+}

@@ -1,0 +1,291 @@
+//! What is asked on a connection. Answered at once, or passed on to a spawner that answers later.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use utsuwa_model::instance::InstanceSpec;
+use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
+
+use super::core::Keeper;
+use super::listeners;
+use super::protocol::{KeeperError, LIST_PAGE, Op, Reply, Status};
+use super::spawners::{HOUSEKEEPER, Pending, STARTER};
+use crate::spawner::protocol::Op as SpawnOp;
+
+/// Dial sockets in one answer.
+const SOCKET_LIMIT: u32 = 64;
+
+impl Keeper {
+    pub(crate) fn serve(
+        &mut self,
+        session: u32,
+        request: u64,
+        op: Op,
+        mut descriptors: Vec<OwnedFd>,
+    ) {
+        let root = self
+            .sessions
+            .get(&session)
+            .is_some_and(|session| session.uid == 0);
+        let result = match op {
+            Op::Start { spec } => return self.start(session, request, spec),
+            Op::Stop { id, grace_ms } => {
+                return self.stop(session, request, &id, Duration::from_millis(grace_ms));
+            }
+            Op::Prepare { rootfs } => {
+                let op = SpawnOp::Prepare { rootfs };
+                return self.ask_both([HOUSEKEEPER, STARTER], op, session, request);
+            }
+            Op::Unpack {
+                diff_id,
+                media_type,
+            } => {
+                let pending = Pending::Session { session, request };
+                return self.ask(
+                    HOUSEKEEPER,
+                    SpawnOp::Unpack {
+                        diff_id,
+                        media_type,
+                    },
+                    descriptors,
+                    pending,
+                );
+            }
+            Op::RemoveLayer { diff_id } => {
+                let op = SpawnOp::RemoveLayer { diff_id };
+                return self.ask_both([STARTER, HOUSEKEEPER], op, session, request);
+            }
+            Op::ReleaseIds { uid_base } => match self.one_with(|s| s.rootfs.uid_base == uid_base) {
+                Some(id) => Err(KeeperError::Exhausted(format!(
+                    "instance {id} still has ids from {uid_base} on"
+                ))),
+                None => {
+                    let op = SpawnOp::ReleaseIds { uid_base };
+                    return self.ask_both([STARTER, HOUSEKEEPER], op, session, request);
+                }
+            },
+            Op::RemoveLogs { service, before } => match self.put_logs_aside(&service, before) {
+                Ok(()) => {
+                    let pending = Pending::Session { session, request };
+                    return self.ask(HOUSEKEEPER, SpawnOp::RemoveOldLogs, Vec::new(), pending);
+                }
+                Err(error) => Err(error),
+            },
+            Op::Sockets { id, count } => return self.serve_sockets(session, request, &id, count),
+            Op::TakeListener {
+                name,
+                address,
+                bind,
+            } => {
+                return self.serve_listener(session, request, (name, address), bind);
+            }
+            Op::List { after } => {
+                let (instances, more) = self.list(after.as_ref(), LIST_PAGE);
+                Ok(Reply::List { instances, more })
+            }
+            Op::Usage { id } => self.usage(&id),
+            Op::SetCpu { id, cpu } => self.set_cpu(&id, cpu),
+            Op::GiveListener { name, address } => match descriptors.pop() {
+                Some(socket) => {
+                    self.listeners
+                        .insert((name.clone(), address.clone()), socket);
+                    self.deposit_listener(&(name, address));
+                    Ok(Reply::Done)
+                }
+                None => Err(KeeperError::Refused(format!(
+                    "no socket came along for {name} {address}"
+                ))),
+            },
+            Op::RetainListeners { keep } => {
+                self.retain_listeners(&keep);
+                Ok(Reply::Done)
+            }
+            Op::GiveSandboxSockets { sandbox } => {
+                if let Some(held) = self.sandboxes.get_mut(&sandbox)
+                    && held.internal.is_empty()
+                    && descriptors.len() == held.net.sockets.len()
+                {
+                    held.internal = descriptors;
+                    self.deposit(sandbox);
+                }
+                Ok(Reply::Done)
+            }
+            Op::AckExit { id } => {
+                self.acknowledge(&id);
+                Ok(Reply::Done)
+            }
+            Op::Status => Ok(Reply::Status(self.status())),
+            Op::Upgrade { .. } | Op::Shutdown { .. } if !root => Err(KeeperError::NotPermitted),
+            Op::Upgrade { build } => match descriptors.pop() {
+                Some(executable) => {
+                    tracing::info!(%build, "making place for another executable");
+                    self.begin_upgrade(session, request, executable);
+                    return;
+                }
+                None => Err(KeeperError::Refused("no executable came along".to_owned())),
+            },
+            Op::Shutdown {
+                stop_instances,
+                tear_down,
+                grace_ms,
+            } => {
+                return self.begin_shutdown(
+                    session,
+                    request,
+                    stop_instances,
+                    tear_down,
+                    Duration::from_millis(grace_ms),
+                );
+            }
+        };
+        self.reply(session, request, result, Vec::new());
+    }
+
+    /// Asks one spawner, then the other one.
+    fn ask_both(&mut self, [first, second]: [u32; 2], op: SpawnOp, session: u32, request: u64) {
+        let pending = Pending::Then {
+            session,
+            request,
+            index: second,
+            op: op.clone(),
+        };
+        self.ask(first, op, Vec::new(), pending);
+    }
+
+    /// An instance that runs or is about to, of which `what` holds.
+    fn one_with(&self, what: impl Fn(&InstanceSpec) -> bool) -> Option<&InstanceId> {
+        let running = self
+            .instances
+            .values()
+            .map(|instance| &instance.record.spec);
+        running
+            .chain(self.queue.iter().map(|queued| &queued.spec))
+            .find(|spec| what(spec))
+            .map(|spec| &spec.id)
+    }
+
+    fn put_logs_aside(
+        &mut self,
+        service: &ServiceKey,
+        before: Option<Timestamp>,
+    ) -> Result<(), KeeperError> {
+        if let Some(id) = self.one_with(|spec| spec.revision.service == *service) {
+            let text = format!("instance {id} of {service} still writes to its log");
+            return Err(KeeperError::Exhausted(text));
+        }
+        self.logs.put_aside(service, before).map_err(|error| {
+            KeeperError::Exhausted(format!("delete the logs of {service}: {error}"))
+        })
+    }
+
+    fn serve_sockets(&mut self, session: u32, request: u64, id: &InstanceId, count: u32) {
+        let Some(instance) = self.instances.get(id) else {
+            return self.reply(
+                session,
+                request,
+                Err(KeeperError::NotFound(id.clone())),
+                Vec::new(),
+            );
+        };
+        let address =
+            super::protocol::dial_address(&instance.record.net, instance.record.spec.port);
+        match self.dial_sockets(instance.record.sandbox, count.clamp(1, SOCKET_LIMIT)) {
+            Ok(sockets) => self.reply(session, request, Ok(Reply::Sockets { address }), sockets),
+            Err(error) => {
+                let text = format!("make a socket in the network of instance {id}: {error}");
+                self.reply(
+                    session,
+                    request,
+                    Err(KeeperError::Internal(text)),
+                    Vec::new(),
+                );
+            }
+        }
+    }
+
+    fn usage(&self, id: &InstanceId) -> Result<Reply, KeeperError> {
+        let instance = self
+            .instances
+            .get(id)
+            .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
+        let cgroups = self
+            .cgroups
+            .as_ref()
+            .ok_or_else(|| KeeperError::Internal("this host has no cgroups".to_owned()))?;
+        let usage = cgroups
+            .sandbox(instance.record.sandbox)
+            .usage()
+            .map_err(|error| KeeperError::Internal(error.to_string()))?;
+        Ok(Reply::Usage {
+            memory_bytes: usage.memory_bytes,
+            cpu_us: usage.cpu_us,
+            pids: usage.pids,
+        })
+    }
+
+    fn serve_listener(&mut self, session: u32, request: u64, key: (String, String), bind: bool) {
+        if bind
+            && !self.listeners.contains_key(&key)
+            && let Err(error) = self.bind_listener(&key)
+        {
+            return self.reply(session, request, Err(error), Vec::new());
+        }
+        match self
+            .listeners
+            .get(&key)
+            .map(|socket| socket.as_fd().try_clone_to_owned())
+        {
+            Some(Ok(copy)) => self.reply(
+                session,
+                request,
+                Ok(Reply::Listener { found: true }),
+                vec![copy],
+            ),
+            Some(Err(error)) => {
+                let text = format!("pass the socket of {} {} on: {error}", key.0, key.1);
+                self.reply(
+                    session,
+                    request,
+                    Err(KeeperError::Exhausted(text)),
+                    Vec::new(),
+                );
+            }
+            None => self.reply(
+                session,
+                request,
+                Ok(Reply::Listener { found: false }),
+                Vec::new(),
+            ),
+        }
+    }
+
+    fn bind_listener(&mut self, key: &(String, String)) -> Result<(), KeeperError> {
+        let socket = listeners::bind(&key.1, &self.config.privileged_ports)?;
+        self.listeners.insert(key.clone(), socket);
+        self.deposit_listener(key);
+        Ok(())
+    }
+
+    fn status(&mut self) -> Status {
+        Status {
+            pid: rustix::process::getpid()
+                .as_raw_nonzero()
+                .get()
+                .unsigned_abs(),
+            build: self.config.build.clone(),
+            instances: self.instances.len(),
+            exits_unacknowledged: self.exits.len(),
+            pool_ready: self.ready.len(),
+            pool_making: self.making.len(),
+            pool_target: self.demand.target(super::core::now()),
+            sandboxes: self.sandboxes.len(),
+            spawner_pids: self
+                .spawners
+                .iter()
+                .filter_map(|s| s.process.as_ref().map(|p| p.pid))
+                .collect(),
+            listeners: self.listeners.keys().cloned().collect(),
+            pool_error: self.pool_error.clone(),
+        }
+    }
+}

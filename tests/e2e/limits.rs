@@ -1,0 +1,212 @@
+//! Nobody takes what others live on: descriptors, and what was kept of a service that is gone.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::harness::{Server, can_run, until};
+
+/// With so many open files one instance may have 128 connections to services (an eighth, halved).
+const OPEN_FILES: u64 = 2_048;
+const OWN: usize = 128;
+/// Where every instance finds the services of its server.
+const INSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count()
+}
+
+/// Asks for `host` once and keeps the connection; the head of the answer, empty for a reset.
+fn ask(address: SocketAddr, host: &str) -> (Option<TcpStream>, String) {
+    let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(5)) else {
+        return (None, String::new());
+    };
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    let mut answer = vec![0; 4096];
+    let length = stream
+        .write_all(request.as_bytes())
+        .and_then(|()| stream.read(&mut answer))
+        .unwrap_or(0);
+    answer.truncate(length);
+    (Some(stream), String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[test]
+fn an_instance_cannot_take_the_servers_descriptors() {
+    if !can_run("limits::an_instance_cannot_take_the_servers_descriptors") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    server.kill_9();
+    let program = tempfile::NamedTempFile::new_in("/var/tmp")
+        .unwrap()
+        .into_temp_path();
+    let script = format!(
+        "#!/bin/sh\nexec prlimit --nofile={OPEN_FILES}:{OPEN_FILES} {} \"$@\"\n",
+        env!("CARGO_BIN_EXE_utsuwa")
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    server.use_program(&program);
+    server.up();
+    server.deploy("greedy", &["--min-instances", "1"]);
+    server.deploy("other", &["--min-instances", "1"]);
+    server.until_instances("greedy", 1);
+    server.until_instances("other", 1);
+    let before = open_files(server.pid());
+    let netns = File::open(format!(
+        "/proc/{}/ns/net",
+        server.instance_pids("greedy")[0]
+    ))
+    .unwrap();
+    let address = SocketAddr::from((INSIDE, server.http.port()));
+
+    std::thread::scope(|scope| {
+        // Only this thread is in the instance's network.
+        let greedy = scope.spawn(|| {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            let (mut kept, mut refused) = (Vec::new(), 0);
+            for number in 0..5 * OWN {
+                let (stream, answer) = ask(address, "other.localhost");
+                if answer.starts_with("HTTP/1.1 200") {
+                    kept.push(stream);
+                } else {
+                    assert!(
+                        answer.is_empty() || answer.starts_with("HTTP/1.1 429"),
+                        "{number}: {answer}"
+                    );
+                    refused += 1;
+                }
+                if number % 50 == 0 {
+                    assert_eq!(server.get("other", "/").0, 200);
+                }
+            }
+            assert_eq!((kept.len(), refused), (OWN, 4 * OWN));
+            let files = open_files(server.pid());
+            assert!(
+                files <= before + 2 * OWN + 64,
+                "{before} before, now {files}"
+            );
+            drop(kept);
+            until("places to be free again", Duration::from_secs(20), || {
+                ask(address, "other.localhost")
+                    .1
+                    .starts_with("HTTP/1.1 200")
+                    .then_some(())
+            });
+        });
+        greedy.join().unwrap();
+    });
+    let told = until("the log to tell", Duration::from_secs(10), || {
+        let log = server.ok(&["logs", "greedy", "--tail", "100"]);
+        log.contains("as many connections to services open")
+            .then_some(log)
+    });
+    assert_eq!(
+        told.matches("as many connections to services open").count(),
+        1,
+        "{told}"
+    );
+    server.finish();
+}
+
+#[test]
+fn want_of_descriptors_ends_nothing() {
+    if !can_run("limits::want_of_descriptors_ends_nothing") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    server.expect_warning("open files");
+    server.expect_warning("Too many open files");
+    server.deploy("hello", &["--min-instances", "1"]);
+    server.until_instances("hello", 1);
+    let limit = |files: u64| {
+        let done = Command::new("prlimit")
+            .args(["--pid", &server.pid().to_string()])
+            .arg(format!("--nofile={files}:1048576"))
+            .status();
+        assert!(done.unwrap().success());
+    };
+    limit(open_files(server.pid()) as u64 + 30);
+    let idle: Vec<TcpStream> = (0..200)
+        .map(|_| TcpStream::connect(server.http).unwrap())
+        .collect();
+    let said = || {
+        server
+            .log()
+            .matches("accept client connections; they wait")
+            .count()
+    };
+    until("the lack to be told", Duration::from_secs(10), || {
+        (said() > 0).then_some(())
+    });
+    drop(idle);
+    until("the service to answer", Duration::from_secs(20), || {
+        (server.get("hello", "/").0 == 200).then_some(())
+    });
+    assert!(said() <= 2, "told again and again: {}", said());
+    limit(65_536);
+    assert_eq!(server.get("hello", "/").0, 200);
+    server.finish();
+}
+
+#[test]
+fn a_service_does_not_see_what_another_of_its_name_wrote() {
+    if !can_run("limits::a_service_does_not_see_what_another_of_its_name_wrote") {
+        return;
+    }
+    let server = Server::start(&[]);
+    let places = ["logs", "journal"].map(|kind| server.data_dir().join(kind).join("demo"));
+    server.deploy("again", &[]);
+    assert_eq!(
+        server
+            .get("again", "/log?severity=INFO&message=the-former-one")
+            .0,
+        200
+    );
+    until("the line to be stored", Duration::from_secs(10), || {
+        let log = server.ok(&["logs", "again", "--tail", "100"]);
+        (log.contains("the-former-one") && log.contains("GET http")).then_some(())
+    });
+    assert!(places.iter().all(|place| place.exists()), "{places:?}");
+    server.ok(&["services", "delete", "again", "--quiet"]);
+    until("the service to be gone", Duration::from_secs(30), || {
+        let path = format!("{}/services/again", crate::harness::PARENT);
+        (server.api_get(&path).0 == 404).then_some(())
+    });
+    server.deploy("again", &[]);
+    assert_eq!(
+        server
+            .get("again", "/log?severity=INFO&message=the-new-one")
+            .0,
+        200
+    );
+    let log = until("the line to be stored", Duration::from_secs(10), || {
+        let log = server.ok(&["logs", "again", "--tail", "100"]);
+        log.contains("the-new-one").then_some(log)
+    });
+    assert!(!log.contains("the-former-one"), "{log}");
+    assert_eq!(
+        log.matches("ended by signal").count(),
+        0,
+        "its own instance runs: {log}"
+    );
+
+    // The end of the last instance is told when its service is gone: that goes too.
+    server.ok(&["services", "delete", "again", "--quiet"]);
+    until("nothing to be kept", Duration::from_secs(60), || {
+        places.iter().all(|place| !place.exists()).then_some(())
+    });
+    server.finish();
+}
