@@ -43,6 +43,8 @@ pub(super) struct Shared {
     /// A receiver of events came: exits that waited for one can go.
     pub(super) listening: Notify,
     pub(super) superseded: AtomicBool,
+    /// Another server waits for this one's end. Everything works until then.
+    pub(super) leave: AtomicBool,
     pub(super) superseded_wake: Notify,
     pub(super) sockets: SocketCache,
     /// Copies of what an earlier keeper may have lost.
@@ -284,6 +286,12 @@ impl Connection {
             FromKeeper::Superseded { by } => {
                 tracing::warn!(by, "another server took over; this one gets nothing more");
                 self.shared.superseded.store(true, Ordering::Release);
+                self.shared.superseded_wake.notify_waiters();
+            }
+            FromKeeper::Leave { by } => {
+                if !self.shared.leave.swap(true, Ordering::AcqRel) {
+                    tracing::info!(by, "another server waits for this one's place");
+                }
                 self.shared.superseded_wake.notify_waiters();
             }
             FromKeeper::Welcome { .. } | FromKeeper::Refused { .. } => {}
