@@ -6,7 +6,8 @@ use std::io::{BufRead, IsTerminal};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::ClientArgs;
+use super::progress::Progress;
+use super::{ClientArgs, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{Format, line, note, value};
 
@@ -30,8 +31,11 @@ pub(crate) struct DeployArgs {
     #[arg(long)]
     port: Option<u16>,
     /// Speak HTTP/2 cleartext to the container.
-    #[arg(long)]
+    #[arg(long, overrides_with = "no_use_http2")]
     use_http2: bool,
+    /// Speak HTTP/1.1 to the container (default).
+    #[arg(long)]
+    no_use_http2: bool,
     /// Memory limit, for example 512Mi or 1Gi.
     #[arg(long)]
     memory: Option<String>,
@@ -74,24 +78,18 @@ pub(crate) struct DeployArgs {
     /// Replaces the image's arguments; comma-separated. Empty resets it.
     #[arg(long, value_name = "LIST")]
     args: Option<String>,
-    /// Identity of the service.
-    #[arg(long)]
-    service_account: Option<String>,
     /// gen1 or gen2.
     #[arg(long)]
     execution_environment: Option<String>,
-    /// Keep CPU between requests.
-    #[arg(long, overrides_with = "cpu_throttling")]
+    /// Keep CPU between requests; an instance here always does.
+    #[arg(long)]
     no_cpu_throttling: bool,
-    /// CPU only during requests (default).
-    #[arg(long)]
-    cpu_throttling: bool,
-    /// More CPU while starting.
-    #[arg(long)]
-    cpu_boost: bool,
     /// Send a client to the same instance again where possible.
-    #[arg(long)]
+    #[arg(long, overrides_with = "no_session_affinity")]
     session_affinity: bool,
+    /// Send each request to any instance (default).
+    #[arg(long)]
+    no_session_affinity: bool,
     /// all, internal or internal-and-cloud-load-balancing.
     #[arg(long)]
     ingress: Option<String>,
@@ -131,18 +129,19 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
     let path = api.service(&args.name);
     let existing = match api.get(&path).await {
         Ok(service) => Some(service),
-        Err(failure) if failure.message.contains("does not exist") => None,
+        Err(failure) if failure.is_not_found() => None,
         Err(failure) => return Err(failure),
     };
+    if args.image.is_none() && existing.is_none() {
+        return Err(no_image(&api, &args.name).await);
+    }
+    let public = wants_public(args, existing.is_none())?;
+    // Not before the question: both want the line.
+    let progress = Progress::new();
     let image = match &args.image {
-        Some(reference) => Some(super::images::upload_if_local(&api, reference).await?),
-        None if existing.is_none() => {
-            return Err(Failure::usage("--image is needed for a new service")
-                .hint("try --image utsuwa.local/hello"));
-        }
+        Some(reference) => Some(super::images::upload_if_local(&api, reference, &progress).await?),
         None => None,
     };
-    let public = wants_public(args, existing.is_none())?;
     let body = body(args, image, existing.clone())?;
     let operation = if existing.is_some() {
         api.patch(&path, &body).await?
@@ -163,8 +162,26 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
         ));
         return Ok(());
     }
-    super::wait::wait(&api, &operation).await?;
+    progress.note(&format!(
+        "Deploying [{}] in project [{}] region [{}]",
+        args.name, api.project, api.region
+    ));
+    super::wait::wait_shown(&api, &operation, &args.name, &progress).await?;
+    drop(progress);
     report(&api, args, client).await
+}
+
+/// A service without an image doesn't exist yet; or another one was meant.
+async fn no_image(api: &Api, name: &str) -> Failure {
+    let needed = Failure::usage(format!(
+        "there is no service [{name}] in project [{}] region [{}], and --image is needed for a new one",
+        api.project, api.region
+    ));
+    let names = suggest::services(api).await.unwrap_or_default();
+    match suggest::nearest(name, names.iter().map(String::as_str)) {
+        Some(meant) => needed.hint(format!("did you mean {meant}?")),
+        None => needed.hint("try --image utsuwa.local/hello"),
+    }
 }
 
 /// Whether to open the service: by flag, by asking on a terminal, else unchanged (decision 23).
@@ -236,7 +253,6 @@ fn body(
         "timeout",
         args.timeout.as_deref().map(timeout).transpose()?,
     );
-    set(template, "serviceAccount", args.service_account.clone());
     set(
         template,
         "executionEnvironment",
@@ -248,7 +264,7 @@ fn body(
     set(
         template,
         "sessionAffinity",
-        args.session_affinity.then_some(true),
+        flag(args.session_affinity, args.no_session_affinity),
     );
     if let Some(min) = args.min_instances {
         template["scaling"]["minInstanceCount"] = json!(min);
@@ -289,11 +305,21 @@ fn container(
     image: Option<String>,
 ) -> Result<(), Failure> {
     set(container, "image", image);
-    if let Some(port) = args.port {
-        container["ports"] =
-            json!([{"name": if args.use_http2 { "h2c" } else { "http1" }, "containerPort": port}]);
-    } else if args.use_http2 {
-        container["ports"] = json!([{"name": "h2c", "containerPort": 8080}]);
+    let http2 = flag(args.use_http2, args.no_use_http2);
+    if args.port.is_some() || http2.is_some() {
+        // What isn't named stays: the port's number when the protocol changes, the protocol when the port does.
+        let old = container["ports"][0].clone();
+        let port = args
+            .port
+            .map_or_else(|| old["containerPort"].clone(), |p| json!(p));
+        let name = http2.map_or_else(
+            || old["name"].clone(),
+            |h2| json!(if h2 { "h2c" } else { "http1" }),
+        );
+        container["ports"] = json!([{
+            "name": if name.is_null() { json!("http1") } else { name },
+            "containerPort": if port.is_null() { json!(8080) } else { port },
+        }]);
     }
     for (key, limit) in [("memory", &args.memory), ("cpu", &args.cpu)] {
         if let Some(limit) = limit {
@@ -304,11 +330,8 @@ fn container(
             container["resources"]["limits"][key] = json!(limit);
         }
     }
-    if args.no_cpu_throttling || args.cpu_throttling {
-        container["resources"]["cpuIdle"] = json!(!args.no_cpu_throttling);
-    }
-    if args.cpu_boost {
-        container["resources"]["startupCpuBoost"] = json!(true);
+    if args.no_cpu_throttling {
+        container["resources"]["cpuIdle"] = json!(false);
     }
     for (key, list) in [("command", &args.command), ("args", &args.args)] {
         if let Some(list) = list {
@@ -372,6 +395,15 @@ fn nonce() -> String {
     (0..10)
         .map(|i| char::from(b'a' + u8::try_from((high >> (i * 6)) % 26).unwrap_or(0)))
         .collect()
+}
+
+/// What a pair of flags says: yes, no, or nothing.
+fn flag(yes: bool, no: bool) -> Option<bool> {
+    match (yes, no) {
+        (true, _) => Some(true),
+        (false, true) => Some(false),
+        (false, false) => None,
+    }
 }
 
 fn set(object: &mut Value, key: &str, new: Option<impl Into<Value>>) {
@@ -507,8 +539,9 @@ async fn report(api: &Api, args: &DeployArgs, client: &ClientArgs) -> Result<(),
                     .is_some_and(|m| m.contains(&json!("allUsers")))
         });
     if !public {
+        note("The service is private: callers get 403.");
         note(&format!(
-            "The service is private: callers get 403. hint: open it with `utsuwa deploy {} --allow-unauthenticated`.",
+            "hint: `utsuwa deploy {} --allow-unauthenticated` lets everybody call it",
             args.name
         ));
     }

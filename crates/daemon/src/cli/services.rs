@@ -3,9 +3,10 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::ClientArgs;
-use crate::client::Failure;
-use crate::output::{Format, items, line, note, text_at, value};
+use super::progress::Progress;
+use super::{ClientArgs, short, suggest};
+use crate::client::{Api, Failure};
+use crate::output::{Format, items, line, moment, note, text_at, value};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServicesCommand {
@@ -54,23 +55,39 @@ pub(crate) enum RevisionsCommand {
     Delete { name: String },
 }
 
-/// The last part of a resource name.
-fn short(name: &str) -> String {
-    name.rsplit('/').next().unwrap_or_default().to_owned()
+/// The state of a service or revision, in a word.
+fn ready_word(item: &Value) -> String {
+    let word = match item["terminalCondition"]["state"]
+        .as_str()
+        .or_else(|| condition(item, "Ready"))
+    {
+        Some("CONDITION_SUCCEEDED") => "ready",
+        Some("CONDITION_FAILED") => "failed",
+        _ => "working",
+    };
+    word.to_owned()
 }
 
+/// The same in one sign, as gcloud lists it.
 fn ready_mark(item: &Value) -> String {
-    match item["terminalCondition"]["state"].as_str().or_else(|| {
-        item["conditions"]
-            .as_array()?
-            .iter()
-            .find(|c| c["type"] == json!("Ready"))?["state"]
-            .as_str()
-    }) {
-        Some("CONDITION_SUCCEEDED") => "ready".to_owned(),
-        Some("CONDITION_FAILED") => "failed".to_owned(),
-        _ => "working".to_owned(),
-    }
+    let mark = match ready_word(item).as_str() {
+        "ready" => "✔",
+        "failed" => "X",
+        _ => "…",
+    };
+    mark.to_owned()
+}
+
+/// The state of one condition.
+fn condition<'a>(item: &'a Value, kind: &str) -> Option<&'a str> {
+    let all = item["conditions"].as_array()?;
+    all.iter().find(|c| c["type"] == json!(kind))?["state"].as_str()
+}
+
+/// `projects/P/locations/R/services/S`: its region.
+fn region(item: &Value) -> String {
+    let name = text_at(item, "name");
+    name.split('/').nth(3).unwrap_or_default().to_owned()
 }
 
 pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Result<(), Failure> {
@@ -84,27 +101,23 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                 &client.format,
                 &all,
                 &[
+                    ("", &ready_mark),
                     ("SERVICE", &|i| short(&text_at(i, "name"))),
-                    ("STATE", &ready_mark),
+                    ("REGION", &region),
                     ("URL", &|i| text_at(i, "uri")),
-                    ("LAST DEPLOYED", &|i| text_at(i, "updateTime")),
-                    ("BY", &|i| text_at(i, "lastModifier")),
+                    ("LAST DEPLOYED BY", &|i| text_at(i, "lastModifier")),
+                    ("LAST DEPLOYED AT", &|i| moment(&text_at(i, "updateTime"))),
                 ],
             )
         }
         ServicesCommand::Describe { name, why } => {
+            let service = existing(&api, name).await?;
             if *why {
-                let explained = api
-                    .get(&format!(
-                        "/utsuwa/v1/{}/services/{name}:explain",
-                        api.parent()
-                    ))
-                    .await?;
+                let explained = api.get(&api.explain(name)).await?;
                 return if client.format == Format::Table {
-                    let service = api.get(&api.service(name)).await?;
                     let message = text_at(&service, "terminalCondition.message");
                     if !message.is_empty() {
-                        line(&format!("{}: {message}", ready_mark(&service)));
+                        line(&format!("{}: {message}", ready_word(&service)));
                     }
                     print_why(name, &explained);
                     Ok(())
@@ -112,7 +125,6 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                     value(&client.format, &explained)
                 };
             }
-            let service = api.get(&api.service(name)).await?;
             if client.format == Format::Table {
                 print_service(&service);
                 Ok(())
@@ -121,6 +133,7 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
             }
         }
         ServicesCommand::Delete { name, quiet } => {
+            existing(&api, name).await?;
             if !quiet {
                 confirm(&format!(
                     "Service [{name}] with its revisions will be deleted."
@@ -143,7 +156,7 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                     "say where requests shall go: --to-latest, --to-revisions or --set-tags",
                 ));
             }
-            let mut service = api.get(&path).await?;
+            let mut service = existing(&api, name).await?;
             let targets = new_traffic(
                 service["traffic"].as_array().cloned().unwrap_or_default(),
                 to_revisions.as_deref(),
@@ -153,8 +166,15 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
             let body = json!({"traffic": targets, "etag": service["etag"].take()});
             let operation = api
                 .patch(&format!("{path}?updateMask=traffic"), &body)
-                .await?;
-            super::wait::wait(&api, &operation).await?;
+                .await
+                .map_err(|f| {
+                    f.hint(format!(
+                        "`utsuwa revisions list --service {name}` shows them"
+                    ))
+                })?;
+            let progress = Progress::new();
+            super::wait::wait_shown(&api, &operation, name, &progress).await?;
+            drop(progress);
             let service = api.get(&path).await?;
             if client.format == Format::Table {
                 print_traffic(&service);
@@ -163,6 +183,14 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                 value(&client.format, &service["trafficStatuses"])
             }
         }
+    }
+}
+
+/// The service, or a failure that names the one that was probably meant.
+async fn existing(api: &Api, name: &str) -> Result<Value, Failure> {
+    match api.get(&api.service(name)).await {
+        Ok(service) => Ok(service),
+        Err(failure) => Err(suggest::service(api, name, failure).await),
     }
 }
 
@@ -295,13 +323,10 @@ fn print_service(service: &Value) {
     line(&format!(
         "Service {} in {}",
         short(&text_at(service, "name")),
-        text_at(service, "name")
-            .split('/')
-            .nth(3)
-            .unwrap_or_default()
+        region(service)
     ));
     line(&format!("URL:      {}", text_at(service, "uri")));
-    line(&format!("State:    {}", ready_mark(service)));
+    line(&format!("State:    {}", ready_word(service)));
     let message = text_at(service, "terminalCondition.message");
     if !message.is_empty() {
         line(&format!("          {message}"));
@@ -320,7 +345,7 @@ fn print_service(service: &Value) {
     }
     line(&format!(
         "Deployed: {} by {}",
-        text_at(service, "updateTime"),
+        moment(&text_at(service, "updateTime")),
         text_at(service, "lastModifier")
     ));
 }
@@ -394,18 +419,29 @@ pub(crate) async fn run_revisions(
     match command {
         RevisionsCommand::List { service } => {
             let of = service.as_deref().unwrap_or("-");
+            let services = match service {
+                Some(name) => vec![existing(&api, name).await?],
+                None => {
+                    let path = format!("/run/v2/{}/services", api.parent());
+                    api.list(&path, "services").await?
+                }
+            };
             let all = api
                 .list(&format!("{}/revisions", api.service(of)), "revisions")
                 .await?;
+            let routes = Routes::of(&services);
             items(
                 &client.format,
                 &all,
                 &[
+                    ("", &ready_mark),
                     ("REVISION", &|i| short(&text_at(i, "name"))),
+                    ("ACTIVE", &active),
                     ("SERVICE", &|i| short(&text_at(i, "service"))),
-                    ("STATE", &ready_mark),
-                    ("IMAGE", &|i| text_at(i, "containers.0.image")),
-                    ("CREATED", &|i| text_at(i, "createTime")),
+                    ("DEPLOYED", &|i| moment(&text_at(i, "createTime"))),
+                    ("DEPLOYED BY", &|i| text_at(i, "creator")),
+                    ("TRAFFIC", &|i| routes.percent(i)),
+                    ("TAGS", &|i| routes.tags(i)),
                 ],
             )
         }
@@ -430,17 +466,74 @@ pub(crate) async fn run_revisions(
     }
 }
 
+fn active(revision: &Value) -> String {
+    match condition(revision, "Active") {
+        Some("CONDITION_SUCCEEDED") => "yes".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Which requests go to which revision, by the services' own word.
+struct Routes(Vec<(String, Value)>);
+
+impl Routes {
+    fn of(services: &[Value]) -> Self {
+        let targets = |service: &Value| {
+            let all = service["trafficStatuses"].as_array();
+            all.cloned().unwrap_or_default()
+        };
+        Self(
+            services
+                .iter()
+                .flat_map(targets)
+                .map(|target| (short(&text_at(&target, "revision")), target))
+                .collect(),
+        )
+    }
+
+    fn to<'a>(&'a self, revision: &Value) -> impl Iterator<Item = &'a Value> {
+        let name = short(&text_at(revision, "name"));
+        self.0
+            .iter()
+            .filter(move |(to, _)| *to == name)
+            .map(|(_, target)| target)
+    }
+
+    fn percent(&self, revision: &Value) -> String {
+        let sum: u64 = self
+            .to(revision)
+            .filter_map(|t| t["percent"].as_u64())
+            .sum();
+        if sum == 0 {
+            String::new()
+        } else {
+            format!("{sum}%")
+        }
+    }
+
+    fn tags(&self, revision: &Value) -> String {
+        let tags: Vec<&str> = self
+            .to(revision)
+            .filter_map(|t| t["tag"].as_str())
+            .collect();
+        tags.join(", ")
+    }
+}
+
 /// A revision by its id alone, as gcloud takes it.
-async fn find(api: &crate::client::Api, name: &str) -> Result<Value, Failure> {
+async fn find(api: &Api, name: &str) -> Result<Value, Failure> {
     let all = api
         .list(&format!("{}/revisions", api.service("-")), "revisions")
         .await?;
-    all.into_iter()
-        .find(|r| short(&text_at(r, "name")) == name)
-        .ok_or_else(|| {
-            Failure::failed(format!("Revision [{name}] does not exist."))
-                .hint("`utsuwa revisions list` shows them")
-        })
+    let names: Vec<String> = all.iter().map(|r| short(&text_at(r, "name"))).collect();
+    match names.iter().position(|n| n == name) {
+        Some(at) => Ok(all[at].clone()),
+        None => Err(Failure::failed(format!(
+            "revision [{name}] does not exist in project [{}] region [{}]",
+            api.project, api.region
+        ))
+        .hint(suggest::hint(name, &names, "revisions", api))),
+    }
 }
 
 #[cfg(test)]
