@@ -230,7 +230,7 @@ fn body(
         "ingress",
         args.ingress.as_deref().map(ingress).transpose()?,
     );
-    for (key, value) in pairs(args.labels.as_deref())? {
+    for (key, value) in pairs("--labels", args.labels.as_deref())? {
         service["labels"][&key] = json!(value);
         service["template"]["labels"][&key] = json!(value);
     }
@@ -272,7 +272,7 @@ fn body(
     if let Some(max) = args.max_instances {
         template["scaling"]["maxInstanceCount"] = json!(max);
     }
-    for (key, value) in pairs(args.annotations.as_deref())? {
+    for (key, value) in pairs("--annotations", args.annotations.as_deref())? {
         template["annotations"][&key] = json!(value);
     }
     container(&mut template["containers"][0], args, image)?;
@@ -350,11 +350,11 @@ fn container(
         let names: Vec<&str> = remove.split(',').collect();
         env.retain(|v| !names.contains(&v["name"].as_str().unwrap_or_default()));
     }
-    for (name, value) in pairs(
-        args.set_env_vars
-            .as_deref()
-            .or(args.update_env_vars.as_deref()),
-    )? {
+    let (flag, list) = match &args.set_env_vars {
+        Some(list) => ("--set-env-vars", Some(list)),
+        None => ("--update-env-vars", args.update_env_vars.as_ref()),
+    };
+    for (name, value) in pairs(flag, list.map(String::as_str))? {
         let variable = json!({"name": name, "value": value});
         match env.iter_mut().find(|v| v["name"] == json!(name)) {
             Some(old) => *old = variable,
@@ -445,7 +445,7 @@ fn timeout(text: &str) -> Result<String, Failure> {
 }
 
 /// `A=1,B=2`; `^SEP^A=1SEPB=2` chooses another separator, as gcloud does.
-fn pairs(text: Option<&str>) -> Result<Vec<(String, String)>, Failure> {
+fn pairs(flag: &str, text: Option<&str>) -> Result<Vec<(String, String)>, Failure> {
     let Some(text) = text else {
         return Ok(Vec::new());
     };
@@ -457,7 +457,9 @@ fn pairs(text: Option<&str>) -> Result<Vec<(String, String)>, Failure> {
         .filter(|p| !p.is_empty())
         .map(|pair| match pair.split_once('=') {
             Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-            _ => Err(Failure::usage(format!("{pair:?}: must be NAME=VALUE"))),
+            _ => Err(Failure::usage(format!(
+                "{flag}: {pair:?} must be NAME=VALUE"
+            ))),
         })
         .collect()
 }
@@ -567,14 +569,14 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(
-            pairs(Some("A=1,B=x=y")).ok(),
+            pairs("--x", Some("A=1,B=x=y")).ok(),
             Some(own(&[("A", "1"), ("B", "x=y")]))
         );
         assert_eq!(
-            pairs(Some("^@^A=1,2@B=3")).ok(),
+            pairs("--x", Some("^@^A=1,2@B=3")).ok(),
             Some(own(&[("A", "1,2"), ("B", "3")]))
         );
-        assert!(pairs(Some("A")).is_err());
+        assert!(pairs("--x", Some("A")).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::Path;
 
 use anyhow::Context;
 
@@ -91,11 +92,21 @@ fn holder(address: SocketAddr) -> Option<(u32, String)> {
             .filter_map(|d| std::fs::read_link(d.path()).ok())
             .any(|target| target.as_os_str() == socket.as_str());
         if has {
-            let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
-            return Some((pid, name.trim().to_owned()));
+            return Some((pid, name(&process.path())?));
         }
     }
     None
+}
+
+/// What people call a process. A keeper has the name it was executed by, which tells nobody anything.
+fn name(process: &Path) -> Option<String> {
+    let words = std::fs::read(process.join("cmdline")).ok()?;
+    let mut words = words.split(|b| *b == 0).skip(1);
+    if words.next() == Some(b"internal") && words.next() == Some(b"keeper") {
+        return Some("the keeper of another utsuwa server".to_owned());
+    }
+    let name = std::fs::read_to_string(process.join("comm")).ok()?;
+    Some(name.trim().to_owned())
 }
 
 /// The inode of a line of `/proc/net/tcp` that listens on `address`, or on all addresses with its port.
