@@ -11,6 +11,7 @@ mod images;
 mod logs;
 mod progress;
 mod quickstart;
+mod revisions;
 mod services;
 mod suggest;
 mod unit;
@@ -99,7 +100,7 @@ enum Command {
     Services(services::ServicesCommand),
     /// List, describe and delete revisions.
     #[command(subcommand)]
-    Revisions(services::RevisionsCommand),
+    Revisions(revisions::RevisionsCommand),
     /// Load and list images.
     #[command(subcommand)]
     Images(images::ImagesCommand),
@@ -242,7 +243,7 @@ pub(crate) fn main() -> ExitCode {
         }
         Command::Deploy(args) => block_on(deploy::run(&args, &client)),
         Command::Services(command) => block_on(services::run(&command, &client)),
-        Command::Revisions(command) => block_on(services::run_revisions(&command, &client)),
+        Command::Revisions(command) => block_on(revisions::run(&command, &client)),
         Command::Images(command) => block_on(images::run(&command, &client)),
         Command::Logs(args) => block_on(logs::run(&args, &client)),
         Command::Env(args) => block_on(env::run(&args, &client)),
