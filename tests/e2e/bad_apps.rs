@@ -113,6 +113,12 @@ fn apps_that_can_not_be_reached() {
     );
     assert_eq!(outcome(&server, &operation), None);
     still_good(&server, "app");
+    // Who asks for no check gets none: running is enough, and a request finds out.
+    let mut unchecked = hello(&[("HELLO_START", "never-listen")]);
+    unchecked["healthCheckDisabled"] = json!(true);
+    let operation = change(&server, "app", &unchecked);
+    assert_eq!(outcome(&server, &operation), None);
+    assert_eq!(server.get("app", "/env").0, 503);
     server.finish();
 }
 
@@ -335,7 +341,7 @@ fn host_architecture() -> &'static str {
 }
 
 /// An OCI archive with busybox in it.
-struct Layout {
+pub(crate) struct Layout {
     user: &'static str,
     architecture: &'static str,
     /// The index itself lists it under its platform.
@@ -353,7 +359,7 @@ impl Default for Layout {
 }
 
 impl Layout {
-    fn write(&self, dir: &Path, name: &str) -> PathBuf {
+    pub(crate) fn write(&self, dir: &Path, name: &str) -> PathBuf {
         let root = dir.join(format!("{name}-root"));
         std::fs::create_dir_all(root.join("bin")).unwrap();
         std::fs::create_dir_all(root.join("etc")).unwrap();

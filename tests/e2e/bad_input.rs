@@ -112,6 +112,7 @@ fn two_servers_on_one_data_directory() {
         said.contains("another server") && said.contains(&server.pid().to_string()),
         "{said}"
     );
+    assert!(said.contains("hint: `utsuwa up --replace`"), "{said}");
     beside.finish_beside();
     server.finish();
 }
@@ -138,7 +139,7 @@ fn broken_configuration_and_taken_ports() {
     let (code, said) = run(&["config", "check", "--config", &file.to_string_lossy()]);
     assert_eq!(code, Some(2), "{said}");
     assert!(
-        said.contains("broken.toml") && said.contains("domian"),
+        said.contains("broken.toml, line 2: domian") && said.contains("did you mean domain?"),
         "{said}"
     );
 
@@ -155,7 +156,8 @@ fn broken_configuration_and_taken_ports() {
         "127.0.0.1:0",
     ]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains(&address), "{said}");
+    let this = format!("(process {})", std::process::id());
+    assert!(said.contains(&address) && said.contains(&this), "{said}");
     run(&["down", "--data-dir", &data.to_string_lossy()]);
     let (code, said) = run(&["services", "list", "--api", "http://127.0.0.1:1"]);
     assert_eq!(code, Some(3), "{said}");

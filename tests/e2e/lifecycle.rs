@@ -261,6 +261,63 @@ fn another_build_takes_over_without_refusing_anybody() {
 }
 
 #[test]
+fn a_server_takes_anothers_place_under_load() {
+    if !can_run("lifecycle::a_server_takes_anothers_place_under_load") {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    server.deploy("taken", &["--min-instances", "1"]);
+    server.until_instances("taken", 1);
+    let pids = server.instance_pids("taken");
+    let copy = server.data_dir().parent().unwrap().join("utsuwa-other");
+    std::fs::copy(env!("CARGO_BIN_EXE_utsuwa"), &copy).unwrap();
+    let address = server.http;
+    let stop = AtomicBool::new(false);
+    let load = Load::new(&stop);
+    let more = |load: &Load<'_>| {
+        let before = load.answered.load(Ordering::Relaxed);
+        until("answers to flow", Duration::from_secs(5), || {
+            (load.answered.load(Ordering::Relaxed) > before + 20).then_some(())
+        });
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| load.run(address, "taken"));
+        }
+        // A request that was there before is let finish by the server that took it.
+        let long = scope.spawn(move || {
+            let raw =
+                "GET /sleep?ms=1500 HTTP/1.1\r\nhost: taken.localhost\r\nconnection: close\r\n\r\n";
+            try_exchange(address, raw)
+        });
+        more(&load);
+        // The same build, then another one.
+        assert!(server.replace().success());
+        more(&load);
+        server.use_program(&copy);
+        assert!(server.replace().success());
+        more(&load);
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(long.join().unwrap().unwrap().0, 200);
+    });
+    assert_eq!(
+        load.refused.load(Ordering::Relaxed),
+        0,
+        "connections were refused"
+    );
+    assert_eq!(
+        load.broken.load(Ordering::Relaxed),
+        0,
+        "requests were broken"
+    );
+    assert_eq!(server.instance_pids("taken"), pids);
+    // Where nothing runs there is nothing to replace, and that is no error.
+    server.kill_9();
+    server.up();
+    server.finish();
+}
+
+#[test]
 fn acknowledged_deploys_survive_kill_9() {
     if !can_run("lifecycle::acknowledged_deploys_survive_kill_9") {
         return;

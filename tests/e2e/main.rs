@@ -12,6 +12,7 @@
 
 mod bad_apps;
 mod bad_input;
+mod cli;
 mod clients;
 mod deploy;
 mod flask;

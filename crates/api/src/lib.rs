@@ -20,6 +20,7 @@ pub mod http;
 pub mod iam;
 pub mod intent;
 pub mod preflight;
+mod progress;
 pub mod proxy;
 pub mod seam;
 mod state;

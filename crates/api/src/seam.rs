@@ -79,6 +79,18 @@ pub trait Images: fmt::Debug + Send + Sync + 'static {
         archive: BoxStream<'static, std::io::Result<Bytes>>,
     ) -> BoxFuture<'_, Result<LoadedImage, String>>;
     fn list(&self) -> BoxFuture<'_, Vec<ImageInsight>>;
+    /// How far the pull of `reference` is that goes on now. Cheap: it is asked at every read of a service that pulls.
+    fn pulling(&self, reference: &str) -> Option<PullInsight>;
+}
+
+/// How far a pull is. Without layers: the registry is being asked what the image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PullInsight {
+    pub layers: usize,
+    /// Layers on disk, unpacked and checked.
+    pub layers_ready: usize,
+    pub total_bytes: u64,
+    pub done_bytes: u64,
 }
 
 #[derive(Debug, Clone)]

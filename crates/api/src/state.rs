@@ -51,6 +51,8 @@ pub struct ApiState {
     pub addresses: Addresses,
     /// Directory of keys (`DATA-DIR/keys`): the authority of the forward proxy lives there.
     pub keys_dir: PathBuf,
+    /// Every option of the server with its value and where it came from, as `utsuwa config show` prints it.
+    pub configuration: Arc<Vec<serde_json::Value>>,
     /// Set once deploys are possible; `GET /healthz` says so.
     pub ready: Readiness,
 }

@@ -21,7 +21,7 @@ use utsuwa_store::{Settings, Store};
 use crate::http::{Arrival, Edge};
 use crate::seam::{
     ImageInsight, Images, Insight, InstanceInsight, LoadedImage, LogLine, Logs, LoopInsight,
-    RevisionInsight,
+    PullInsight, RevisionInsight,
 };
 use crate::{Addresses, ApiState, Clock, Readiness};
 
@@ -138,6 +138,16 @@ impl Images for CountingImages {
             }]
         })
     }
+
+    /// An image called `slow` is always on its way.
+    fn pulling(&self, reference: &str) -> Option<PullInsight> {
+        reference.contains("slow").then_some(PullInsight {
+            layers: 3,
+            layers_ready: 1,
+            total_bytes: 80_100_000,
+            done_bytes: 12_400_000,
+        })
+    }
 }
 
 /// The edge under test. Requests go to the API's own address.
@@ -167,6 +177,7 @@ impl Bench {
                 ..Addresses::default()
             },
             keys_dir: keys.path().join("keys"),
+            configuration: Arc::default(),
             ready: Readiness::default(),
         };
         Self {

@@ -172,6 +172,17 @@ impl Server {
         child.wait().unwrap();
     }
 
+    /// Starts the next server with `--replace` while the old one runs. Answers how the old one ended.
+    pub(crate) fn replace(&mut self) -> std::process::ExitStatus {
+        let mut old = self.child.take().unwrap();
+        self.flags.push("--replace".to_owned());
+        self.up();
+        self.flags.pop();
+        until("the old server to end", Duration::from_secs(20), || {
+            old.try_wait().unwrap()
+        })
+    }
+
     /// Waits for the server process to end by itself.
     pub(crate) fn wait_end(&mut self) {
         let mut child = self.child.take().unwrap();

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use utsuwa_model::{Because, Condition, ConditionState, Timestamp};
 
-use crate::seam::{ImageInsight, InstanceInsight, LogLine, LoopInsight, RevisionInsight};
+use crate::seam::{
+    ImageInsight, InstanceInsight, LogLine, LoopInsight, PullInsight, RevisionInsight,
+};
 
 /// RFC 3339 with microseconds; a time out of the calendar's range is its number.
 pub(super) fn time(at: Timestamp) -> String {
@@ -76,6 +78,15 @@ pub(super) fn of_image(image: &ImageInsight) -> Value {
         "digest": image.digest,
         "sizeBytes": image.size_bytes,
         "inUse": image.in_use,
+    })
+}
+
+pub(super) fn of_pull(pull: &PullInsight) -> Value {
+    json!({
+        "layers": pull.layers,
+        "layersReady": pull.layers_ready,
+        "totalBytes": pull.total_bytes,
+        "doneBytes": pull.done_bytes,
     })
 }
 

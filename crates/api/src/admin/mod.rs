@@ -3,6 +3,7 @@
 //! | path | answer |
 //! | --- | --- |
 //! | `GET /utsuwa/v1/info` | version, project, region, domain, addresses, the certificate that the proxy's are signed with (its file, and as text) |
+//! | `GET /utsuwa/v1/config` | every option of the server with its value and where it came from |
 //! | `GET /utsuwa/v1/loops` | the table of loops (house.md §4.5) |
 //! | `GET /utsuwa/v1/images` | images that are kept |
 //! | `POST /utsuwa/v1/images:load` | takes an archive (a tar), answers the reference to deploy it by |
@@ -28,12 +29,13 @@ use serde_json::{Value, json};
 use utsuwa_model::ServiceKey;
 
 use crate::error::Code;
-use crate::{ApiError, ApiState, intent};
+use crate::{ApiError, ApiState, intent, progress};
 
 /// All of `/utsuwa/v1/…`.
 pub fn router(state: ApiState) -> axum::Router {
     axum::Router::new()
         .route("/utsuwa/v1/info", get(info))
+        .route("/utsuwa/v1/config", get(config))
         .route("/utsuwa/v1/loops", get(loops))
         .route("/utsuwa/v1/images", get(images))
         .route("/utsuwa/v1/images:load", post(load))
@@ -64,6 +66,10 @@ async fn info(State(state): State<ApiState>) -> Json<Value> {
         "caFile": std::path::absolute(&ca).unwrap_or(ca),
         "caPem": pem,
     }))
+}
+
+async fn config(State(state): State<ApiState>) -> Json<Value> {
+    Json(json!({"options": *state.configuration}))
 }
 
 async fn loops(State(state): State<ApiState>) -> Json<Value> {
@@ -110,6 +116,8 @@ async fn explain(
     };
     let key = key(&state, &project, &region, service)?;
     let found = intent::get(&state, &key)?;
+    let pull = progress::pull(&state, &found);
+    let found = progress::of_service(&state, found);
     let revisions: Vec<Value> = state
         .insight
         .explain(&key)
@@ -128,6 +136,7 @@ async fn explain(
         "observedGeneration": found.status.observed_generation,
         "url": found.status.url,
         "conditions": conditions,
+        "pull": pull.as_ref().map(json::of_pull),
         "revisions": revisions,
     }))
     .into_response())

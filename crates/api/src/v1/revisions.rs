@@ -8,14 +8,15 @@ use utsuwa_store::{Listing, Page};
 use super::encode;
 use super::path::Place;
 use super::query::Query;
-use crate::{ApiError, ApiState, intent};
+use crate::{ApiError, ApiState, intent, progress};
 
 const NONCE: &str = "client.knative.dev/nonce";
 const SERVICE: &str = "serving.knative.dev/service";
 
 /// GET of one.
 pub(super) fn get(state: &ApiState, place: &Place, name: &str) -> Result<Value, ApiError> {
-    Ok(encode::revision(&find(state, place, name)?))
+    let revision = progress::of_revision(state, find(state, place, name)?);
+    Ok(encode::revision(&revision))
 }
 
 /// GET of the collection, newest first. `gcloud` looks for the revision of its own template by a nonce, which is indexed.

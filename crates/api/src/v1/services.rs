@@ -10,7 +10,7 @@ use super::query::Query;
 use super::{encode, field};
 use crate::error::Code;
 use crate::intent::{self, Draft};
-use crate::{ApiError, ApiState};
+use crate::{ApiError, ApiState, progress};
 
 /// How a service is shown: as itself, or as a part that Knative would derive from it.
 pub(super) type Show = fn(&Service) -> Value;
@@ -47,7 +47,7 @@ pub(super) fn get(
     state
         .store
         .service(&key)?
-        .map(|s| show(&s))
+        .map(|s| show(&progress::of_service(state, s)))
         .ok_or_else(missing)
 }
 

@@ -13,7 +13,7 @@ use utsuwa_wire::pack;
 
 use super::{convert, name, page};
 use crate::error::Code;
-use crate::{ApiError, ApiState};
+use crate::{ApiError, ApiState, progress};
 
 /// How long `wait` waits when the caller names no time, and at most.
 const WAIT: Duration = Duration::from_secs(30);
@@ -94,6 +94,7 @@ impl Handler {
                 ApiError::not_found("OPERATION", &id, region.as_str(), project.as_str())
             })?;
         let service = self.0.store.service(&operation.service)?;
+        let service = service.map(|s| progress::of_service(&self.0, s));
         Ok(view(service.as_ref(), &operation, outcome))
     }
 

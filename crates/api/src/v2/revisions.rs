@@ -6,8 +6,7 @@ use utsuwa_wire::google::longrunning::{Operation, operation::Result as Outcome};
 use utsuwa_wire::pack;
 
 use super::{convert, name, page};
-use crate::intent;
-use crate::{ApiError, ApiState};
+use crate::{ApiError, ApiState, intent, progress};
 
 #[derive(Debug)]
 pub(super) struct Handler(pub(super) ApiState);
@@ -58,7 +57,7 @@ impl v2::revisions_server::Revisions for Handler {
         request: Request<v2::GetRevisionRequest>,
     ) -> Result<Response<v2::Revision>, Status> {
         let key = name::revision(&self.0, "name", &request.get_ref().name)?;
-        let revision = intent::get_revision(&self.0, &key)?;
+        let revision = progress::of_revision(&self.0, intent::get_revision(&self.0, &key)?);
         Ok(Response::new(convert::revision(&revision)))
     }
 

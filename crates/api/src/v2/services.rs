@@ -8,8 +8,7 @@ use utsuwa_wire::google::iam::v1 as iam;
 use utsuwa_wire::google::longrunning::Operation;
 
 use super::{convert, name, operations, page, policy};
-use crate::intent;
-use crate::{ApiError, ApiState};
+use crate::{ApiError, ApiState, intent, progress};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -126,9 +125,8 @@ impl v2::services_server::Services for Handler {
 
     async fn get_service(&self, request: Request<v2::GetServiceRequest>) -> Answer<v2::Service> {
         let key = name::service(&self.0, "name", &request.get_ref().name)?;
-        Ok(Response::new(convert::service(&intent::get(
-            &self.0, &key,
-        )?)))
+        let service = progress::of_service(&self.0, intent::get(&self.0, &key)?);
+        Ok(Response::new(convert::service(&service)))
     }
 
     async fn list_services(

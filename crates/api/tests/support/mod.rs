@@ -9,7 +9,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use tokio::task::JoinSet;
 use utsuwa_api::seam::{
-    ImageInsight, Images, Insight, LoadedImage, LogLine, Logs, LoopInsight, RevisionInsight,
+    ImageInsight, Images, Insight, LoadedImage, LogLine, Logs, LoopInsight, PullInsight,
+    RevisionInsight,
 };
 use utsuwa_api::{Addresses, ApiState, Readiness, SystemClock, serve};
 use utsuwa_decide::revision::automatic_name;
@@ -55,6 +56,9 @@ impl Images for Nothing {
     fn list(&self) -> BoxFuture<'_, Vec<ImageInsight>> {
         Box::pin(async { Vec::new() })
     }
+    fn pulling(&self, _: &str) -> Option<PullInsight> {
+        None
+    }
 }
 
 /// The server and its loop; both end when it is dropped.
@@ -93,6 +97,7 @@ impl World {
             clock: Arc::new(SystemClock),
             addresses: Addresses::default(),
             keys_dir: keys.path().to_owned(),
+            configuration: Arc::default(),
             ready: Readiness::default(),
         };
         let mut tasks = JoinSet::new();

@@ -229,7 +229,7 @@ impl Core {
             let proof = Proof {
                 image: ImageState::There,
                 instance,
-                check_disabled: false,
+                check_disabled: state.template.health_check_disabled == Some(true),
                 start_none: state.settings.initial_scale == 0,
                 port: state.plan.port,
             };

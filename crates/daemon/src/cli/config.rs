@@ -1,11 +1,10 @@
 //! `utsuwa config check|show`.
 
 use clap::Subcommand;
-use serde_json::json;
 
 use super::{ClientArgs, ServerArgs};
 use crate::client::Failure;
-use crate::config::{Layers, variable};
+use crate::config::{ConfigError, Layers};
 use crate::output::{items, note, text_at};
 
 #[derive(Debug, Subcommand)]
@@ -13,35 +12,52 @@ pub(crate) enum ConfigCommand {
     /// Check file, environment and flags; all problems at once.
     Check(Box<ServerArgs>),
     /// Show every option with its value and where it came from.
-    Show(Box<ServerArgs>),
+    Show(Box<ShowArgs>),
 }
 
-pub(crate) fn run(command: &ConfigCommand, client: &ClientArgs) -> Result<(), Failure> {
-    let (ConfigCommand::Check(args) | ConfigCommand::Show(args)) = command;
-    let usage = |e: crate::config::ConfigError| Failure::usage(e.to_string());
-    let layers = Layers::read(&args.given(client)).map_err(usage)?;
-    if let ConfigCommand::Show(_) = command {
-        let rows: Vec<serde_json::Value> = layers
-            .iter()
-            .map(|(option, value, source)| {
-                json!({"option": option.name, "value": value.join(","), "source": source.to_string(), "variable": variable(option.name),
-                       "default": option.default, "since": option.since, "meaning": option.doc})
-            })
-            .collect();
-        items(
-            &client.format,
-            &rows,
-            &[
-                ("OPTION", &|i| text_at(i, "option")),
-                ("VALUE", &|i| text_at(i, "value")),
-                ("FROM", &|i| text_at(i, "source")),
-                ("MEANING", &|i| text_at(i, "meaning")),
-            ],
-        )?;
+#[derive(Debug, clap::Args)]
+pub(crate) struct ShowArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Ask the server that runs what it was started with, instead of what a start here would use.
+    #[arg(long)]
+    running: bool,
+}
+
+pub(crate) async fn run(command: &ConfigCommand, client: &ClientArgs) -> Result<(), Failure> {
+    let usage = |e: ConfigError| Failure::usage(e.to_string());
+    match command {
+        ConfigCommand::Check(args) => {
+            let layers = Layers::read(&args.given(client)).map_err(usage)?;
+            layers.check().map_err(usage)?;
+            note("The configuration is valid.");
+            Ok(())
+        }
+        ConfigCommand::Show(args) if args.running => {
+            let api = client.connect().await?;
+            let answer = api.get("/utsuwa/v1/config").await?;
+            print(
+                client,
+                answer["options"].as_array().map_or(&[], Vec::as_slice),
+            )
+        }
+        ConfigCommand::Show(args) => {
+            let layers = Layers::read(&args.server.given(client)).map_err(usage)?;
+            print(client, &layers.rows())?;
+            layers.check().map_err(usage).map(drop)
+        }
     }
-    layers.check().map_err(usage)?;
-    if let ConfigCommand::Check(_) = command {
-        note("The configuration is valid.");
-    }
-    Ok(())
+}
+
+fn print(client: &ClientArgs, rows: &[serde_json::Value]) -> Result<(), Failure> {
+    items(
+        &client.format,
+        rows,
+        &[
+            ("OPTION", &|i| text_at(i, "option")),
+            ("VALUE", &|i| text_at(i, "value")),
+            ("FROM", &|i| text_at(i, "source")),
+            ("MEANING", &|i| text_at(i, "meaning")),
+        ],
+    )
 }

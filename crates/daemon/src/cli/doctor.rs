@@ -10,7 +10,7 @@ use utsuwa_runtime::sandbox::probe::{CgroupMode, probe};
 
 use super::ClientArgs;
 use crate::client::Failure;
-use crate::output::{Format, line, value};
+use crate::output::{Format, items, line};
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure>
             .iter()
             .map(|f| json!({"state": f.state, "what": f.what, "says": f.says}))
             .collect();
-        value(&client.format, &Value::Array(all))?;
+        items(&client.format, &all, &[])?;
     }
     if bad == 0 {
         Ok(())

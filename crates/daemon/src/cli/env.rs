@@ -13,7 +13,7 @@ use crate::output::line;
 
 #[derive(Debug, Args)]
 pub(crate) struct EnvArgs {
-    /// Undo it: print unset lines.
+    /// Undo it: print lines that give the shell back what it had before.
     #[arg(long)]
     unset: bool,
     /// Without TLS: every API over plain HTTP through the proxy. No gRPC.
@@ -39,6 +39,12 @@ const OVERRIDES: &[&str] = &[
     "STORAGE",
 ];
 
+const OVERRIDE: &str = "CLOUDSDK_API_ENDPOINT_OVERRIDES_";
+/// Set in a shell while it talks to this server.
+const ACTIVE: &str = "UTSUWA_ENV_ACTIVE";
+/// Before the name of a variable: where the user's own value waits meanwhile.
+const SAVED: &str = "UTSUWA_ENV_SAVED_";
+
 const NAMES: &[&str] = &[
     "UTSUWA_API",
     "CLOUDSDK_PROXY_TYPE",
@@ -55,12 +61,7 @@ const NAMES: &[&str] = &[
 
 pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failure> {
     if args.unset {
-        for name in NAMES {
-            line(&format!("unset {name}"));
-        }
-        for api in OVERRIDES {
-            line(&format!("unset CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}"));
-        }
+        restore();
         return Ok(());
     }
     let api = client.connect().await?;
@@ -108,22 +109,63 @@ pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failu
             file.display().to_string(),
         ));
     }
-    for (name, value) in exports {
-        line(&format!("export {name}={}", shell_quote(&value)));
+    save();
+    let set = |name: &str, value: &str| line(&format!("export {name}={}", shell_quote(value)));
+    for (name, value) in &exports {
+        set(name, value);
+    }
+    if args.no_tls {
+        line("unset CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE");
     }
     for api in OVERRIDES {
+        let name = format!("{OVERRIDE}{api}");
         if args.no_tls {
-            let host = api.to_lowercase();
-            line(&format!(
-                "export CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}=http://{host}.googleapis.com/"
-            ));
+            set(
+                &name,
+                &format!("http://{}.googleapis.com/", api.to_lowercase()),
+            );
         } else {
             // A shell that used --no-tls before must not keep its overrides.
-            line(&format!("unset CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}"));
+            line(&format!("unset {name}"));
         }
     }
     line("# Run this: eval \"$(utsuwa env)\"      and to undo it: eval \"$(utsuwa env --unset)\"");
     Ok(())
+}
+
+/// Every variable that is set or unset here.
+fn names() -> Vec<String> {
+    let overrides = OVERRIDES.iter().map(|api| format!("{OVERRIDE}{api}"));
+    NAMES
+        .iter()
+        .map(|n| (*n).to_owned())
+        .chain(overrides)
+        .collect()
+}
+
+/// Lines that remember what the shell has, once: a second `utsuwa env` must not take our values for the user's. Exported, so
+/// that a shell started from this one can restore too.
+fn save() {
+    line(&format!("if [ -z \"${{{ACTIVE}-}}\" ]; then"));
+    line(&format!("  export {ACTIVE}=1"));
+    for name in names() {
+        line(&format!(
+            "  if [ -n \"${{{name}+x}}\" ]; then export {SAVED}{name}=\"${name}\"; fi"
+        ));
+    }
+    line("fi");
+}
+
+/// Lines that give back what was remembered. In a shell where nothing was set they do nothing.
+fn restore() {
+    line(&format!("if [ -n \"${{{ACTIVE}-}}\" ]; then"));
+    for name in names() {
+        line(&format!(
+            "  if [ -n \"${{{SAVED}{name}+x}}\" ]; then export {name}=\"${SAVED}{name}\"; unset {SAVED}{name}; else unset {name}; fi"
+        ));
+    }
+    line(&format!("  unset {ACTIVE}"));
+    line("fi");
 }
 
 /// `${XDG_CACHE_HOME:-$HOME/.cache}/utsuwa`. The server's own copy lies in its data directory, which is closed to other users.

@@ -4,11 +4,15 @@ use std::io::Seek;
 use std::path::Path;
 
 use clap::Subcommand;
+use futures_util::TryStreamExt;
 use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::io::ReaderStream;
 
 use super::ClientArgs;
+use super::progress::Progress;
 use crate::client::{Api, Failure};
-use crate::output::{items, line, note, text_at};
+use crate::output::{Format, items, line, size, text_at, value};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImagesCommand {
@@ -30,8 +34,15 @@ pub(crate) async fn run(command: &ImagesCommand, client: &ClientArgs) -> Result<
                     "{archive:?}: must be oci:DIR, oci-archive:FILE or docker-archive:FILE"
                 )));
             }
-            line(&upload_if_local(&api, archive).await?);
-            Ok(())
+            let progress = Progress::new();
+            let loaded = upload(&api, archive, &progress).await?;
+            drop(progress);
+            if client.format == Format::Table {
+                line(&text_at(&loaded, "reference"));
+                Ok(())
+            } else {
+                value(&client.format, &loaded)
+            }
         }
         ImagesCommand::List => {
             let answer = api.get("/utsuwa/v1/images").await?;
@@ -65,15 +76,6 @@ pub(crate) async fn run(command: &ImagesCommand, client: &ClientArgs) -> Result<
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-fn size(bytes: u64) -> String {
-    if bytes < 1 << 20 {
-        format!("{} kB", bytes / 1000)
-    } else {
-        format!("{:.1} MB", bytes as f64 / 1e6)
-    }
-}
-
 fn is_local(reference: &str) -> bool {
     ["oci:", "oci-archive:", "docker-archive:"]
         .iter()
@@ -89,13 +91,22 @@ fn pack(dir: &Path, tag: Option<&str>) -> std::io::Result<std::fs::File> {
 }
 
 /// Uploads a local archive and answers its reference; any other reference is answered as it is.
-pub(crate) async fn upload_if_local(api: &Api, reference: &str) -> Result<String, Failure> {
+pub(crate) async fn upload_if_local(
+    api: &Api,
+    reference: &str,
+    progress: &Progress,
+) -> Result<String, Failure> {
     if !is_local(reference) {
         return Ok(reference.to_owned());
     }
-    let (kind, rest) = reference.split_once(':').unwrap_or((reference, ""));
-    note(&format!("Loading {rest}…"));
-    let body = if kind == "oci" {
+    let loaded = upload(api, reference, progress).await?;
+    Ok(text_at(&loaded, "reference"))
+}
+
+/// Uploads a local archive; answers its reference and digest.
+async fn upload(api: &Api, archive: &str, progress: &Progress) -> Result<Value, Failure> {
+    let (kind, rest) = archive.split_once(':').unwrap_or((archive, ""));
+    let file = if kind == "oci" {
         let (dir, tag) = match rest.rsplit_once(':') {
             Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag)),
             _ => (rest, None),
@@ -105,11 +116,12 @@ pub(crate) async fn upload_if_local(api: &Api, reference: &str) -> Result<String
             return Err(Failure::failed(format!(
                 "{}: is no OCI image directory (it has no index.json)",
                 dir.display()
-            )));
+            ))
+            .hint("a file is named with oci-archive:FILE or docker-archive:FILE"));
         }
-        let file = pack(dir, tag)
-            .map_err(|e| Failure::failed(format!("{}: pack the image: {e}", dir.display())))?;
-        reqwest::Body::from(tokio::fs::File::from_std(file))
+        progress.show("pack", &format!("Packing {}", dir.display()));
+        pack(dir, tag)
+            .map_err(|e| Failure::failed(format!("{}: pack the image: {e}", dir.display())))?
     } else {
         let path = rest.rsplit_once(':').map_or(rest, |(path, _)| {
             if Path::new(rest).is_file() {
@@ -118,14 +130,43 @@ pub(crate) async fn upload_if_local(api: &Api, reference: &str) -> Result<String
                 path
             }
         });
-        let file = tokio::fs::File::open(path)
-            .await
-            .map_err(|e| Failure::failed(format!("{path}: open the archive: {e}")))?;
-        reqwest::Body::from(file)
+        std::fs::File::open(path).map_err(|e| {
+            Failure::failed(format!("{path}: open the archive: {e}"))
+                .hint("files are looked for on the machine where this command runs")
+        })?
     };
-    let answer = api.upload("/utsuwa/v1/images:load", body).await?;
-    answer["reference"]
-        .as_str()
-        .map(str::to_owned)
-        .ok_or_else(|| Failure::failed("the server did not name the loaded image"))
+    let total = file.metadata().map_or(0, |m| m.len());
+    let (counter, sent) = watch::channel(0);
+    let pieces = ReaderStream::new(tokio::fs::File::from_std(file)).inspect_ok(move |piece| {
+        counter.send_modify(|sent| *sent += piece.len() as u64);
+    });
+    let path = "/utsuwa/v1/images:load";
+    tokio::select! {
+        loaded = api.upload(path, reqwest::Body::wrap_stream(pieces)) => {
+            loaded.map_err(|f| f.about(rest).hint(
+                "an archive is what `docker save`, or `skopeo copy docker://REF oci-archive:FILE`, writes",
+            ))
+        }
+        never = show_upload(sent, total, progress) => match never {},
+    }
+}
+
+/// Shows how much was sent, then that the server works on it.
+async fn show_upload(
+    mut sent: watch::Receiver<u64>,
+    total: u64,
+    progress: &Progress,
+) -> std::convert::Infallible {
+    loop {
+        let done = *sent.borrow_and_update();
+        if done < total {
+            let text = format!("Uploading the image: {} of {}", size(done), size(total));
+            progress.show("upload", &text);
+        } else {
+            progress.show("unpack", "Checking and unpacking the image");
+        }
+        if sent.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }

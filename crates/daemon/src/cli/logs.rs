@@ -4,9 +4,9 @@ use clap::Args;
 use futures_util::StreamExt;
 use serde_json::Value;
 
-use super::ClientArgs;
+use super::{ClientArgs, suggest};
 use crate::client::Failure;
-use crate::output::{Format, line, text_at};
+use crate::output::{Format, line, text_at, value};
 
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
@@ -29,7 +29,10 @@ pub(crate) async fn run(args: &LogsArgs, client: &ClientArgs) -> Result<(), Fail
         args.tail,
         args.follow
     );
-    let mut body = api.stream(&path).await?.bytes_stream();
+    let mut body = match api.stream(&path).await {
+        Ok(response) => response.bytes_stream(),
+        Err(failure) => return Err(suggest::service(&api, &args.name, failure).await),
+    };
     let mut pending = Vec::new();
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|e| {
@@ -39,13 +42,13 @@ pub(crate) async fn run(args: &LogsArgs, client: &ClientArgs) -> Result<(), Fail
         pending.extend_from_slice(&chunk);
         while let Some(end) = pending.iter().position(|b| *b == b'\n') {
             let record: Vec<u8> = pending.drain(..=end).collect();
-            print(&record, &client.format);
+            print(&record, &client.format)?;
         }
     }
     Ok(())
 }
 
-fn print(record: &[u8], format: &Format) {
+fn print(record: &[u8], format: &Format) -> Result<(), Failure> {
     match (serde_json::from_slice::<Value>(record), format) {
         (Ok(record), Format::Table) => line(&format!(
             "{} {} {:<6} {}",
@@ -55,7 +58,13 @@ fn print(record: &[u8], format: &Format) {
             text_at(&record, "text")
         )),
         (Ok(record), Format::Value(path)) => line(&text_at(&record, path)),
-        (Ok(record), _) => line(&record.to_string()),
+        // A document per line: a stream has no end that a list could be closed with.
+        (Ok(record), Format::Yaml) => {
+            line("---");
+            value(format, &record)?;
+        }
+        (Ok(record), Format::Json) => line(&record.to_string()),
         (Err(_), _) => line(String::from_utf8_lossy(record).trim_end()),
     }
+    Ok(())
 }

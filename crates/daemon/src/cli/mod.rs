@@ -6,10 +6,14 @@ mod deploy;
 mod doctor;
 mod down;
 mod env;
+mod gcloud_flags;
 mod images;
 mod logs;
+mod progress;
 mod quickstart;
+mod revisions;
 mod services;
+mod suggest;
 mod unit;
 mod wait;
 
@@ -18,6 +22,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+
+pub(crate) use suggest::nearest;
 
 use crate::client::{Api, Failure};
 use crate::config::{Given, OPTIONS};
@@ -84,7 +90,7 @@ impl ClientArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start the server.
-    Up(Box<ServerArgs>),
+    Up(Box<UpArgs>),
     /// Stop the server, its instances and everything it made on this machine, except its data.
     Down(down::DownArgs),
     /// Deploy an image as a service, or change one.
@@ -94,7 +100,7 @@ enum Command {
     Services(services::ServicesCommand),
     /// List, describe and delete revisions.
     #[command(subcommand)]
-    Revisions(services::RevisionsCommand),
+    Revisions(revisions::RevisionsCommand),
     /// Load and list images.
     #[command(subcommand)]
     Images(images::ImagesCommand),
@@ -115,6 +121,16 @@ enum Command {
     Loops,
     /// Print completions for a shell.
     Completions { shell: clap_complete::Shell },
+}
+
+/// What `up` takes.
+#[derive(Debug, Args)]
+struct UpArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Take the place of the server that runs over this data directory: it drains and ends, no connection is refused.
+    #[arg(long)]
+    replace: bool,
 }
 
 /// The server's options; each is also a variable and a key of the configuration file.
@@ -203,6 +219,9 @@ pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            if let Some(failure) = gcloud_flags::refusal(&error) {
+                return told(&failure);
+            }
             drop(error.print());
             return if error.use_stderr() {
                 ExitCode::from(2)
@@ -213,18 +232,18 @@ pub(crate) fn main() -> ExitCode {
     };
     let client = cli.client;
     let result = match cli.command {
-        Command::Up(args) => return crate::up::main(&args.given(&client)),
+        Command::Up(args) => return crate::up::main(&args.server.given(&client), args.replace),
         Command::Down(args) => down::run(&args, &client),
         Command::Doctor(args) => doctor::run(&args, &client),
         Command::Unit(args) => unit::run(&args, &client),
-        Command::Config(command) => config::run(&command, &client),
+        Command::Config(command) => block_on(config::run(&command, &client)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "utsuwa", &mut std::io::stdout());
             Ok(())
         }
         Command::Deploy(args) => block_on(deploy::run(&args, &client)),
         Command::Services(command) => block_on(services::run(&command, &client)),
-        Command::Revisions(command) => block_on(services::run_revisions(&command, &client)),
+        Command::Revisions(command) => block_on(revisions::run(&command, &client)),
         Command::Images(command) => block_on(images::run(&command, &client)),
         Command::Logs(args) => block_on(logs::run(&args, &client)),
         Command::Env(args) => block_on(env::run(&args, &client)),
@@ -233,14 +252,22 @@ pub(crate) fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            note(&format!("error: {failure}"));
-            if let Some(hint) = &failure.hint {
-                note(&format!("hint: {hint}"));
-            }
-            ExitCode::from(failure.status)
-        }
+        Err(failure) => told(&failure),
     }
+}
+
+/// Says why a command failed; answers its exit status.
+fn told(failure: &Failure) -> ExitCode {
+    note(&format!("error: {failure}"));
+    if let Some(hint) = &failure.hint {
+        note(&format!("hint: {hint}"));
+    }
+    ExitCode::from(failure.status)
+}
+
+/// The last part of a resource name.
+fn short(name: &str) -> String {
+    name.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
 /// Client commands need one thread.

@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::ClientArgs;
+use super::progress::Progress;
 use crate::client::{Api, Failure};
 use crate::output::{line, note, text_at};
 
@@ -19,6 +20,7 @@ pub(crate) struct QuickstartArgs {
 pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<(), Failure> {
     let api = client.connect().await?;
     let path = api.service(&args.name);
+    let progress = Progress::new();
     let started = Instant::now();
     let body = json!({"template": {
         "annotations": {"autoscaling.knative.dev/window": "6s"},
@@ -26,7 +28,7 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
     }});
     let operation = match api.get(&path).await {
         Ok(_) => api.patch(&path, &body).await?,
-        Err(failure) if failure.message.contains("does not exist") => {
+        Err(failure) if failure.is_not_found() => {
             api.post(
                 &format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name),
                 &body,
@@ -35,7 +37,8 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
         }
         Err(failure) => return Err(failure),
     };
-    super::wait::wait(&api, &operation).await?;
+    super::wait::wait_shown(&api, &operation, &args.name, &progress).await?;
+    drop(progress);
     let policy = json!({"policy": {"bindings": [{"role": utsuwa_model::iam::INVOKER, "members": ["allUsers"]}]}});
     api.post(&format!("{path}:setIamPolicy"), &policy).await?;
     let service = api.get(&path).await?;
@@ -147,12 +150,7 @@ impl Visitor {
 async fn wait_for_instances(api: &Api, name: &str, wanted: usize) -> Result<(), Failure> {
     let deadline = Instant::now() + Duration::from_secs(90);
     loop {
-        let explained = api
-            .get(&format!(
-                "/utsuwa/v1/{}/services/{name}:explain",
-                api.parent()
-            ))
-            .await?;
+        let explained = api.get(&api.explain(name)).await?;
         let count = explained["revisions"]
             .as_array()
             .into_iter()

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::progress::Progress;
 use crate::client::{Api, Failure};
-use crate::output::note;
 
 /// How long a server that went away while an operation is waited for may take to come back: a restart or an upgrade.
 const RESTART: Duration = Duration::from_secs(30);
@@ -15,6 +15,23 @@ const ANSWER: Duration = Duration::from_secs(40);
 
 /// Waits until the operation is done, over restarts of the server: what it acknowledged it goes on with.
 pub(crate) async fn wait(api: &Api, operation: &Value) -> Result<(), Failure> {
+    until_done(api, operation, &Progress::hidden()).await
+}
+
+/// The same for a change of `service`, and shows meanwhile what happens.
+pub(crate) async fn wait_shown(
+    api: &Api,
+    operation: &Value,
+    service: &str,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    tokio::select! {
+        result = until_done(api, operation, progress) => result,
+        () = progress.follow(api, service) => Ok(()),
+    }
+}
+
+async fn until_done(api: &Api, operation: &Value, progress: &Progress) -> Result<(), Failure> {
     let Some(name) = operation["name"].as_str() else {
         return Ok(());
     };
@@ -35,7 +52,7 @@ pub(crate) async fn wait(api: &Api, operation: &Value) -> Result<(), Failure> {
             }
             Err(failure) if failure.status == 3 => match away {
                 None => {
-                    note(&format!(
+                    progress.note(&format!(
                         "{failure}; waiting up to {} s for it to come back",
                         RESTART.as_secs()
                     ));

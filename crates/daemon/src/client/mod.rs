@@ -13,6 +13,8 @@ pub(crate) struct Failure {
     pub message: String,
     pub hint: Option<String>,
     pub status: u8,
+    /// Google's word for it (`NOT_FOUND`), when the server refused.
+    code: Option<String>,
 }
 
 impl Failure {
@@ -21,6 +23,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             status: 1,
+            code: None,
         }
     }
 
@@ -29,7 +32,28 @@ impl Failure {
             message: message.into(),
             hint: None,
             status: 2,
+            code: None,
         }
+    }
+
+    /// The same, naming what the command was about.
+    pub(crate) fn about(mut self, what: &str) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    fn unreachable(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            hint: None,
+            status: 3,
+            code: None,
+        }
+    }
+
+    /// Whether the server knows nothing of that name.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.code.as_deref() == Some("NOT_FOUND")
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -107,6 +131,11 @@ impl Api {
     /// The v2 path of a service.
     pub(crate) fn service(&self, name: &str) -> String {
         format!("/run/v2/{}/services/{name}", self.parent())
+    }
+
+    /// Our own path of what a service does and why.
+    pub(crate) fn explain(&self, name: &str) -> String {
+        format!("/utsuwa/v1/{}/services/{name}:explain", self.parent())
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<Value, Failure> {
@@ -193,12 +222,8 @@ impl Api {
             if !e.is_decode() {
                 return self.unreachable(&e);
             }
-            Failure {
-                message: format!("{}: the answer is not JSON: {e}", self.base),
-                hint: None,
-                status: 3,
-            }
-            .hint("is something else listening on that port? `utsuwa doctor` tells")
+            Failure::unreachable(format!("{}: the answer is not JSON: {e}", self.base))
+                .hint("is something else listening on that port? `utsuwa doctor` tells")
         })
     }
 
@@ -209,22 +234,17 @@ impl Api {
                  is stuck",
                 self.base
             );
-            return Failure {
-                message,
-                hint: None,
-                status: 3,
-            }
-            .hint("start it with `utsuwa up`; `utsuwa doctor` tells more");
+            return Failure::unreachable(message)
+                .hint("start it with `utsuwa up`; `utsuwa doctor` tells more");
         }
         let mut cause: &dyn std::error::Error = error;
         while let Some(deeper) = cause.source() {
             cause = deeper;
         }
-        Failure {
-            message: format!("could not reach the server at {}: {cause}", self.base),
-            hint: None,
-            status: 3,
-        }
+        Failure::unreachable(format!(
+            "could not reach the server at {}: {cause}",
+            self.base
+        ))
         .hint("start it with `utsuwa up`, or name another address with --api URL or UTSUWA_API")
     }
 }
@@ -252,5 +272,8 @@ async fn refused(response: reqwest::Response) -> Failure {
             message.push_str(&format!("\n  {}: {}", text("field"), text("description")));
         }
     }
-    Failure::failed(message)
+    Failure {
+        code: error["status"].as_str().map(str::to_owned),
+        ..Failure::failed(message)
+    }
 }

@@ -22,7 +22,8 @@ pub(crate) use parse::duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
     Default,
-    File(PathBuf),
+    /// Path and line.
+    File(PathBuf, usize),
     Variable(String),
     Flag(String),
 }
@@ -31,7 +32,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
-            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::File(path, line) => write!(f, "file {}, line {line}", path.display()),
             Self::Variable(name) => write!(f, "variable {name}"),
             Self::Flag(name) => write!(f, "flag {name}"),
         }
@@ -130,8 +131,8 @@ impl Layers {
             .map(|o| (o.name, (parse::split_list(o, o.default), Source::Default)))
             .collect();
         if let Some(path) = &given.file {
-            for (option, value) in parse::file(path)? {
-                values.insert(option.name, (value, Source::File(path.clone())));
+            for (option, value, line) in parse::file(path)? {
+                values.insert(option.name, (value, Source::File(path.clone(), line)));
             }
         }
         for option in OPTIONS {
@@ -159,6 +160,23 @@ impl Layers {
                 .get(o.name)
                 .map(|(value, source)| (o, value.as_slice(), source))
         })
+    }
+
+    /// The same for people and programs.
+    pub(crate) fn rows(&self) -> Vec<serde_json::Value> {
+        self.iter()
+            .map(|(option, value, source)| {
+                serde_json::json!({
+                    "option": option.name,
+                    "value": value.join(","),
+                    "source": source.to_string(),
+                    "variable": variable(option.name),
+                    "default": option.default,
+                    "since": option.since,
+                    "meaning": option.doc,
+                })
+            })
+            .collect()
     }
 
     /// The value of `name` as one string.

@@ -1,11 +1,12 @@
 //! From text to checked values. Every problem is kept and told with its option and source.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use utsuwa_model::quantity::MemoryBytes;
 
-use super::options::{OptionDoc, find};
+use super::options::{OPTIONS, OptionDoc, find};
 use super::{Config, ConfigError, Layers, Listen};
 
 pub(super) fn split_list(option: &OptionDoc, value: &str) -> Vec<String> {
@@ -21,36 +22,38 @@ pub(super) fn split_list(option: &OptionDoc, value: &str) -> Vec<String> {
     }
 }
 
+/// An option of a file: its values and its line.
+type Given = (&'static OptionDoc, Vec<String>, usize);
+
 /// The options in a TOML file.
-pub(super) fn file(path: &Path) -> Result<Vec<(&'static OptionDoc, Vec<String>)>, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
+pub(super) fn file(path: &Path) -> Result<Vec<Given>, ConfigError> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| ConfigError(vec![format!("{shown}: read the configuration file: {e}")]))?;
+    let broken = |e: toml::de::Error| {
         ConfigError(vec![format!(
-            "{}: read the configuration file: {e}",
-            path.display()
-        )])
-    })?;
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
-        ConfigError(vec![format!(
-            "{}: {}",
-            path.display(),
+            "{shown}: is not TOML: {}",
             e.to_string().trim_end()
         )])
-    })?;
+    };
+    let table: toml::Table = text.parse().map_err(broken)?;
+    let lines = lines(&text).map_err(broken)?;
     let mut problems = Vec::new();
     let mut values = Vec::new();
     for (key, value) in table {
+        let line = lines.get(&key).copied().unwrap_or(1);
         let Some(option) = find(&key) else {
+            let meant = crate::cli::nearest(&key, OPTIONS.iter().map(|o| o.name));
+            let meant = meant.map_or_else(String::new, |name| format!("did you mean {name}? "));
             problems.push(format!(
-                "{}: {key}: no such option; `utsuwa config show` lists them",
-                path.display()
+                "{shown}, line {line}: {key}: no such option; {meant}`utsuwa config show` lists them"
             ));
             continue;
         };
         match scalars(option, &value) {
-            Some(list) => values.push((option, list)),
+            Some(list) => values.push((option, list, line)),
             None => problems.push(format!(
-                "{}: {key}: must be {}",
-                path.display(),
+                "{shown}, line {line}: {key}: must be {}",
                 if option.list {
                     "a list of strings"
                 } else {
@@ -64,6 +67,20 @@ pub(super) fn file(path: &Path) -> Result<Vec<(&'static OptionDoc, Vec<String>)>
     } else {
         Err(ConfigError(problems))
     }
+}
+
+/// The line of each key.
+fn lines(text: &str) -> Result<BTreeMap<String, usize>, toml::de::Error> {
+    let table = toml::de::DeTable::parse(text)?;
+    let line = |at: usize| {
+        text.get(..at)
+            .map_or(1, |before| before.matches('\n').count() + 1)
+    };
+    Ok(table
+        .get_ref()
+        .keys()
+        .map(|key| (key.get_ref().to_string(), line(key.span().start)))
+        .collect())
 }
 
 fn scalars(option: &OptionDoc, value: &toml::Value) -> Option<Vec<String>> {

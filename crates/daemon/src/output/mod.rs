@@ -119,6 +119,23 @@ pub(crate) fn text_at(value: &Value, path: &str) -> String {
     }
 }
 
+/// A time of the API (RFC 3339, UTC) for people: to the second, as gcloud lists it. What is no time stays as it is.
+pub(crate) fn moment(text: &str) -> String {
+    match text.parse::<jiff::Timestamp>() {
+        Ok(at) => at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+        Err(_) => text.to_owned(),
+    }
+}
+
+/// A size for people: kB below a megabyte, then MB with one decimal, rounded down.
+pub(crate) fn size(bytes: u64) -> String {
+    if bytes < 1_000_000 {
+        format!("{} kB", bytes / 1000)
+    } else {
+        format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

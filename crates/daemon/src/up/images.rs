@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use utsuwa_control::seam::ImageError;
 use utsuwa_model::image::ResolvedImage;
-use utsuwa_runtime::image::{ErrorClass, ImageStore, PullError};
+use utsuwa_runtime::image::{ErrorClass, ImageStore, LayerProgress, LayerState, PullError};
 use utsuwa_store::Store;
 
 #[derive(Debug, Clone)]
@@ -90,6 +90,18 @@ impl utsuwa_api::seam::Images for Images {
                     digest: stored.image.manifest,
                 })
                 .collect()
+        })
+    }
+
+    fn pulling(&self, reference: &str) -> Option<utsuwa_api::seam::PullInsight> {
+        let progress = self.images.pulling(reference)?;
+        let (done_bytes, total_bytes) = progress.bytes();
+        let ready = |layer: &&LayerProgress| layer.state == LayerState::Ready;
+        Some(utsuwa_api::seam::PullInsight {
+            layers: progress.layers.len(),
+            layers_ready: progress.layers.iter().filter(ready).count(),
+            total_bytes,
+            done_bytes,
         })
     }
 }

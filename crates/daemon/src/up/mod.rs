@@ -14,6 +14,7 @@ mod instance_logs;
 mod internal;
 mod journal;
 mod kept;
+mod ports;
 mod prepare;
 mod server;
 mod unpacker;
@@ -27,34 +28,58 @@ use crate::output::note;
 
 pub(crate) use prepare::{pid_file, running_server};
 
-/// Runs the server until it is told to end. Exit status: 0 ended in order, 1 could not start or go on, 2 configuration.
-pub(crate) fn main(given: &Given) -> ExitCode {
-    let config = match Layers::read(given).and_then(|layers| layers.check()) {
-        Ok(config) => config,
+/// Why a server doesn't start, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Refusal {
+    message: String,
+    hint: String,
+}
+
+impl Refusal {
+    #[expect(
+        clippy::new_ret_no_self,
+        reason = "it travels with all other reasons for not starting"
+    )]
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+        let (message, hint) = (message.into(), hint.into());
+        Self { message, hint }.into()
+    }
+}
+
+/// Runs the server until it is told to end; with `replace` after the one that runs has made place. Exit status: 0 ended in
+/// order, 1 could not start or go on, 2 configuration.
+pub(crate) fn main(given: &Given, replace: bool) -> ExitCode {
+    let read = Layers::read(given).and_then(|layers| Ok((layers.check()?, layers)));
+    let (config, layers) = match read {
+        Ok(read) => read,
         Err(error) => {
             note(&format!("error: {error}"));
             note("hint: `utsuwa config show` lists every option, its value and where it came from");
             return ExitCode::from(2);
         }
     };
-    match run(config) {
+    match run(config, layers, replace) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             note(&format!("error: {error:#}"));
+            if let Some(refusal) = error.downcast_ref::<Refusal>() {
+                note(&format!("hint: {}", refusal.hint));
+            }
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
+fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
     if !utsuwa_runtime::privilege::is_root() {
-        anyhow::bail!(
-            "utsuwa up needs root: its keeper makes namespaces, cgroups and mounts; the server itself gives root up at once. \
-             Try: sudo utsuwa up"
-        );
+        return Err(Refusal::new(
+            "utsuwa up needs root: its keeper makes namespaces, cgroups and mounts; the server itself gives root up at once",
+            "sudo utsuwa up",
+        ));
     }
     crate::logging::start(&config);
-    let ground = prepare::prepare(config)?;
+    let ground = prepare::prepare(config, replace)?;
     utsuwa_runtime::privilege::drop_to(&ground.user)
         .with_context(|| format!("become {}", ground.user.shown))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -62,7 +87,7 @@ fn run(config: Config) -> anyhow::Result<()> {
         .thread_name("utsuwa")
         .build()
         .context("start the async runtime")?;
-    let result = runtime.block_on(server::run(ground));
+    let result = runtime.block_on(server::run(ground, layers));
     // Threads that read logs for callers look up every 200 ms; nothing durable waits for them.
     runtime.shutdown_timeout(std::time::Duration::from_millis(50));
     result

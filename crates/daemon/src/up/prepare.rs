@@ -1,8 +1,8 @@
 //! What needs root before the server gives it up: directories, ports, credentials, the keeper.
 
 use std::io::ErrorKind;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use utsuwa_runtime::image::DockerConfig;
@@ -10,9 +10,9 @@ use utsuwa_runtime::keeper::{self, KeeperConfig};
 use utsuwa_runtime::network::{EgressRule, NetConfig};
 use utsuwa_runtime::privilege::{self, ServerUser};
 
-use super::folders;
 use super::journal::JournalLimits;
-use crate::config::{Config, Listen};
+use super::{Refusal, folders, ports};
+use crate::config::Config;
 
 /// The journal's part of a service's log budget: a request takes some 300 bytes there, an app writes as much as it likes.
 const JOURNAL_SHARE: u64 = 4;
@@ -30,26 +30,33 @@ pub(super) struct Ground {
     pub open_files: u64,
 }
 
-pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
+/// `replace`: a server that runs over the data directory makes place first.
+pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Ground> {
     let user = privilege::find_user(&config.user).context("find the server's user")?;
     let open_files = privilege::raise_open_files().context("raise the number of open files")?;
     let features = utsuwa_runtime::sandbox::probe::probe();
     if let Some((name, missing)) = features.lacking().first() {
-        bail!(
-            "this machine can't run instances: {name}: {missing}. `utsuwa doctor` shows everything at once"
-        );
+        return Err(Refusal::new(
+            format!("this machine can't run instances: {name}: {missing}"),
+            "`utsuwa doctor` shows everything that is missing at once",
+        ));
     }
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("make the directory {}", config.data_dir.display()))?;
     let id = keeper::data_id(&config.data_dir)
         .with_context(|| format!("identify the data directory {}", config.data_dir.display()))?;
-    // Before folders change owners, perhaps under a server of another user.
-    refuse_second(&id, &config.data_dir)?;
-    folders::make(&config.data_dir, &user)?;
+    if !replace {
+        refuse_second(&id, &config.data_dir)?;
+    }
     let docker = docker_config(&config)?;
     for listen in [&mut config.listen_api, &mut config.listen_http] {
-        choose_port(listen)?;
+        ports::choose(listen)?;
     }
+    ports::check(&config, &keeper::held_listeners(&id))?;
+    // All that can be found wrong was looked for: only now the one that serves is asked to go.
+    make_place(&id)?;
+    // Not earlier: folders may change owners.
+    folders::make(&config.data_dir, &user)?;
     let egress: Vec<EgressRule> = config
         .allow_egress
         .iter()
@@ -79,29 +86,6 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
         .map(|l| l.port)
         .filter(|p| *p < 1024)
         .collect();
-    if !keeper.socket().exists() {
-        // Nobody of ours can hold the ports yet: find out now, before anything is made.
-        for (flag, listen) in [
-            ("--listen-api", &config.listen_api),
-            ("--listen-http", &config.listen_http),
-        ] {
-            for address in listen.addresses() {
-                match TcpListener::bind(address) {
-                    Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                        bail!(
-                            "{address} is taken by another program; name another address with {flag}, or find it with: ss -ltnp 'sport = :{}'",
-                            address.port()
-                        );
-                    }
-                    // A machine without IPv6 has no ::1; 127.0.0.1 is then enough.
-                    Err(error)
-                        if address.is_ipv6() && error.kind() == ErrorKind::AddrNotAvailable => {}
-                    Err(error) => bail!("listen on {address}: {error}; change it with {flag}"),
-                    Ok(_) => {}
-                }
-            }
-        }
-    }
     keeper::ensure_keeper(&keeper).context("start the keeper")?;
     write_pid(&keeper)?;
     Ok(Ground {
@@ -140,22 +124,65 @@ fn start_time(pid: u32) -> Option<String> {
 }
 
 /// A server that was just killed may need a moment to be gone.
-const ENDING: std::time::Duration = std::time::Duration::from_millis(500);
+const ENDING: Duration = Duration::from_millis(500);
 
 fn refuse_second(id: &str, data_dir: &Path) -> anyhow::Result<()> {
-    let deadline = std::time::Instant::now() + ENDING;
-    while running_server(id).is_some() && std::time::Instant::now() < deadline {
-        std::thread::sleep(std::time::Duration::from_millis(2));
+    let deadline = Instant::now() + ENDING;
+    while running_server(id).is_some() && Instant::now() < deadline {
+        std::thread::sleep(LOOK);
     }
-    match running_server(id) {
-        Some(pid) => bail!(
-            "another server (process {pid}) runs over the data directory {}; end it with `utsuwa down --data-dir {}` or \
-             `kill {pid}` to restart it, or name another directory with --data-dir",
-            data_dir.display(),
-            data_dir.display()
+    let Some(pid) = running_server(id) else {
+        return Ok(());
+    };
+    let data = data_dir.display();
+    Err(Refusal::new(
+        format!("another server (process {pid}) runs over the data directory {data}"),
+        format!(
+            "`utsuwa up --replace` takes its place without refusing a request; `utsuwa down --data-dir {data}` ends it; \
+             --data-dir names another directory"
         ),
-        None => Ok(()),
+    ))
+}
+
+/// How often a server that is to end is looked at.
+const LOOK: Duration = Duration::from_millis(2);
+/// How often it is asked: the one that was asked first may not have been connected to its keeper at that moment.
+const ASK: Duration = Duration::from_secs(1);
+/// What a server needs at most to end: its drain of ten seconds, its loops, its journal; and as much again.
+const PLACE: Duration = Duration::from_secs(40);
+
+/// Has the server over this data directory, if there is one, drain and end. Its sockets, its instances and their logs stay
+/// with the keeper, so that connections wait for the next server instead of being refused.
+fn make_place(id: &str) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut asked: Option<Instant> = None;
+    while let Some(pid) = running_server(id) {
+        if started.elapsed() > PLACE {
+            return Err(Refusal::new(
+                format!(
+                    "the server (process {pid}) was asked to make place and still runs after {} s",
+                    PLACE.as_secs()
+                ),
+                format!(
+                    "see what it says in its log; `kill -9 {pid}` ends it, instances go on, and `utsuwa up` starts the next one"
+                ),
+            ));
+        }
+        if asked.is_none_or(|at| at.elapsed() >= ASK) {
+            if asked.is_none() {
+                tracing::info!(pid, "asking the server to drain and end");
+            }
+            keeper::end_server(id).map_err(|error| {
+                Refusal::new(
+                    format!("ask the server (process {pid}) to make place: {error}"),
+                    format!("end it with `kill {pid}`, then start this one without --replace"),
+                )
+            })?;
+            asked = Some(Instant::now());
+        }
+        std::thread::sleep(LOOK);
     }
+    Ok(())
 }
 
 fn write_pid(keeper: &KeeperConfig) -> anyhow::Result<()> {
@@ -183,19 +210,4 @@ fn docker_config(config: &Config) -> anyhow::Result<DockerConfig> {
             path.display()
         ),
     }
-}
-
-/// Port 0 means any free one; it is chosen now because instances are told it.
-fn choose_port(listen: &mut Listen) -> anyhow::Result<()> {
-    if listen.port == 0 {
-        let address = *listen
-            .addresses()
-            .first()
-            .context("no address to listen on")?;
-        listen.port = TcpListener::bind(address)
-            .and_then(|l| l.local_addr())
-            .with_context(|| format!("find a free port on {}", address.ip()))?
-            .port();
-    }
-    Ok(())
 }

@@ -33,14 +33,14 @@ use super::journal::Journal;
 use super::kept::Kept;
 use super::prepare::Ground;
 use super::unpacker::KeeperUnpacker;
-use crate::config::Listen;
+use crate::config::{Layers, Listen};
 
 /// How long requests in flight may go on after the signal to end.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Sockets of sandboxes that wait to be served; a pool refills sixteen at a time.
 const INTERNAL_EVENTS: usize = 64;
 
-pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
+pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let data = ground.config.data_dir.clone();
     let store = Store::open(&data.join("state")).context("open the database")?;
@@ -168,6 +168,7 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
             https: Vec::new(),
         },
         keys_dir: data.join("keys"),
+        configuration: Arc::new(running(&layers, &ground.config)),
         ready: ready.clone(),
     };
     let api_stop = stop.clone();
@@ -175,7 +176,7 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
 
     ready.set(true);
     announce(&ground, &settings);
-    let why = until_told(&driver).await?;
+    let why = until_told(&driver, true).await?;
     tracing::info!(why, "ending; instances go on");
     crate::output::line(
         "ending; instances and ports stay with the keeper; `utsuwa down` ends everything",
@@ -186,7 +187,7 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     let ended = tokio::select! {
         () = tracker.wait() => true,
         () = tokio::time::sleep(DRAIN + Duration::from_secs(2)) => false,
-        _ = until_told(&driver) => false,
+        _ = until_told(&driver, false) => false,
     };
     if !ended {
         tracing::warn!("some requests were cut off");
@@ -278,6 +279,20 @@ async fn listen(
     }
 }
 
+/// The configuration in force: what was read, with the ports that were chosen.
+fn running(layers: &Layers, config: &crate::config::Config) -> Vec<serde_json::Value> {
+    let mut rows = layers.rows();
+    for (option, listen) in [
+        ("listen-api", &config.listen_api),
+        ("listen-http", &config.listen_http),
+    ] {
+        for row in rows.iter_mut().filter(|row| row["option"] == option) {
+            row["value"] = listen.to_string().into();
+        }
+    }
+    rows
+}
+
 /// One line per address on stdout, then `ready`.
 fn announce(ground: &Ground, settings: &Settings) {
     crate::output::line(&format!("api       http://{}", ground.config.listen_api));
@@ -292,13 +307,14 @@ fn announce(ground: &Ground, settings: &Settings) {
     );
 }
 
-/// Waits for a signal, or for another server to take over.
-async fn until_told(driver: &SandboxDriver) -> anyhow::Result<&'static str> {
+/// Waits for a signal, or for another server to take over; with `politely` also for one that only asks to.
+async fn until_told(driver: &SandboxDriver, politely: bool) -> anyhow::Result<&'static str> {
     let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
     Ok(tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
         () = driver.superseded() => "another server took over",
+        () = driver.asked_to_leave(), if politely => "another server asked for the place",
     })
 }

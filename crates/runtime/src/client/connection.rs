@@ -258,6 +258,12 @@ impl Connection {
                 self.shared.superseded.store(true, Ordering::Release);
                 self.shared.superseded_wake.notify_waiters();
             }
+            FromKeeper::Leave { by } => {
+                if !self.shared.leave.swap(true, Ordering::AcqRel) {
+                    tracing::info!(by, "another server waits for this one's place");
+                }
+                self.shared.superseded_wake.notify_waiters();
+            }
             FromKeeper::Welcome { .. } | FromKeeper::Refused { .. } => {}
         }
     }

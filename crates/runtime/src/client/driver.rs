@@ -65,6 +65,7 @@ impl SandboxDriver {
             events: broadcast::Sender::new(EVENTS),
             listening: Notify::new(),
             superseded: AtomicBool::new(false),
+            leave: AtomicBool::new(false),
             superseded_wake: Notify::new(),
             sockets: SocketCache::default(),
             listeners: Mutex::new(HashMap::new()),
@@ -81,11 +82,20 @@ impl SandboxDriver {
 
     /// Returns when another server has taken over this one's place: it must end then.
     pub async fn superseded(&self) {
+        self.told(&self.shared.superseded).await;
+    }
+
+    /// Returns when another server waits for this one to drain and end. Until it has ended everything works as before.
+    pub async fn asked_to_leave(&self) {
+        self.told(&self.shared.leave).await;
+    }
+
+    async fn told(&self, what: &AtomicBool) {
         loop {
             let woken = self.shared.superseded_wake.notified();
             tokio::pin!(woken);
             woken.as_mut().enable();
-            if self.shared.superseded.load(Ordering::Acquire) {
+            if what.load(Ordering::Acquire) {
                 return;
             }
             woken.await;

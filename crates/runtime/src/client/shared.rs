@@ -32,6 +32,8 @@ pub(super) struct Shared {
     /// A receiver of events came: exits that waited for one can go.
     pub(super) listening: Notify,
     pub(super) superseded: AtomicBool,
+    /// Another server waits for this one's end. Everything works until then.
+    pub(super) leave: AtomicBool,
     pub(super) superseded_wake: Notify,
     pub(super) sockets: SocketCache,
     /// Copies of what an earlier keeper may have lost.

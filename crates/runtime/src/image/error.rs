@@ -31,7 +31,9 @@ pub enum PullError {
     #[error("Image reference '{reference}' is not valid: {why}.")]
     BadReference { reference: String, why: String },
     /// `cloud-run-spec.md` §1.6: the words of the product we follow.
-    #[error("Image '{image}' not found.")]
+    #[error(
+        "Image '{image}' not found. Its registry knows no such repository or tag: check how both are spelt, and that it was pushed."
+    )]
     NotFound { image: String },
     #[error(
         "Image '{image}' not found. It names an uploaded image, and this server holds none of that name: upload it again, then deploy."
@@ -68,6 +70,14 @@ pub enum PullError {
         "Registry '{registry}' redirects from https to plain http ({target}); refused, since anybody on the way could change the answer."
     )]
     InsecureRedirect { registry: String, target: String },
+    #[error(
+        "Registry '{registry}' can't be reached to {doing}: {why}. Check how its name is spelt, and that this machine gets there."
+    )]
+    Unreachable {
+        registry: String,
+        doing: String,
+        why: String,
+    },
     #[error("Registry '{registry}' can't be used to {doing}: {why}.")]
     Registry {
         registry: String,
@@ -141,6 +151,7 @@ impl PullError {
                 _ => ErrorClass::Internal,
             },
             Self::NoTls { .. }
+            | Self::Unreachable { .. }
             | Self::InsecureRedirect { .. }
             | Self::Registry { .. }
             | Self::Stalled { .. }

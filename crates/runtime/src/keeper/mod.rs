@@ -41,7 +41,7 @@ mod visitor;
 pub use capture::LogLimits;
 pub use config::{BUILD, KeeperConfig, PoolLimits, data_id, runtime_dir, socket_path};
 pub use process::{become_keeper, main};
-pub use up::{UpError, down, ensure_keeper};
+pub use up::{UpError, down, end_server, ensure_keeper, held_listeners};
 pub(crate) use visitor::connect_socket;
 pub use visitor::{VisitError, Visitor};
 

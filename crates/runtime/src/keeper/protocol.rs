@@ -132,6 +132,11 @@ pub enum Op {
         id: InstanceId,
     },
     Status,
+    /// Root only. Asks the server, if one is connected, to end in order: another one (of build `by`) waits for its place.
+    /// Reply [`Reply::Done`] at once; asking again changes nothing.
+    EndServer {
+        by: String,
+    },
     /// Root only. With one descriptor: an executable that takes the keeper's place with all its descriptors.
     Upgrade {
         build: String,
@@ -159,6 +164,10 @@ pub enum FromKeeper {
     },
     /// A newer server connected: this one gets nothing more and must end.
     Superseded {
+        by: String,
+    },
+    /// To the server: another one waits for its place. It goes on being served until it has drained and ended.
+    Leave {
         by: String,
     },
     Reply {

@@ -287,7 +287,7 @@ impl Keeper {
         self.say(session, FromKeeper::Reply { id, result }, descriptors);
     }
 
-    fn say(&mut self, id: u32, message: FromKeeper, descriptors: Vec<OwnedFd>) {
+    pub(super) fn say(&mut self, id: u32, message: FromKeeper, descriptors: Vec<OwnedFd>) {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };

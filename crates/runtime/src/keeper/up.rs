@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::config::KeeperConfig;
+use super::config::{BUILD, KeeperConfig, socket_path};
 use super::core::now;
 use super::process::READY;
 use super::protocol::{DownReport, Op, Reply};
@@ -133,6 +133,31 @@ fn upgrade(mut visitor: Visitor, config: &KeeperConfig) -> Result<(), UpError> {
             Err(error) if now() > deadline => return Err(error.into()),
             Ok(_) | Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
+    }
+}
+
+/// Asks the server of the data directory with `data_id` to drain and end, through the keeper it is connected to: nobody is
+/// signalled by a number that might be another process's by now. As root. What it holds stays with the keeper. Doesn't wait;
+/// asking again changes nothing.
+///
+/// # Errors
+/// [`UpError`]: no keeper answers, or it is of a build that can't pass this on.
+pub fn end_server(data_id: &str) -> Result<(), UpError> {
+    let mut visitor = Visitor::connect(&socket_path(data_id), data_id)?;
+    let by = BUILD.to_owned();
+    visitor.ask(Op::EndServer { by }, &[])?;
+    Ok(())
+}
+
+/// The listening sockets (name, address) that the keeper of `data_id` holds; none without a keeper.
+#[must_use]
+pub fn held_listeners(data_id: &str) -> Vec<(String, String)> {
+    let Ok(mut visitor) = Visitor::connect(&socket_path(data_id), data_id) else {
+        return Vec::new();
+    };
+    match visitor.ask(Op::Status, &[]) {
+        Ok((Reply::Status(status), _)) => status.listeners,
+        _ => Vec::new(),
     }
 }
 

@@ -459,9 +459,15 @@ async fn dropping_a_pull_leaves_nothing_half_done() {
     });
     let store = store_for(&fake);
     let name = format!("{}/app:v1", fake.host());
+    assert_eq!(store.store.pulling(&name), None);
     tokio::select! {
         result = store.store.ensure(&name) => panic!("{result:?}"),
-        _ = waiting.recv() => {}
+        _ = waiting.recv() => {
+            // Whoever asks sees it going on, without being part of it.
+            let (done, total) = store.store.pulling(&name).unwrap().bytes();
+            assert!(done < total && total > 4 << 20, "{done} of {total}");
+        }
     }
+    assert_eq!(store.store.pulling(&name), None);
     store.assert_clean();
 }

@@ -50,14 +50,20 @@ impl Registry {
     ) -> PullError {
         let tls =
             error.is_connect() && !self.is_insecure(&image.registry) && transport::is_tls(error);
-        let why = transport::chain(error);
+        let registry = image.registry.clone();
+        let doing = doing.to_owned();
         if tls {
-            PullError::NoTls {
-                registry: image.registry.clone(),
+            let why = transport::chain(error);
+            PullError::NoTls { registry, why }
+        } else if error.is_connect() {
+            let why = transport::innermost(error);
+            PullError::Unreachable {
+                registry,
+                doing,
                 why,
             }
         } else {
-            self.broken(image, doing, why)
+            self.broken(image, &doing, transport::chain(error))
         }
     }
 }

@@ -97,6 +97,15 @@ pub(super) fn chain(error: &dyn Error) -> String {
     }
 }
 
+/// The last cause alone: of a connection that was never made it says all there is to say.
+pub(super) fn innermost(error: &dyn Error) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
+}
+
 /// TLS libraries report through `io::Error` of this kind: the other side spoke, but not TLS we accept.
 pub(super) fn is_tls(error: &(dyn Error + 'static)) -> bool {
     let mut next: Option<&(dyn Error + 'static)> = Some(error);

@@ -40,7 +40,7 @@ use self::index::{IndexFile, Record};
 use super::digest::Digest;
 use super::error::PullError;
 use super::layers::LayerUnpacker;
-use super::progress::{PullProgress, Reporter};
+use super::progress::{PullProgress, Pulls, Reporter};
 use super::reference::{Reference, RewriteRule, rewrite};
 use super::registry::{Registry, RegistrySettings};
 
@@ -99,6 +99,7 @@ struct Inner {
     unpacker: Arc<dyn LayerUnpacker>,
     index: IndexFile,
     claims: Arc<Claims>,
+    pulls: Pulls,
     /// Layers written before the last reboot that may not have reached the disk.
     suspect: Mutex<BTreeSet<Digest>>,
     downloads: Semaphore,
@@ -149,6 +150,7 @@ impl ImageStore {
             unpacker,
             index,
             claims: Arc::default(),
+            pulls: Pulls::default(),
             suspect: Mutex::new(suspect),
             downloads: Semaphore::new(DOWNLOADS_AT_A_TIME),
             unpacks: Semaphore::new(UNPACKS_AT_A_TIME),
@@ -164,7 +166,14 @@ impl ImageStore {
     /// # Errors
     /// [`PullError`]; its text is for the user.
     pub async fn ensure(&self, reference: &str) -> Result<ResolvedImage, PullError> {
-        self.ensure_reporting(reference, None).await
+        let (sender, _seen) = self.0.pulls.begin(reference);
+        self.ensure_reporting(reference, sender).await
+    }
+
+    /// How far an [`ImageStore::ensure`] of `reference` is that goes on now. Without layers: its registry is being asked.
+    #[must_use]
+    pub fn pulling(&self, reference: &str) -> Option<PullProgress> {
+        self.0.pulls.of(reference)
     }
 
     /// [`ImageStore::ensure`], reporting how far it is.
@@ -174,9 +183,9 @@ impl ImageStore {
     pub async fn ensure_reporting(
         &self,
         reference: &str,
-        progress: Option<watch::Sender<PullProgress>>,
+        progress: watch::Sender<PullProgress>,
     ) -> Result<ResolvedImage, PullError> {
-        let reporter = Reporter::new(progress);
+        let reporter = Reporter::new(Some(progress));
         let target = rewrite(&Reference::parse(reference)?, &self.0.settings.rewrites)?;
         let (mut record, names) = self.resolve(reference, &target).await?;
         reference.clone_into(&mut record.image.reference);

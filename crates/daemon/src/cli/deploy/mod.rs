@@ -1,0 +1,216 @@
+//! `utsuwa deploy`: the flags of `gcloud run deploy`, over the v2 API. Flags change only what they name; what an existing
+//! service has besides stays.
+
+mod report;
+mod service;
+
+use std::io::{BufRead, IsTerminal};
+
+use clap::Args;
+
+pub(crate) use self::report::host_and_address;
+use self::report::{report, set_public};
+use self::service::body;
+use super::progress::Progress;
+use super::{ClientArgs, suggest};
+use crate::client::{Api, Failure};
+use crate::output::note;
+
+#[derive(Debug, Args)]
+pub(crate) struct DeployArgs {
+    /// Name of the service.
+    name: String,
+    /// Image: any registry reference, `utsuwa.local/hello`, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`.
+    #[arg(long, value_name = "REF")]
+    image: Option<String>,
+    /// Build from source: not built yet.
+    #[arg(long, value_name = "DIR")]
+    source: Option<String>,
+    /// Let everybody call the service.
+    #[arg(long, overrides_with = "no_allow_unauthenticated")]
+    allow_unauthenticated: bool,
+    /// Keep the service private.
+    #[arg(long)]
+    no_allow_unauthenticated: bool,
+    /// Port the container listens on [default: 8080]
+    #[arg(long)]
+    port: Option<u16>,
+    /// Speak HTTP/2 cleartext to the container.
+    #[arg(long, overrides_with = "no_use_http2")]
+    use_http2: bool,
+    /// Speak HTTP/1.1 to the container (default).
+    #[arg(long)]
+    no_use_http2: bool,
+    /// Memory limit, for example 512Mi or 1Gi.
+    #[arg(long)]
+    memory: Option<String>,
+    /// CPU limit, for example 1, 0.5 or 500m.
+    #[arg(long)]
+    cpu: Option<String>,
+    /// Requests in flight per instance.
+    #[arg(long)]
+    concurrency: Option<u32>,
+    /// Time a request may take: seconds, or 5m.
+    #[arg(long)]
+    timeout: Option<String>,
+    /// Instances kept when nobody calls, per revision.
+    #[arg(long)]
+    min_instances: Option<u32>,
+    /// Instances at most, per revision.
+    #[arg(long)]
+    max_instances: Option<u32>,
+    /// Instances kept over all revisions.
+    #[arg(long)]
+    min: Option<u32>,
+    /// Instances at most over all revisions.
+    #[arg(long)]
+    max: Option<u32>,
+    /// NAME=VALUE,…: replaces all variables. `^@^A=1@B=2` uses another separator.
+    #[arg(long, value_name = "LIST", conflicts_with = "update_env_vars")]
+    set_env_vars: Option<String>,
+    /// NAME=VALUE,…: adds or changes variables.
+    #[arg(long, value_name = "LIST")]
+    update_env_vars: Option<String>,
+    /// NAME,…: removes variables.
+    #[arg(long, value_name = "LIST")]
+    remove_env_vars: Option<String>,
+    /// Removes all variables.
+    #[arg(long, conflicts_with_all = ["set_env_vars", "update_env_vars", "remove_env_vars"])]
+    clear_env_vars: bool,
+    /// Replaces the image's entrypoint; comma-separated. Empty resets it.
+    #[arg(long, value_name = "LIST")]
+    command: Option<String>,
+    /// Replaces the image's arguments; comma-separated. Empty resets it.
+    #[arg(long, value_name = "LIST")]
+    args: Option<String>,
+    /// gen1 or gen2.
+    #[arg(long)]
+    execution_environment: Option<String>,
+    /// Keep CPU between requests; an instance here always does.
+    #[arg(long)]
+    no_cpu_throttling: bool,
+    /// Send a client to the same instance again where possible.
+    #[arg(long, overrides_with = "no_session_affinity")]
+    session_affinity: bool,
+    /// Send each request to any instance (default).
+    #[arg(long)]
+    no_session_affinity: bool,
+    /// all, internal or internal-and-cloud-load-balancing.
+    #[arg(long)]
+    ingress: Option<String>,
+    /// What the service is for.
+    #[arg(long)]
+    description: Option<String>,
+    /// KEY=VALUE,…: labels on service and revision.
+    #[arg(long, value_name = "LIST")]
+    labels: Option<String>,
+    /// KEY=VALUE,…: template annotations such as autoscaling.knative.dev/window=6s.
+    #[arg(long, value_name = "LIST")]
+    annotations: Option<String>,
+    /// Name of the revision: SERVICE-SUFFIX.
+    #[arg(long, value_name = "SUFFIX")]
+    revision_suffix: Option<String>,
+    /// Give the new revision an address of its own: TAG---NAME…
+    #[arg(long)]
+    tag: Option<String>,
+    /// Send no requests to the new revision.
+    #[arg(long)]
+    no_traffic: bool,
+    /// Return once the change is accepted.
+    #[arg(long = "async")]
+    no_wait: bool,
+    /// Never ask.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Failure> {
+    if args.source.is_some() {
+        return Err(Failure::usage(
+            "--source is not built yet: build the image yourself and name it with --image",
+        ));
+    }
+    let api = client.connect().await?;
+    let path = api.service(&args.name);
+    let existing = match api.get(&path).await {
+        Ok(service) => Some(service),
+        Err(failure) if failure.is_not_found() => None,
+        Err(failure) => return Err(failure),
+    };
+    if args.image.is_none() && existing.is_none() {
+        return Err(no_image(&api, &args.name).await);
+    }
+    let public = wants_public(args, existing.is_none())?;
+    // Not before the question: both want the line.
+    let progress = Progress::new();
+    let image = match &args.image {
+        Some(reference) => Some(super::images::upload_if_local(&api, reference, &progress).await?),
+        None => None,
+    };
+    let body = body(args, image, existing.clone())?;
+    let operation = if existing.is_some() {
+        api.patch(&path, &body).await?
+    } else {
+        api.post(
+            &format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name),
+            &body,
+        )
+        .await?
+    };
+    if let Some(public) = public {
+        set_public(&api, &path, public).await?;
+    }
+    if args.no_wait {
+        note(&format!(
+            "Deploying [{}]; follow it with `utsuwa services describe {}`.",
+            args.name, args.name
+        ));
+        return Ok(());
+    }
+    progress.note(&format!(
+        "Deploying [{}] in project [{}] region [{}]",
+        args.name, api.project, api.region
+    ));
+    super::wait::wait_shown(&api, &operation, &args.name, &progress).await?;
+    drop(progress);
+    report(&api, args, client).await
+}
+
+/// A service without an image doesn't exist yet; or another one was meant.
+async fn no_image(api: &Api, name: &str) -> Failure {
+    let needed = Failure::usage(format!(
+        "there is no service [{name}] in project [{}] region [{}], and --image is needed for a new one",
+        api.project, api.region
+    ));
+    let names = suggest::services(api).await.unwrap_or_default();
+    match suggest::nearest(name, names.iter().map(String::as_str)) {
+        Some(meant) => needed.hint(format!("did you mean {meant}?")),
+        None => needed.hint("try --image utsuwa.local/hello"),
+    }
+}
+
+/// Whether to open the service: by flag, by asking on a terminal, else unchanged (decision 23).
+fn wants_public(args: &DeployArgs, new: bool) -> Result<Option<bool>, Failure> {
+    if args.allow_unauthenticated {
+        return Ok(Some(true));
+    }
+    if args.no_allow_unauthenticated {
+        return Ok(if new { None } else { Some(false) });
+    }
+    if !new || args.quiet || !std::io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    eprint_prompt(&format!("Allow everybody to call [{}] (y/N)? ", args.name));
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes").then_some(true))
+}
+
+fn eprint_prompt(text: &str) {
+    use std::io::Write;
+    let mut err = std::io::stderr();
+    drop(err.write_all(text.as_bytes()).and_then(|()| err.flush()));
+}

@@ -1,0 +1,122 @@
+//! What a deploy came to; and who may call the service.
+
+use serde_json::{Value, json};
+
+use super::super::ClientArgs;
+use super::DeployArgs;
+use crate::client::{Api, Failure};
+use crate::output::{Format, line, note, value};
+
+/// Adds or removes `allUsers` as invoker, keeping every other binding.
+pub(super) async fn set_public(api: &Api, path: &str, public: bool) -> Result<(), Failure> {
+    let mut policy = api.get(&format!("{path}:getIamPolicy")).await?;
+    let mut bindings: Vec<Value> = policy["bindings"].as_array().cloned().unwrap_or_default();
+    for binding in bindings
+        .iter_mut()
+        .filter(|b| b["role"] == json!(utsuwa_model::iam::INVOKER))
+    {
+        if let Some(members) = binding["members"].as_array_mut() {
+            members.retain(|m| m != &json!("allUsers"));
+        }
+    }
+    bindings.retain(|b| b["members"].as_array().is_none_or(|m| !m.is_empty()));
+    if public {
+        bindings.push(json!({"role": utsuwa_model::iam::INVOKER, "members": ["allUsers"]}));
+    }
+    policy["bindings"] = Value::Array(bindings);
+    api.post(&format!("{path}:setIamPolicy"), &json!({"policy": policy}))
+        .await
+        .map(drop)
+}
+
+pub(super) async fn report(
+    api: &Api,
+    args: &DeployArgs,
+    client: &ClientArgs,
+) -> Result<(), Failure> {
+    let service = api.get(&api.service(&args.name)).await?;
+    if client.format != Format::Table {
+        return value(&client.format, &service);
+    }
+    let revision = service["latestReadyRevision"]
+        .as_str()
+        .and_then(|n| n.rsplit('/').next())
+        .unwrap_or_default();
+    let percent: u64 = service["trafficStatuses"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|t| {
+            t["revision"]
+                .as_str()
+                .is_some_and(|r| r.ends_with(revision))
+        })
+        .filter_map(|t| t["percent"].as_u64())
+        .sum();
+    note(&format!(
+        "Service [{}] revision [{revision}] has been deployed and is serving {percent} percent of traffic.",
+        args.name
+    ));
+    let uri = service["uri"].as_str().unwrap_or_default();
+    line(&format!("Service URL: {uri}"));
+    if let Some(tag) = &args.tag {
+        let tagged = service["trafficStatuses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|t| t["tag"] == json!(tag));
+        if let Some(uri) = tagged.and_then(|t| t["uri"].as_str()) {
+            line(&format!("Tag URL: {uri}"));
+        }
+    }
+    if let Some((host, at)) = host_and_address(uri) {
+        note(&format!(
+            "hint: where {host} does not resolve: curl -H 'Host: {host}' http://{at}/"
+        ));
+    }
+    let policy = api
+        .get(&format!("{}:getIamPolicy", api.service(&args.name)))
+        .await?;
+    let public = policy["bindings"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|b| {
+            b["role"] == json!(utsuwa_model::iam::INVOKER)
+                && b["members"]
+                    .as_array()
+                    .is_some_and(|m| m.contains(&json!("allUsers")))
+        });
+    if !public {
+        note("The service is private: callers get 403.");
+        note(&format!(
+            "hint: `utsuwa deploy {} --allow-unauthenticated` lets everybody call it",
+            args.name
+        ));
+    }
+    Ok(())
+}
+
+/// `http://hello.localhost:8080` → (`hello.localhost:8080`, `127.0.0.1:8080`).
+pub(crate) fn host_and_address(uri: &str) -> Option<(String, String)> {
+    let host = uri.split_once("://")?.1.trim_end_matches('/');
+    let port = host.rsplit_once(':').map_or("80", |(_, port)| port);
+    Some((host.to_owned(), format!("127.0.0.1:{port}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_line_for_everywhere() {
+        let expected = (
+            "hello.localhost:8080".to_owned(),
+            "127.0.0.1:8080".to_owned(),
+        );
+        assert_eq!(
+            host_and_address("http://hello.localhost:8080"),
+            Some(expected)
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! From flags to the service that is sent.
+
+use serde_json::{Map, Value, json};
+
+use super::DeployArgs;
+use crate::client::Failure;
+
+/// The service to send: the existing one with the named changes.
+pub(super) fn body(
+    args: &DeployArgs,
+    image: Option<String>,
+    existing: Option<Value>,
+) -> Result<Value, Failure> {
+    let mut service = existing.unwrap_or_else(|| json!({"template": {"containers": [{}]}}));
+    let latest_ready = service["latestReadyRevision"]
+        .as_str()
+        .and_then(|n| n.rsplit('/').next())
+        .map(str::to_owned);
+    if let Some(object) = service.as_object_mut() {
+        object.retain(|key, _| INPUT_FIELDS.contains(&key.as_str()));
+    }
+    set(&mut service, "description", args.description.clone());
+    set(
+        &mut service,
+        "ingress",
+        args.ingress.as_deref().map(ingress).transpose()?,
+    );
+    for (key, value) in pairs("--labels", args.labels.as_deref())? {
+        service["labels"][&key] = json!(value);
+        service["template"]["labels"][&key] = json!(value);
+    }
+    if let Some(min) = args.min {
+        service["scaling"]["minInstanceCount"] = json!(min);
+    }
+    if let Some(max) = args.max {
+        service["scaling"]["maxInstanceCount"] = json!(max);
+    }
+    let template = &mut service["template"];
+    template["revision"] = Value::Null;
+    // As gcloud does: every deploy makes a revision, so that a moved tag is looked up anew and a failed one is tried again.
+    template["labels"]["client.knative.dev/nonce"] = json!(nonce());
+    if let Some(suffix) = &args.revision_suffix {
+        template["revision"] = json!(format!("{}-{suffix}", args.name));
+    }
+    set(template, "maxInstanceRequestConcurrency", args.concurrency);
+    set(
+        template,
+        "timeout",
+        args.timeout.as_deref().map(timeout).transpose()?,
+    );
+    set(
+        template,
+        "executionEnvironment",
+        args.execution_environment
+            .as_deref()
+            .map(environment)
+            .transpose()?,
+    );
+    set(
+        template,
+        "sessionAffinity",
+        flag(args.session_affinity, args.no_session_affinity),
+    );
+    if let Some(min) = args.min_instances {
+        template["scaling"]["minInstanceCount"] = json!(min);
+    }
+    if let Some(max) = args.max_instances {
+        template["scaling"]["maxInstanceCount"] = json!(max);
+    }
+    for (key, value) in pairs("--annotations", args.annotations.as_deref())? {
+        template["annotations"][&key] = json!(value);
+    }
+    container(&mut template["containers"][0], args, image)?;
+    traffic(&mut service, args, latest_ready.as_deref());
+    Ok(service)
+}
+
+/// What a PATCH may send back; the rest is the server's.
+const INPUT_FIELDS: &[&str] = &[
+    "name",
+    "description",
+    "labels",
+    "annotations",
+    "client",
+    "clientVersion",
+    "ingress",
+    "launchStage",
+    "scaling",
+    "template",
+    "traffic",
+    "invokerIamDisabled",
+    "defaultUriDisabled",
+    "customAudiences",
+    "etag",
+];
+
+fn container(
+    container: &mut Value,
+    args: &DeployArgs,
+    image: Option<String>,
+) -> Result<(), Failure> {
+    set(container, "image", image);
+    let http2 = flag(args.use_http2, args.no_use_http2);
+    if args.port.is_some() || http2.is_some() {
+        // What isn't named stays: the port's number when the protocol changes, the protocol when the port does.
+        let old = container["ports"][0].clone();
+        let port = args
+            .port
+            .map_or_else(|| old["containerPort"].clone(), |p| json!(p));
+        let name = http2.map_or_else(
+            || old["name"].clone(),
+            |h2| json!(if h2 { "h2c" } else { "http1" }),
+        );
+        container["ports"] = json!([{
+            "name": if name.is_null() { json!("http1") } else { name },
+            "containerPort": if port.is_null() { json!(8080) } else { port },
+        }]);
+    }
+    for (key, limit) in [("memory", &args.memory), ("cpu", &args.cpu)] {
+        if let Some(limit) = limit {
+            if container["resources"].is_null() {
+                // v2's default inside a given Resources message is CPU always; gcloud's is CPU during requests.
+                container["resources"]["cpuIdle"] = json!(true);
+            }
+            container["resources"]["limits"][key] = json!(limit);
+        }
+    }
+    if args.no_cpu_throttling {
+        container["resources"]["cpuIdle"] = json!(false);
+    }
+    for (key, list) in [("command", &args.command), ("args", &args.args)] {
+        if let Some(list) = list {
+            container[key] = json!(
+                list.split(',')
+                    .filter(|p| !p.is_empty())
+                    .collect::<Vec<_>>()
+            );
+        }
+    }
+    let mut env: Vec<Value> = container["env"].as_array().cloned().unwrap_or_default();
+    if args.clear_env_vars || args.set_env_vars.is_some() {
+        env.clear();
+    }
+    if let Some(remove) = &args.remove_env_vars {
+        let names: Vec<&str> = remove.split(',').collect();
+        env.retain(|v| !names.contains(&v["name"].as_str().unwrap_or_default()));
+    }
+    let (flag, list) = match &args.set_env_vars {
+        Some(list) => ("--set-env-vars", Some(list)),
+        None => ("--update-env-vars", args.update_env_vars.as_ref()),
+    };
+    for (name, value) in pairs(flag, list.map(String::as_str))? {
+        let variable = json!({"name": name, "value": value});
+        match env.iter_mut().find(|v| v["name"] == json!(name)) {
+            Some(old) => *old = variable,
+            None => env.push(variable),
+        }
+    }
+    container["env"] = Value::Array(env);
+    Ok(())
+}
+
+/// `--no-traffic` pins what takes requests now; `--tag` adds an address for the new revision.
+fn traffic(service: &mut Value, args: &DeployArgs, latest_ready: Option<&str>) {
+    const LATEST: &str = "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST";
+    let mut targets: Vec<Value> = service["traffic"].as_array().cloned().unwrap_or_default();
+    if targets.is_empty() && (args.no_traffic || args.tag.is_some()) {
+        targets.push(json!({"type": LATEST, "percent": 100}));
+    }
+    if args.no_traffic
+        && let Some(ready) = latest_ready
+    {
+        for target in targets.iter_mut().filter(|t| t["type"] == json!(LATEST)) {
+            target["type"] = json!("TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION");
+            target["revision"] = json!(ready);
+        }
+    }
+    if let Some(tag) = &args.tag {
+        targets.retain(|t| t["tag"] != json!(tag));
+        targets.push(json!({"type": LATEST, "tag": tag}));
+    }
+    if !targets.is_empty() {
+        service["traffic"] = Value::Array(targets);
+    }
+}
+
+/// Ten letters that no other deploy has.
+fn nonce() -> String {
+    let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
+    (0..10)
+        .map(|i| char::from(b'a' + u8::try_from((high >> (i * 6)) % 26).unwrap_or(0)))
+        .collect()
+}
+
+/// What a pair of flags says: yes, no, or nothing.
+fn flag(yes: bool, no: bool) -> Option<bool> {
+    match (yes, no) {
+        (true, _) => Some(true),
+        (false, true) => Some(false),
+        (false, false) => None,
+    }
+}
+
+fn set(object: &mut Value, key: &str, new: Option<impl Into<Value>>) {
+    if let Some(new) = new {
+        if object.is_null() {
+            *object = Value::Object(Map::new());
+        }
+        object[key] = new.into();
+    }
+}
+
+fn ingress(text: &str) -> Result<String, Failure> {
+    match text {
+        "all" => Ok("INGRESS_TRAFFIC_ALL".to_owned()),
+        "internal" => Ok("INGRESS_TRAFFIC_INTERNAL_ONLY".to_owned()),
+        "internal-and-cloud-load-balancing" => {
+            Ok("INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER".to_owned())
+        }
+        _ => Err(Failure::usage(
+            "--ingress: must be all, internal or internal-and-cloud-load-balancing",
+        )),
+    }
+}
+
+fn environment(text: &str) -> Result<String, Failure> {
+    match text {
+        "gen1" => Ok("EXECUTION_ENVIRONMENT_GEN1".to_owned()),
+        "gen2" => Ok("EXECUTION_ENVIRONMENT_GEN2".to_owned()),
+        _ => Err(Failure::usage(
+            "--execution-environment: must be gen1 or gen2",
+        )),
+    }
+}
+
+fn timeout(text: &str) -> Result<String, Failure> {
+    crate::config::duration(text)
+        .map(|d| format!("{}s", d.as_secs()))
+        .map_err(|why| Failure::usage(format!("--timeout: {why}")))
+}
+
+/// `A=1,B=2`; `^SEP^A=1SEPB=2` chooses another separator, as gcloud does.
+fn pairs(flag: &str, text: Option<&str>) -> Result<Vec<(String, String)>, Failure> {
+    let Some(text) = text else {
+        return Ok(Vec::new());
+    };
+    let (separator, rest) = match text.strip_prefix('^').and_then(|t| t.split_once('^')) {
+        Some((separator, rest)) if !separator.is_empty() => (separator, rest),
+        _ => (",", text),
+    };
+    rest.split(separator)
+        .filter(|p| !p.is_empty())
+        .map(|pair| match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(Failure::usage(format!(
+                "{flag}: {pair:?} must be NAME=VALUE"
+            ))),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_take_another_separator() {
+        let own = |list: &[(&str, &str)]| {
+            list.iter()
+                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            pairs("--x", Some("A=1,B=x=y")).ok(),
+            Some(own(&[("A", "1"), ("B", "x=y")]))
+        );
+        assert_eq!(
+            pairs("--x", Some("^@^A=1,2@B=3")).ok(),
+            Some(own(&[("A", "1,2"), ("B", "3")]))
+        );
+        assert!(pairs("--x", Some("A")).is_err());
+    }
+}

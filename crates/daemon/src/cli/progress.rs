@@ -1,0 +1,190 @@
+//! What happens while a command waits, on stderr: one changing line on a terminal, a line at each change elsewhere.
+//!
+//! Owns: how it looks, and reading a deploy's progress. Doesn't: wait, or decide when something is done.
+
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use crate::client::Api;
+use crate::output::{note, size};
+
+/// Often enough to look alive, and a read of one row for the server.
+const LOOK: Duration = Duration::from_millis(100);
+/// Away from a terminal a step that goes on is told again only after this long: logs of builds shall stay short.
+const REPEAT: Duration = Duration::from_secs(5);
+
+/// One line of progress.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: Option<ProgressBar>,
+    told: RefCell<Told>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    step: String,
+    text: String,
+    at: Option<Instant>,
+}
+
+impl Progress {
+    /// Shows what is told to it, until it is dropped.
+    pub(crate) fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(LOOK);
+            bar
+        });
+        Self {
+            bar,
+            told: RefCell::default(),
+        }
+    }
+
+    /// Shows nothing but [`Progress::note`].
+    pub(crate) fn hidden() -> Self {
+        Self {
+            bar: None,
+            told: RefCell::default(),
+        }
+    }
+
+    /// What is being done now. `step` names it as long as it is the same; `text` may change more often.
+    pub(crate) fn show(&self, step: &str, text: &str) {
+        let mut told = self.told.borrow_mut();
+        if told.text == text {
+            return;
+        }
+        text.clone_into(&mut told.text);
+        match &self.bar {
+            Some(bar) => bar.set_message(text.to_owned()),
+            None => {
+                let soon = told.at.is_some_and(|at| at.elapsed() < REPEAT);
+                if told.step == step && soon {
+                    return;
+                }
+                told.at = Some(Instant::now());
+                note(text);
+            }
+        }
+        step.clone_into(&mut told.step);
+    }
+
+    /// A line that stays, above the changing one.
+    pub(crate) fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| note(text)),
+            None => note(text),
+        }
+    }
+
+    /// Shows how the deploy of `service` goes on, for as long as it is polled.
+    pub(crate) async fn follow(&self, api: &Api, service: &str) {
+        let path = api.explain(service);
+        loop {
+            // Whether the server is there is the business of whoever waits for the operation.
+            if let Ok(explained) = api.get(&path).await
+                && let Some((step, text)) = step(&explained)
+            {
+                self.show(&step, &text);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The step a deploy is in, and the line that tells of it.
+fn step(explained: &Value) -> Option<(String, String)> {
+    // The conditions speak of an older generation: of another deploy.
+    if explained["observedGeneration"] != explained["generation"] {
+        return None;
+    }
+    let number = |key: &str| explained["pull"][key].as_u64().unwrap_or(0);
+    let (layers, ready) = (number("layers"), number("layersReady"));
+    if layers > 0 {
+        let (done, total) = (number("doneBytes"), number("totalBytes"));
+        let text = if done < total {
+            format!(
+                "Pulling the image: {} of {}, {ready} of {layers} layers done",
+                size(done),
+                size(total)
+            )
+        } else {
+            format!("Unpacking the image: {ready} of {layers} layers done")
+        };
+        let step = text.split(':').next().unwrap_or_default();
+        return Some((format!("{step} {ready}"), text));
+    }
+    let unknown = |kind: &str| {
+        let all = explained["conditions"].as_array()?;
+        let found = all.iter().find(|c| c["type"] == kind)?;
+        (found["status"] == "Unknown").then(|| found["message"].as_str().unwrap_or_default())
+    };
+    let all = explained["conditions"].as_array()?;
+    let resolving = |c: &Value| c["status"] == "Unknown" && c["reason"] == "ResolvingDigests";
+    let text = match (unknown("ConfigurationsReady"), unknown("RoutesReady")) {
+        // Nothing of it is on its way yet, or what was tried before failed and is tried again.
+        (Some(_), _) if all.iter().any(resolving) => "Resolving the image".to_owned(),
+        (Some(message), _) => message.trim_end_matches('.').to_owned(),
+        (None, Some(_)) => "Routing traffic".to_owned(),
+        (None, None) => return None,
+    };
+    Some((text.clone(), text))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn explained(configurations: (&str, &str), routes: &str, pull: &Value) -> Value {
+        json!({"generation": 2, "observedGeneration": 2, "pull": pull, "conditions": [
+            {"type": "ConfigurationsReady", "status": configurations.0, "message": configurations.1},
+            {"type": "RoutesReady", "status": routes, "message": "Traffic is not yet migrated."},
+        ]})
+    }
+
+    #[test]
+    fn each_step_of_a_deploy_has_its_line() {
+        let text = |e: &Value| step(e).map(|(_, text)| text);
+        let pending = ("Unknown", "Starting the first instance.");
+        let pull = json!({"layers": 3, "layersReady": 1, "totalBytes": 30_000_000, "doneBytes": 12_000_000});
+        assert_eq!(
+            text(&explained(pending, "Unknown", &pull)).as_deref(),
+            Some("Pulling the image: 12.0 MB of 30.0 MB, 1 of 3 layers done")
+        );
+        let pull = json!({"layers": 3, "layersReady": 2, "totalBytes": 7, "doneBytes": 7});
+        assert_eq!(
+            text(&explained(pending, "Unknown", &pull)).as_deref(),
+            Some("Unpacking the image: 2 of 3 layers done")
+        );
+        assert_eq!(
+            text(&explained(pending, "Unknown", &Value::Null)).as_deref(),
+            Some("Starting the first instance")
+        );
+        assert_eq!(
+            text(&explained(("True", ""), "Unknown", &Value::Null)).as_deref(),
+            Some("Routing traffic")
+        );
+        assert_eq!(text(&explained(("True", ""), "True", &Value::Null)), None);
+        let mut old = explained(pending, "Unknown", &Value::Null);
+        old["observedGeneration"] = json!(1);
+        assert_eq!(text(&old), None, "of another deploy");
+    }
+}

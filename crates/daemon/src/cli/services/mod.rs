@@ -1,0 +1,174 @@
+//! `utsuwa services …`.
+
+pub(super) mod show;
+mod traffic;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use self::show::{print_service, print_traffic, print_why, ready_mark, ready_word, region};
+use self::traffic::new_traffic;
+use super::progress::Progress;
+use super::{ClientArgs, short, suggest};
+use crate::client::{Api, Failure};
+use crate::output::{Format, items, line, moment, note, text_at, value};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServicesCommand {
+    /// List services.
+    List,
+    /// Describe one service.
+    Describe {
+        name: String,
+        /// Show what runs and why: every decision with its reason.
+        #[arg(long)]
+        why: bool,
+    },
+    /// Delete a service, its revisions and its instances.
+    Delete {
+        name: String,
+        /// Never ask.
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// Change where requests go.
+    UpdateTraffic {
+        name: String,
+        /// REVISION=PERCENT,… ; LATEST names the newest ready one. What is left goes on in proportion.
+        #[arg(long, value_name = "LIST", conflicts_with = "to_latest")]
+        to_revisions: Option<String>,
+        /// Everything to the newest ready revision.
+        #[arg(long)]
+        to_latest: bool,
+        /// TAG=REVISION,…: sets these tags and no others.
+        #[arg(long, value_name = "LIST")]
+        set_tags: Option<String>,
+    },
+}
+
+pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Result<(), Failure> {
+    let api = client.connect().await?;
+    match command {
+        ServicesCommand::List => {
+            let all = api
+                .list(&format!("/run/v2/{}/services", api.parent()), "services")
+                .await?;
+            items(
+                &client.format,
+                &all,
+                &[
+                    ("", &ready_mark),
+                    ("SERVICE", &|i| short(&text_at(i, "name"))),
+                    ("REGION", &region),
+                    ("URL", &|i| text_at(i, "uri")),
+                    ("LAST DEPLOYED BY", &|i| text_at(i, "lastModifier")),
+                    ("LAST DEPLOYED AT", &|i| moment(&text_at(i, "updateTime"))),
+                ],
+            )
+        }
+        ServicesCommand::Describe { name, why } => {
+            let service = existing(&api, name).await?;
+            if *why {
+                let explained = api.get(&api.explain(name)).await?;
+                return if client.format == Format::Table {
+                    let message = text_at(&service, "terminalCondition.message");
+                    if !message.is_empty() {
+                        line(&format!("{}: {message}", ready_word(&service)));
+                    }
+                    print_why(name, &explained);
+                    Ok(())
+                } else {
+                    value(&client.format, &explained)
+                };
+            }
+            if client.format == Format::Table {
+                print_service(&service);
+                Ok(())
+            } else {
+                value(&client.format, &service)
+            }
+        }
+        ServicesCommand::Delete { name, quiet } => {
+            existing(&api, name).await?;
+            if !quiet {
+                confirm(&format!(
+                    "Service [{name}] with its revisions will be deleted."
+                ))?;
+            }
+            let operation = api.delete(&api.service(name)).await?;
+            super::wait::wait(&api, &operation).await?;
+            note(&format!("Deleted service [{name}]."));
+            Ok(())
+        }
+        ServicesCommand::UpdateTraffic {
+            name,
+            to_revisions,
+            to_latest,
+            set_tags,
+        } => {
+            let path = api.service(name);
+            if to_revisions.is_none() && !to_latest && set_tags.is_none() {
+                return Err(Failure::usage(
+                    "say where requests shall go: --to-latest, --to-revisions or --set-tags",
+                ));
+            }
+            let mut service = existing(&api, name).await?;
+            let targets = new_traffic(
+                service["traffic"].as_array().cloned().unwrap_or_default(),
+                to_revisions.as_deref(),
+                *to_latest,
+                set_tags.as_deref(),
+            )?;
+            let body = json!({"traffic": targets, "etag": service["etag"].take()});
+            let operation = api
+                .patch(&format!("{path}?updateMask=traffic"), &body)
+                .await
+                .map_err(|f| {
+                    f.hint(format!(
+                        "`utsuwa revisions list --service {name}` shows them"
+                    ))
+                })?;
+            let progress = Progress::new();
+            super::wait::wait_shown(&api, &operation, name, &progress).await?;
+            drop(progress);
+            let service = api.get(&path).await?;
+            if client.format == Format::Table {
+                print_traffic(&service);
+                Ok(())
+            } else {
+                value(&client.format, &service["trafficStatuses"])
+            }
+        }
+    }
+}
+
+/// The service, or a failure that names the one that was probably meant.
+pub(super) async fn existing(api: &Api, name: &str) -> Result<Value, Failure> {
+    match api.get(&api.service(name)).await {
+        Ok(service) => Ok(service),
+        Err(failure) => Err(suggest::service(api, name, failure).await),
+    }
+}
+
+/// Stops unless the user says yes; without a terminal the answer is no.
+fn confirm(what: &str) -> Result<(), Failure> {
+    use std::io::{BufRead, IsTerminal};
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Err(
+            Failure::usage(format!("{what} Not asked, since this is no terminal."))
+                .hint("say yes ahead with --quiet"),
+        );
+    }
+    note(&format!("{what} Go on (y/N)? "));
+    let mut answer = String::new();
+    stdin
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        Err(Failure::failed("Nothing was changed."))
+    }
+}

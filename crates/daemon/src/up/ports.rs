@@ -1,0 +1,159 @@
+//! The addresses to listen on, before anything is made: chosen where the port is 0, and free.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::Refusal;
+use crate::config::{Config, Listen};
+
+/// Port 0 means any free one; it is chosen now because instances are told it.
+pub(super) fn choose(listen: &mut Listen) -> anyhow::Result<()> {
+    if listen.port == 0 {
+        let address = *listen
+            .addresses()
+            .first()
+            .context("no address to listen on")?;
+        listen.port = TcpListener::bind(address)
+            .and_then(|l| l.local_addr())
+            .with_context(|| format!("find a free port on {}", address.ip()))?
+            .port();
+    }
+    Ok(())
+}
+
+/// Refuses addresses that another program has. Those in `held` are our own keeper's, kept for us.
+pub(super) fn check(config: &Config, held: &[(String, String)]) -> anyhow::Result<()> {
+    for (flag, listen) in [
+        ("--listen-api", &config.listen_api),
+        ("--listen-http", &config.listen_http),
+    ] {
+        for address in listen.addresses() {
+            if held.iter().any(|(_, a)| *a == address.to_string()) {
+                continue;
+            }
+            match TcpListener::bind(address) {
+                Ok(_) => {}
+                // A machine without IPv6 has no ::1; 127.0.0.1 is then enough.
+                Err(error) if address.is_ipv6() && error.kind() == ErrorKind::AddrNotAvailable => {}
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                    return Err(taken(address, flag));
+                }
+                Err(error) => {
+                    return Err(Refusal::new(
+                        format!("listen on {address} ({flag}): {error}"),
+                        format!("name an address of this machine with {flag}"),
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn taken(address: SocketAddr, flag: &str) -> anyhow::Error {
+    let by = match holder(address) {
+        Some((pid, name)) => format!("by {name} (process {pid})"),
+        None => "by another program".to_owned(),
+    };
+    Refusal::new(
+        format!("{address} is taken {by}, so {flag} can't be it"),
+        format!(
+            "name another address with {flag}, or end that program; `ss -ltnp 'sport = :{}'` shows it",
+            address.port()
+        ),
+    )
+}
+
+/// Process id and name of whoever listens on `address`, as far as /proc tells.
+fn holder(address: SocketAddr) -> Option<(u32, String)> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(table).ok())
+        .find_map(|table| {
+            table
+                .lines()
+                .skip(1)
+                .find_map(|line| listener(line, address))
+        })?;
+    let socket = format!("socket:[{inode}]");
+    let processes = std::fs::read_dir("/proc").ok()?.filter_map(Result::ok);
+    for process in processes {
+        let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        let has = descriptors
+            .filter_map(Result::ok)
+            .filter_map(|d| std::fs::read_link(d.path()).ok())
+            .any(|target| target.as_os_str() == socket.as_str());
+        if has {
+            return Some((pid, name(&process.path())?));
+        }
+    }
+    None
+}
+
+/// What people call a process. A keeper has the name it was executed by, which tells nobody anything.
+fn name(process: &Path) -> Option<String> {
+    let words = std::fs::read(process.join("cmdline")).ok()?;
+    let mut words = words.split(|b| *b == 0).skip(1);
+    if words.next() == Some(b"internal") && words.next() == Some(b"keeper") {
+        return Some("the keeper of another utsuwa server".to_owned());
+    }
+    let name = std::fs::read_to_string(process.join("comm")).ok()?;
+    Some(name.trim().to_owned())
+}
+
+/// The inode of a line of `/proc/net/tcp` that listens on `address`, or on all addresses with its port.
+fn listener(line: &str, address: SocketAddr) -> Option<String> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let (local, state, inode) = (*fields.get(1)?, *fields.get(3)?, *fields.get(9)?);
+    let (ip, port) = local.rsplit_once(':')?;
+    let same_port = u16::from_str_radix(port, 16).ok()? == address.port();
+    let ip = kernel_address(ip)?;
+    let same_ip = ip.is_unspecified() || ip.to_canonical() == address.ip();
+    // 0A: LISTEN.
+    (state == "0A" && same_port && same_ip).then(|| inode.to_owned())
+}
+
+/// An address as the kernel prints it: words of 32 bits in the machine's order.
+fn kernel_address(text: &str) -> Option<IpAddr> {
+    let mut bytes = Vec::new();
+    for start in (0..text.len()).step_by(8) {
+        let word = u32::from_str_radix(text.get(start..start + 8)?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_a_port_is_found() {
+        for at in ["127.0.0.1:0", "0.0.0.0:0"] {
+            let socket = TcpListener::bind(at).unwrap();
+            let port = socket.local_addr().unwrap().port();
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            let (pid, name) = holder(address).unwrap();
+            assert_eq!(pid, std::process::id());
+            assert!(!name.is_empty());
+            let text = format!("{:#}", taken(address, "--listen-api"));
+            assert!(
+                text.contains(&format!("127.0.0.1:{port}")) && text.contains(&name),
+                "{text}"
+            );
+            drop(socket);
+            assert_eq!(holder(address), None);
+        }
+    }
+}
