@@ -144,6 +144,8 @@ struct Inner {
     lines: BTreeMap<Key, Line>,
     /// Wishes in the future.
     later: BTreeSet<(Instant, Key)>,
+    /// Until when the timer's task sleeps; `None`: until it is nudged.
+    timer: Option<Instant>,
     /// Wishes that are due and wait for a slot, and the slots in use, by kind.
     lanes: [Lane; 3],
     stopped: bool,
@@ -215,8 +217,9 @@ impl Rounds {
         let mut inner = self.inner.lock();
         inner.wish(key, at, priority);
         let due = inner.take_due(Instant::now());
+        let early = inner.wants_earlier();
         drop(inner);
-        self.nudge.notify_one();
+        self.nudge_if(early);
         self.run(passes, due);
     }
 
@@ -226,7 +229,8 @@ impl Rounds {
             let (due, next) = {
                 let mut inner = self.inner.lock();
                 let due = inner.take_due(Instant::now());
-                (due, inner.later.first().map(|(at, _)| *at))
+                inner.timer = inner.later.first().map(|(at, _)| *at);
+                (due, inner.timer)
             };
             self.run(&passes, due);
             let timer = async {
@@ -248,9 +252,17 @@ impl Rounds {
         let mut inner = self.inner.lock();
         inner.opened = true;
         let due = inner.take_due(Instant::now());
+        let early = inner.wants_earlier();
         drop(inner);
-        self.nudge.notify_one();
+        self.nudge_if(early);
         self.run(passes, due);
+    }
+
+    /// The task of the timer is woken only for a wish that it would miss: on a wake, every other task that runs costs time.
+    fn nudge_if(&self, early: bool) {
+        if early {
+            self.nudge.notify_one();
+        }
     }
 
     /// No pass begins after this. Passes under way end by themselves.
@@ -326,17 +338,23 @@ impl Rounds {
                 "the slow sweep found work that no event had announced"
             );
         }
-        let due = {
+        let (due, early) = {
             let mut inner = self.inner.lock();
             inner.finish(&key, priority, result, &self.env, began, started);
-            inner.take_due(Instant::now())
+            (inner.take_due(Instant::now()), inner.wants_earlier())
         };
-        self.nudge.notify_one();
+        self.nudge_if(early);
         self.run(passes, due);
     }
 }
 
 impl Inner {
+    /// Whether the next wish comes before the timer goes off.
+    fn wants_earlier(&self) -> bool {
+        let next = self.later.first().map(|(at, _)| *at);
+        next.is_some_and(|at| self.timer.is_none_or(|timer| at < timer))
+    }
+
     fn wish(&mut self, key: Key, at: Instant, priority: Priority) {
         if self.stopped {
             return;

@@ -39,6 +39,11 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// A TCP socket that lives in the instance's network and is not connected yet, and the address to connect it to.
     fn socket(&self, id: &InstanceId) -> BoxFuture<'_, Result<(OwnedFd, SocketAddr), DriverError>>;
 
+    /// Takes back a socket of [`Driver::socket`] whose connection was refused, for the next call. Nothing is lost if it isn't.
+    fn give_back(&self, id: &InstanceId, socket: OwnedFd) {
+        let _ = (id, socket);
+    }
+
     /// Process id on the host of an instance started or listed by this driver; for showing, never for acting.
     fn pid(&self, id: &InstanceId) -> Option<u32> {
         let _ = id;

@@ -601,3 +601,42 @@ async fn an_instance_that_lost_a_process_for_memory_ends_whole() {
     server.no_more_exits().await;
     world.down();
 }
+
+/// A probe that comes before the program listens costs no other socket.
+#[tokio::test]
+async fn a_socket_whose_connection_was_refused_serves_again() {
+    use std::os::fd::AsFd;
+    if !keeper_world::possible("a_socket_whose_connection_was_refused_serves_again") {
+        return;
+    }
+    let mut world = World::new();
+    let server = world.server().await;
+    let spec = world.spec_of(&["httpd", "-f", "-p", "8080", "-h", "/www"]);
+    let id = spec.id.clone();
+    server.driver.start(spec).await.unwrap();
+    server.get(&id).await;
+    let inode = |socket: &std::os::fd::OwnedFd| rustix::fs::fstat(socket.as_fd()).unwrap().st_ino;
+    let (socket, mut address) = server.driver.socket(&id).await.unwrap();
+    let first = inode(&socket);
+    let port = address.port();
+    address.set_port(9);
+    let socket = std::net::TcpStream::from(socket);
+    let same = socket.try_clone().unwrap();
+    let refused = tokio::net::TcpSocket::from_std_stream(socket)
+        .connect(address)
+        .await;
+    assert_eq!(
+        refused.unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionRefused,
+        "nobody listens on port 9"
+    );
+    server.driver.give_back(&id, same.into());
+    let (socket, mut address) = server.driver.socket(&id).await.unwrap();
+    assert_eq!(inode(&socket), first, "the same one");
+    address.set_port(port);
+    tokio::net::TcpSocket::from_std_stream(std::net::TcpStream::from(socket))
+        .connect(address)
+        .await
+        .expect("it connects like a new one");
+    world.down();
+}

@@ -20,9 +20,20 @@ impl Connect for Dialer {
             address.set_port(port);
             let socket = std::net::TcpStream::from(socket);
             socket.set_nonblocking(true)?;
-            let stream = TcpSocket::from_std_stream(socket).connect(address).await?;
-            stream.set_nodelay(true)?;
-            Ok(stream)
+            let same = socket.try_clone()?;
+            match TcpSocket::from_std_stream(socket).connect(address).await {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    Ok(stream)
+                }
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::ConnectionRefused {
+                        // Nothing listens yet: the next attempt comes soon, and shall not have to ask the keeper.
+                        driver.give_back(&id, same.into());
+                    }
+                    Err(error)
+                }
+            }
         })
     }
 }

@@ -347,6 +347,13 @@ impl Driver for SandboxDriver {
         })
     }
 
+    fn give_back(&self, id: &InstanceId, socket: OwnedFd) {
+        // The kernel remembers the failure until the socket is told to forget its peer.
+        if rustix::net::connect_unspec(&socket).is_ok() {
+            self.shared.sockets.give_back(id, socket);
+        }
+    }
+
     fn set_cpu(&self, id: &InstanceId, cpu: MilliCpu) -> BoxFuture<'_, Result<(), DriverError>> {
         let op = Op::SetCpu {
             id: id.clone(),

@@ -37,6 +37,12 @@ impl SocketCache {
         ready.sockets.append(&mut sockets);
     }
 
+    pub(super) fn give_back(&self, id: &InstanceId, socket: OwnedFd) {
+        if let Some(ready) = self.instances.lock().get_mut(id) {
+            ready.sockets.push(socket);
+        }
+    }
+
     /// One socket, and whether more should be asked for.
     pub(super) fn take(&self, id: &InstanceId) -> Option<(OwnedFd, SocketAddr, bool)> {
         let mut instances = self.instances.lock();
