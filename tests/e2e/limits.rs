@@ -49,9 +49,8 @@ fn an_instance_cannot_take_the_servers_descriptors() {
     }
     let mut server = Server::start(&[]);
     server.kill_9();
-    let program = tempfile::NamedTempFile::new_in("/var/tmp")
-        .unwrap()
-        .into_temp_path();
+    // Beside the data directory, so that it is there as long as the server may have to be taken down.
+    let program = server.log_path().with_file_name("limited");
     let script = format!(
         "#!/bin/sh\nexec prlimit --nofile={OPEN_FILES}:{OPEN_FILES} {} \"$@\"\n",
         env!("CARGO_BIN_EXE_utsuwa")
