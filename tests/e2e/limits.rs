@@ -49,9 +49,8 @@ fn an_instance_cannot_take_the_servers_descriptors() {
     }
     let mut server = Server::start(&[]);
     server.kill_9();
-    let program = tempfile::NamedTempFile::new_in("/var/tmp")
-        .unwrap()
-        .into_temp_path();
+    // Beside the data directory, so that it is there as long as the server may have to be taken down.
+    let program = server.log_path().with_file_name("limited");
     let script = format!(
         "#!/bin/sh\nexec prlimit --nofile={OPEN_FILES}:{OPEN_FILES} {} \"$@\"\n",
         env!("CARGO_BIN_EXE_utsuwa")
@@ -72,8 +71,8 @@ fn an_instance_cannot_take_the_servers_descriptors() {
     .unwrap();
     let address = SocketAddr::from((INSIDE, server.http.port()));
 
-    std::thread::scope(|scope| {
-        // Only this thread is in the instance's network.
+    let (kept, refused) = std::thread::scope(|scope| {
+        // Only that thread is in the instance's network.
         let greedy = scope.spawn(|| {
             move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             let (mut kept, mut refused) = (Vec::new(), 0);
@@ -88,25 +87,37 @@ fn an_instance_cannot_take_the_servers_descriptors() {
                     );
                     refused += 1;
                 }
-                if number % 50 == 0 {
-                    assert_eq!(server.get("other", "/").0, 200);
-                }
             }
-            assert_eq!((kept.len(), refused), (OWN, 4 * OWN));
-            let files = open_files(server.pid());
-            assert!(
-                files <= before + 2 * OWN + 64,
-                "{before} before, now {files}"
+            (kept, refused)
+        });
+        while !greedy.is_finished() {
+            assert_eq!(
+                server.get("other", "/").0,
+                200,
+                "others are served meanwhile"
             );
-            drop(kept);
+        }
+        greedy.join().unwrap()
+    });
+    assert_eq!((kept.len(), refused), (OWN, 4 * OWN));
+    let files = open_files(server.pid());
+    assert!(
+        files <= before + 2 * OWN + 64,
+        "{before} before, now {files}"
+    );
+    println!(
+        "open files of the server: {before} before, {files} with all that one instance may have"
+    );
+    drop(kept);
+    std::thread::scope(|scope| {
+        let again = scope.spawn(|| {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             until("places to be free again", Duration::from_secs(20), || {
-                ask(address, "other.localhost")
-                    .1
-                    .starts_with("HTTP/1.1 200")
-                    .then_some(())
+                let (_, answer) = ask(address, "other.localhost");
+                answer.starts_with("HTTP/1.1 200").then_some(())
             });
         });
-        greedy.join().unwrap();
+        again.join().unwrap();
     });
     let told = until("the log to tell", Duration::from_secs(10), || {
         let log = server.ok(&["logs", "greedy", "--tail", "100"]);
@@ -134,7 +145,7 @@ fn want_of_descriptors_ends_nothing() {
     let limit = |files: u64| {
         let done = Command::new("prlimit")
             .args(["--pid", &server.pid().to_string()])
-            .arg(format!("--nofile={files}:1048576"))
+            .arg(format!("--nofile={files}:"))
             .status();
         assert!(done.unwrap().success());
     };
@@ -156,7 +167,7 @@ fn want_of_descriptors_ends_nothing() {
         (server.get("hello", "/").0 == 200).then_some(())
     });
     assert!(said() <= 2, "told again and again: {}", said());
-    limit(65_536);
+    limit(4_096);
     assert_eq!(server.get("hello", "/").0, 200);
     server.finish();
 }
@@ -197,11 +208,6 @@ fn a_service_does_not_see_what_another_of_its_name_wrote() {
         log.contains("the-new-one").then_some(log)
     });
     assert!(!log.contains("the-former-one"), "{log}");
-    assert_eq!(
-        log.matches("ended by signal").count(),
-        0,
-        "its own instance runs: {log}"
-    );
 
     // The end of the last instance is told when its service is gone: that goes too.
     server.ok(&["services", "delete", "again", "--quiet"]);

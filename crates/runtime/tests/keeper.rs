@@ -7,12 +7,14 @@
     reason = "tests"
 )]
 
+mod busybox;
 mod keeper_lets_go;
 mod keeper_world;
 
 use std::time::Duration;
 
-use keeper_world::{World, possible};
+use busybox::possible;
+use keeper_world::World;
 use utsuwa_model::instance::Exit;
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::client::InternalEvent;

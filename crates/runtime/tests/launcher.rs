@@ -1,5 +1,6 @@
 //! The spawners with real namespaces, cgroups and mounts. Need root; skipped by name otherwise.
 
+mod busybox;
 mod launcher_layers;
 mod launcher_world;
 
@@ -9,7 +10,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::time::{Duration, Instant};
 
-use launcher_world::{End, UID_BASE, World, possible, wait};
+use busybox::possible;
+use launcher_world::{End, UID_BASE, World, wait};
 use sha2::{Digest, Sha256};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
 use utsuwa_runtime::network::NetConfig;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use utsuwa_model::image::ResolvedImage;
 use utsuwa_runtime::image::{Credential, ErrorClass, ImageStore};
 
 use crate::fake::{Answer, Asked, Fake, honest, ranged};
@@ -20,6 +21,45 @@ fn store_for(fake: &Fake) -> Store {
 
 fn noisy() -> Image {
     image(&[(tar_of(&[("noise", &noise(4 << 20))]), Compression::Gzip)])
+}
+
+/// One with credentials for `fake`.
+fn store_with_password(fake: &Fake, password: &str) -> Store {
+    Store::new(|settings| {
+        settings.registry.insecure = vec![fake.host()];
+        let credential = Credential::Password {
+            username: "user".into(),
+            password: password.into(),
+        };
+        let configured = &mut settings.registry.credentials.configured;
+        configured.insert(fake.host(), credential);
+    })
+}
+
+/// An honest registry, but for the layer of `content`, whose answers `change` changes.
+fn changing_the_layer(
+    content: &Image,
+    change: impl Fn(&mut Answer) + Send + Sync + 'static,
+) -> Fake {
+    let (served, layer) = (content.clone(), content.layers[0].clone());
+    Fake::start(move |asked| {
+        let mut answer = honest(&served, asked);
+        if asked.target.ends_with(&layer) {
+            change(&mut answer);
+        }
+        answer
+    })
+}
+
+async fn pulls(store: &Store, fake: &Fake, name: &str) -> ResolvedImage {
+    let name = format!("{}/{name}", fake.host());
+    store.store.ensure(&name).await.unwrap()
+}
+
+/// The layer of [`noisy`] came whole.
+fn assert_noise(store: &Store, found: &ResolvedImage) {
+    let file = store.layer(&found.layers[0]).join("noise");
+    assert_eq!(std::fs::read(file).unwrap(), noise(4 << 20));
 }
 
 async fn fails(store: &ImageStore, fake: &Fake, name: &str) -> utsuwa_runtime::image::PullError {
@@ -41,24 +81,10 @@ async fn a_broken_download_is_resumed_where_it_broke() {
     }
     let content = noisy();
     let layer = content.layers[0].clone();
-    let (served, name) = (content.clone(), layer.clone());
-    let fake = Fake::start(move |asked| {
-        let mut answer = honest(&served, asked);
-        if asked.target.ends_with(&name) {
-            answer.cut_after = Some(3 << 20);
-        }
-        answer
-    });
+    let fake = changing_the_layer(&content, |answer| answer.cut_after = Some(3 << 20));
     let store = store_for(&fake);
-    let found = store
-        .store
-        .ensure(&format!("{}/app:v1", fake.host()))
-        .await
-        .unwrap();
-    assert_eq!(
-        std::fs::read(store.layer(&found.layers[0]).join("noise")).unwrap(),
-        noise(4 << 20)
-    );
+    let found = pulls(&store, &fake, "app:v1").await;
+    assert_noise(&store, &found);
     let ranges: Vec<String> = {
         let asked = fake.asked.lock();
         asked
@@ -96,29 +122,15 @@ async fn a_registry_that_cannot_resume_starts_over() {
         answer
     });
     let store = store_for(&fake);
-    let found = store
-        .store
-        .ensure(&format!("{}/app:v1", fake.host()))
-        .await
-        .unwrap();
-    assert_eq!(
-        std::fs::read(store.layer(&found.layers[0]).join("noise")).unwrap(),
-        noise(4 << 20)
-    );
+    let found = pulls(&store, &fake, "app:v1").await;
+    assert_noise(&store, &found);
     assert_eq!(times.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
 async fn a_registry_that_always_breaks_off_is_given_up() {
     let content = noisy();
-    let layer = content.layers[0].clone();
-    let fake = Fake::start(move |asked| {
-        let mut answer = honest(&content, asked);
-        if asked.target.ends_with(&layer) {
-            answer.cut_after = Some(1000);
-        }
-        answer
-    });
+    let fake = changing_the_layer(&content, |answer| answer.cut_after = Some(1000));
     let store = store_for(&fake);
     let error = fails(&store.store, &fake, "app:v1").await;
     assert_eq!(error.class(), ErrorClass::Unavailable);
@@ -129,14 +141,7 @@ async fn a_registry_that_always_breaks_off_is_given_up() {
 #[tokio::test]
 async fn a_registry_that_stalls_is_given_up() {
     let content = noisy();
-    let layer = content.layers[0].clone();
-    let fake = Fake::start(move |asked| {
-        let mut answer = honest(&content, asked);
-        if asked.target.ends_with(&layer) {
-            answer.stall_after = Some(1000);
-        }
-        answer
-    });
+    let fake = changing_the_layer(&content, |answer| answer.stall_after = Some(1000));
     let store = store_for(&fake);
     let error = fails(&store.store, &fake, "app:v1").await;
     assert!(
@@ -238,25 +243,11 @@ async fn a_token_is_fetched_with_and_without_credentials() {
             }
             honest(&content, asked)
         });
-        let store = Store::new(|settings| {
-            settings.registry.insecure = vec![fake.host()];
-            if with_credentials {
-                let credential = Credential::Password {
-                    username: "user".into(),
-                    password: "secret".into(),
-                };
-                settings
-                    .registry
-                    .credentials
-                    .configured
-                    .insert(fake.host(), credential);
-            }
-        });
-        store
-            .store
-            .ensure(&format!("{}/team/app:v1", fake.host()))
-            .await
-            .unwrap();
+        let store = match with_credentials {
+            true => store_with_password(&fake, "secret"),
+            false => store_for(&fake),
+        };
+        pulls(&store, &fake, "team/app:v1").await;
         assert_eq!(fake.count("/token"), 1, "one token serves the whole pull");
     }
 }
@@ -275,20 +266,10 @@ async fn refused_credentials_say_what_to_do() {
             }
             .with("www-authenticate", "Basic realm=\"x\"")
         });
-        let store = Store::new(|settings| {
-            settings.registry.insecure = vec![fake.host()];
-            if configured {
-                let credential = Credential::Password {
-                    username: "user".into(),
-                    password: "wrong".into(),
-                };
-                settings
-                    .registry
-                    .credentials
-                    .configured
-                    .insert(fake.host(), credential);
-            }
-        });
+        let store = match configured {
+            true => store_with_password(&fake, "wrong"),
+            false => store_for(&fake),
+        };
         let error = fails(&store.store, &fake, "private/app:v1").await;
         assert_eq!(error.class(), ErrorClass::Unauthorized);
         let text = error.to_string();
@@ -359,23 +340,8 @@ async fn redirects_keep_the_proof_to_themselves_and_lists_are_followed() {
             _ => honest(&ours, asked),
         }
     });
-    let store = Store::new(|settings| {
-        settings.registry.insecure = vec![fake.host()];
-        let credential = Credential::Password {
-            username: "user".into(),
-            password: "secret".into(),
-        };
-        settings
-            .registry
-            .credentials
-            .configured
-            .insert(fake.host(), credential);
-    });
-    let found = store
-        .store
-        .ensure(&format!("{}/app:v1", fake.host()))
-        .await
-        .unwrap();
+    let store = store_with_password(&fake, "secret");
+    let found = pulls(&store, &fake, "app:v1").await;
     assert_eq!(
         found.pinned,
         format!("{}/app@{pinned}", fake.host()),
@@ -437,11 +403,7 @@ async fn a_busy_registry_is_asked_again() {
         }
         honest(&content, asked)
     });
-    store_for(&fake)
-        .store
-        .ensure(&format!("{}/app:v1", fake.host()))
-        .await
-        .unwrap();
+    pulls(&store_for(&fake), &fake, "app:v1").await;
 }
 
 #[tokio::test]

@@ -11,7 +11,6 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,8 +23,9 @@ use utsuwa_runtime::client::{InternalEvent, SandboxDriver};
 use utsuwa_runtime::keeper::protocol::{Op, Reply, Status};
 use utsuwa_runtime::keeper::{self, KeeperConfig};
 use utsuwa_runtime::network::NetConfig;
-use utsuwa_runtime::sandbox::process::IMAGE_BASE;
 use utsuwa_runtime::{Driver, InstanceEvent};
+
+use crate::busybox;
 
 pub const UID_BASE: u32 = 0x3000_0000;
 /// Longest time anything here may take.
@@ -34,21 +34,6 @@ const APPLETS: [&str; 15] = [
     "sh", "cat", "ls", "dd", "sleep", "head", "tail", "httpd", "yes", "nc", "wget", "seq", "kill",
     "true", "tr",
 ];
-
-/// Whether these tests can run here; says so when not.
-pub fn possible(test: &str) -> bool {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped {test}: it makes namespaces and cgroups, which needs root");
-        return false;
-    }
-    if !Path::new("/bin/busybox").exists() {
-        eprintln!(
-            "skipped {test}: it needs a static busybox at /bin/busybox (apt install busybox-static)"
-        );
-        return false;
-    }
-    true
-}
 
 pub struct World {
     pub config: KeeperConfig,
@@ -101,13 +86,7 @@ impl World {
 
     /// Makes layer `number` by `fill`, with the images' ids.
     pub fn make_layer(&self, number: u8, fill: impl FnOnce(&Path)) -> String {
-        let hex = format!("{number:02x}").repeat(32);
-        let root = self.directory.path().join("images/layers").join(&hex);
-        fs::create_dir(&root).unwrap();
-        fill(&root);
-        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
-        give_to_images(&root);
-        format!("sha256:{hex}")
+        busybox::make_layer(&self.config.data_dir.join("images/layers"), number, fill)
     }
 
     pub fn spec(&mut self, script: &str) -> InstanceSpec {
@@ -300,35 +279,12 @@ pub fn kill(pid: u32) {
 }
 
 fn busybox_layer(layers: &Path) -> String {
-    let hex = "0b".repeat(32);
-    let root = layers.join(&hex);
-    for directory in ["bin", "etc", "tmp", "www"] {
-        fs::create_dir_all(root.join(directory)).unwrap();
-    }
-    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    for applet in APPLETS {
-        symlink("busybox", root.join("bin").join(applet)).unwrap();
-    }
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
-    fs::write(root.join("www/hello"), "hello from inside\n").unwrap();
-    fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
-    give_to_images(&root);
-    format!("sha256:{hex}")
-}
-
-fn give_to_images(path: &Path) {
-    let metadata = fs::symlink_metadata(path).unwrap();
-    lchown(
-        path,
-        Some(IMAGE_BASE + metadata.uid()),
-        Some(IMAGE_BASE + metadata.gid()),
-    )
-    .unwrap();
-    if metadata.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            give_to_images(&entry.unwrap().path());
-        }
-    }
+    busybox::make_layer(layers, 0x0b, |root| {
+        busybox::put_busybox(root, &APPLETS);
+        fs::create_dir(root.join("www")).unwrap();
+        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
+        fs::write(root.join("www/hello"), "hello from inside\n").unwrap();
+    })
 }
 
 /// The CPU time that the cgroup of `pid` gets per 100 ms, in microseconds.

@@ -2,7 +2,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::print_stderr,
     unreachable_pub,
     reason = "tests, and a module shared by them"
 )]
@@ -10,7 +9,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -22,9 +21,10 @@ use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec, Star
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
 use utsuwa_runtime::network::{NetConfig, NetInfo, SocketRole};
 use utsuwa_runtime::sandbox::cgroup::{Cgroups, SandboxCgroup};
-use utsuwa_runtime::sandbox::process::IMAGE_BASE;
 use utsuwa_runtime::spawner::protocol::{Channel, Op, Reply, Request, Response, SpawnError};
 use utsuwa_runtime::spawner::{CHANNEL_FD, Role, SpawnerConfig};
+
+use crate::busybox;
 
 pub const UID_BASE: u32 = 0x2000_0000;
 const APPLETS: [&str; 28] = [
@@ -32,21 +32,6 @@ const APPLETS: [&str; 28] = [
     "mkdir", "chown", "ps", "hostname", "grep", "env", "pwd", "head", "mknod", "unshare", "chroot",
     "tail", "true", "ip", "ping", "nc", "find",
 ];
-
-/// Whether these tests can run here; says so when not.
-pub fn possible(test: &str) -> bool {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped {test}: it makes namespaces and cgroups, which needs root");
-        return false;
-    }
-    if !Path::new("/bin/busybox").exists() {
-        eprintln!(
-            "skipped {test}: it needs a static busybox at /bin/busybox (apt install busybox-static)"
-        );
-        return false;
-    }
-    true
-}
 
 pub struct Spawner {
     child: Child,
@@ -217,31 +202,18 @@ impl World {
 
     /// Where the layer number `number` lies and its diff id.
     pub fn layer(&self, number: u8) -> (PathBuf, String) {
-        let hex = format!("{number:02x}").repeat(32);
-        (
-            self.images.join("layers").join(&hex),
-            format!("sha256:{hex}"),
-        )
+        busybox::layer(&self.images.join("layers"), number)
     }
 
     /// Makes layer `number` by `fill`, then gives all of it to the images' ids.
     pub fn make_layer(&self, number: u8, fill: impl FnOnce(&Path)) -> String {
-        let (path, diff_id) = self.layer(number);
-        fs::create_dir(&path).unwrap();
-        fill(&path);
-        give_to_images(&path);
-        diff_id
+        busybox::make_layer(&self.images.join("layers"), number, fill)
     }
 
     fn busybox_layer(&self) {
         self.make_layer(0, |root| {
-            for directory in ["bin", "etc", "tmp", "srv/closed"] {
-                fs::create_dir_all(root.join(directory)).unwrap();
-            }
-            fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-            for applet in APPLETS {
-                symlink("busybox", root.join("bin").join(applet)).unwrap();
-            }
+            busybox::put_busybox(root, &APPLETS);
+            fs::create_dir_all(root.join("srv/closed")).unwrap();
             fs::write(
                 root.join("etc/passwd"),
                 "root:x:0:0:root:/root:/bin/sh\nwww:x:33:34:www:/srv:/bin/sh\n",
@@ -431,22 +403,5 @@ pub fn wait(pidfd: &OwnedFd) -> End {
         (Some(code), _) => End::Code(code),
         (None, Some(signal)) => End::Signal(signal),
         other => panic!("neither ended nor killed: {other:?}"),
-    }
-}
-
-pub fn give_to_images(path: &Path) {
-    let metadata = fs::symlink_metadata(path).unwrap();
-    // A file with several names is met several times.
-    let image_id = |id: u32| id % IMAGE_BASE + IMAGE_BASE;
-    lchown(
-        path,
-        Some(image_id(metadata.uid())),
-        Some(image_id(metadata.gid())),
-    )
-    .unwrap();
-    if metadata.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            give_to_images(&entry.unwrap().path());
-        }
     }
 }
