@@ -4,7 +4,7 @@
 mod report;
 mod service;
 
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 
 use clap::Args;
 
@@ -14,7 +14,7 @@ use self::service::body;
 use super::progress::Progress;
 use super::{ClientArgs, suggest};
 use crate::client::{Api, Failure};
-use crate::output::note;
+use crate::output::{ask, note};
 
 #[derive(Debug, Args)]
 pub(crate) struct DeployArgs {
@@ -200,17 +200,6 @@ fn wants_public(args: &DeployArgs, new: bool) -> Result<Option<bool>, Failure> {
     if !new || args.quiet || !std::io::stdin().is_terminal() {
         return Ok(None);
     }
-    eprint_prompt(&format!("Allow everybody to call [{}] (y/N)? ", args.name));
-    let mut answer = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes").then_some(true))
-}
-
-fn eprint_prompt(text: &str) {
-    use std::io::Write;
-    let mut err = std::io::stderr();
-    drop(err.write_all(text.as_bytes()).and_then(|()| err.flush()));
+    let yes = ask(&format!("Allow everybody to call [{}]", args.name))?;
+    Ok(yes.then_some(true))
 }
