@@ -171,8 +171,15 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
         "Deploying [{}] in project [{}] region [{}]",
         args.name, api.project, api.region
     ));
-    super::wait::wait_shown(&api, &operation, &args.name, &progress).await?;
+    let waited = super::wait::wait_shown(&api, &operation, &args.name, &progress).await;
     drop(progress);
+    if let Err(failure) = waited {
+        let served = existing.is_some_and(|s| s["latestReadyRevision"].is_string());
+        if failure.status == 1 && served {
+            note("The deploy failed; what served before still serves.");
+        }
+        return Err(failure);
+    }
     report(&api, args, client).await
 }
 
