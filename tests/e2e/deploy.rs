@@ -168,7 +168,13 @@ fn a_failed_deploy_changes_nothing_that_serves() {
     ]);
     assert_eq!(failed.status.code(), Some(1));
     let said = String::from_utf8_lossy(&failed.stderr).into_owned();
-    assert!(said.contains("/no/such/program"), "{said}");
+    for word in [
+        "/no/such/program",
+        "what served before still serves",
+        "hint: `utsuwa logs steady`",
+    ] {
+        assert!(said.contains(word), "{word} is missing in: {said}");
+    }
     let (status, body) = server.get("steady", "/env");
     assert_eq!(status, 200, "{body}");
     assert!(body.contains("good") && !body.contains("bad"), "{body}");

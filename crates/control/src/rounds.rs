@@ -11,6 +11,8 @@
 //! 5. After [`Rounds::stop`] no pass begins.
 //! 6. Passes over revisions, which may pull images for half an hour, have slots of their own: nothing else queues behind them.
 
+mod work;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -25,9 +27,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use utsuwa_model::{RevisionKey, ServiceKey, Timestamp};
+use utsuwa_model::Timestamp;
 
 use crate::seam::Environment;
+
+pub(crate) use self::work::{Key, PassError, Priority, Report};
 
 /// Passes for people who wait: enough that twenty sleeping services wake side by side.
 const WAKE_SLOTS: usize = 64;
@@ -37,81 +41,6 @@ const REVISION_SLOTS: usize = 16;
 const OTHER_SLOTS: usize = 24;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
-
-/// One line of work: the loop and what it is about.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Key {
-    /// How many instances a revision has.
-    Instances(RevisionKey),
-    /// Proving a revision and keeping it startable.
-    Revision(RevisionKey),
-    /// A service: its newest revision, its routes, its status, its end.
-    Service(ServiceKey),
-    /// Unneeded image content.
-    Images,
-    /// What is kept of services that don't exist.
-    Logs,
-}
-
-impl Key {
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Instances(_) => "instances",
-            Self::Revision(_) => "revision",
-            Self::Service(_) => "service",
-            Self::Images => "images",
-            Self::Logs => "logs",
-        }
-    }
-
-    /// What the line is about, as text.
-    pub(crate) fn subject(&self) -> String {
-        match self {
-            Self::Instances(key) | Self::Revision(key) => key.to_string(),
-            Self::Service(key) => key.to_string(),
-            Self::Images | Self::Logs => "all".to_owned(),
-        }
-    }
-
-    /// A pass that takes longer is given up: its outcome is unknown and looked up by the next one.
-    fn limit(&self) -> Duration {
-        match self {
-            // Pulls a whole image.
-            Self::Revision(_) => Duration::from_secs(1800),
-            Self::Instances(_) | Self::Service(_) => Duration::from_secs(60),
-            Self::Images | Self::Logs => Duration::from_secs(600),
-        }
-    }
-}
-
-/// Who waits for the pass. There is no default.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Priority {
-    /// A request waits for an instance.
-    Wake,
-    /// A user or an instance waits.
-    Soon,
-    /// Nobody waits.
-    Housekeeping,
-    /// The slow look at everything; should find nothing.
-    Sweep,
-}
-
-/// What a pass has to say.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Report {
-    pub(crate) because: String,
-    pub(crate) wake_at: Option<Timestamp>,
-    /// What it did to the world or the store. Zero at rest.
-    pub(crate) actions: usize,
-    /// The subject is gone: the line is forgotten.
-    pub(crate) gone: bool,
-}
-
-/// Why a pass did not come to its end. It is repeated, whatever the reason.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct PassError(pub(crate) String);
 
 /// What runs for a key.
 pub(crate) trait Passes: fmt::Debug + Send + Sync + 'static {

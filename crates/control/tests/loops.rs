@@ -4,7 +4,8 @@ mod house;
 
 use std::time::Duration;
 
-use house::{House, Listens, template};
+use house::door::Listens;
+use house::{House, template};
 use utsuwa_control::seam::{ImageError, Refusal};
 use utsuwa_model::instance::Exit;
 use utsuwa_model::operation::GenerationOutcome;

@@ -17,6 +17,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Away from a terminal a step that goes on is told again only after this long: logs of builds shall stay short.
 const REPEAT: Duration = Duration::from_secs(5);
 
+/// Before the image's layers are known.
+const RESOLVING: &str = "Resolving the image";
+
 /// One line of progress.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -88,12 +91,17 @@ impl Progress {
     /// Shows how the deploy of `service` goes on, for as long as it is polled.
     pub(crate) async fn follow(&self, api: &Api, service: &str) {
         let path = api.explain(service);
+        let mut pulled = false;
         loop {
             // Whether the server is there is the business of whoever waits for the operation.
             if let Ok(explained) = api.get(&path).await
                 && let Some((step, text)) = step(&explained)
             {
-                self.show(&step, &text);
+                pulled |= explained["pull"]["layers"].as_u64().unwrap_or(0) > 0;
+                // Between the last layer and the first instance nothing new is to be said.
+                if !(pulled && text == RESOLVING) {
+                    self.show(&step, &text);
+                }
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -139,7 +147,7 @@ fn step(explained: &Value) -> Option<(String, String)> {
     let resolving = |c: &Value| c["status"] == "Unknown" && c["reason"] == "ResolvingDigests";
     let text = match (unknown("ConfigurationsReady"), unknown("RoutesReady")) {
         // Nothing of it is on its way yet, or what was tried before failed and is tried again.
-        (Some(_), _) if all.iter().any(resolving) => "Resolving the image".to_owned(),
+        (Some(_), _) if all.iter().any(resolving) => RESOLVING.to_owned(),
         (Some(message), _) => message.trim_end_matches('.').to_owned(),
         (None, Some(_)) => "Routing traffic".to_owned(),
         (None, None) => return None,

@@ -44,6 +44,20 @@ pub(crate) fn note(text: &str) {
     drop(writeln!(std::io::stderr(), "{text}"));
 }
 
+/// Asks on the terminal, the answer in the same line; anything but yes is no.
+///
+/// # Errors
+/// Nothing can be read.
+pub(crate) fn ask(question: &str) -> Result<bool, Failure> {
+    let mut err = std::io::stderr();
+    drop(write!(err, "{question} (y/N)? ").and_then(|()| err.flush()));
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
 /// A column of a table: its head and how to get the cell from an item.
 pub(crate) type Column<'a> = (&'a str, &'a dyn Fn(&Value) -> String);
 

@@ -117,7 +117,10 @@ fn start_time(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name (field 2) may contain spaces and parentheses: count from behind it.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
+    let ended = matches!(fields.next()?, "Z" | "X");
+    // The first thread is dead while others still let go of what they hold, the database's lock among it.
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    if ended && threads() <= 1 {
         return None;
     }
     fields.nth(18).map(str::to_owned)

@@ -4,7 +4,7 @@
 mod report;
 mod service;
 
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 
 use clap::Args;
 
@@ -14,7 +14,7 @@ use self::service::body;
 use super::progress::Progress;
 use super::{ClientArgs, suggest};
 use crate::client::{Api, Failure};
-use crate::output::note;
+use crate::output::{ask, note};
 
 #[derive(Debug, Args)]
 pub(crate) struct DeployArgs {
@@ -171,8 +171,15 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
         "Deploying [{}] in project [{}] region [{}]",
         args.name, api.project, api.region
     ));
-    super::wait::wait_shown(&api, &operation, &args.name, &progress).await?;
+    let waited = super::wait::wait_shown(&api, &operation, &args.name, &progress).await;
     drop(progress);
+    if let Err(failure) = waited {
+        let served = existing.is_some_and(|s| s["latestReadyRevision"].is_string());
+        if failure.status == 1 && served {
+            note("The deploy failed; what served before still serves.");
+        }
+        return Err(failure);
+    }
     report(&api, args, client).await
 }
 
@@ -200,17 +207,6 @@ fn wants_public(args: &DeployArgs, new: bool) -> Result<Option<bool>, Failure> {
     if !new || args.quiet || !std::io::stdin().is_terminal() {
         return Ok(None);
     }
-    eprint_prompt(&format!("Allow everybody to call [{}] (y/N)? ", args.name));
-    let mut answer = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes").then_some(true))
-}
-
-fn eprint_prompt(text: &str) {
-    use std::io::Write;
-    let mut err = std::io::stderr();
-    drop(err.write_all(text.as_bytes()).and_then(|()| err.flush()));
+    let yes = ask(&format!("Allow everybody to call [{}]", args.name))?;
+    Ok(yes.then_some(true))
 }

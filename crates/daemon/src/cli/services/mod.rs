@@ -11,7 +11,7 @@ use self::traffic::new_traffic;
 use super::progress::Progress;
 use super::{ClientArgs, short, suggest};
 use crate::client::{Api, Failure};
-use crate::output::{Format, items, line, moment, note, text_at, value};
+use crate::output::{Format, ask, items, line, moment, note, text_at, value};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServicesCommand {
@@ -152,21 +152,14 @@ pub(super) async fn existing(api: &Api, name: &str) -> Result<Value, Failure> {
 
 /// Stops unless the user says yes; without a terminal the answer is no.
 fn confirm(what: &str) -> Result<(), Failure> {
-    use std::io::{BufRead, IsTerminal};
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
+    use std::io::IsTerminal;
+    if !std::io::stdin().is_terminal() {
         return Err(
             Failure::usage(format!("{what} Not asked, since this is no terminal."))
                 .hint("say yes ahead with --quiet"),
         );
     }
-    note(&format!("{what} Go on (y/N)? "));
-    let mut answer = String::new();
-    stdin
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|e| Failure::failed(format!("read the answer: {e}")))?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
+    if ask(&format!("{what} Go on"))? {
         Ok(())
     } else {
         Err(Failure::failed("Nothing was changed."))

@@ -1,0 +1,276 @@
+//! A door without requests of its own: tests bring them.
+
+use super::*;
+
+/// A door without requests of its own: tests bring them.
+pub(crate) struct Door {
+    pub(super) clock: Arc<Clock>,
+    pub(super) inner: Mutex<DoorInner>,
+    pub(super) gate: Option<Arc<Gate>>,
+    pub(super) before_admit: Mutex<Option<BeforeAdmit>>,
+}
+
+/// Runs before the door takes an instance in.
+pub(crate) type BeforeAdmit = Arc<dyn Fn(&InstanceId) + Send + Sync>;
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Door").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct DoorInner {
+    pub(super) handle: Option<ControlHandle>,
+    pub(super) table: Arc<RouteTable>,
+    pub(super) published: usize,
+    pub(super) demand: BTreeMap<RevisionKey, RevisionDemand>,
+    pub(super) counted: BTreeMap<RevisionKey, Timestamp>,
+    pub(super) owners: BTreeMap<InstanceId, RevisionKey>,
+    pub(super) listens: Listens,
+    pub(super) retired: BTreeSet<InstanceId>,
+    pub(super) forgotten: BTreeSet<InstanceId>,
+    pub(super) refused: Vec<(RevisionKey, Refusal)>,
+}
+
+/// What programs do once they run.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Listens {
+    #[default]
+    AtOnce,
+    NotYet,
+    Never(String),
+}
+
+impl DoorInner {
+    pub(super) fn demand(&mut self, key: &RevisionKey, now: Timestamp) -> &mut RevisionDemand {
+        let since = self.counted.insert(key.clone(), now).unwrap_or(now);
+        let demand = self.demand.entry(key.clone()).or_default();
+        let micros = u64::try_from(now.since(since).as_micros()).unwrap();
+        demand.concurrency_us += u64::from(demand.in_flight + demand.queued) * micros;
+        demand
+    }
+
+    /// Gives waiting requests to ready instances.
+    pub(super) fn hand_out(&mut self, key: &RevisionKey) {
+        let limit = self.table.revisions.get(key).map_or(80, |r| r.concurrency);
+        let Some(demand) = self.demand.get_mut(key) else {
+            return;
+        };
+        while demand.queued > 0 {
+            let free = |i: &&mut InstanceLoad| {
+                i.reach == Reach::Ready && (limit == 0 || i.in_flight < limit)
+            };
+            let Some(instance) = demand.instances.iter_mut().find(free) else {
+                break;
+            };
+            instance.in_flight += 1;
+            instance.idle_since = None;
+            demand.queued -= 1;
+            demand.in_flight += 1;
+        }
+    }
+}
+
+impl Door {
+    pub(super) fn new(clock: Arc<Clock>, gate: Option<Arc<Gate>>) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            inner: Mutex::default(),
+            gate,
+            before_admit: Mutex::default(),
+        })
+    }
+
+    pub(super) fn alive(&self, action: &str) -> bool {
+        self.gate.as_ref().is_none_or(|gate| gate.try_pass(action))
+    }
+
+    /// What programs do that are admitted from now on.
+    pub(crate) fn listens(&self, listens: Listens) {
+        self.inner.lock().listens = listens;
+    }
+
+    pub(crate) fn table(&self) -> Arc<RouteTable> {
+        Arc::clone(&self.inner.lock().table)
+    }
+
+    /// `hook` runs before each admission.
+    pub(crate) fn before_admit(&self, hook: Option<BeforeAdmit>) {
+        *self.before_admit.lock() = hook;
+    }
+
+    /// How many tables came.
+    pub(crate) fn published(&self) -> usize {
+        self.inner.lock().published
+    }
+
+    /// All ids that were to be forgotten, also unknown ones.
+    pub(crate) fn forgotten(&self) -> BTreeSet<InstanceId> {
+        self.inner.lock().forgotten.clone()
+    }
+
+    /// Instances that were taken in and not forgotten.
+    pub(crate) fn known(&self) -> BTreeSet<InstanceId> {
+        self.inner.lock().owners.keys().cloned().collect()
+    }
+
+    pub(crate) fn retired(&self) -> BTreeSet<InstanceId> {
+        self.inner.lock().retired.clone()
+    }
+
+    pub(crate) fn refused(&self) -> Vec<(RevisionKey, Refusal)> {
+        self.inner.lock().refused.clone()
+    }
+
+    /// `count` requests arrive for `key`.
+    pub(crate) fn arrive(&self, key: &RevisionKey, count: u32) {
+        let now = self.clock.now();
+        let (handle, wake) = {
+            let mut inner = self.inner.lock();
+            let demand = inner.demand(key, now);
+            demand.queued += count;
+            demand.arrivals += u64::from(count);
+            demand.last_active = Some(now);
+            inner.hand_out(key);
+            let demand = inner.demand(key, now);
+            let nobody = !demand
+                .instances
+                .iter()
+                .any(|i| matches!(i.reach, Reach::Ready | Reach::Starting));
+            let wake = demand.queued > 0 && nobody && !demand.wake;
+            demand.wake |= wake;
+            (inner.handle.clone(), wake)
+        };
+        if let Some(handle) = handle {
+            if wake {
+                handle.wake(key)
+            } else {
+                handle.changed(key)
+            }
+        }
+    }
+
+    /// All requests inside instances of `key` end.
+    pub(crate) fn finish(&self, key: &RevisionKey) {
+        let now = self.clock.now();
+        let handle = {
+            let mut inner = self.inner.lock();
+            let demand = inner.demand(key, now);
+            demand.in_flight = 0;
+            demand.last_active = Some(now);
+            for instance in demand.instances.iter_mut().filter(|i| i.in_flight > 0) {
+                instance.in_flight = 0;
+                instance.idle_since = Some(now);
+            }
+            inner.hand_out(key);
+            inner.handle.clone()
+        };
+        if let Some(handle) = handle {
+            handle.changed(key);
+        }
+    }
+}
+
+impl FrontDoor for Door {
+    fn publish(&self, table: Arc<RouteTable>) {
+        assert_eq!(invariant::table_is_whole(&table), Ok(()));
+        if self.alive("publish") {
+            let mut inner = self.inner.lock();
+            inner.table = table;
+            inner.published += 1;
+        }
+    }
+
+    fn admit(&self, instance: InstanceRoute, _phases: StartPhases) {
+        if !self.alive("admit") {
+            return;
+        }
+        let hook = self.before_admit.lock().clone();
+        if let Some(hook) = hook {
+            hook(&instance.id);
+        }
+        let now = self.clock.now();
+        let (key, handle) = {
+            let mut inner = self.inner.lock();
+            let key = instance.revision;
+            inner.owners.insert(instance.id.clone(), key.clone());
+            let reach = match &inner.listens {
+                Listens::AtOnce => Reach::Ready,
+                Listens::NotYet => Reach::Starting,
+                Listens::Never(message) => Reach::Failed {
+                    message: message.clone(),
+                },
+            };
+            let demand = inner.demand(&key, now);
+            if !demand.instances.iter().any(|i| i.id == instance.id) {
+                demand.instances.push(InstanceLoad {
+                    id: instance.id,
+                    reach,
+                    in_flight: 0,
+                    idle_since: Some(now),
+                });
+            }
+            demand.wake = false;
+            inner.hand_out(&key);
+            (key, inner.handle.clone())
+        };
+        if let Some(handle) = handle {
+            handle.changed(&key);
+        }
+    }
+
+    fn retire(&self, id: &InstanceId, _deadline: Duration) -> BoxFuture<'static, bool> {
+        if !self.alive("retire") {
+            return std::future::pending().boxed();
+        }
+        let mut inner = self.inner.lock();
+        inner.retired.insert(id.clone());
+        if let Some(key) = inner.owners.get(id).cloned()
+            && let Some(demand) = inner.demand.get_mut(&key)
+        {
+            for instance in demand.instances.iter_mut().filter(|i| i.id == *id) {
+                instance.reach = Reach::Retiring;
+            }
+        }
+        std::future::ready(true).boxed()
+    }
+
+    fn forget(&self, id: &InstanceId, _out_of_memory: bool) {
+        if !self.alive("forget") {
+            return;
+        }
+        let now = self.clock.now();
+        let mut inner = self.inner.lock();
+        inner.forgotten.insert(id.clone());
+        if let Some(key) = inner.owners.remove(id) {
+            let demand = inner.demand(&key, now);
+            let inside: u32 = demand
+                .instances
+                .iter()
+                .filter(|i| i.id == *id)
+                .map(|i| i.in_flight)
+                .sum();
+            demand.in_flight -= inside;
+            demand.instances.retain(|i| i.id != *id);
+        }
+    }
+
+    fn refuse(&self, revision: &RevisionKey, why: Refusal) {
+        let now = self.clock.now();
+        let mut inner = self.inner.lock();
+        let demand = inner.demand(revision, now);
+        demand.queued = 0;
+        demand.wake = false;
+        inner.refused.push((revision.clone(), why));
+    }
+
+    fn demand(&self, revision: &RevisionKey) -> Option<RevisionDemand> {
+        let now = self.clock.now();
+        let mut inner = self.inner.lock();
+        inner
+            .demand
+            .contains_key(revision)
+            .then(|| inner.demand(revision, now).clone())
+    }
+}
