@@ -3,6 +3,7 @@
 //!
 //! Invariants: 1. A request never waits for the disk: what the bounded channel can't take is counted and told.
 //! 2. A service's journal is at most two files of [`MAX_BYTES`].
+//! 3. Only services that something happens to hold an open file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,8 +11,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use utsuwa_ingress::seam::{AnsweredBy, ColdStart, RequestLog, RequestRecord};
@@ -21,8 +23,10 @@ use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 const MAX_BYTES: u64 = 8 << 20;
 /// Entries that may wait for the disk: a second of heavy load.
 const WAITING: usize = 16_384;
-/// Open files at most; the least recently opened goes first.
+/// Open files at most; the least recently used goes first.
 const MAX_FILES: usize = 256;
+/// A file that nothing was written to for this long is closed: services that sleep, or were deleted, hold none.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// Something that happened to an instance.
 #[derive(Debug)]
@@ -133,13 +137,19 @@ fn folder(root: &Path, key: &ServiceKey) -> PathBuf {
 struct Output {
     file: File,
     bytes: u64,
-    opened: u64,
+    used: Instant,
+}
+
+/// The open files, by the folder of their service.
+struct Outputs {
+    open: BTreeMap<PathBuf, Output>,
+    looked: Instant,
 }
 
 fn write_all(root: &Path, receiver: &Receiver<Entry>, written: &tokio::sync::watch::Sender<u64>) {
-    let mut outputs: BTreeMap<PathBuf, Output> = BTreeMap::new();
+    let mut outputs = Outputs::new(Instant::now());
     let mut count = 0;
-    while let Ok(entry) = receiver.recv() {
+    while let Some(entry) = outputs.next(receiver) {
         let (service, line) = match &entry {
             Entry::Request(record) => match &record.revision {
                 Some(revision) => (&revision.service, request_line(record)),
@@ -155,7 +165,7 @@ fn write_all(root: &Path, receiver: &Receiver<Entry>, written: &tokio::sync::wat
         }
         count += 1;
         let folder = folder(root, service);
-        if let Err(error) = write_one(&mut outputs, &folder, &line, count) {
+        if let Err(error) = outputs.write(&folder, &line, Instant::now()) {
             tracing::warn!(folder = %folder.display(), %error, "write the journal");
         }
         if let Entry::Happening(happening) = entry
@@ -168,55 +178,87 @@ fn write_all(root: &Path, receiver: &Receiver<Entry>, written: &tokio::sync::wat
     }
 }
 
-fn write_one(
-    outputs: &mut BTreeMap<PathBuf, Output>,
-    folder: &Path,
-    line: &str,
-    count: u64,
-) -> std::io::Result<()> {
-    let path = folder.join("journal.jsonl");
-    if !outputs.contains_key(folder) {
-        if outputs.len() >= MAX_FILES
-            && let Some(oldest) = outputs
-                .iter()
-                .min_by_key(|(_, o)| o.opened)
-                .map(|(path, _)| path.clone())
-        {
-            outputs.remove(&oldest);
+impl Outputs {
+    fn new(now: Instant) -> Self {
+        Self {
+            open: BTreeMap::new(),
+            looked: now,
         }
+    }
+
+    /// Waits for an entry, and closes files while nothing comes. `None`: the last handle is gone.
+    fn next(&mut self, receiver: &Receiver<Entry>) -> Option<Entry> {
+        while !self.open.is_empty() {
+            match receiver.recv_timeout(IDLE) {
+                Ok(entry) => return Some(entry),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => self.close_idle(Instant::now()),
+            }
+        }
+        receiver.recv().ok()
+    }
+
+    fn close_idle(&mut self, now: Instant) {
+        self.looked = now;
+        self.open
+            .retain(|_, output| now.duration_since(output.used) < IDLE);
+    }
+
+    fn write(&mut self, folder: &Path, line: &str, now: Instant) -> std::io::Result<()> {
+        if now.duration_since(self.looked) >= IDLE {
+            self.close_idle(now);
+        }
+        let path = folder.join("journal.jsonl");
+        if !self.open.contains_key(folder) {
+            self.make_room();
+            let output = Output::open(folder, &path, now)?;
+            self.open.insert(folder.to_owned(), output);
+        }
+        let Some(output) = self.open.get_mut(folder) else {
+            return Ok(());
+        };
+        output.used = now;
+        // One write per entry: a kill leaves no half line that a later one would be glued to.
+        output.file.write_all(line.as_bytes())?;
+        output.bytes += line.len() as u64;
+        if output.bytes > MAX_BYTES {
+            std::fs::rename(&path, folder.join("journal.jsonl.old"))?;
+            self.open.remove(folder);
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self) {
+        let least = self.open.iter().min_by_key(|(_, output)| output.used);
+        if self.open.len() >= MAX_FILES
+            && let Some(folder) = least.map(|(folder, _)| folder.clone())
+        {
+            self.open.remove(&folder);
+        }
+    }
+}
+
+impl Output {
+    fn open(folder: &Path, path: &Path, now: Instant) -> std::io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let file = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
-            .open(&path)?;
+            .open(path)?;
         let bytes = file.metadata()?.len();
-        outputs.insert(
-            folder.to_owned(),
-            Output {
-                file,
-                bytes,
-                opened: count,
-            },
-        );
+        Ok(Self {
+            file,
+            bytes,
+            used: now,
+        })
     }
-    let Some(output) = outputs.get_mut(folder) else {
-        return Ok(());
-    };
-    // One write per entry: a kill leaves no half line that a later one would be glued to.
-    output.file.write_all(line.as_bytes())?;
-    output.bytes += line.len() as u64;
-    if output.bytes > MAX_BYTES {
-        std::fs::rename(&path, folder.join("journal.jsonl.old"))?;
-        outputs.remove(folder);
-    }
-    Ok(())
 }
 
 #[expect(
     clippy::cast_precision_loss,
     reason = "microseconds of a request fit a double exactly"
 )]
-fn ms(duration: std::time::Duration) -> f64 {
+fn ms(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }
 
@@ -330,5 +372,24 @@ mod tests {
             (Timestamp(5), "exited with status 7")
         );
         assert_eq!(read("not json"), None);
+    }
+
+    #[test]
+    fn who_has_nothing_to_say_holds_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (quiet, busy) = (dir.path().join("quiet"), dir.path().join("busy"));
+        let start = Instant::now();
+        let mut outputs = Outputs::new(start);
+        outputs.write(&quiet, "1\n", start).unwrap();
+        outputs.write(&busy, "1\n", start + IDLE / 2).unwrap();
+        outputs.write(&busy, "2\n", start + IDLE).unwrap();
+        assert_eq!(outputs.open.keys().collect::<Vec<_>>(), [&busy]);
+        outputs.write(&quiet, "2\n", start + IDLE).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(quiet.join("journal.jsonl")).unwrap(),
+            "1\n2\n"
+        );
+        outputs.close_idle(start + IDLE * 2);
+        assert!(outputs.open.is_empty());
     }
 }
