@@ -14,6 +14,7 @@ mod bad_apps;
 mod bad_input;
 mod clients;
 mod deploy;
+mod endurance;
 mod flask;
 mod gcloud;
 mod harness;
