@@ -1,4 +1,4 @@
-//! Google's own client library (Python), unchanged, over gRPC and over REST.
+//! Google's own client library (Python), unchanged, over gRPC and over REST; our own command line where little is installed.
 
 use std::process::Command;
 
@@ -62,4 +62,17 @@ fn googles_python_client_over_grpc() {
         server.log()
     );
     server.finish();
+}
+
+/// Small machines have no certificates at all, and the API is plain HTTP.
+#[test]
+fn our_own_commands_need_no_certificates() {
+    let output = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+        .args(["services", "list", "--api", "http://127.0.0.1:1"])
+        .envs([("SSL_CERT_FILE", "/missing"), ("SSL_CERT_DIR", "/missing")])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert!(told.contains("127.0.0.1:1"), "{told}");
 }

@@ -2,53 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::harness::{Server, can_run, try_exchange, until};
-
-/// Asks `name` in a loop until told to stop; counts answers and refused connections.
-struct Load<'a> {
-    stop: &'a AtomicBool,
-    answered: AtomicUsize,
-    refused: AtomicUsize,
-    broken: AtomicUsize,
-}
-
-impl<'a> Load<'a> {
-    fn new(stop: &'a AtomicBool) -> Self {
-        Self {
-            stop,
-            answered: AtomicUsize::new(0),
-            refused: AtomicUsize::new(0),
-            broken: AtomicUsize::new(0),
-        }
-    }
-
-    fn run(&self, address: std::net::SocketAddr, name: &str) {
-        let raw = format!("GET / HTTP/1.1\r\nhost: {name}.localhost\r\nconnection: close\r\n\r\n");
-        while !self.stop.load(Ordering::Relaxed) {
-            match try_exchange(address, &raw) {
-                Ok((200, _, _)) => self.answered.fetch_add(1, Ordering::Relaxed),
-                Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
-                    self.refused.fetch_add(1, Ordering::Relaxed)
-                }
-                _ => self.broken.fetch_add(1, Ordering::Relaxed),
-            };
-        }
-    }
-}
-
-/// Kills `pid`, which the test knows to be a process of the server it started.
-fn kill_9(pid: u32) {
-    assert!(
-        Command::new("kill")
-            .args(["-9", &pid.to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
-}
+use crate::harness::{Server, Tally, can_run, kill_9, try_exchange, until};
 
 #[test]
 fn a_killed_server_loses_nothing_and_refuses_nobody() {
@@ -60,38 +17,34 @@ fn a_killed_server_loses_nothing_and_refuses_nobody() {
     server.until_instances("kept", 1);
     let pids = server.instance_pids("kept");
     let stop = AtomicBool::new(false);
-    let load = Load::new(&stop);
+    let load = Tally::default();
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| load.run(server_http(&server), "kept"));
+            scope.spawn(|| load.ask(&stop, server_http(&server), "kept"));
         }
         until("load to flow", Duration::from_secs(5), || {
-            (load.answered.load(Ordering::Relaxed) > 20).then_some(())
+            (load.answered() > 20).then_some(())
         });
         stop.store(true, Ordering::Relaxed);
     });
     let address = server.http;
     let stop = AtomicBool::new(false);
-    let load = Load::new(&stop);
+    let load = Tally::default();
     let back = std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| load.run(address, "kept"));
+            scope.spawn(|| load.ask(&stop, address, "kept"));
         }
         server.kill_9();
         let back = server.up();
-        let before = load.answered.load(Ordering::Relaxed);
+        let before = load.answered();
         until("answers to flow again", Duration::from_secs(5), || {
-            (load.answered.load(Ordering::Relaxed) > before + 20).then_some(())
+            (load.answered() > before + 20).then_some(())
         });
         stop.store(true, Ordering::Relaxed);
         back
     });
     println!("ready again {back:?} after kill −9");
-    assert_eq!(
-        load.refused.load(Ordering::Relaxed),
-        0,
-        "connections were refused"
-    );
+    assert_eq!(load.take().refused, 0, "connections were refused");
     assert!(back < Duration::from_secs(1), "{back:?}");
     assert_eq!(
         server.instance_pids("kept"),
@@ -226,9 +179,9 @@ fn another_build_takes_over_without_refusing_anybody() {
     std::fs::copy(env!("CARGO_BIN_EXE_utsuwa"), &copy).unwrap();
     let address = server.http;
     let stop = AtomicBool::new(false);
-    let load = Load::new(&stop);
+    let load = Tally::default();
     std::thread::scope(|scope| {
-        scope.spawn(|| load.run(address, "upgraded"));
+        scope.spawn(|| load.ask(&stop, address, "upgraded"));
         // An orderly restart: SIGTERM, the old one drains, the new one is already there.
         assert!(
             Command::new("kill")
@@ -240,22 +193,15 @@ fn another_build_takes_over_without_refusing_anybody() {
         server.wait_end();
         server.use_program(&copy);
         server.up();
-        let before = load.answered.load(Ordering::Relaxed);
+        let before = load.answered();
         until("answers to flow", Duration::from_secs(5), || {
-            (load.answered.load(Ordering::Relaxed) > before + 20).then_some(())
+            (load.answered() > before + 20).then_some(())
         });
         stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(
-        load.refused.load(Ordering::Relaxed),
-        0,
-        "connections were refused"
-    );
-    assert_eq!(
-        load.broken.load(Ordering::Relaxed),
-        0,
-        "requests were broken"
-    );
+    let count = load.take();
+    assert_eq!(count.refused, 0, "connections were refused");
+    assert_eq!(count.broken, Vec::<String>::new(), "requests were broken");
     assert_eq!(server.instance_pids("upgraded"), pids);
     server.finish();
 }
@@ -273,16 +219,16 @@ fn a_server_takes_anothers_place_under_load() {
     std::fs::copy(env!("CARGO_BIN_EXE_utsuwa"), &copy).unwrap();
     let address = server.http;
     let stop = AtomicBool::new(false);
-    let load = Load::new(&stop);
-    let more = |load: &Load<'_>| {
-        let before = load.answered.load(Ordering::Relaxed);
+    let load = Tally::default();
+    let more = |load: &Tally| {
+        let before = load.answered();
         until("answers to flow", Duration::from_secs(5), || {
-            (load.answered.load(Ordering::Relaxed) > before + 20).then_some(())
+            (load.answered() > before + 20).then_some(())
         });
     };
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| load.run(address, "taken"));
+            scope.spawn(|| load.ask(&stop, address, "taken"));
         }
         // A request that was there before is let finish by the server that took it.
         let long = scope.spawn(move || {
@@ -300,16 +246,9 @@ fn a_server_takes_anothers_place_under_load() {
         stop.store(true, Ordering::Relaxed);
         assert_eq!(long.join().unwrap().unwrap().0, 200);
     });
-    assert_eq!(
-        load.refused.load(Ordering::Relaxed),
-        0,
-        "connections were refused"
-    );
-    assert_eq!(
-        load.broken.load(Ordering::Relaxed),
-        0,
-        "requests were broken"
-    );
+    let count = load.take();
+    assert_eq!(count.refused, 0, "connections were refused");
+    assert_eq!(count.broken, Vec::<String>::new(), "requests were broken");
     assert_eq!(server.instance_pids("taken"), pids);
     // Where nothing runs there is nothing to replace, and that is no error.
     server.kill_9();
@@ -400,5 +339,36 @@ fn a_silent_end_that_nobody_watched_is_still_told() {
             .contains("signal 9")
             .then_some(())
     });
+    server.finish();
+}
+
+/// A lock of the script that calls `up`, say: held by a keeper it would never be free again.
+#[test]
+fn what_the_caller_has_open_is_not_kept() {
+    if !can_run("lifecycle::what_the_caller_has_open_is_not_kept") {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let (marker, script) = (place.path().join("marker"), place.path().join("caller"));
+    let text = format!(
+        "#!/bin/sh\nexec 9>{}\nexec {} \"$@\"\n",
+        marker.display(),
+        env!("CARGO_BIN_EXE_utsuwa")
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let server = Server::start_as(&script, &[]);
+    let holds = |pid: u32| {
+        std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+            .any(|path| path == marker)
+    };
+    assert!(marker.exists());
+    let others: Vec<_> = server.roles().into_iter().skip(1).collect();
+    assert_eq!(others.len(), 3, "{others:?}");
+    for (role, pid) in others {
+        assert!(!holds(pid), "the {role} holds a descriptor of the caller's");
+    }
     server.finish();
 }

@@ -15,6 +15,7 @@ mod bad_input;
 mod cli;
 mod clients;
 mod deploy;
+mod endurance;
 mod flask;
 mod gcloud;
 mod harness;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
+use super::roles;
+
 /// Counts by kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KernelObjects(BTreeMap<&'static str, usize>);
@@ -40,6 +42,11 @@ impl KernelObjects {
             "run directories",
             std::fs::read_dir("/run/utsuwa").map_or(0, Iterator::count),
         );
+        // Nobody of ours may outlive `down`, and so no descriptor: whatever is open is open in somebody.
+        let ours = roles::all_of_ours();
+        let descriptors = ours.iter().map(|pid| roles::descriptors(*pid)).sum();
+        counts.insert("processes of ours", ours.len());
+        counts.insert("descriptors of ours", descriptors);
         Self(counts)
     }
 
@@ -58,9 +65,10 @@ impl KernelObjects {
             }
             assert!(
                 std::time::Instant::now() < deadline,
-                "left behind: before {:?}, now {:?}",
+                "left behind: before {:?}, now {:?}; processes: {:?}",
                 self.0,
-                now.0
+                now.0,
+                roles::named(&roles::all_of_ours())
             );
             std::thread::park_timeout(Duration::from_millis(20));
         }

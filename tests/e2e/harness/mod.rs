@@ -1,10 +1,16 @@
 //! A server under test, and what tests ask of it.
 
+mod exchange;
 mod kernel;
+mod load;
 mod registry;
+mod roles;
 
+pub(crate) use exchange::{api_request, try_exchange};
 pub(crate) use kernel::KernelObjects;
+pub(crate) use load::{Count, Tally};
 pub(crate) use registry::Registry;
+pub(crate) use roles::Holding;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -78,6 +84,11 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server with more flags and waits for `ready`.
     pub(crate) fn start(more: &[&str]) -> Self {
+        Self::start_as(Path::new(env!("CARGO_BIN_EXE_utsuwa")), more)
+    }
+
+    /// The same with another program in its place.
+    pub(crate) fn start_as(program: &Path, more: &[&str]) -> Self {
         let before = KernelObjects::count();
         let dir = tempfile::Builder::new()
             .prefix("utsuwa-e2e-")
@@ -87,7 +98,7 @@ impl Server {
             child: None,
             dir,
             flags: more.iter().map(|f| (*f).to_owned()).collect(),
-            program: PathBuf::from(env!("CARGO_BIN_EXE_utsuwa")),
+            program: program.to_owned(),
             api: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
             http: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
             expected: Vec::new(),
@@ -193,17 +204,7 @@ impl Server {
 
     /// The keeper's process id.
     pub(crate) fn keeper_pid(&self) -> Option<u32> {
-        let data = self.data_dir().to_string_lossy().into_owned();
-        // The runtime directory whose configuration names our data directory is in the keeper's command line.
-        let ours = std::fs::read_dir("/run/utsuwa")
-            .ok()?
-            .filter_map(Result::ok)
-            .map(|e| e.path())
-            .find(|dir| {
-                std::fs::read_to_string(dir.join("keeper.json"))
-                    .is_ok_and(|text| text.contains(&format!("{data:?}")))
-            })?;
-        let ours = ours.to_string_lossy().into_owned();
+        let ours = self.runtime_dir()?.to_string_lossy().into_owned();
         let is_keeper = |words: &[String]| {
             words.get(1..3) == Some(&["internal".into(), "keeper".into()][..])
                 && words.iter().any(|w| w.contains(&ours))
@@ -308,16 +309,7 @@ impl Server {
     }
 
     pub(crate) fn api_call(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
-        let body = if body.is_null() {
-            String::new()
-        } else {
-            body.to_string()
-        };
-        let raw = format!(
-            "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-            body.len()
-        );
-        let (status, _, body) = try_exchange(self.api, &raw).unwrap();
+        let (status, _, body) = try_exchange(self.api, &api_request(method, path, body)).unwrap();
         (
             status,
             serde_json::from_str(&body).unwrap_or_else(|_| json!({"text": body})),
@@ -394,6 +386,17 @@ impl Drop for Server {
     }
 }
 
+/// Kills `pid`, which the test knows to be a process of the server it started.
+pub(crate) fn kill_9(pid: u32) {
+    assert!(
+        Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
 /// Every process: id and command line.
 pub(crate) fn processes() -> Vec<(u32, Vec<String>)> {
     std::fs::read_dir("/proc")
@@ -410,45 +413,4 @@ pub(crate) fn processes() -> Vec<(u32, Vec<String>)> {
             ))
         })
         .collect()
-}
-
-/// One HTTP/1.1 exchange that ends with the connection: status, head, body (chunks joined).
-pub(crate) fn try_exchange(
-    address: SocketAddr,
-    raw: &str,
-) -> std::io::Result<(u16, String, String)> {
-    use std::io::Read;
-    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    stream.write_all(raw.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    let text = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|s| s.parse().ok())
-        .ok_or_else(|| std::io::Error::other(format!("no answer: {text:?}")))?;
-    let body = if head.to_lowercase().contains("transfer-encoding: chunked") {
-        join_chunks(body)
-    } else {
-        body.to_owned()
-    };
-    Ok((status, head.to_owned(), body))
-}
-
-fn join_chunks(mut rest: &str) -> String {
-    let mut body = String::new();
-    while let Some((size, after)) = rest.split_once("\r\n") {
-        let Ok(size) = usize::from_str_radix(size.trim(), 16) else {
-            break;
-        };
-        if size == 0 || after.len() < size {
-            break;
-        }
-        body.push_str(&after[..size]);
-        rest = after[size..].trim_start_matches("\r\n");
-    }
-    body
 }

@@ -92,13 +92,10 @@ impl Visitor {
     fn new(uri: &str) -> Result<Self, Failure> {
         let (host, address) = super::deploy::host_and_address(uri)
             .ok_or_else(|| Failure::failed(format!("{uri:?}: is no address")))?;
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .build()
-            .map_err(|e| Failure::failed(format!("set up the HTTP client: {e}")))?;
+        let url = format!("http://{address}/");
         Ok(Self {
-            http,
-            url: format!("http://{address}/"),
+            http: crate::client::near(&url)?,
+            url,
             host,
         })
     }

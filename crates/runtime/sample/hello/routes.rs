@@ -16,6 +16,8 @@ const HTML: &str = "text/html; charset=utf-8";
 /// A forgotten `?ms=` must not hold an instance for ever.
 const LONGEST_MS: u64 = 3_600_000;
 const PAGE_BYTES: usize = 4096;
+/// Far more than a pipe holds (64 KiB) and than a log keeps of a line (1 MiB).
+const LONGEST_LINE_BYTES: u64 = 16 << 20;
 
 /// Answers one request.
 pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -> io::Result<()> {
@@ -60,18 +62,9 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
             }
             Err(why) => Err(why),
         },
-        "/log" => number("lines", 1).map(|lines| {
-            let severity = request.parameter("severity").unwrap_or("INFO");
-            let message = request.parameter("message").unwrap_or("a line from hello");
-            for line in 1..=lines {
-                let text = if lines == 1 {
-                    message.to_owned()
-                } else {
-                    format!("{message} {line}")
-                };
-                system::log(severity, &text);
-            }
-            format!("logged {lines} lines\n")
+        "/log" => number("lines", 1).and_then(|lines| {
+            let bytes = number("bytes", 0)?;
+            Ok(log(request, lines, bytes.min(LONGEST_LINE_BYTES)))
         }),
         "/stream" => match (number("n", 10), number("ms", 100)) {
             (Ok(count), Ok(ms)) => return stream(count, ms.min(LONGEST_MS), answer),
@@ -114,6 +107,25 @@ fn environment() -> String {
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str())),
     )
+}
+
+/// Writes `lines` lines; each message is filled up to `bytes`.
+fn log(request: &Request, lines: u64, bytes: u64) -> String {
+    let severity = request.parameter("severity").unwrap_or("INFO");
+    let message = request.parameter("message").unwrap_or("a line from hello");
+    for line in 1..=lines {
+        let mut text = if lines == 1 {
+            message.to_owned()
+        } else {
+            format!("{message} {line}")
+        };
+        let missing = usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(text.len());
+        text.extend(std::iter::repeat_n('.', missing));
+        system::log(severity, &text);
+    }
+    format!("logged {lines} lines\n")
 }
 
 fn echo(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -> io::Result<()> {

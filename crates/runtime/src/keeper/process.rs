@@ -19,6 +19,7 @@ use super::config::KeeperConfig;
 use super::core::{Keeper, Outcome, Parts, now};
 use super::held::Held;
 use crate::privilege;
+use crate::sandbox::sys;
 
 /// Said on standard output once the keeper answers.
 pub(crate) const READY: &str = "ready";
@@ -92,6 +93,8 @@ pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
 
 /// The keeper shall not be a child of whoever started it.
 fn daemonize(arguments: &Arguments) -> io::Result<()> {
+    // What whoever called `up` has open (a lock of a script, say) is not the keeper's, which lives on for weeks.
+    sys::cloexec_from(3)?;
     let config = read_config(&arguments.config)?;
     let log = open_log(&config)?;
     Command::new("/proc/self/exe")

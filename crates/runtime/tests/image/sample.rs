@@ -81,6 +81,19 @@ async fn the_sample_needs_no_network_and_runs() {
         (line["severity"].as_str(), line["message"].as_str()),
         (Some("WARNING"), Some("a \"b\""))
     );
+    // More than the pipe holds: read while it is written.
+    let (answer, line) = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| ask("/log?message=long&bytes=100000"));
+        let line = lines.next().unwrap().unwrap();
+        (asked.join().unwrap(), line)
+    });
+    assert!(answer.contains("logged 1"));
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let message = line["message"].as_str().unwrap();
+    assert_eq!(
+        (message.len(), message.trim_end_matches('.')),
+        (100_000, "long")
+    );
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(lines.next().unwrap().unwrap().contains("SIGTERM"));

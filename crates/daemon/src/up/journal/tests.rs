@@ -170,3 +170,23 @@ async fn a_removed_service_leaves_nothing_and_another_of_its_name_begins_anew() 
     assert_eq!(texts(&journal, &service), ["another"]);
     end(journal, thread);
 }
+
+#[test]
+fn who_has_nothing_to_say_holds_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = Arc::new(tokio::sync::watch::Sender::new(0));
+    let mut writer = writer::Writer::new(dir.path(), ROOMY, Arc::default(), written);
+    writer.entry(&service("quiet"), Timestamp(1), "{}\n");
+    let now = std::time::Instant::now();
+    let second = std::time::Duration::from_secs(1);
+    assert_eq!(
+        writer.close_idle(now + second),
+        1,
+        "it has just been written to"
+    );
+    assert_eq!(writer.close_idle(now + second * 6), 0);
+    writer.entry(&service("quiet"), Timestamp(2), "{}\n");
+    let current = dir.path().join("demo/here/quiet/journal.jsonl");
+    let text = std::fs::read_to_string(current).unwrap();
+    assert_eq!(text, "{}\n{}\n", "opened again, nothing lost");
+}

@@ -9,8 +9,8 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -26,8 +26,10 @@ pub(super) const OLD: &str = "journal.jsonl.old";
 const GONE: &str = "journal.jsonl.gone";
 const DROPPED: &str = "journal.dropped";
 
-/// Open files at most; the least recently opened goes first.
+/// Open files at most; the least recently used goes first.
 const MAX_FILES: usize = 256;
+/// A file that nothing was written to for this long is closed: services that sleep, or were deleted, hold none.
+const IDLE: Duration = Duration::from_secs(5);
 /// Free space is looked at again after this many bytes, and where it is too little, after this time.
 const LOOK_AFTER: u64 = 4 << 20;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -63,7 +65,7 @@ impl Dropped {
 struct Output {
     file: File,
     bytes: u64,
-    opened: u64,
+    used: Instant,
 }
 
 struct Missing {
@@ -84,6 +86,8 @@ pub(super) struct Writer {
     since_look: u64,
     disk_low: bool,
     looked: Timestamp,
+    /// When idle files were last looked for.
+    tidied: Instant,
 }
 
 impl Writer {
@@ -104,11 +108,12 @@ impl Writer {
             since_look: LOOK_AFTER,
             disk_low: false,
             looked: Timestamp(0),
+            tidied: Instant::now(),
         }
     }
 
     pub(super) fn run(mut self, receiver: &Receiver<Entry>) {
-        while let Ok(entry) = receiver.recv() {
+        while let Some(entry) = self.next(receiver) {
             self.learn_lost();
             match entry {
                 Entry::End => break,
@@ -145,6 +150,29 @@ impl Writer {
         }
     }
 
+    /// Waits for an entry, and closes files while nothing comes. `None`: the last handle is gone.
+    fn next(&mut self, receiver: &Receiver<Entry>) -> Option<Entry> {
+        while !self.outputs.is_empty() {
+            self.close_idle(Instant::now());
+            match receiver.recv_timeout(IDLE) {
+                Ok(entry) => return Some(entry),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        receiver.recv().ok()
+    }
+
+    /// Answers how many files stay open.
+    pub(super) fn close_idle(&mut self, now: Instant) -> usize {
+        if now.duration_since(self.tidied) >= IDLE {
+            self.tidied = now;
+            self.outputs
+                .retain(|_, output| now.duration_since(output.used) < IDLE);
+        }
+        self.outputs.len()
+    }
+
     fn learn_lost(&mut self) {
         for (service, entries) in self.lost.take() {
             self.miss(&service, entries, SLOW);
@@ -159,7 +187,7 @@ impl Writer {
     }
 
     /// Writes one line, or counts it as missing.
-    fn entry(&mut self, service: &ServiceKey, at: Timestamp, line: &str) {
+    pub(super) fn entry(&mut self, service: &ServiceKey, at: Timestamp, line: &str) {
         self.count += 1;
         let result = self
             .look_at_disk()
@@ -219,6 +247,7 @@ impl Writer {
             return Err(error);
         }
         output.bytes += length;
+        output.used = Instant::now();
         self.since_look += length;
         Ok(())
     }
@@ -229,7 +258,7 @@ impl Writer {
                 && let Some(oldest) = self
                     .outputs
                     .iter()
-                    .min_by_key(|(_, o)| o.opened)
+                    .min_by_key(|(_, o)| o.used)
                     .map(|(path, _)| path.clone())
             {
                 self.outputs.remove(&oldest);
@@ -243,7 +272,7 @@ impl Writer {
             let output = Output {
                 bytes: file.metadata()?.len(),
                 file,
-                opened: self.count,
+                used: Instant::now(),
             };
             self.outputs.insert(folder.to_owned(), output);
         }
