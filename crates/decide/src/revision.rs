@@ -29,8 +29,6 @@ pub struct Proof {
     pub instance: ProofInstance,
     /// `healthCheckDisabled`: running is enough.
     pub check_disabled: bool,
-    /// The user asked for an initial scale of zero: nothing is started.
-    pub start_none: bool,
     /// The port the program was told.
     pub port: u16,
 }
@@ -91,7 +89,6 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
             "ResolvingDigests",
             "Pulling the image.".to_owned(),
         ),
-        (ImageState::There, _) if proof.start_none => (Outcome::Ready, "", String::new()),
         (ImageState::There, ProofInstance::None) => (
             Outcome::Pending,
             "Deploying",
@@ -283,14 +280,6 @@ mod tests {
             judge(&Proof {
                 check_disabled: true,
                 ..proof(ProofInstance::Starting)
-            })
-            .0,
-            Outcome::Ready
-        );
-        assert_eq!(
-            judge(&Proof {
-                start_none: true,
-                ..proof(ProofInstance::None)
             })
             .0,
             Outcome::Ready

@@ -221,7 +221,7 @@ impl Core {
                     load.reach == Reach::Ready && state.instances.contains_key(&load.id)
                 })
                 .count();
-            let wanted = usize::try_from(state.settings.initial_scale.max(1)).unwrap_or(usize::MAX);
+            let wanted = usize::try_from(state.settings.initial_scale).unwrap_or(usize::MAX);
             let instance = match &state.proof {
                 _ if reached >= wanted => ProofInstance::Reached,
                 Some(failed) => failed.clone(),
@@ -232,7 +232,6 @@ impl Core {
                 image: ImageState::There,
                 instance,
                 check_disabled: false,
-                start_none: state.settings.initial_scale == 0,
                 port: state.plan.port,
             };
             (

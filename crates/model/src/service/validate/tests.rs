@@ -137,7 +137,7 @@ fn a_plain_service_is_fine() {
         |s| {
             container(s).ports = vec![ContainerPort {
                 name: "http1".to_owned(),
-                container_port: 9090,
+                container_port: 9092,
             }]
         },
         |s| s.spec.template.revision = Some("hello-blue".parse().expect("ok")),
@@ -190,6 +190,24 @@ fn names_ports_and_images() {
                 container(s).ports = vec![ContainerPort {
                     name: String::new(),
                     container_port: 0,
+                }];
+            },
+        ),
+        (
+            "template.containers[0].ports[0].containerPort: 8012 is a reserved port (8008, 8012, ",
+            |s| {
+                container(s).ports = vec![ContainerPort {
+                    name: String::new(),
+                    container_port: 8012,
+                }];
+            },
+        ),
+        (
+            "template.containers[0].ports[0].containerPort: 9090 is a reserved port",
+            |s| {
+                container(s).ports = vec![ContainerPort {
+                    name: "h2c".to_owned(),
+                    container_port: 9090,
                 }];
             },
         ),
@@ -370,6 +388,22 @@ fn counts_times_and_annotations() {
             },
         ),
         (
+            "template.scaling.minInstanceCount: max-scale=100, the default, is less than min-scale=150",
+            |s| s.spec.template.min_instances = Some(150),
+        ),
+        (
+            "template.scaling.minInstanceCount: max-scale=100, the default, is less than min-scale=101",
+            |s| note(s, "minScale", "101"),
+        ),
+        (
+            "template.annotations[autoscaling.knative.dev/initial-scale]: max-scale=100, the default, is less",
+            |s| note(s, "initial-scale", "101"),
+        ),
+        (
+            "scaling.minInstanceCount: min-scale=150 with 100 % of the traffic is 150 instances",
+            |s| s.spec.scaling.min = Some(150),
+        ),
+        (
             "scaling.maxInstanceCount: max-scale=1 is less than min-scale=2",
             |s| {
                 s.spec.scaling.min = Some(2);
@@ -415,6 +449,22 @@ fn counts_times_and_annotations() {
             );
         }),
     ]);
+    accepted(&[
+        |s| s.spec.template.min_instances = Some(100),
+        |s| {
+            s.spec.template.min_instances = Some(150);
+            s.spec.template.max_instances = Some(150);
+        },
+        // Unlimited, as Knative writes it.
+        |s| {
+            note(s, "min-scale", "150");
+            note(s, "max-scale", "0");
+        },
+        |s| {
+            s.spec.scaling.min = Some(150);
+            s.spec.template.max_instances = Some(150);
+        },
+    ]);
     for (name, value, expected) in [
         ("window", "5s", "expected 6s <= 5s <= 1h"),
         ("window", "61m", "expected 6s <= 61m <= 1h"),
@@ -439,7 +489,8 @@ fn counts_times_and_annotations() {
             "expected 110 <= 100 <= 1000",
         ),
         ("activation-scale", "1", "expected 2 <= 1"),
-        ("initial-scale", "-1", "expected 0 <= -1"),
+        ("initial-scale", "-1", "expected 1 <= -1"),
+        ("initial-scale", "0", "expected 1 <= 0"),
         ("scale-down-delay", "2h", "expected 0s <= 2h <= 1h"),
         (
             "scale-to-zero-pod-retention-period",
@@ -665,6 +716,24 @@ fn volumes_and_probes() {
             },
         ),
         (
+            "template.containers[0].startupProbe.failureThreshold: periodSeconds * failureThreshold must not exceed 240: 240 * 3",
+            |s| {
+                container(s).startup_probe = Some(Probe {
+                    period_secs: Some(240),
+                    ..probe(ProbeAction::Tcp { port: None })
+                });
+            },
+        ),
+        (
+            "template.containers[0].startupProbe.failureThreshold: periodSeconds * failureThreshold must not exceed 240: 10 * 25",
+            |s| {
+                container(s).startup_probe = Some(Probe {
+                    failure_threshold: Some(25),
+                    ..probe(ProbeAction::Tcp { port: None })
+                });
+            },
+        ),
+        (
             "template.containers[0].startupProbe.httpGet.path: \"x\" must start",
             |s| {
                 let action = ProbeAction::Http {
@@ -682,4 +751,11 @@ fn volumes_and_probes() {
             },
         ),
     ]);
+    accepted(&[|s| {
+        container(s).startup_probe = Some(Probe {
+            initial_delay_secs: Some(240),
+            failure_threshold: Some(24),
+            ..probe(ProbeAction::Tcp { port: None })
+        });
+    }]);
 }
