@@ -20,10 +20,11 @@ use tokio::time::{Instant, Sleep};
 use utsuwa_decide::admit::pick_revision;
 use utsuwa_model::route::{Access, Protocol, RevisionRoute};
 
-use crate::Shared;
+use crate::{Refusal, Shared};
 use crate::affinity::Affinity;
 use crate::answer::Answer;
 use crate::body::{AppBody, RequestBody, ResponseBody};
+use crate::deadline;
 use crate::forward::{self, Answered, Asked};
 use crate::headers::{self, ASK_TIMING, SERVER_TIMING, Trace};
 use crate::record::Exchange;
@@ -57,6 +58,7 @@ pub(crate) async fn handle(
                 .to_owned(),
             status: 0,
             answered_by: AnsweredBy::App,
+            service: None,
             revision: None,
             instance: None,
             remote: client.remote.to_string(),
@@ -143,10 +145,11 @@ async fn route(
     request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Served, Answer> {
-    if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
-        return Err(Answer::Method);
-    }
+    let method = matches!(*request.method(), Method::TRACE | Method::CONNECT);
     let Some(host) = host else {
+        if method {
+            return Err(Answer::Method);
+        }
         // HTTP/1.0 knows no Host header: it is not malformed, there is just no service to find.
         let old = request.version() <= Version::HTTP_10 && !request.headers().contains_key(HOST);
         return Err(if old {
@@ -155,30 +158,34 @@ async fn route(
             Answer::BadHost
         });
     };
-    let host = shared
-        .table
-        .load()
-        .host(host)
-        .cloned()
-        .ok_or(Answer::UnknownHost)?;
+    let found = shared.table.load().host(host).cloned();
+    if method {
+        exchange.note(|record| record.service = found.map(|host| host.service.clone()));
+        return Err(Answer::Method);
+    }
+    let host = found.ok_or(Answer::UnknownHost)?;
+    // Whatever is refused from here on belongs into the log of its service; what is let in names its revision.
+    let rejected = |exchange: &mut Exchange, answer: Answer| {
+        exchange.note(|record| record.service = Some(host.service.clone()));
+        Err(answer)
+    };
     match host.access {
         Access::Public => {}
-        Access::Closed => return Err(Answer::Closed),
+        Access::Closed => return rejected(exchange, Answer::Closed),
         Access::Authenticated => {
             let headers = request.headers();
             let with_token = headers.contains_key("x-serverless-authorization")
                 || headers
                     .get(http::header::AUTHORIZATION)
                     .is_some_and(|value| !value.is_empty());
-            return Err(Answer::Unauthenticated { with_token });
+            return rejected(exchange, Answer::Unauthenticated { with_token });
         }
     }
     let mut before = None;
     let (revision, settings) = match &host.target {
         HostTarget::NotReady { message } => {
-            return Err(Answer::NotReady {
-                message: message.clone(),
-            });
+            let message = message.clone();
+            return rejected(exchange, Answer::NotReady { message });
         }
         HostTarget::Split { shares, revisions } => {
             let picked = match Affinity::among(request.headers(), revisions) {
@@ -279,6 +286,7 @@ async fn slot(
     let mut ticket = match admitted {
         Admitted::Slot(slot) => return Ok((slot, false)),
         Admitted::QueueFull => return Err(Answer::QueueFull),
+        Admitted::Disabled => return Err(Answer::Refused(Refusal::Disabled)),
         Admitted::Wait(ticket) => ticket,
     };
     let window = tokio::time::sleep_until(exchange.arrived + ticket.window);
@@ -286,7 +294,7 @@ async fn slot(
         biased;
         answer = ticket.wait() => answer.map(|slot| (slot, true)).map_err(Answer::Refused),
         () = deadline.as_mut() => Err(Answer::Timeout),
-        () = window => Err(if revision.at_max() { Answer::AtMax } else { Answer::NoInstance }),
+        () = window => Err(revision.time_is_up()),
         () = door.closing.cancelled() => Err(Answer::ShuttingDown),
         () = ahead => Err(Answer::ClientGone), // it never ends by itself
     }
@@ -370,7 +378,7 @@ impl Served {
         let Self {
             answered,
             slot,
-            deadline,
+            deadline: until,
             timing,
             cold,
             cookie,
@@ -407,13 +415,14 @@ impl Served {
         parts.extensions.clear();
         if let Some(tunnel) = tunnel {
             parts.status = StatusCode::SWITCHING_PROTOCOLS;
-            tunnel.start(slot, exchange, deadline);
+            tunnel.start(slot, exchange, until);
             return Response::from_parts(parts, ResponseBody::Own(None));
         }
+        deadline::leave(Some(until.deadline()));
         let body = AppBody {
             incoming,
             upstream,
-            deadline,
+            deadline: until,
             dead: None,
             exchange,
             slot: Some(slot),

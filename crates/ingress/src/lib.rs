@@ -16,6 +16,7 @@ mod affinity;
 mod answer;
 mod body;
 mod counts;
+mod deadline;
 mod forward;
 mod front;
 mod grpc;

@@ -116,8 +116,8 @@ impl Journal {
 impl RequestLog for Journal {
     fn record(&self, record: RequestRecord) {
         // Requests to unknown hosts belong to no service; they are in the server's own log at debug level.
-        if record.revision.is_none() {
-            tracing::debug!(host = %record.host, path = %record.path, status = record.status, "request without a revision");
+        if record.service().is_none() {
+            tracing::debug!(host = %record.host, path = %record.path, status = record.status, "request without a service");
             return;
         }
         self.send(Entry::Request(Box::new(record)));
@@ -141,8 +141,8 @@ fn write_all(root: &Path, receiver: &Receiver<Entry>, written: &tokio::sync::wat
     let mut count = 0;
     while let Ok(entry) = receiver.recv() {
         let (service, line) = match &entry {
-            Entry::Request(record) => match &record.revision {
-                Some(revision) => (&revision.service, request_line(record)),
+            Entry::Request(record) => match record.service() {
+                Some(service) => (service, request_line(record)),
                 None => continue,
             },
             Entry::Happening(happening) => (&happening.service, happening_line(happening)),
