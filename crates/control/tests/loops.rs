@@ -5,10 +5,12 @@ mod house;
 use std::time::Duration;
 
 use house::{House, Listens, template};
+use utsuwa_control::seam::FrontDoor as _;
 use utsuwa_control::seam::{ImageError, Refusal};
 use utsuwa_model::instance::Exit;
 use utsuwa_model::operation::GenerationOutcome;
 use utsuwa_model::route::{Access, Target};
+use utsuwa_model::scaling::Ceiling;
 use utsuwa_model::service::TrafficTarget;
 use utsuwa_model::{ConditionState, condition};
 use utsuwa_runtime::DriverError;
@@ -115,7 +117,7 @@ async fn a_failed_deploy_changes_nothing_that_serves() {
     let ready = condition::find(&service.status.conditions, "Ready").expect("ready");
     assert_eq!(
         (ready.reason.as_str(), ready.message.as_str()),
-        ("ContainerMissing", "Image 'gone:1' not found.")
+        ("RevisionFailed", "Image 'gone:1' not found.")
     );
     assert_eq!(service.status.latest_ready, Some(revision.revision.clone()));
     assert_ne!(
@@ -130,7 +132,7 @@ async fn a_failed_deploy_changes_nothing_that_serves() {
         .expect("store")
         .expect("operation");
     assert!(
-        matches!(outcome, Some(GenerationOutcome::Failed { .. })),
+        matches!(&outcome, Some(GenerationOutcome::Failed { reason, .. }) if reason == "ContainerMissing"),
         "{outcome:?}"
     );
 
@@ -155,7 +157,7 @@ async fn a_program_that_never_listens_or_ends_fails_the_deploy() {
     house.until_failed(&key).await;
     let service = house.service(&key);
     let ready = condition::find(&service.status.conditions, "Ready").expect("ready");
-    assert_eq!(ready.reason, "ExitCode3");
+    assert_eq!(ready.reason, "RevisionFailed");
     for part in [
         "is not ready and cannot serve traffic",
         "PORT=8080",
@@ -435,7 +437,7 @@ async fn short_memory_lets_idle_ones_give_way_and_refuses_the_rest() {
     *house.clock.memory.lock() = Some(0);
     house.door.arrive(&first, 1);
     house
-        .until("refused", |h| {
+        .until("told why", |h| {
             h.door
                 .refused()
                 .iter()
@@ -447,6 +449,284 @@ async fn short_memory_lets_idle_ones_give_way_and_refuses_the_rest() {
         1,
         "a busy one never gives way"
     );
+    assert_eq!(house.door.demand(&first).expect("known").queued, 1);
+    // Room in time: served.
+    *house.clock.memory.lock() = Some(8 << 30);
+    house.pass_time(Duration::from_secs(1)).await;
+    house
+        .until("first is served", |h| h.door_in_flight(&first) == 1)
+        .await;
+}
+
+/// What runs can serve those who wait, and memory may come free: nobody is sent away for a shortage, and it isn't looked at
+/// twenty times a second for ever.
+#[tokio::test(start_paused = true)]
+async fn a_shortage_sends_nobody_away_and_is_looked_at_more_seldom() {
+    let house = House::new().await;
+    house.images.put("hello:1");
+    let mut one = template("hello:1");
+    one.concurrency = Some(1);
+    one.min_instances = Some(3);
+    let key = house.create("hello", one).await;
+    house.until_ready(&key).await;
+    let revision = house.routed("hello.localhost").expect("routed");
+    house
+        .until("the minimum runs", |h| h.driver.running().len() == 3)
+        .await;
+    *house.clock.memory.lock() = Some(0);
+    house.door.arrive(&revision, 50);
+    house
+        .until("busy", |h| h.door_in_flight(&revision) == 3)
+        .await;
+    let refused = || {
+        let all = house.door.refused();
+        all.iter()
+            .filter(|(_, why)| matches!(why, Refusal::NoCapacity { .. }))
+            .count()
+    };
+    let queued = || house.door.demand(&revision).expect("known").queued;
+    house.pass_time(Duration::from_secs(8)).await;
+    assert_eq!(queued(), 47, "everybody still waits");
+    let looks = refused();
+    assert!(looks > 0, "those who wait in vain are told why");
+    house.pass_time(Duration::from_secs(8)).await;
+    let later = refused() - looks;
+    assert!(later <= 10, "{later} looks in 8 s");
+    house.door.finish(&revision);
+    house
+        .until("served by those that run", |_| queued() == 44)
+        .await;
+    *house.clock.memory.lock() = Some(8 << 30);
+    house.pass_time(Duration::from_secs(2)).await;
+    house
+        .until("more run", |h| h.driver.running().len() > 3)
+        .await;
+}
+
+/// The second deploy is good but slow; a bad third one overtakes it.
+#[tokio::test(start_paused = true)]
+async fn an_overtaken_deploy_has_its_own_end() {
+    let (house, key, first) = hello().await;
+    house.images.put("hello:2");
+    house.door.listens(Listens::NotYet);
+    house
+        .update(&key, |s| s.spec.template = template("hello:2"))
+        .await;
+    let second = |h: &House| {
+        let created = h.service(&key).status.latest_created;
+        created.filter(|id| *id != first.revision)
+    };
+    house
+        .until("the second starts", |h| {
+            second(h).is_some() && h.driver.running().len() == 2
+        })
+        .await;
+    let good = second(&house).expect("just seen");
+    house
+        .update(&key, |s| s.spec.template = template("gone:3"))
+        .await;
+    house.until_failed(&key).await;
+    let outcome = |id: &str| house.store.operation(id).expect("store").expect("there").1;
+    assert!(
+        matches!(
+            outcome("uid-hello-3"),
+            Some(GenerationOutcome::Failed { .. })
+        ),
+        "the third has failed"
+    );
+    assert_eq!(outcome("uid-hello-2"), None, "the second is under way");
+    assert_eq!(house.routed("hello.localhost"), Some(first.clone()));
+
+    house.door.ready_now();
+    house
+        .until("the second serves", |h| {
+            h.routed("hello.localhost").map(|key| key.revision) == Some(good.clone())
+        })
+        .await;
+    house
+        .until("the second's operation is done", |_| {
+            outcome("uid-hello-2") == Some(GenerationOutcome::Succeeded)
+        })
+        .await;
+    let service = house.service(&key);
+    assert_eq!(service.status.latest_ready, Some(good));
+    assert_eq!(
+        house.ready(&key),
+        Some(ConditionState::False),
+        "of the third"
+    );
+
+    // Rolled back by name, a later bad one changes nothing either.
+    let name = first.revision.clone();
+    house
+        .update(&key, move |s| {
+            s.spec.template = template("hello:1");
+            s.spec.template.revision = Some(name);
+        })
+        .await;
+    house.until_ready(&key).await;
+    assert_eq!(house.routed("hello.localhost"), Some(first.clone()));
+    house
+        .update(&key, |s| s.spec.template = template("gone:5"))
+        .await;
+    house.until_failed(&key).await;
+    assert_eq!(house.routed("hello.localhost"), Some(first));
+}
+
+/// What `Active` says while a revision is proven, serves, is woken in vain, and sleeps.
+#[tokio::test(start_paused = true)]
+async fn active_follows_what_is_wanted_and_what_is_there() {
+    let house = House::new().await;
+    house.images.put("hello:1");
+    house.door.listens(Listens::NotYet);
+    let key = house.create("hello", template("hello:1")).await;
+    let active = |h: &House| {
+        let all = h.store.revisions_of(&key).expect("store");
+        let found = condition::find(&all.first()?.status.conditions, "Active")?;
+        Some((found.state, found.reason.clone()))
+    };
+    let said = |state, reason: &str| Some((state, reason.to_owned()));
+    house
+        .until("starting", |h| {
+            active(h) == said(ConditionState::Unknown, "Deploying")
+        })
+        .await;
+    house.door.listens(Listens::AtOnce);
+    house.door.ready_now();
+    house.until_ready(&key).await;
+    assert_eq!(active(&house), said(ConditionState::True, ""));
+    let revision = house.routed("hello.localhost").expect("routed");
+    house.pass_time(Duration::from_secs(20)).await;
+    assert_eq!(active(&house), said(ConditionState::False, "NoTraffic"));
+
+    house.door.listens(Listens::NotYet);
+    house.door.arrive(&revision, 1);
+    house.pass_time(Duration::from_secs(6)).await;
+    assert_eq!(active(&house), said(ConditionState::Unknown, "Queued"));
+    let id = house.driver.running()[0].clone();
+    house
+        .driver
+        .exit_at_start(Some((Exit::Code(1), Vec::new())));
+    house.driver.exit(&id, Exit::Code(1), Vec::new());
+    house
+        .until("refused", |h| !h.door.refused().is_empty())
+        .await;
+    house.pass_time(Duration::from_secs(20 * 60)).await;
+    assert_eq!(active(&house), said(ConditionState::False, "TimedOut"));
+    assert_eq!(house.ready(&key), Some(ConditionState::True));
+
+    house.driver.exit_at_start(None);
+    house.door.listens(Listens::AtOnce);
+    house.door.arrive(&revision, 1);
+    house.pass_time(Duration::from_secs(6)).await;
+    assert_eq!(active(&house), said(ConditionState::True, ""));
+}
+
+/// The outcome was written by a server that ended just then: who reads on must not wait for it for ever.
+#[tokio::test(start_paused = true)]
+async fn an_outcome_that_somebody_else_wrote_is_taken_in() {
+    let house = House::new().await;
+    house.images.put("hello:1");
+    house.door.listens(Listens::NotYet);
+    let key = house.create("hello", template("hello:1")).await;
+    house
+        .until("started", |h| h.driver.running().len() == 1)
+        .await;
+    let revision = house.store.revisions_of(&key).expect("store")[0]
+        .key
+        .clone();
+    house
+        .store
+        .update_revision(&revision, |stored| {
+            stored.status.outcome = utsuwa_model::revision::Outcome::Ready;
+            true
+        })
+        .await
+        .expect("written");
+    house.control.look_at_everything();
+    house.until_ready(&key).await;
+    house.door.ready_now();
+    house.pass_time(Duration::from_secs(15)).await;
+    assert!(house.driver.running().is_empty(), "asleep like any other");
+}
+
+/// The proof's start is kept, and is what a server knows of the revision after a restart.
+#[tokio::test(start_paused = true)]
+async fn how_long_the_proof_took_survives_a_restart() {
+    let mut house = House::new().await;
+    house.images.put("slow:1");
+    house.door.listens(Listens::NotYet);
+    let key = house.create("slow", template("slow:1")).await;
+    house
+        .until("started", |h| h.driver.running().len() == 1)
+        .await;
+    house.pass_time(Duration::from_secs(60)).await;
+    house.door.ready_now();
+    house.until_ready(&key).await;
+    let usual = |h: &House| {
+        let revision = h.routed("slow.localhost")?;
+        h.door.table().revisions.get(&revision)?.usual_start
+    };
+    let took = usual(&house).expect("known");
+    assert!((59..62).contains(&took.as_secs()), "{took:?}");
+    house.restart(None).await;
+    house
+        .until("known again", |h| {
+            usual(h).is_some_and(|t| t.as_secs() == took.as_secs())
+        })
+        .await;
+}
+
+/// A restart in the middle of a deploy, while the registry has a moment's trouble: the deploy isn't to blame.
+#[tokio::test(start_paused = true)]
+async fn an_interrupted_deploy_outlives_a_short_trouble_of_the_registry() {
+    let mut house = House::new().await;
+    let trouble = ImageError {
+        reason: "ContainerMissing".to_owned(),
+        message: "connection reset".to_owned(),
+        transient: true,
+    };
+    house.images.refuse("hello:1", trouble);
+    let key = house.create("hello", template("hello:1")).await;
+    house
+        .until("under way", |h| {
+            h.ready(&key) == Some(ConditionState::Unknown)
+        })
+        .await;
+    house.control.shutdown(Duration::ZERO).await;
+    tokio::time::advance(Duration::from_secs(60)).await;
+    house.restart(None).await;
+    house.pass_time(Duration::from_secs(5)).await;
+    assert_eq!(house.ready(&key), Some(ConditionState::Unknown));
+    house.images.put("hello:1");
+    house.pass_time(Duration::from_secs(10)).await;
+    house.until_ready(&key).await;
+}
+
+/// Set to none by hand: the ingress is told that nobody need wait.
+#[tokio::test(start_paused = true)]
+async fn none_by_hand_is_told_to_the_ingress() {
+    let (house, key, revision) = hello().await;
+    house
+        .update(&key, |s| {
+            s.spec.scaling.mode = utsuwa_model::service::ScalingMode::Manual;
+            s.spec.scaling.manual = Some(0);
+        })
+        .await;
+    house.until_ready(&key).await;
+    let most = || {
+        house
+            .door
+            .table()
+            .revisions
+            .get(&revision)
+            .map(|r| r.max_instances)
+    };
+    house
+        .until("none", |_| most() == Some(Ceiling::AtMost(0)))
+        .await;
+    house.pass_time(Duration::from_secs(15)).await;
+    assert!(house.driver.running().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

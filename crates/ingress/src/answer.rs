@@ -189,10 +189,9 @@ impl Answer {
                 "Server error",
                 "The server encountered an error and could not complete your request. Please try again in 30 seconds.",
             ),
-            Self::Refused(Refusal::Disabled) => html(
-                "Service unavailable",
-                "The service is disabled.",
-            ),
+            Self::Refused(Refusal::Disabled) => {
+                html("Service unavailable", "The service is disabled.")
+            }
             Self::Refused(Refusal::StartFailed { .. }) | Self::ShuttingDown => html(
                 "Service unavailable",
                 "The service can't answer at the moment. Please try again.",

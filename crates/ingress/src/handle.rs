@@ -20,7 +20,6 @@ use tokio::time::{Instant, Sleep};
 use utsuwa_decide::admit::pick_revision;
 use utsuwa_model::route::{Access, Protocol, RevisionRoute};
 
-use crate::{Refusal, Shared};
 use crate::affinity::Affinity;
 use crate::answer::Answer;
 use crate::body::{AppBody, RequestBody, ResponseBody};
@@ -33,6 +32,7 @@ use crate::seam::{AnsweredBy, ColdStart, RequestRecord};
 use crate::serve::{Client, Door};
 use crate::slot::{Admitted, Slot};
 use crate::table::{HostTarget, normalise};
+use crate::{Refusal, Shared};
 
 /// Answers one request.
 pub(crate) async fn handle(

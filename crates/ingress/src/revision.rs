@@ -144,8 +144,8 @@ impl Revision {
         self.tell(nudge);
     }
 
-    /// The ingress reached it: requests may go there. `took` is the time from its start on.
-    pub(crate) fn set_ready(self: &Arc<Self>, id: &InstanceId, took: Duration) {
+    /// The ingress reached it: requests may go there. `took` is the time from its start on, if that was seen.
+    pub(crate) fn set_ready(self: &Arc<Self>, id: &InstanceId, took: Option<Duration>) {
         let now = self.outside.clock.now();
         let mut inner = self.inner.lock();
         let Some(seat) = inner.seats.iter_mut().find(|seat| seat.instance.id == *id) else {
@@ -157,11 +157,10 @@ impl Revision {
         seat.reach = Reach::Ready;
         seat.idle_since = Some(now);
         // Weighs the newest start with a quarter: slow to forget, quick enough to follow a new disk cache.
-        inner.average_start = Some(
-            inner
-                .usual_start()
-                .map_or(took, |average| (average * 3 + took) / 4),
-        );
+        if let Some(took) = took {
+            let usual = inner.usual_start();
+            inner.average_start = Some(usual.map_or(took, |average| (average * 3 + took) / 4));
+        }
         inner.integrate(now);
         inner.rebuild();
         let nudge = self.hand_out(&mut inner);

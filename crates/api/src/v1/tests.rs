@@ -698,6 +698,46 @@ async fn revisions_are_found_and_deleted_when_unused() {
 }
 
 #[tokio::test]
+async fn a_configuration_says_in_knative_s_words_what_its_revision_says() {
+    let bench = Bench::new();
+    created(&bench, "hello").await;
+    let path = format!("{NAMESPACE}/configurations/hello");
+    for (reason, message, says) in [
+        (
+            "RevisionFailed",
+            "Image 'x' not found.",
+            "Revision \"hello-00001-abc\" failed with message: Image 'x' not found.",
+        ),
+        (
+            "RevisionNameTaken",
+            "Revision named 'hello-1' with different configuration already exists.",
+            "Revision creation failed with message: Revision named 'hello-1' with different configuration already exists.",
+        ),
+    ] {
+        bench.settle(&key("hello"), Some((reason, message))).await;
+        let configuration = get(&bench, &path).await;
+        let ready = &configuration["status"]["conditions"][0];
+        assert_eq!(
+            (
+                &ready["type"],
+                &ready["status"],
+                &ready["reason"],
+                &ready["message"]
+            ),
+            (
+                &json!("Ready"),
+                &json!("False"),
+                &json!("RevisionFailed"),
+                &json!(says)
+            )
+        );
+        // The service keeps the words that `gcloud` prints.
+        let service = get(&bench, &format!("{NAMESPACE}/services/hello")).await;
+        assert_eq!(service["status"]["conditions"][0]["message"], message);
+    }
+}
+
+#[tokio::test]
 async fn configurations_and_routes_are_views() {
     let bench = Bench::new();
     created(&bench, "hello").await;

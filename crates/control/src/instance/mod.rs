@@ -7,7 +7,8 @@
 //! 1. A pass reads only memory: between a wake and the driver's start there is no disk and no wait.
 //! 2. An instance stops only after the ingress has confirmed its retirement.
 //! 3. What could not be stopped is tried again; what ended by itself is forgotten everywhere.
-//! 4. A deploy is never refused for memory, a wake may be (decision 20).
+//! 4. A deploy is never refused for memory, a wake may be (decision 20), but only when its own time is up (§2.6): until then
+//!    it waits, whether or not others of its revision run.
 
 pub(crate) mod adopt;
 mod capacity;
@@ -27,12 +28,10 @@ use utsuwa_model::{Because, InstanceId, RevisionKey, Timestamp};
 use crate::core::Core;
 use crate::rounds::{Priority, Report};
 use crate::seam::Refusal;
-use crate::world::{Inner, Phase, Record, RevisionState, Stage, StartPlan};
+use crate::world::{Activity, Inner, Phase, Record, RevisionState, Stage, StartPlan};
 
 /// A start that is put off longer than this is told to those who wait instead.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// When a wake has to wait for memory, how soon it looks again.
-const MEMORY_LOOK: Duration = Duration::from_millis(50);
 
 /// What one look decided, to be acted on without the lock.
 struct Decided {
@@ -42,7 +41,8 @@ struct Decided {
     failed: Vec<(InstanceId, String)>,
     evict: u32,
     refuse: Option<Refusal>,
-    proving: bool,
+    /// What `Active` follows is something else now.
+    active_changed: bool,
     timeout: Duration,
     report: Report,
 }
@@ -87,16 +87,16 @@ impl Core {
         if decided.evict > 0 {
             let made_room = self.evict(key, decided.evict);
             report.actions += made_room;
-            if made_room == 0 && report.actions == 0 && !decided.proving {
-                let message = format!(
-                    "no memory is left on this machine for an instance of {}",
-                    key.revision
-                );
-                self.door.refuse(key, Refusal::NoCapacity { message });
+            if made_room > 0 {
+                // It comes free soon: the next looks are the first ones again.
+                self.world.revision(key, |state| state.short_since = None);
             }
         }
         if let Some(why) = decided.refuse {
             self.door.refuse(key, why);
+        }
+        if decided.active_changed {
+            self.after_count_changed(key);
         }
         if report.gone {
             // Nothing leads to it any more: the ingress may hear of it together with what comes next.
@@ -175,7 +175,12 @@ fn decide(
     let promised = memory.map_or(0, |_| capacity::promised(inner));
     let state = inner.revisions.get_mut(key)?;
     let views = state.views(demand);
+    let active_before = state.activity;
     let (mut plan, mut wake_at) = wanted(state, now, demand, &views);
+    let active_changed = match (active_before, state.activity) {
+        (Some(before), Some(now)) => before.differs(now),
+        (before, now) => before != now,
+    };
     debug_assert_eq!(
         invariant::retires_idle_only(
             if state.stage == Stage::Ended {
@@ -206,17 +211,29 @@ fn decide(
         }
     }
     let mut evict = 0;
-    if let (true, Some(memory), Stage::Serving) = (plan.start > 0, memory, state.stage) {
-        let each = utsuwa_decide::capacity::expected(state.plan.limits.memory.0);
-        let fits = utsuwa_decide::capacity::fit(memory, reserve, promised, each, plan.start);
-        if fits < plan.start {
-            evict = plan.start - fits;
-            plan.start = fits;
-            wake_at = Some(now.plus(MEMORY_LOOK));
-            plan.because = Because::new(format!(
-                "start {fits} now; memory for {evict} more must be freed first"
-            ));
+    let short = match (memory, state.stage) {
+        (Some(memory), Stage::Serving) if plan.start > 0 => {
+            let each = utsuwa_decide::capacity::expected(state.plan.limits.memory.0);
+            let fits = utsuwa_decide::capacity::fit(memory, reserve, promised, each, plan.start);
+            let since = state.short_since.unwrap_or(now);
+            utsuwa_decide::capacity::shortage(plan.start, fits, demand.queued, now.since(since))
         }
+        _ => None,
+    };
+    if let Some(short) = short {
+        state.short_since.get_or_insert(now);
+        (plan.start, evict) = (short.start, short.evict);
+        wake_at = Some(now.plus(short.look_after));
+        plan.because = Because::new(short.summary);
+        if demand.queued > 0 {
+            let message = format!(
+                "no memory is left on this machine for an instance of {}",
+                key.revision
+            );
+            refuse = Some(Refusal::NoCapacity { message });
+        }
+    } else {
+        state.short_since = None;
     }
     if !plan.because.summary.is_empty() {
         state.because.push(plan.because.clone());
@@ -269,7 +286,7 @@ fn decide(
         failed,
         evict,
         refuse,
-        proving: state.stage == Stage::Proving,
+        active_changed,
         timeout: if state.stage == Stage::Ended {
             Duration::ZERO
         } else {
@@ -373,6 +390,11 @@ fn wanted(
         proving: state.stage == Stage::Proving,
     };
     let decision = scale::look(&input, &mut state.scaler);
+    state.activity = Some(Activity {
+        wanted: decision.desired,
+        ready,
+        least: if state.routed { state.settings.min } else { 0 },
+    });
     let mut plan = instances::plan(decision.desired, state.settings.max, views);
     if state.stage == Stage::Proving && state.proof.is_some() {
         // The judgement is under way: no second attempt.

@@ -25,15 +25,17 @@ use utsuwa_model::image::ResolvedImage;
 use utsuwa_model::instance::RootfsSpec;
 use utsuwa_model::revision::{Outcome, Revision};
 use utsuwa_model::route::RevisionRoute;
+use utsuwa_model::scaling::{Ceiling, ScalingSettings};
 use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
-use utsuwa_model::{RevisionKey, Timestamp};
+use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 use utsuwa_runtime::DriverError;
 
 use crate::core::Core;
 use crate::rounds::{PassError, Priority, Report};
-use crate::world::{Phase, RevisionState, Stage, StartPlan};
+use crate::world::{Activity, Phase, RevisionState, Stage, StartPlan};
 
-/// Trouble with a registry or a disk is waited out this long before the deploy counts as failed.
+/// Trouble with a registry or a disk is waited out this long before the deploy counts as failed, from this process's first try
+/// on: a deploy that a restart interrupted is not to blame for the time in between.
 /// The image store has its own retries within a pull; this is for the pulls as a whole, while somebody waits for the deploy.
 const IMAGE_PATIENCE: Duration = Duration::from_secs(10);
 /// Beyond the startup probe's own deadline, for all that happens before the program runs.
@@ -62,6 +64,7 @@ impl Core {
         let stored = self.store.revision(key)?;
         let Some(revision) = stored.filter(|r| r.meta.delete_time.is_none()) else {
             self.end_revision(key);
+            self.world.with(|inner| inner.image_since.remove(key));
             return Ok(Report {
                 because: "the revision is gone".to_owned(),
                 gone: true,
@@ -84,6 +87,18 @@ impl Core {
     /// Ready: routed ones stay startable, and `Active` follows what runs.
     async fn keep_startable(&self, revision: Revision) -> Result<Report, PassError> {
         let key = revision.key.clone();
+        // proving → proven, because the outcome is written although this process didn't see it: the last write of a server that
+        // ended may arrive after the next one has read.
+        let unseen = self.world.revision(&key, |state| {
+            let unseen = state.stage == Stage::Proving;
+            if unseen {
+                state.stage = Stage::Proven;
+            }
+            unseen
+        });
+        if unseen == Some(true) {
+            self.ask_service(&key.service);
+        }
         let routed = self.world.with(|inner| {
             inner
                 .services
@@ -98,17 +113,18 @@ impl Core {
             self.ask_instances(&key, Priority::Soon);
         }
         self.learn_pids(&key).await?;
-        let running = self.world.revision(&key, |state| {
-            state
-                .instances
-                .values()
-                .filter(|r| r.phase == Phase::Running)
-                .count()
+        let activity = self.world.revision(&key, |state| {
+            // Not looked at since the start of this process: what was adopted is what is wanted.
+            let running = state.instances.values();
+            let running = running.filter(|r| r.phase == Phase::Running).count();
+            let running = u32::try_from(running).unwrap_or(u32::MAX);
+            state.activity.unwrap_or(Activity {
+                wanted: running,
+                ready: running,
+                least: 0,
+            })
         });
-        actions += usize::from(
-            self.write_active(&revision, running.unwrap_or(0) > 0)
-                .await?,
-        );
+        actions += usize::from(self.write_active(&revision, activity).await?);
         let because = if routed {
             "ready and startable"
         } else {
@@ -150,6 +166,9 @@ impl Core {
         if self.world.revision(&key, |state| state.prepared) != Some(true) {
             self.write_pending(&revision, "ResolvingDigests", "Pulling the image.")
                 .await?;
+            let now = self.env.now();
+            self.world
+                .with(|inner| *inner.image_since.entry(key.clone()).or_insert(now));
             match self.make_startable(&revision, Stage::Proving).await {
                 Ok(()) => actions += 1,
                 Err(Hindrance::Failed { reason, message }) => {
@@ -163,9 +182,7 @@ impl Core {
                         )
                         .await;
                 }
-                Err(Hindrance::Later(error))
-                    if self.env.now().since(revision.meta.create_time) > IMAGE_PATIENCE =>
-                {
+                Err(Hindrance::Later(error)) if self.image_takes_too_long(&key) => {
                     let reason = "ContainerMissing".to_owned();
                     return self
                         .settle(
@@ -208,6 +225,14 @@ impl Core {
         })
     }
 
+    fn image_takes_too_long(&self, key: &RevisionKey) -> bool {
+        let now = self.env.now();
+        self.world.with(|inner| {
+            let since = inner.image_since.get(key);
+            since.is_some_and(|since| now.since(*since) > IMAGE_PATIENCE)
+        })
+    }
+
     /// What is known of the attempt, and until when it may take.
     fn proof(&self, key: &RevisionKey) -> Option<(Proof, Timestamp)> {
         let demand = self.door.demand(key).unwrap_or_default();
@@ -217,9 +242,7 @@ impl Core {
             let reached = demand
                 .instances
                 .iter()
-                .filter(|load| {
-                    load.reach == Reach::Ready && state.instances.contains_key(&load.id)
-                })
+                .filter(|load| load.reach == Reach::Ready && state.instances.contains_key(&load.id))
                 .count();
             let wanted = usize::try_from(state.settings.initial_scale).unwrap_or(usize::MAX);
             let instance = match &state.proof {
@@ -252,10 +275,13 @@ impl Core {
             _ => "the ingress has reached its first instance: ready".to_owned(),
         };
         let image = self.world.revision(key, |_| ()).is_some();
-        self.write_outcome(revision, outcome, image).await?;
+        let took = if ready { self.start_took(key) } else { None };
+        self.write_outcome(revision, outcome, image, took).await?;
+        self.world.with(|inner| inner.image_since.remove(key));
         if ready {
             self.world.revision(key, |state| {
                 state.stage = Stage::Proven;
+                state.usual_start = took;
                 state.crashes = 0;
             });
         } else {
@@ -268,6 +294,20 @@ impl Core {
             actions: 1,
             ..Report::default()
         })
+    }
+
+    /// How long the slowest of those that proved it took. Seen by a pass, so a moment late, which makes a window longer only.
+    fn start_took(&self, key: &RevisionKey) -> Option<Duration> {
+        let now = self.env.now();
+        let demand = self.door.demand(key)?;
+        let reached = |id: &InstanceId| {
+            let load = demand.instances.iter().find(|load| load.id == *id);
+            load.is_some_and(|load| load.reach == Reach::Ready)
+        };
+        self.world.revision(key, |state| {
+            let proved = state.instances.iter().filter(|(id, _)| reached(*id));
+            proved.map(|(_, record)| now.since(record.started)).max()
+        })?
     }
 
     /// Nothing of it shall run any more.
@@ -398,9 +438,10 @@ impl Core {
     ) -> RevisionState {
         let template = Arc::new(revision.template.clone());
         let settings = scaling_settings(&template, scaling, 0, self.settings.idle_timeout);
+        let usual_start = revision.status.proven_start_ms.map(Duration::from_millis);
         RevisionState {
             plan: Arc::new(plan),
-            route: Arc::new(route_of(&revision.key, &template, &settings)),
+            route: Arc::new(route_of(&revision.key, &template, &settings, usual_start)),
             template,
             settings,
             stage,
@@ -411,6 +452,9 @@ impl Core {
             instances: std::collections::BTreeMap::new(),
             crashes: 0,
             not_before: None,
+            short_since: None,
+            usual_start,
+            activity: None,
             proof: None,
             proving_since: self.env.now(),
             because: Vec::new(),
@@ -485,20 +529,31 @@ fn static_reason(reason: &str) -> &'static str {
     }
 }
 
+/// The maximum, or what was set by hand below it: with none at all nobody waits.
+fn most_instances(settings: &ScalingSettings) -> Ceiling {
+    match (settings.manual, settings.max) {
+        (Some(count), Ceiling::AtMost(max)) => Ceiling::AtMost(count.min(max)),
+        (Some(count), Ceiling::Unlimited) => Ceiling::AtMost(count),
+        (None, max) => max,
+    }
+}
+
 /// What the data path needs to know.
 pub(crate) fn route_of(
     key: &RevisionKey,
     template: &RevisionTemplate,
-    settings: &utsuwa_model::scaling::ScalingSettings,
+    settings: &ScalingSettings,
+    usual_start: Option<Duration>,
 ) -> RevisionRoute {
     RevisionRoute {
         key: key.clone(),
         concurrency: settings.container_concurrency,
-        max_instances: settings.max,
+        max_instances: most_instances(settings),
         timeout: template.timeout(),
         port: template.port(),
         protocol: template.protocol(),
         session_affinity: template.session_affinity == Some(true),
+        usual_start,
         startup: template.startup(),
     }
 }

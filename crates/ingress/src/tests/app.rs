@@ -175,9 +175,7 @@ async fn script(life: Arc<Life>, request: Request<Incoming>) -> Response<AppBody
         }
         "/flood" => {
             let frame = || Ok(Frame::data(Bytes::from_static(&[b'x'; 64 << 10])));
-            Response::new(
-                StreamBody::new(futures_util::stream::repeat_with(frame)).boxed_unsync(),
-            )
+            Response::new(StreamBody::new(futures_util::stream::repeat_with(frame)).boxed_unsync())
         }
         "/ticks" => ticks(&life),
         _ => Response::new(full("hello")),

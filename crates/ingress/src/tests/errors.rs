@@ -95,7 +95,9 @@ async fn private_and_closed_services_and_ones_that_never_became_ready() {
     scene.ingress.publish(Arc::new(never));
     let reply = scene.get("/").await;
     assert_eq!((reply.status, reply.reason()), (503, "not_ready"));
-    let reply = scene.send(Request::builder().method("TRACE").uri("/")).await;
+    let reply = scene
+        .send(Request::builder().method("TRACE").uri("/"))
+        .await;
     assert_eq!(reply.status, 405);
 
     let records = scene.records(6).await;

@@ -241,12 +241,15 @@ async fn the_pending_window_knows_how_long_the_proof_took() {
             let request = request.body(http_body_util::Empty::<bytes::Bytes>::new());
             let stream = tokio::net::TcpStream::connect(address).await.unwrap();
             let io = hyper_util::rt::TokioIo::new(stream);
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(io).await.unwrap();
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
             let mut driver = JoinSet::new();
             driver.spawn(connection);
             // Longer than what others here are given.
-            sender.send_request(request.unwrap()).await.unwrap().status()
+            sender
+                .send_request(request.unwrap())
+                .await
+                .unwrap()
+                .status()
         });
         let status = all.join_next().await.unwrap().unwrap();
         assert_eq!(status.as_u16(), 500);

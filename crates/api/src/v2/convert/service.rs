@@ -122,7 +122,10 @@ fn scaling(mut at: Reader<'_>, wire: Option<v2::ServiceScaling>) -> model::Servi
             Ok(Mode::Automatic | Mode::Unspecified) => model::ScalingMode::Automatic,
             Err(_) => {
                 let given = wire.scaling_mode;
-                at.wrong("scalingMode", format!("{given} is not a value of ScalingMode: write AUTOMATIC or MANUAL"));
+                at.wrong(
+                    "scalingMode",
+                    format!("{given} is not a value of ScalingMode: write AUTOMATIC or MANUAL"),
+                );
                 model::ScalingMode::Automatic
             }
         },
