@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, SET_COOKIE, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -22,16 +22,17 @@ use utsuwa_model::route::{Access, Protocol, RevisionRoute};
 
 use crate::affinity::Affinity;
 use crate::answer::Answer;
-use crate::body::{AppBody, RequestBody, ResponseBody};
-use crate::deadline;
-use crate::forward::{self, Answered, Asked};
-use crate::headers::{self, ASK_TIMING, SERVER_TIMING, Trace};
+use crate::body::{RequestBody, ResponseBody};
+use crate::forward::{self, Asked};
+use crate::headers::{self, ASK_TIMING};
 use crate::record::Exchange;
 use crate::revision::Revision;
-use crate::seam::{AnsweredBy, ColdStart, RequestRecord};
+use crate::seam::{AnsweredBy, RequestRecord};
 use crate::serve::{Client, Door};
+use crate::served::{Served, cold_start};
 use crate::slot::{Admitted, Slot};
 use crate::table::{HostTarget, normalise};
+use crate::trace::Trace;
 use crate::{Refusal, Shared};
 
 /// Answers one request.
@@ -123,17 +124,6 @@ fn host_of(request: &Request<Incoming>) -> Option<&str> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = hosts.next()?.to_str().ok()?;
     (hosts.next().is_none() && !host.is_empty()).then_some(host)
-}
-
-/// A request with a slot's answer, before the answer's body.
-struct Served {
-    answered: Answered,
-    slot: Slot,
-    deadline: Pin<Box<Sleep>>,
-    timing: bool,
-    cold: Option<ColdStart>,
-    /// Makes the client come back to the same instance.
-    cookie: Option<HeaderValue>,
 }
 
 async fn route(
@@ -334,100 +324,4 @@ fn address(parts: &mut http::request::Parts, settings: &RevisionRoute) {
 
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// The phases of the start this request waited for; `None` if its instance was there before it.
-fn cold_start(slot: &Slot, exchange: &Exchange) -> Option<ColdStart> {
-    let instance = slot.instance();
-    let reached = *instance.reached.get()?;
-    if reached < exchange.arrived {
-        return None;
-    }
-    let start = instance.phases;
-    Some(ColdStart {
-        decide: instance
-            .admitted
-            .saturating_duration_since(exchange.arrived)
-            .saturating_sub(start.sandbox + start.rootfs + start.exec),
-        start,
-        listen: reached.saturating_duration_since(instance.admitted),
-        answer: reached.elapsed(),
-        total: exchange.elapsed(),
-    })
-}
-
-fn server_timing(cold: &ColdStart) -> Option<HeaderValue> {
-    let phases = [
-        ("decide", cold.decide),
-        ("sandbox", cold.start.sandbox),
-        ("rootfs", cold.start.rootfs),
-        ("exec", cold.start.exec),
-        ("listen", cold.listen),
-        ("answer", cold.answer),
-        ("total", cold.total),
-    ];
-    let text: Vec<String> = phases
-        .iter()
-        .map(|(name, took)| format!("{name};dur={:.3}", took.as_secs_f64() * 1000.0))
-        .collect();
-    HeaderValue::try_from(text.join(", ")).ok()
-}
-
-impl Served {
-    fn into_response(self, mut exchange: Exchange, trace: &Trace) -> Response<ResponseBody> {
-        let Self {
-            answered,
-            slot,
-            deadline: until,
-            timing,
-            cold,
-            cookie,
-        } = self;
-        let (mut parts, incoming, upstream, tunnel) = match answered {
-            Answered::Plain { response, upstream } => {
-                let (parts, incoming) = response.into_parts();
-                (parts, incoming, upstream, None)
-            }
-            Answered::Upgraded { response, tunnel } => {
-                let (parts, incoming) = response.into_parts();
-                (parts, incoming, None, Some(tunnel))
-            }
-        };
-        if let Some(cookie) = cookie {
-            parts.headers.append(SET_COOKIE, cookie);
-        }
-        headers::for_client(&mut parts.headers, trace, tunnel.is_some());
-        exchange.note(|record| {
-            record.status = parts.status.as_u16();
-            record.cold = cold;
-        });
-        if timing {
-            let plain = ColdStart {
-                answer: exchange.elapsed(),
-                total: exchange.elapsed(),
-                ..ColdStart::default()
-            };
-            if let Some(value) = server_timing(cold.as_ref().unwrap_or(&plain)) {
-                parts.headers.append(SERVER_TIMING, value);
-            }
-        }
-        parts.version = Version::HTTP_11;
-        parts.extensions.clear();
-        if let Some(tunnel) = tunnel {
-            parts.status = StatusCode::SWITCHING_PROTOCOLS;
-            tunnel.start(slot, exchange, until);
-            return Response::from_parts(parts, ResponseBody::Own(None));
-        }
-        deadline::leave(Some(until.deadline()));
-        let body = AppBody {
-            incoming,
-            upstream,
-            deadline: until,
-            dead: None,
-            exchange,
-            slot: Some(slot),
-            complete: false,
-        };
-        Response::from_parts(parts, ResponseBody::App(Box::new(body)))
-    }
 }

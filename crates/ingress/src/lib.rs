@@ -31,10 +31,12 @@ mod revision;
 mod revisions;
 pub mod seam;
 mod serve;
+mod served;
 mod settings;
 mod slot;
 mod stream;
 mod table;
+mod trace;
 mod upstream;
 
 #[cfg(test)]
