@@ -12,12 +12,13 @@
 mod create;
 pub(crate) use create::Clash;
 mod delete;
+mod latest;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use utsuwa_decide::latest::{Standing, latest_ready};
+use utsuwa_decide::latest::Standing;
 use utsuwa_decide::revision::{Aged, KEPT_REVISIONS, collect};
 use utsuwa_decide::settings::scaling_settings;
 use utsuwa_decide::traffic::{Held, Routing, Servable, resolve};
@@ -113,7 +114,7 @@ impl Core {
         current: Result<RevisionId, create::Clash>,
     ) -> Result<Picture, PassError> {
         let revisions = self.store.revisions_of(&service.key)?;
-        let latest = latest(&service, &revisions, current.as_ref().ok());
+        let latest = latest::latest(&service, &revisions, current.as_ref().ok());
         let known: BTreeMap<RevisionId, Servable> = revisions
             .iter()
             .map(|r| (r.key.revision.clone(), servable(r)))
@@ -375,29 +376,4 @@ fn servable(revision: &Revision) -> Servable {
         Outcome::Pending => Servable::Pending,
         Outcome::Failed { .. } => Servable::Failed,
     }
-}
-
-/// What serves `latest` now.
-fn latest(
-    service: &Service,
-    revisions: &[Revision],
-    current: Option<&RevisionId>,
-) -> Option<Standing> {
-    let ready: Vec<Standing> = revisions
-        .iter()
-        .filter(|r| r.can_serve())
-        .map(|r| Standing {
-            id: r.key.revision.clone(),
-            generation: r.service_generation,
-        })
-        .collect();
-    let standing = |id: &RevisionId, generation: u64| Standing {
-        id: id.clone(),
-        generation,
-    };
-    let status = &service.status;
-    let current = current.map(|id| standing(id, service.meta.generation));
-    let before = status.latest_ready.as_ref();
-    let before = before.map(|id| standing(id, status.latest_ready_generation));
-    latest_ready(&ready, current.as_ref(), before.as_ref())
 }
