@@ -96,6 +96,14 @@ fn a_private_service_answers_403_and_wakes_nothing() {
     let (status, body) = server.get("closed", "/");
     assert_eq!(status, 403, "{body}");
     assert_eq!(server.instance_pids("closed").len(), 0);
+    until(
+        "the refusal to be in the log",
+        Duration::from_secs(10),
+        || {
+            let log = server.ok(&["logs", "closed"]);
+            (log.contains(" 403 ") && log.contains("was not authenticated")).then_some(())
+        },
+    );
     assert_eq!(server.get("nobody", "/").0, 404);
     server.finish();
 }

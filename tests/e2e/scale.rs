@@ -86,7 +86,7 @@ fn an_instance_that_ends_is_reported_in_words_and_replaced() {
         || {
             server
                 .ok(&["logs", "mortal"])
-                .contains("memory limit")
+                .contains("Memory limit of 128 MiB exceeded with 128 MiB used.")
                 .then_some(())
         },
     );

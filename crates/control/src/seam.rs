@@ -27,7 +27,7 @@ pub trait FrontDoor: fmt::Debug + Send + Sync + 'static {
     /// The instance is dead: forget it; requests inside it are answered 503 (500 when `out_of_memory`).
     fn forget(&self, id: &InstanceId, out_of_memory: bool);
 
-    /// A revision can't get an instance now: requests waiting for it are answered (429, 500 or 503, see `Refusal`).
+    /// A revision can't get an instance now: requests waiting for it are answered, at once or later (see `Refusal`).
     fn refuse(&self, revision: &RevisionKey, why: Refusal);
 
     /// Demand of one revision; `None` if the ingress never heard of it.
@@ -37,9 +37,10 @@ pub trait FrontDoor: fmt::Debug + Send + Sync + 'static {
 /// Why waiting requests can't be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// The instance could not be started or never listened: 503, and the reason goes to the request log.
+    /// The instance could not be started or never listened: 503 at once, and the reason goes to the request log.
     StartFailed { message: String },
-    /// No memory or processes left on this machine: 500 as the spec says for failed scaling.
+    /// No memory or processes left on this machine. That may change: who waits goes on waiting until its own time is up
+    /// (§2.6), and is answered 500 then, as the spec says for failed scaling.
     NoCapacity { message: String },
 }
 

@@ -12,11 +12,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use utsuwa_decide::demand::DemandHistory;
 use utsuwa_decide::instances::InstanceView;
-use utsuwa_decide::revision::ProofInstance;
+use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec};
@@ -89,6 +90,23 @@ pub(crate) struct Record {
     pub(crate) ready_since: Option<Timestamp>,
 }
 
+/// What the `Active` condition follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Activity {
+    pub(crate) wanted: u32,
+    pub(crate) ready: u32,
+    /// Of so many it is the minimum.
+    pub(crate) least: u32,
+}
+
+impl Activity {
+    /// Whether the condition says something else for it than for `other`, whatever it said before.
+    pub(crate) fn differs(self, other: Self) -> bool {
+        let word = |a: Self| active(Active::NoTraffic, a.wanted, a.ready, a.least);
+        word(self) != word(other)
+    }
+}
+
 /// One revision that is routed, being proven, or has instances.
 #[derive(Debug)]
 pub(crate) struct RevisionState {
@@ -106,6 +124,12 @@ pub(crate) struct RevisionState {
     pub(crate) crashes: u32,
     /// No start before this.
     pub(crate) not_before: Option<Timestamp>,
+    /// Since when there is no memory for what it should have.
+    pub(crate) short_since: Option<Timestamp>,
+    /// How long a start took when it was proven.
+    pub(crate) usual_start: Option<Duration>,
+    /// What was last decided about its instances.
+    pub(crate) activity: Option<Activity>,
     /// How the attempt to prove it failed, if it did.
     pub(crate) proof: Option<ProofInstance>,
     pub(crate) proving_since: Timestamp,
@@ -160,6 +184,8 @@ pub(crate) struct Inner {
     pub(crate) revisions: BTreeMap<RevisionKey, RevisionState>,
     pub(crate) owners: BTreeMap<InstanceId, RevisionKey>,
     pub(crate) services: BTreeMap<ServiceKey, ServiceRoutes>,
+    /// Since when this process tries to get the image of a revision that is not startable yet.
+    pub(crate) image_since: BTreeMap<RevisionKey, Timestamp>,
     /// Instances that the driver was asked to start and hasn't answered for.
     pub(crate) starting: BTreeMap<InstanceId, RevisionKey>,
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use house::door::Listens;
 use house::{House, template};
+use utsuwa_control::seam::FrontDoor as _;
 use utsuwa_control::seam::{ImageError, Refusal};
 use utsuwa_model::instance::Exit;
 use utsuwa_model::operation::GenerationOutcome;
@@ -116,7 +117,7 @@ async fn a_failed_deploy_changes_nothing_that_serves() {
     let ready = condition::find(&service.status.conditions, "Ready").expect("ready");
     assert_eq!(
         (ready.reason.as_str(), ready.message.as_str()),
-        ("ContainerMissing", "Image 'gone:1' not found.")
+        ("RevisionFailed", "Image 'gone:1' not found.")
     );
     assert_eq!(service.status.latest_ready, Some(revision.revision.clone()));
     assert_ne!(
@@ -131,7 +132,7 @@ async fn a_failed_deploy_changes_nothing_that_serves() {
         .expect("store")
         .expect("operation");
     assert!(
-        matches!(outcome, Some(GenerationOutcome::Failed { .. })),
+        matches!(&outcome, Some(GenerationOutcome::Failed { reason, .. }) if reason == "ContainerMissing"),
         "{outcome:?}"
     );
 
@@ -156,7 +157,7 @@ async fn a_program_that_never_listens_or_ends_fails_the_deploy() {
     house.until_failed(&key).await;
     let service = house.service(&key);
     let ready = condition::find(&service.status.conditions, "Ready").expect("ready");
-    assert_eq!(ready.reason, "ExitCode3");
+    assert_eq!(ready.reason, "RevisionFailed");
     for part in [
         "is not ready and cannot serve traffic",
         "PORT=8080",
@@ -475,7 +476,7 @@ async fn short_memory_lets_idle_ones_give_way_and_refuses_the_rest() {
     *house.clock.memory.lock() = Some(0);
     house.door.arrive(&first, 1);
     house
-        .until("refused", |h| {
+        .until("told why", |h| {
             h.door
                 .refused()
                 .iter()
@@ -487,6 +488,58 @@ async fn short_memory_lets_idle_ones_give_way_and_refuses_the_rest() {
         1,
         "a busy one never gives way"
     );
+    assert_eq!(house.door.demand(&first).expect("known").queued, 1);
+    // Room in time: served.
+    *house.clock.memory.lock() = Some(8 << 30);
+    house.pass_time(Duration::from_secs(1)).await;
+    house
+        .until("first is served", |h| h.door_in_flight(&first) == 1)
+        .await;
+}
+
+/// What runs can serve those who wait, and memory may come free: nobody is sent away for a shortage, and it isn't looked at
+/// twenty times a second for ever.
+#[tokio::test(start_paused = true)]
+async fn a_shortage_sends_nobody_away_and_is_looked_at_more_seldom() {
+    let house = House::new().await;
+    house.images.put("hello:1");
+    let mut one = template("hello:1");
+    one.concurrency = Some(1);
+    one.min_instances = Some(3);
+    let key = house.create("hello", one).await;
+    house.until_ready(&key).await;
+    let revision = house.routed("hello.localhost").expect("routed");
+    house
+        .until("the minimum runs", |h| h.driver.running().len() == 3)
+        .await;
+    *house.clock.memory.lock() = Some(0);
+    house.door.arrive(&revision, 50);
+    house
+        .until("busy", |h| h.door_in_flight(&revision) == 3)
+        .await;
+    let refused = || {
+        let all = house.door.refused();
+        all.iter()
+            .filter(|(_, why)| matches!(why, Refusal::NoCapacity { .. }))
+            .count()
+    };
+    let queued = || house.door.demand(&revision).expect("known").queued;
+    house.pass_time(Duration::from_secs(8)).await;
+    assert_eq!(queued(), 47, "everybody still waits");
+    let looks = refused();
+    assert!(looks > 0, "those who wait in vain are told why");
+    house.pass_time(Duration::from_secs(8)).await;
+    let later = refused() - looks;
+    assert!(later <= 10, "{later} looks in 8 s");
+    house.door.finish(&revision);
+    house
+        .until("served by those that run", |_| queued() == 44)
+        .await;
+    *house.clock.memory.lock() = Some(8 << 30);
+    house.pass_time(Duration::from_secs(2)).await;
+    house
+        .until("more run", |h| h.driver.running().len() > 3)
+        .await;
 }
 
 #[tokio::test(start_paused = true)]

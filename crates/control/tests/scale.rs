@@ -24,19 +24,19 @@ async fn until_ready(house: &House, key: &ServiceKey) {
 
 /// From the write of a new service to its success, in a house with `services` that are deployed and asleep.
 async fn one_more_deploy(services: usize) -> Duration {
-    let house = House::begin(false).await;
+    // What proved a deploy sleeps at once.
+    let house = House::with(false, |s| s.idle_timeout = Duration::ZERO).await;
     house.images.put("hello:1");
-    let mut asleep = template("hello:1");
-    asleep
-        .annotations
-        .insert("autoscaling.knative.dev/initial-scale".into(), "0".into());
     let mut keys = Vec::with_capacity(services);
     for n in 0..services {
-        keys.push(house.create(&format!("s{n}"), asleep.clone()).await);
+        keys.push(house.create(&format!("s{n}"), template("hello:1")).await);
     }
     for key in &keys {
         until_ready(&house, key).await;
     }
+    house
+        .until("all asleep", |h| h.driver.running().is_empty())
+        .await;
     house.rest().await;
 
     let mut took = Vec::with_capacity(SAMPLES);

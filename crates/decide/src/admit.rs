@@ -3,6 +3,12 @@
 //! Owns: the rules of choice (`cloud-run-spec.md` §2.6 pending rule, §3.4 load balancing). Deliberately not here: slots
 //! themselves (the ingress owns the one counter) and waking (the ingress raises it, `control` answers).
 //!
+//! Where this differs from §3.4: for a concurrency above three Knative takes the instances in turn and skips full ones; here the
+//! least loaded one is taken, first among equals. Knative has several activators that don't see each other's requests; we have
+//! one counter (invariant 2 of the architecture), so the load is known, and a request never goes to an instance with slow ones
+//! inside while another is idle. Taking turns would also keep every instance busy at low load, and none would fall idle to sleep.
+//! Told to users in `docs/compat.md`.
+//!
 //! Invariants:
 //! 1. A request is only given to an instance with a free slot.
 //! 2. A revision with 0 percent is never picked by the split.

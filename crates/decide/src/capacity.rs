@@ -1,10 +1,14 @@
 //! Who gets memory when there isn't enough for all (decision 20): deploys always, wakes while it lasts, idle ones give way.
 //!
-//! Owns: how many starts fit, and who leaves to make room. Deliberately not here: measuring.
+//! Owns: how many starts fit, who leaves to make room, and when it is looked at again. Deliberately not here: measuring, and
+//! sending anybody away: who waits is given the time that §2.6 gives him (the ingress keeps it), since memory may come free.
 //!
 //! Invariants:
 //! 1. A busy instance, one that starts, and one that holds a minimum never give way.
 //! 2. The longest idle gives way first.
+//! 3. The longer memory is short, the more seldom it is looked at.
+
+use std::time::Duration;
 
 use utsuwa_model::{InstanceId, Timestamp};
 
@@ -26,6 +30,41 @@ pub fn fit(available: u64, reserve: u64, promised: u64, each: u64, wanted: u32) 
         Some(count) => wanted.min(u32::try_from(count).unwrap_or(u32::MAX)),
         None => wanted,
     }
+}
+
+/// The first look after memory was found short: about as long as an idle instance needs to go.
+pub const FIRST_LOOK: Duration = Duration::from_millis(50);
+/// The most seldom it is looked at while requests wait, whose window is ten seconds at least.
+pub const WAITING_LOOK: Duration = Duration::from_secs(1);
+/// The same while only a minimum or an average asks for more.
+pub const QUIET_LOOK: Duration = Duration::from_secs(10);
+
+/// What becomes of starts that don't all fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// Started all the same.
+    pub start: u32,
+    /// Idle instances of others that are asked to give way.
+    pub evict: u32,
+    pub look_after: Duration,
+    pub summary: String,
+}
+
+/// `wanted` starts of which `fits` fit, `short_for` a while already, with `waiting` requests. `None`: no shortage.
+#[must_use]
+pub fn shortage(wanted: u32, fits: u32, waiting: u32, short_for: Duration) -> Option<Shortage> {
+    let evict = wanted.checked_sub(fits).filter(|missing| *missing > 0)?;
+    let most = if waiting > 0 {
+        WAITING_LOOK
+    } else {
+        QUIET_LOOK
+    };
+    Some(Shortage {
+        start: fits,
+        evict,
+        look_after: (short_for / 2).clamp(FIRST_LOOK, most),
+        summary: format!("start {fits} now; memory for {evict} more must be freed first"),
+    })
 }
 
 /// An instance that might give way.
@@ -80,6 +119,20 @@ mod tests {
             (expected(16 << 20), expected(1 << 30)),
             (16 << 20, EXPECTED_BYTES)
         );
+    }
+
+    #[test]
+    fn a_lasting_shortage_is_looked_at_more_and_more_seldom() {
+        assert_eq!(shortage(2, 2, 9, Duration::ZERO), None);
+        let looks = |waiting| {
+            [0, 1, 4, 60].map(|seconds| {
+                let short = shortage(3, 1, waiting, Duration::from_secs(seconds)).unwrap();
+                assert_eq!((short.start, short.evict), (1, 2));
+                short.look_after.as_millis()
+            })
+        };
+        assert_eq!(looks(1), [50, 500, 1000, 1000]);
+        assert_eq!(looks(0), [50, 500, 2000, 10_000]);
     }
 
     #[test]

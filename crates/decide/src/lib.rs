@@ -14,6 +14,7 @@ pub mod demand;
 pub mod instances;
 pub mod invariant;
 pub mod kpa;
+pub mod latest;
 pub mod revision;
 pub mod scale;
 pub mod settings;

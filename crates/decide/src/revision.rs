@@ -1,25 +1,28 @@
 //! What becomes of a revision: proving it, failing it in Google's words, naming it, forgetting old ones
 //! (`cloud-run-spec.md` §1.7, §1.8).
 //!
-//! Owns: the judgement over one attempt to serve, the texts users see, automatic names, the choice of revisions to collect.
-//! Deliberately not here: making the attempt.
+//! Owns: the judgement over one attempt to serve and the texts users see; in parts of their own what `Active` says, automatic
+//! names, and the choice of revisions to collect. Deliberately not here: making the attempt.
 //!
 //! Invariants:
 //! 1. A revision is ready only when the ingress itself has reached an instance (or the user asked for no check).
 //! 2. A routed, latest or kept revision is never collected.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
+use utsuwa_model::RevisionId;
 use utsuwa_model::instance::Exit;
 use utsuwa_model::revision::Outcome;
-use utsuwa_model::service::Meta;
-use utsuwa_model::{RevisionId, ServiceId, Timestamp};
 
 use crate::words::time;
 
-/// Revisions kept per service (§1.3, quotas).
-pub const KEPT_REVISIONS: usize = 1000;
+mod active;
+mod collect;
+mod name;
+
+pub use active::{Active, active};
+pub use collect::{Aged, KEPT_REVISIONS, collect};
+pub use name::automatic_name;
 
 /// What is known of the attempt to make a revision serve.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -29,8 +32,6 @@ pub struct Proof {
     pub instance: ProofInstance,
     /// `healthCheckDisabled`: running is enough.
     pub check_disabled: bool,
-    /// The user asked for an initial scale of zero: nothing is started.
-    pub start_none: bool,
     /// The port the program was told.
     pub port: u16,
 }
@@ -91,7 +92,6 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
             "ResolvingDigests",
             "Pulling the image.".to_owned(),
         ),
-        (ImageState::There, _) if proof.start_none => (Outcome::Ready, "", String::new()),
         (ImageState::There, ProofInstance::None) => (
             Outcome::Pending,
             "Deploying",
@@ -172,34 +172,6 @@ pub fn service_message(revision: &RevisionId, reason: &str, message: &str) -> St
     }
 }
 
-/// The automatic name `{service}-{generation:05}-{consonant}{vowel}{consonant}` (§1.7), from `chance`. At most 63 characters:
-/// a service's name has 49 at most.
-#[must_use]
-pub fn automatic_name(service: &ServiceId, generation: u64, chance: u64) -> String {
-    const CONSONANTS: &[u8] = b"bcdfghjklmnpqrstvwxz";
-    const VOWELS: &[u8] = b"aeiou";
-    let mut chance = chance;
-    loop {
-        let mut draw = |letters: &[u8]| {
-            let count = u64::try_from(letters.len()).unwrap_or(1);
-            let index = usize::try_from(chance % count).unwrap_or(0);
-            chance = chance / count + 0x9e37;
-            char::from(letters[index])
-        };
-        let letters = [draw(CONSONANTS), draw(VOWELS), draw(CONSONANTS)];
-        let suffix: String = letters.iter().collect();
-        if !UNKIND.contains(&suffix.as_str()) {
-            return format!("{service}-{generation:05}-{suffix}");
-        }
-    }
-}
-
-/// Three-letter words nobody wants in a name they show around.
-const UNKIND: [&str; 14] = [
-    "cum", "dic", "dik", "fag", "fuc", "fuk", "gay", "jap", "jew", "kik", "nig", "pis", "sex",
-    "tit",
-];
-
 /// How long a crashing revision waits before its next start: 0, then 1 s doubled up to 1 min.
 #[must_use]
 pub fn crash_backoff(crashes_in_a_row: u32) -> Duration {
@@ -207,46 +179,6 @@ pub fn crash_backoff(crashes_in_a_row: u32) -> Duration {
         0 => Duration::ZERO,
         n => Duration::from_secs(1 << (n - 1).min(6)).min(Duration::from_secs(60)),
     }
-}
-
-/// One revision, as the collector sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Aged {
-    pub id: RevisionId,
-    pub created: Timestamp,
-    /// `serving.knative.dev/no-gc`.
-    pub kept: bool,
-    pub running: bool,
-}
-
-impl Aged {
-    /// From what is stored.
-    #[must_use]
-    pub fn of(id: &RevisionId, meta: &Meta, no_gc: bool, running: bool) -> Self {
-        Self {
-            id: id.clone(),
-            created: meta.create_time,
-            kept: no_gc,
-            running,
-        }
-    }
-}
-
-/// The revisions to delete so that at most `limit` are left: oldest first, never one in `needed` (routed, tagged, latest),
-/// kept or running.
-#[must_use]
-pub fn collect(revisions: &[Aged], needed: &BTreeSet<RevisionId>, limit: usize) -> Vec<RevisionId> {
-    let surplus = revisions.len().saturating_sub(limit);
-    let mut spare: Vec<&Aged> = revisions
-        .iter()
-        .filter(|r| !needed.contains(&r.id) && !r.kept && !r.running)
-        .collect();
-    spare.sort_by(|a, b| a.created.cmp(&b.created).then_with(|| a.id.cmp(&b.id)));
-    spare
-        .into_iter()
-        .take(surplus)
-        .map(|r| r.id.clone())
-        .collect()
 }
 
 /// The text for a start that is put off because of crashes.
@@ -260,8 +192,6 @@ pub fn backoff_summary(crashes: u32, wait: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
     fn proof(instance: ProofInstance) -> Proof {
@@ -283,14 +213,6 @@ mod tests {
             judge(&Proof {
                 check_disabled: true,
                 ..proof(ProofInstance::Starting)
-            })
-            .0,
-            Outcome::Ready
-        );
-        assert_eq!(
-            judge(&Proof {
-                start_none: true,
-                ..proof(ProofInstance::None)
             })
             .0,
             Outcome::Ready
@@ -363,52 +285,6 @@ mod tests {
                 reason: "ContainerMissing".into(),
                 message: "Image 'x' not found.".into()
             }
-        );
-    }
-
-    #[test]
-    fn names_are_well_formed_and_kind() {
-        let service: ServiceId = "a".repeat(49).parse().unwrap();
-        for chance in 0..5000 {
-            let name = automatic_name(&service, 3, chance);
-            assert!(name.parse::<RevisionId>().is_ok(), "{name}");
-            assert!(!UNKIND.contains(&&name[name.len() - 3..]));
-        }
-        let hello = automatic_name(&"hello".parse().unwrap(), 3, 0);
-        assert!(
-            hello.starts_with("hello-00003-") && hello.len() == 15,
-            "{hello}"
-        );
-    }
-
-    #[test]
-    fn collects_the_oldest_spare_ones_only() {
-        let aged = |n: u32, kept, running| Aged {
-            id: format!("a-{n}").parse().unwrap(),
-            created: Timestamp(i64::from(n)),
-            kept,
-            running,
-        };
-        let all = [
-            aged(1, false, false),
-            aged(2, true, false),
-            aged(3, false, true),
-            aged(4, false, false),
-            aged(5, false, false),
-        ];
-        let needed = BTreeSet::from(["a-1".parse().unwrap()]);
-        let names = |limit| {
-            collect(&all, &needed, limit)
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(names(5), Vec::<String>::new());
-        assert_eq!(names(4), ["a-4"]);
-        assert_eq!(
-            names(1),
-            ["a-4", "a-5"],
-            "never the needed, kept or running ones"
         );
     }
 

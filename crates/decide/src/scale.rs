@@ -14,12 +14,15 @@
 
 use std::time::Duration;
 
-use utsuwa_model::scaling::{Ceiling, Metric, ScalingSettings};
+use utsuwa_model::scaling::{Ceiling, ScalingSettings};
 use utsuwa_model::{Because, Timestamp};
 
 use crate::demand::DemandHistory;
-use crate::kpa::{self, KpaInput, KpaState, ceil_count};
+use crate::kpa::{KpaState, ceil_count};
 use crate::words::{many, number, time};
+
+mod window;
+use window::{ByWindow, target_in_flight, windows};
 
 /// How often an active revision is looked at (§3.1, tick).
 pub const TICK: Duration = Duration::from_secs(2);
@@ -301,87 +304,6 @@ fn bound(input: &ScaleInput<'_>, state: &ScalerState, in_system: u32, draft: &mu
     {
         draft.summary = format!("want {most}: the maximum; without it {}", draft.summary);
         draft.desired = most;
-    }
-}
-
-/// The arithmetic's part of a look, as judged at one tick.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct ByWindow {
-    at: Timestamp,
-    stable: f64,
-    panic: f64,
-    answer: kpa::KpaAnswer,
-}
-
-impl ByWindow {
-    fn summary(&self, settings: &ScalingSettings) -> String {
-        let unit = match settings.metric {
-            Metric::Concurrency => "in flight",
-            Metric::RequestsPerSecond => "requests per second",
-        };
-        let want = self.answer.desired;
-        let raw = format!(
-            "{} {unit} over {}",
-            number(self.stable),
-            time(settings.stable_window)
-        );
-        let target = number(settings.target);
-        if self.answer.in_panic {
-            format!(
-                "want {want}: panic ({} {unit} over {}), {raw}, ÷ target {target}",
-                number(self.panic),
-                time(panic_window(settings))
-            )
-        } else if self.answer.held {
-            format!("want {want}: {raw} ÷ target {target}, held by rate or delay")
-        } else {
-            format!("want {want}: {raw} ÷ target {target}")
-        }
-    }
-}
-
-fn windows(input: &ScaleInput<'_>, state: &mut ScalerState) -> Option<ByWindow> {
-    let settings = input.settings;
-    if let Some(last) = state.tick.filter(|last| input.now.since(last.at) < TICK) {
-        return Some(last);
-    }
-    let stable = input.history.average(input.now, settings.stable_window)?;
-    let panic = input.history.average(input.now, panic_window(settings))?;
-    let (stable, panic) = match settings.metric {
-        Metric::Concurrency => (stable.concurrency, panic.concurrency),
-        Metric::RequestsPerSecond => (stable.per_second, panic.per_second),
-    };
-    let kpa_input = KpaInput {
-        stable,
-        panic,
-        ready: input.ready,
-        reachable: input.routed,
-        now: input.now,
-    };
-    state.tick = Some(ByWindow {
-        at: input.now,
-        stable,
-        panic,
-        answer: kpa::look(&kpa_input, settings, &mut state.kpa),
-    });
-    state.tick
-}
-
-/// A part of the stable window, but at least one bucket: 10 % of 6 s would be too short to hold a measurement.
-fn panic_window(settings: &ScalingSettings) -> Duration {
-    settings
-        .stable_window
-        .mul_f64((settings.panic_window_percent / 100.0).clamp(0.01, 1.0))
-        .max(Duration::from_secs(1))
-}
-
-/// What one instance should hold, for counting who waits (a rate says nothing about those).
-fn target_in_flight(settings: &ScalingSettings) -> f64 {
-    match settings.metric {
-        Metric::Concurrency => settings.target,
-        Metric::RequestsPerSecond => {
-            ScalingSettings::for_concurrency(settings.container_concurrency, Duration::ZERO).target
-        }
     }
 }
 

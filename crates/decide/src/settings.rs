@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use utsuwa_model::scaling::{Ceiling, Metric, ScalingSettings};
+use utsuwa_model::scaling::{Ceiling, DEFAULT_MAX_INSTANCES, Metric, ScalingSettings};
 use utsuwa_model::service::{RevisionTemplate, ScalingMode, ServiceScaling};
 
 use crate::kpa::ceil_count;
@@ -76,7 +76,7 @@ pub fn scaling_settings(
     if let Some(delay) = time("scale-down-delay") {
         settings.scale_down_delay = delay;
     }
-    if let Some(initial) = count(&["initial-scale", "initialScale"]) {
+    if let Some(initial) = count(&["initial-scale", "initialScale"]).filter(|n| *n > 0) {
         settings.initial_scale = initial;
     }
     if let Some(activation) = count(&["activation-scale", "activationScale"]) {
@@ -106,7 +106,7 @@ fn bounds(
         (Some(max), _) => Ceiling::AtMost(max),
         (None, Some(0)) => Ceiling::Unlimited,
         (None, Some(max)) => Ceiling::AtMost(max),
-        (None, None) => Ceiling::AtMost(100),
+        (None, None) => Ceiling::AtMost(DEFAULT_MAX_INSTANCES),
     };
     if let Some(min) = service.min {
         settings.min = settings.min.max(ceil_count(share(min)));

@@ -87,6 +87,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         port: target.port(),
         protocol: Protocol::Http1,
         session_affinity: false,
+        usual_start: None,
         startup: StartupProbe::tcp(target.port()),
     };
     table.revisions.insert(key.clone(), Arc::new(revision));

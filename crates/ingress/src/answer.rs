@@ -70,7 +70,7 @@ impl Answer {
             | Self::Refused(Refusal::NoCapacity { .. })
             | Self::OutOfMemory => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady { .. }
-            | Self::Refused(Refusal::StartFailed { .. })
+            | Self::Refused(Refusal::StartFailed { .. } | Refusal::Disabled)
             | Self::Broken { .. }
             | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
@@ -95,6 +95,7 @@ impl Answer {
             Self::NoInstance => "no_instance",
             Self::Refused(Refusal::NoCapacity { .. }) => "no_capacity",
             Self::Refused(Refusal::StartFailed { .. }) => "start_failed",
+            Self::Refused(Refusal::Disabled) => "disabled",
             Self::Timeout => "timeout",
             Self::Broken { .. } => "instance_error",
             Self::OutOfMemory => "out_of_memory",
@@ -133,6 +134,10 @@ impl Answer {
             Self::Refused(Refusal::NoCapacity { message }) => format!("{NO_INSTANCE} {message}"),
             Self::Refused(Refusal::StartFailed { message }) => {
                 format!("The request failed because the instance could not be started: {message}")
+            }
+            Self::Refused(Refusal::Disabled) => {
+                "The service is disabled: manual scaling gives the revision no instances. Raise the count to serve again."
+                    .to_owned()
             }
             Self::Timeout => {
                 "The request has been terminated because it has reached the maximum request timeout.".to_owned()
@@ -184,6 +189,9 @@ impl Answer {
                 "Server error",
                 "The server encountered an error and could not complete your request. Please try again in 30 seconds.",
             ),
+            Self::Refused(Refusal::Disabled) => {
+                html("Service unavailable", "The service is disabled.")
+            }
             Self::Refused(Refusal::StartFailed { .. }) | Self::ShuttingDown => html(
                 "Service unavailable",
                 "The service can't answer at the moment. Please try again.",

@@ -6,6 +6,7 @@
 //! Invariants:
 //! 1. Dropping a response body frees the slot and writes the record, whatever state it is in.
 //! 2. A body that could not be passed on completely ends in an error, never in a clean end.
+//! 3. Nothing of an answer is taken from the instance after its deadline, however slowly its client reads.
 
 use std::fmt;
 use std::future::Future;
@@ -21,6 +22,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use crate::deadline;
 use crate::record::Exchange;
 use crate::slot::Slot;
 use crate::upstream::Upstream;
@@ -255,6 +257,10 @@ impl AppBody {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        // By the clock, not by the timer: while frames keep coming, registering it would cost each of them a lock.
+        if Instant::now() >= self.deadline.deadline() {
+            return Poll::Ready(Some(Err(self.cut(BodyError::Timeout))));
+        }
         let frame = match self.upstream.as_mut() {
             Some(upstream) => upstream.poll_frame(&mut self.incoming, context),
             None => Pin::new(&mut self.incoming).poll_frame(context),
@@ -297,6 +303,7 @@ impl AppBody {
             return;
         }
         self.complete = true;
+        deadline::leave(None);
         if let (Some(mut upstream), Some(slot)) = (self.upstream.take(), &self.slot)
             && upstream.is_reusable()
         {
@@ -310,6 +317,7 @@ impl AppBody {
     fn cut(&mut self, why: BodyError) -> BodyError {
         self.exchange.cut(&why.to_string());
         self.complete = true;
+        deadline::leave(None);
         self.upstream = None;
         self.slot = None;
         why
@@ -323,7 +331,10 @@ impl Drop for AppBody {
         }
         if self.incoming.is_end_stream() {
             self.finish();
+        } else if Instant::now() >= self.deadline.deadline() {
+            self.cut(BodyError::Timeout);
         } else {
+            deadline::leave(None);
             self.exchange
                 .cut("the client closed the connection before the end of the response");
         }

@@ -9,6 +9,7 @@ use utsuwa_decide::admit::{self, SlotView};
 use utsuwa_model::Timestamp;
 use utsuwa_model::demand::Reach;
 use utsuwa_model::route::RevisionRoute;
+use utsuwa_model::scaling::Ceiling;
 
 use crate::Refusal;
 use crate::instance::Instance;
@@ -35,6 +36,8 @@ pub(crate) struct Counts {
     /// The largest number of missing instances the loops were told of since the queue was last empty.
     pub(crate) shortage_told: u32,
     pub(crate) average_start: Option<Duration>,
+    /// Why no instance can be had at the moment, for those whose time is up.
+    pub(crate) short_of: Option<String>,
 }
 
 /// One instance's place.
@@ -166,14 +169,29 @@ impl Counts {
         }
     }
 
-    /// §2.6. While no start of this revision was ever seen, its startup probe says how long one may take.
+    /// How long a start of the revision takes: as seen by this process, else as it took when the revision was proven.
+    pub(crate) fn usual_start(&self) -> Option<Duration> {
+        self.average_start
+            .or_else(|| self.route.as_ref()?.usual_start)
+    }
+
+    /// §2.6. Where not even the proof was timed (an older version of the server wrote it), the startup probe says how long a
+    /// start may take: whoever wakes a slow app must not be sent away before it can answer for the first time.
     pub(crate) fn window(&self) -> Duration {
-        let usual = admit::pending_window(self.average_start);
+        let usual = self.usual_start();
+        let window = admit::pending_window(usual);
         match &self.route {
-            Some(route) if self.average_start.is_none() && self.ready.is_empty() => {
-                usual.max(route.startup.deadline())
+            Some(route) if usual.is_none() && self.ready.is_empty() => {
+                window.max(route.startup.deadline())
             }
-            _ => usual,
+            _ => window,
         }
+    }
+
+    /// Switched off: no instance may ever start.
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.route
+            .as_ref()
+            .is_some_and(|route| route.max_instances == Ceiling::AtMost(0))
     }
 }

@@ -42,8 +42,11 @@ pub struct Ingress {
 pub enum Refusal {
     /// The instance could not be started or never listened: 503, and the reason goes to the request log.
     StartFailed { message: String },
-    /// No memory or processes left on this machine: 500 as the spec says for failed scaling.
+    /// No memory or processes left on this machine. That may change, so who waits goes on waiting; whoever's time is up (§2.6)
+    /// is answered 500, as the spec says for failed scaling, with this in the request log.
     NoCapacity { message: String },
+    /// Set to no instances by hand, which switches a revision off (§3.6): 503.
+    Disabled,
 }
 
 #[derive(Debug)]
@@ -215,7 +218,7 @@ impl Ingress {
         }
     }
 
-    /// A revision can't get an instance now: those who wait for it are answered.
+    /// A revision can't get an instance now: those who wait for it are answered, at once or when their time is up.
     pub fn refuse(&self, revision: &RevisionKey, why: Refusal) {
         if let Some(revision) = self.shared.revisions.get(revision) {
             revision.refuse(&why);

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, SET_COOKIE, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -20,18 +20,20 @@ use tokio::time::{Instant, Sleep};
 use utsuwa_decide::admit::pick_revision;
 use utsuwa_model::route::{Access, Protocol, RevisionRoute};
 
-use crate::Shared;
 use crate::affinity::Affinity;
 use crate::answer::Answer;
-use crate::body::{AppBody, RequestBody, ResponseBody};
-use crate::forward::{self, Answered, Asked};
-use crate::headers::{self, ASK_TIMING, SERVER_TIMING, Trace};
+use crate::body::{RequestBody, ResponseBody};
+use crate::forward::{self, Asked};
+use crate::headers::{self, ASK_TIMING};
 use crate::record::Exchange;
 use crate::revision::Revision;
-use crate::seam::{AnsweredBy, ColdStart, RequestRecord};
+use crate::seam::{AnsweredBy, RequestRecord};
 use crate::serve::{Client, Door};
+use crate::served::{Served, cold_start};
 use crate::slot::{Admitted, Slot};
 use crate::table::{HostTarget, normalise};
+use crate::trace::Trace;
+use crate::{Refusal, Shared};
 
 /// Answers one request.
 pub(crate) async fn handle(
@@ -57,6 +59,7 @@ pub(crate) async fn handle(
                 .to_owned(),
             status: 0,
             answered_by: AnsweredBy::App,
+            service: None,
             revision: None,
             instance: None,
             remote: client.remote.to_string(),
@@ -123,17 +126,6 @@ fn host_of(request: &Request<Incoming>) -> Option<&str> {
     (hosts.next().is_none() && !host.is_empty()).then_some(host)
 }
 
-/// A request with a slot's answer, before the answer's body.
-struct Served {
-    answered: Answered,
-    slot: Slot,
-    deadline: Pin<Box<Sleep>>,
-    timing: bool,
-    cold: Option<ColdStart>,
-    /// Makes the client come back to the same instance.
-    cookie: Option<HeaderValue>,
-}
-
 async fn route(
     shared: &Arc<Shared>,
     door: &Arc<Door>,
@@ -143,10 +135,11 @@ async fn route(
     request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Served, Answer> {
-    if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
-        return Err(Answer::Method);
-    }
+    let method = matches!(*request.method(), Method::TRACE | Method::CONNECT);
     let Some(host) = host else {
+        if method {
+            return Err(Answer::Method);
+        }
         // HTTP/1.0 knows no Host header: it is not malformed, there is just no service to find.
         let old = request.version() <= Version::HTTP_10 && !request.headers().contains_key(HOST);
         return Err(if old {
@@ -155,30 +148,34 @@ async fn route(
             Answer::BadHost
         });
     };
-    let host = shared
-        .table
-        .load()
-        .host(host)
-        .cloned()
-        .ok_or(Answer::UnknownHost)?;
+    let found = shared.table.load().host(host).cloned();
+    if method {
+        exchange.note(|record| record.service = found.map(|host| host.service.clone()));
+        return Err(Answer::Method);
+    }
+    let host = found.ok_or(Answer::UnknownHost)?;
+    // Whatever is refused from here on belongs into the log of its service; what is let in names its revision.
+    let rejected = |exchange: &mut Exchange, answer: Answer| {
+        exchange.note(|record| record.service = Some(host.service.clone()));
+        Err(answer)
+    };
     match host.access {
         Access::Public => {}
-        Access::Closed => return Err(Answer::Closed),
+        Access::Closed => return rejected(exchange, Answer::Closed),
         Access::Authenticated => {
             let headers = request.headers();
             let with_token = headers.contains_key("x-serverless-authorization")
                 || headers
                     .get(http::header::AUTHORIZATION)
                     .is_some_and(|value| !value.is_empty());
-            return Err(Answer::Unauthenticated { with_token });
+            return rejected(exchange, Answer::Unauthenticated { with_token });
         }
     }
     let mut before = None;
     let (revision, settings) = match &host.target {
         HostTarget::NotReady { message } => {
-            return Err(Answer::NotReady {
-                message: message.clone(),
-            });
+            let message = message.clone();
+            return rejected(exchange, Answer::NotReady { message });
         }
         HostTarget::Split { shares, revisions } => {
             let picked = match Affinity::among(request.headers(), revisions) {
@@ -279,6 +276,7 @@ async fn slot(
     let mut ticket = match admitted {
         Admitted::Slot(slot) => return Ok((slot, false)),
         Admitted::QueueFull => return Err(Answer::QueueFull),
+        Admitted::Disabled => return Err(Answer::Refused(Refusal::Disabled)),
         Admitted::Wait(ticket) => ticket,
     };
     let window = tokio::time::sleep_until(exchange.arrived + ticket.window);
@@ -286,7 +284,7 @@ async fn slot(
         biased;
         answer = ticket.wait() => answer.map(|slot| (slot, true)).map_err(Answer::Refused),
         () = deadline.as_mut() => Err(Answer::Timeout),
-        () = window => Err(if revision.at_max() { Answer::AtMax } else { Answer::NoInstance }),
+        () = window => Err(revision.time_is_up()),
         () = door.closing.cancelled() => Err(Answer::ShuttingDown),
         () = ahead => Err(Answer::ClientGone), // it never ends by itself
     }
@@ -326,99 +324,4 @@ fn address(parts: &mut http::request::Parts, settings: &RevisionRoute) {
 
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// The phases of the start this request waited for; `None` if its instance was there before it.
-fn cold_start(slot: &Slot, exchange: &Exchange) -> Option<ColdStart> {
-    let instance = slot.instance();
-    let reached = *instance.reached.get()?;
-    if reached < exchange.arrived {
-        return None;
-    }
-    let start = instance.phases;
-    Some(ColdStart {
-        decide: instance
-            .admitted
-            .saturating_duration_since(exchange.arrived)
-            .saturating_sub(start.sandbox + start.rootfs + start.exec),
-        start,
-        listen: reached.saturating_duration_since(instance.admitted),
-        answer: reached.elapsed(),
-        total: exchange.elapsed(),
-    })
-}
-
-fn server_timing(cold: &ColdStart) -> Option<HeaderValue> {
-    let phases = [
-        ("decide", cold.decide),
-        ("sandbox", cold.start.sandbox),
-        ("rootfs", cold.start.rootfs),
-        ("exec", cold.start.exec),
-        ("listen", cold.listen),
-        ("answer", cold.answer),
-        ("total", cold.total),
-    ];
-    let text: Vec<String> = phases
-        .iter()
-        .map(|(name, took)| format!("{name};dur={:.3}", took.as_secs_f64() * 1000.0))
-        .collect();
-    HeaderValue::try_from(text.join(", ")).ok()
-}
-
-impl Served {
-    fn into_response(self, mut exchange: Exchange, trace: &Trace) -> Response<ResponseBody> {
-        let Self {
-            answered,
-            slot,
-            deadline,
-            timing,
-            cold,
-            cookie,
-        } = self;
-        let (mut parts, incoming, upstream, tunnel) = match answered {
-            Answered::Plain { response, upstream } => {
-                let (parts, incoming) = response.into_parts();
-                (parts, incoming, upstream, None)
-            }
-            Answered::Upgraded { response, tunnel } => {
-                let (parts, incoming) = response.into_parts();
-                (parts, incoming, None, Some(tunnel))
-            }
-        };
-        if let Some(cookie) = cookie {
-            parts.headers.append(SET_COOKIE, cookie);
-        }
-        headers::for_client(&mut parts.headers, trace, tunnel.is_some());
-        exchange.note(|record| {
-            record.status = parts.status.as_u16();
-            record.cold = cold;
-        });
-        if timing {
-            let plain = ColdStart {
-                answer: exchange.elapsed(),
-                total: exchange.elapsed(),
-                ..ColdStart::default()
-            };
-            if let Some(value) = server_timing(cold.as_ref().unwrap_or(&plain)) {
-                parts.headers.append(SERVER_TIMING, value);
-            }
-        }
-        parts.version = Version::HTTP_11;
-        parts.extensions.clear();
-        if let Some(tunnel) = tunnel {
-            parts.status = StatusCode::SWITCHING_PROTOCOLS;
-            tunnel.start(slot, exchange, deadline);
-            return Response::from_parts(parts, ResponseBody::Own(None));
-        }
-        let body = AppBody {
-            incoming,
-            upstream,
-            deadline,
-            dead: None,
-            exchange,
-            slot: Some(slot),
-            complete: false,
-        };
-        Response::from_parts(parts, ResponseBody::App(Box::new(body)))
-    }
 }

@@ -16,6 +16,7 @@ mod affinity;
 mod answer;
 mod body;
 mod counts;
+mod deadline;
 mod forward;
 mod front;
 mod grpc;
@@ -31,10 +32,12 @@ mod revision;
 mod revisions;
 pub mod seam;
 mod serve;
+mod served;
 mod settings;
 mod slot;
 mod stream;
 mod table;
+mod trace;
 mod upstream;
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use http::{HeaderName, HeaderValue, Request};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
+use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
 
 use crate::body::RequestBody;
@@ -54,7 +55,9 @@ pub(crate) async fn run(
                 + phases.exec
                 + reached.duration_since(instance.admitted);
             tracing::info!(revision = %revision.key, instance = %instance.id, took_ms = took.as_millis(), "instance is ready");
-            revision.set_ready(&instance.id, took);
+            // One that ran before this process began has no phases: its start wasn't seen.
+            let seen = (phases != StartPhases::default()).then_some(took);
+            revision.set_ready(&instance.id, seen);
         }
         Err(tried) => {
             let message = words(route, &tried);

@@ -23,6 +23,7 @@ use utsuwa_model::scaling::Ceiling;
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use crate::Refusal;
+use crate::answer::Answer;
 use crate::counts::{Counts, Nudge, Seat};
 use crate::instance::Instance;
 use crate::outside::Outside;
@@ -61,8 +62,12 @@ impl Revision {
         inner.route = Some(Arc::clone(route));
         inner.rebuild();
         let nudge = self.hand_out(&mut inner);
+        let disabled = inner.is_disabled();
         drop(inner);
         self.tell(nudge);
+        if disabled {
+            self.refuse(&Refusal::Disabled);
+        }
     }
 
     pub(crate) fn route(&self) -> Option<Arc<RevisionRoute>> {
@@ -83,6 +88,9 @@ impl Revision {
         dice: u64,
     ) -> Admitted {
         let mut inner = self.inner.lock();
+        if inner.is_disabled() {
+            return Admitted::Disabled;
+        }
         inner.integrate(now);
         inner.arrivals += 1;
         inner.last_active = Some(now);
@@ -122,6 +130,7 @@ impl Revision {
     /// Takes an instance in, not yet to be chosen.
     pub(crate) fn add(&self, instance: Arc<Instance>) {
         let mut inner = self.inner.lock();
+        inner.short_of = None;
         inner.seats.push(Seat {
             instance,
             reach: Reach::Starting,
@@ -135,8 +144,8 @@ impl Revision {
         self.tell(nudge);
     }
 
-    /// The ingress reached it: requests may go there. `took` is the time from its start on.
-    pub(crate) fn set_ready(self: &Arc<Self>, id: &InstanceId, took: Duration) {
+    /// The ingress reached it: requests may go there. `took` is the time from its start on, if that was seen.
+    pub(crate) fn set_ready(self: &Arc<Self>, id: &InstanceId, took: Option<Duration>) {
         let now = self.outside.clock.now();
         let mut inner = self.inner.lock();
         let Some(seat) = inner.seats.iter_mut().find(|seat| seat.instance.id == *id) else {
@@ -148,11 +157,10 @@ impl Revision {
         seat.reach = Reach::Ready;
         seat.idle_since = Some(now);
         // Weighs the newest start with a quarter: slow to forget, quick enough to follow a new disk cache.
-        inner.average_start = Some(
-            inner
-                .average_start
-                .map_or(took, |average| (average * 3 + took) / 4),
-        );
+        if let Some(took) = took {
+            let usual = inner.usual_start();
+            inner.average_start = Some(usual.map_or(took, |average| (average * 3 + took) / 4));
+        }
         inner.integrate(now);
         inner.rebuild();
         let nudge = self.hand_out(&mut inner);
@@ -221,10 +229,14 @@ impl Revision {
         self.tell(nudge);
     }
 
-    /// Answers everybody who waits with `why`.
+    /// Answers everybody who waits with `why`; a shortage is kept for those whose time will be up before it ends.
     pub(crate) fn refuse(&self, why: &Refusal) {
         let now = self.outside.clock.now();
         let mut inner = self.inner.lock();
+        if let Refusal::NoCapacity { message } = why {
+            inner.short_of = Some(message.clone());
+            return;
+        }
         inner.integrate(now);
         let waiting = std::mem::take(&mut inner.queue);
         inner.last_active = Some(now);
@@ -273,8 +285,21 @@ impl Revision {
         }
     }
 
+    /// What is said to a request that has waited long enough (§2.6).
+    pub(crate) fn time_is_up(&self) -> Answer {
+        if self.at_max() {
+            return Answer::AtMax;
+        }
+        match &self.inner.lock().short_of {
+            Some(message) => Answer::Refused(Refusal::NoCapacity {
+                message: message.clone(),
+            }),
+            None => Answer::NoInstance,
+        }
+    }
+
     /// As many instances are there or starting as there may be.
-    pub(crate) fn at_max(&self) -> bool {
+    fn at_max(&self) -> bool {
         let inner = self.inner.lock();
         let there = inner
             .seats

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use utsuwa_model::instance::StartPhases;
-use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
+use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 /// Reaches instances. Identity is the id, never an address (decision 9).
 pub trait Connect: fmt::Debug + Send + Sync + 'static {
@@ -45,6 +45,8 @@ pub struct RequestRecord {
     pub status: u16,
     /// Whether Utsuwa answered itself (and why) or the app did.
     pub answered_by: AnsweredBy,
+    /// The service whose host was asked for, of a request that was rejected before a revision was chosen.
+    pub service: Option<ServiceKey>,
     pub revision: Option<RevisionKey>,
     pub instance: Option<InstanceId>,
     pub remote: String,
@@ -55,6 +57,15 @@ pub struct RequestRecord {
     pub latency: Duration,
     /// Set when the request waited for an instance to start.
     pub cold: Option<ColdStart>,
+}
+
+impl RequestRecord {
+    /// In whose log it belongs; `None`: no service is served under its host.
+    #[must_use]
+    pub fn service(&self) -> Option<&ServiceKey> {
+        let chosen = self.revision.as_ref().map(|revision| &revision.service);
+        chosen.or(self.service.as_ref())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

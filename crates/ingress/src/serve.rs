@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Sleep;
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Ingress;
+use crate::deadline;
 use crate::handle::handle;
 use crate::places::Places;
 
@@ -123,7 +124,7 @@ pub(crate) async fn serve(
         };
         let (ingress, served) = (ingress.clone(), Arc::clone(&door));
         door.tasks.spawn(async move {
-            connection(ingress, served, stream, peer).await;
+            deadline::with_one(connection(ingress, served, stream, peer)).await;
             drop(place);
         });
     }
@@ -200,7 +201,7 @@ async fn connection(ingress: Ingress, door: Arc<Door>, stream: TcpStream, peer: 
     }
     if http2 {
         drive!(
-            http2::Builder::new(TokioExecutor::new())
+            http2::Builder::new(deadline::Streams)
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(settings.max_streams)
                 .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
@@ -256,6 +257,10 @@ impl ClientStream {
         let stalled = self
             .stalled
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+        // The answer's own end comes first, if it has one: its body isn't asked while nothing can be written.
+        if let Some(until) = deadline::left().filter(|until| *until < stalled.deadline()) {
+            stalled.as_mut().reset(until);
+        }
         if stalled.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,

@@ -17,6 +17,8 @@ pub(crate) enum Admitted {
     Slot(Slot),
     Wait(Ticket),
     QueueFull,
+    /// The revision is switched off.
+    Disabled,
 }
 
 /// Leave to send one request to one instance. Dropping it frees the slot.

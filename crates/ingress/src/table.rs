@@ -10,8 +10,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use utsuwa_model::RevisionKey;
 use utsuwa_model::route::{Access, RevisionRoute, RouteTable, Target};
+use utsuwa_model::{RevisionKey, ServiceKey};
 
 use crate::revision::Revision;
 
@@ -24,6 +24,7 @@ pub(crate) struct Table {
 /// One host's rules.
 #[derive(Debug)]
 pub(crate) struct Host {
+    pub(crate) service: ServiceKey,
     pub(crate) access: Access,
     pub(crate) target: HostTarget,
 }
@@ -70,6 +71,7 @@ impl Table {
                 }
             };
             let host = Host {
+                service: route.service.clone(),
                 access: route.access,
                 target,
             };

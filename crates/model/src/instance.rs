@@ -78,6 +78,24 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// The line of the system log. Google's sentence first where there is one (§2.6), since people and scripts look for it; then
+    /// what we know better. Used is what was allowed: the kernel ends who asks for one page more.
+    #[must_use]
+    pub fn log_line(&self) -> String {
+        let ours = format!("The instance {}.", self.describe());
+        match self {
+            Self::OutOfMemory { limit } => {
+                let mib = limit.0.div_ceil(1 << 20);
+                format!(
+                    "Memory limit of {mib} MiB exceeded with {mib} MiB used. Consider increasing the memory limit. {ours}"
+                )
+            }
+            _ => ours,
+        }
+    }
+}
+
 fn signal_name(signal: i32) -> &'static str {
     match signal {
         1 => " (SIGHUP)",
@@ -116,4 +134,23 @@ pub struct StartPhases {
     pub rootfs: Duration,
     /// Limits, privileges, up to the program's first instruction.
     pub exec: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_in_googles_words_and_ours() {
+        let limit = MemoryBytes(512 << 20);
+        assert_eq!(
+            Exit::OutOfMemory { limit }.log_line(),
+            "Memory limit of 512 MiB exceeded with 512 MiB used. Consider increasing the memory limit. \
+             The instance used more than its memory limit of 512Mi and was ended; raise it with --memory."
+        );
+        assert_eq!(
+            Exit::Code(7).log_line(),
+            "The instance exited with status 7."
+        );
+    }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ServiceKey, Timestamp};
 
-/// What was asked for. Reads as done once an outcome exists for `generation` or a later one of the same service.
+/// What was asked for. Reads as done once an outcome exists for `generation`, or a later one if it made no revision of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// UUID; the last part of the operation's name.

@@ -56,6 +56,8 @@ pub struct RevisionRoute {
     pub port: u16,
     pub protocol: Protocol,
     pub session_affinity: bool,
+    /// How long a start took when the revision was proven; `None` while that isn't known.
+    pub usual_start: Option<Duration>,
     pub startup: StartupProbe,
 }
 

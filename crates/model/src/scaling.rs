@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// Instances of a revision at most, unless its template says otherwise (§1.3).
+pub const DEFAULT_MAX_INSTANCES: u32 = 100;
+
 /// How many there may be at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ceiling {
@@ -28,7 +31,7 @@ pub struct ScalingSettings {
     pub target: f64,
     pub min: u32,
     pub max: Ceiling,
-    /// Instances a new revision needs before it is Ready. Zero starts none (only if explicitly asked).
+    /// Instances a new revision needs before it is Ready; at least one.
     pub initial_scale: u32,
     /// If scaled from zero, go at least to this (0 = unset).
     pub activation_scale: u32,
@@ -57,7 +60,7 @@ impl ScalingSettings {
             container_concurrency: concurrency,
             target: (0.6 * f64::from(if concurrency == 0 { 100 } else { concurrency })).max(0.01),
             min: 0,
-            max: Ceiling::AtMost(100),
+            max: Ceiling::AtMost(DEFAULT_MAX_INSTANCES),
             initial_scale: 1,
             activation_scale: 0,
             stable_window: Duration::from_secs(60),

@@ -1,5 +1,6 @@
 //! Operations and the outcomes of generations. An operation is a view: it reads as done once an outcome exists for its
-//! generation or a later one of the same service. Nothing has to remember to finish it.
+//! generation; or for a later one of the same service, when its own generation made no revision of which an outcome could
+//! come. Nothing has to remember to finish it.
 
 use std::collections::BTreeSet;
 
@@ -32,6 +33,23 @@ impl Store {
                 c.prepare_cached(&format!("SELECT {COLUMNS} FROM operations WHERE id = ?"))?;
             let mut rows = statement.query([id])?;
             rows.next()?.map(|r| see(c, r)).transpose()
+        })
+    }
+
+    /// Generations below `before` of the service with this uid that somebody asks about and that have no outcome of their own.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`].
+    pub fn unanswered(&self, uid: &str, before: u64) -> Result<Vec<u64>, StoreError> {
+        let delete = row::json(&OperationKind::Delete)?;
+        self.read(|c| {
+            let mut statement = c.prepare_cached(
+                "SELECT DISTINCT generation FROM operations o WHERE service_uid = ?1 AND generation < ?2 AND kind <> ?3
+                   AND NOT EXISTS (SELECT 1 FROM outcomes x WHERE x.service_uid = ?1 AND x.generation = o.generation)",
+            )?;
+            let found = statement.query_map(params![uid, row::signed(before), delete], |r| r.get::<_, i64>(0))?;
+            let found = found.collect::<Result<Vec<_>, _>>()?;
+            Ok(found.into_iter().filter_map(|g| u64::try_from(g).ok()).collect())
         })
     }
 
@@ -212,16 +230,41 @@ fn see(connection: &Connection, row: &Row<'_>) -> Result<Seen, StoreError> {
     Ok((op, outcome))
 }
 
+/// Whether there is a revision that the operation's own generation made: it will have an outcome of its own.
+fn made_a_revision(connection: &Connection, op: &Operation) -> Result<bool, StoreError> {
+    let key = &op.service;
+    let made = connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM revisions WHERE project = ? AND region = ? AND service = ?
+               AND service_generation = ? AND service_uid = ? AND delete_time IS NULL)",
+        )?
+        .query_row(
+            params![
+                key.project.as_str(),
+                key.region.as_str(),
+                key.service.as_str(),
+                row::signed(op.generation),
+                op.service_uid
+            ],
+            |r| r.get(0),
+        )?;
+    Ok(made)
+}
+
 fn outcome(
     connection: &Connection,
     op: &Operation,
 ) -> Result<Option<GenerationOutcome>, StoreError> {
     if op.kind != OperationKind::Delete {
-        let found: Option<String> = connection
-            .prepare_cached("SELECT body FROM outcomes WHERE service_uid = ? AND generation >= ? ORDER BY generation LIMIT 1")?
-            .query_row(params![op.service_uid, row::signed(op.generation)], |r| r.get(0))
+        let found: Option<(i64, String)> = connection
+            .prepare_cached(
+                "SELECT generation, body FROM outcomes WHERE service_uid = ? AND generation >= ? ORDER BY generation LIMIT 1",
+            )?
+            .query_row(params![op.service_uid, row::signed(op.generation)], |r| Ok((r.get(0)?, r.get(1)?)))
             .optional()?;
-        if let Some(body) = found {
+        if let Some((generation, body)) = found
+            && (generation == row::signed(op.generation) || !made_a_revision(connection, op)?)
+        {
             return row::parse(&body, "an outcome").map(Some);
         }
     }

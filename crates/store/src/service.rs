@@ -234,6 +234,28 @@ impl Store {
         .await
     }
 
+    /// Records what became of earlier generations. The first record of each stands; without the row nothing is written.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub async fn record_outcomes(
+        &self,
+        key: &ServiceKey,
+        outcomes: Vec<(u64, GenerationOutcome)>,
+    ) -> Result<(), StoreError> {
+        let key = key.clone();
+        self.write(move |c| {
+            let Some(service) = load(c, &key)? else {
+                return Ok(());
+            };
+            for (generation, outcome) in &outcomes {
+                operation::record(c, &service.meta.uid, *generation, outcome)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Removes the row with its policy, host names and user ids. Repeating it changes nothing.
     ///
     /// # Errors

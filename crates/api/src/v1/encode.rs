@@ -18,6 +18,8 @@ use super::annotation;
 use super::encode_template::{revision_spec, template};
 
 const API_VERSION: &str = "serving.knative.dev/v1";
+/// Why a configuration isn't ready, whatever ails its revision.
+const REVISION_FAILED: &str = "RevisionFailed";
 
 /// A service. `operation` lets `gcloud` wait for it instead of polling.
 pub(super) fn service(service: &Service, operation: Option<&str>) -> Value {
@@ -135,7 +137,7 @@ fn shown_template(service: &Service) -> Value {
 pub(super) fn configuration(service: &Service) -> Value {
     let mut out = json!({
         "observedGeneration": service.status.observed_generation,
-        "conditions": [derived(service, "ConfigurationsReady")],
+        "conditions": [configuration_ready(service)],
     });
     latest(&mut out, service);
     json!({
@@ -145,6 +147,24 @@ pub(super) fn configuration(service: &Service) -> Value {
         "spec": {"template": shown_template(service)},
         "status": out,
     })
+}
+
+/// As the service says it, in Knative's words for a configuration (§1.8).
+fn configuration_ready(service: &Service) -> Value {
+    let mut ready = derived(service, "ConfigurationsReady");
+    if ready["status"] == "False" {
+        let message = ready["message"].as_str().unwrap_or_default();
+        let message = message.trim_end_matches('.');
+        let sentence = match &service.status.latest_created {
+            Some(revision) if ready["reason"] == REVISION_FAILED => {
+                format!("Revision \"{revision}\" failed with message: {message}.")
+            }
+            _ => format!("Revision creation failed with message: {message}."),
+        };
+        ready["reason"] = json!(REVISION_FAILED);
+        ready["message"] = json!(sentence);
+    }
+    ready
 }
 
 /// The route that Knative would derive from the service.

@@ -262,6 +262,7 @@ fn make(service: &Service) -> Revision {
                 Outcome::Ready
             },
             image_digests: if missing { Vec::new() } else { vec![pinned] },
+            proven_start_ms: None,
         },
     }
 }

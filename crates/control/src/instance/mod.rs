@@ -7,48 +7,25 @@
 //! 1. A pass reads only memory: between a wake and the driver's start there is no disk and no wait.
 //! 2. An instance stops only after the ingress has confirmed its retirement.
 //! 3. What could not be stopped is tried again; what ended by itself is forgotten everywhere.
-//! 4. A deploy is never refused for memory, a wake may be (decision 20).
+//! 4. A deploy is never refused for memory, a wake may be (decision 20), but only when its own time is up (§2.6): until then
+//!    it waits, whether or not others of its revision run.
 
 pub(crate) mod adopt;
 mod boost;
 mod capacity;
 mod ended;
+mod look;
 mod start;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use utsuwa_decide::demand::Sample;
-use utsuwa_decide::instances::{self, InstancePlan, InstanceView};
-use utsuwa_decide::scale::{self, ScaleInput};
-use utsuwa_decide::{invariant, revision};
-use utsuwa_model::demand::{Reach, RevisionDemand};
-use utsuwa_model::{Because, InstanceId, RevisionKey, Timestamp};
+use utsuwa_model::{InstanceId, RevisionKey};
 
 use crate::core::Core;
+use crate::instance::look::{Decided, decide};
 use crate::rounds::{Priority, Report};
-use crate::seam::Refusal;
-use crate::world::{Inner, Phase, Record, RevisionState, Stage, StartPlan};
-
-/// A start that is put off longer than this is told to those who wait instead.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// When a wake has to wait for memory, how soon it looks again.
-const MEMORY_LOOK: Duration = Duration::from_millis(50);
-
-/// What one look decided, to be acted on without the lock.
-struct Decided {
-    plan: Arc<StartPlan>,
-    start: Vec<InstanceId>,
-    leave: Vec<InstanceId>,
-    failed: Vec<(InstanceId, String)>,
-    /// Their startup boost is over.
-    settle: Vec<InstanceId>,
-    evict: u32,
-    refuse: Option<Refusal>,
-    proving: bool,
-    timeout: Duration,
-    report: Report,
-}
+use crate::world::{Phase, Stage};
 
 impl Core {
     /// One pass over a revision's instances. Never waits.
@@ -94,16 +71,16 @@ impl Core {
         if decided.evict > 0 {
             let made_room = self.evict(key, decided.evict);
             report.actions += made_room;
-            if made_room == 0 && report.actions == 0 && !decided.proving {
-                let message = format!(
-                    "no memory is left on this machine for an instance of {}",
-                    key.revision
-                );
-                self.door.refuse(key, Refusal::NoCapacity { message });
+            if made_room > 0 {
+                // It comes free soon: the next looks are the first ones again.
+                self.world.revision(key, |state| state.short_since = None);
             }
         }
         if let Some(why) = decided.refuse {
             self.door.refuse(key, why);
+        }
+        if decided.active_changed {
+            self.after_count_changed(key);
         }
         if report.gone {
             // Nothing leads to it any more: the ingress may hear of it together with what comes next.
@@ -167,253 +144,4 @@ impl Core {
             );
         }
     }
-}
-
-/// The whole decision, on the picture alone.
-fn decide(
-    inner: &mut Inner,
-    key: &RevisionKey,
-    now: Timestamp,
-    demand: &RevisionDemand,
-    memory: Option<u64>,
-    reserve: u64,
-    fresh: &mut dyn FnMut() -> InstanceId,
-) -> Option<Decided> {
-    let promised = memory.map_or(0, |_| capacity::promised(inner));
-    let state = inner.revisions.get_mut(key)?;
-    let views = state.views(demand);
-    let (mut plan, mut wake_at) = wanted(state, now, demand, &views);
-    let (settle, boost_ends) = boost::look(state, &views, now);
-    if let Some(end) = boost_ends {
-        wake_at = Some(wake_at.map_or(end, |at| at.min(end)));
-    }
-    debug_assert_eq!(
-        invariant::retires_idle_only(
-            if state.stage == Stage::Ended {
-                &[]
-            } else {
-                &plan.retire
-            },
-            &views
-        ),
-        Ok(())
-    );
-
-    let mut refuse = None;
-    let live = views.iter().filter(|view| view.is_live()).count();
-    if plan.start > 0
-        && let Some(until) = state.not_before.filter(|until| *until > now)
-    {
-        plan.start = 0;
-        wake_at = Some(wake_at.map_or(until, |at| at.min(until)));
-        let wait = until.since(now);
-        plan.because = Because::new(revision::backoff_summary(state.crashes, wait));
-        if live == 0 && demand.queued > 0 && wait > PATIENCE {
-            let message = state
-                .last_failure
-                .clone()
-                .unwrap_or_else(|| plan.because.summary.clone());
-            refuse = Some(Refusal::StartFailed { message });
-        }
-    }
-    let mut evict = 0;
-    if let (true, Some(memory), Stage::Serving) = (plan.start > 0, memory, state.stage) {
-        let each = utsuwa_decide::capacity::expected(state.plan.limits.memory.0);
-        let fits = utsuwa_decide::capacity::fit(memory, reserve, promised, each, plan.start);
-        if fits < plan.start {
-            evict = plan.start - fits;
-            plan.start = fits;
-            wake_at = Some(now.plus(MEMORY_LOOK));
-            plan.because = Because::new(format!(
-                "start {fits} now; memory for {evict} more must be freed first"
-            ));
-        }
-    }
-    if !plan.because.summary.is_empty() {
-        state.because.push(plan.because.clone());
-    }
-
-    debug_assert_eq!(
-        invariant::at_most_max(
-            u32::try_from(live).unwrap_or(u32::MAX),
-            u32::try_from(live)
-                .unwrap_or(u32::MAX)
-                .saturating_add(plan.start),
-            state.settings.max
-        ),
-        Ok(())
-    );
-    let start: Vec<InstanceId> = (0..plan.start).map(|_| fresh()).collect();
-    for id in &start {
-        let record = Record {
-            phase: Phase::Starting,
-            started: now,
-            pid: 0,
-            retired: false,
-            cpu: state.plan.startup_cpu,
-            ready_since: None,
-        };
-        state.instances.insert(id.clone(), record);
-    }
-    let failed = mark_leaving(state, &plan, &views);
-    let mut leave = plan.retire;
-    for (id, record) in &mut state.instances {
-        if record.phase == Phase::Stuck {
-            record.phase = Phase::Leaving;
-            leave.push(id.clone());
-        }
-    }
-    let gone = !state.is_published() && start.is_empty() && leave.is_empty();
-    let report = Report {
-        because: state
-            .because
-            .iter()
-            .map(|b| b.summary.as_str())
-            .collect::<Vec<_>>()
-            .join("; "),
-        wake_at,
-        actions: 0,
-        gone,
-    };
-    let decided = Decided {
-        plan: Arc::clone(&state.plan),
-        start: start.clone(),
-        leave,
-        failed,
-        settle,
-        evict,
-        refuse,
-        proving: state.stage == Stage::Proving,
-        timeout: if state.stage == Stage::Ended {
-            Duration::ZERO
-        } else {
-            state.route.timeout
-        },
-        report,
-    };
-    if gone {
-        inner.revisions.remove(key);
-    }
-    for id in start {
-        inner.starting.insert(id.clone(), key.clone());
-        inner.owners.insert(id, key.clone());
-    }
-    Some(decided)
-}
-
-/// The count and the choice, with their reasons noted.
-fn wanted(
-    state: &mut RevisionState,
-    now: Timestamp,
-    demand: &RevisionDemand,
-    views: &[InstanceView],
-) -> (InstancePlan, Option<Timestamp>) {
-    let count = |wanted: fn(&Reach) -> bool| {
-        u32::try_from(views.iter().filter(|v| wanted(&v.reach)).count()).unwrap_or(u32::MAX)
-    };
-    let (ready, starting) = (
-        count(|r| *r == Reach::Ready),
-        count(|r| *r == Reach::Starting),
-    );
-    if ready > 0
-        && state.crashes > 0
-        && views
-            .iter()
-            .any(|v| v.reach == Reach::Ready && now.since(v.started) >= ended::SETTLED)
-    {
-        state.crashes = 0;
-        state.not_before = None;
-    }
-    if state.stage == Stage::Ended {
-        let because = Because::new("want 0: the revision failed or is being deleted");
-        state.because = vec![because.clone()];
-        let live = views
-            .iter()
-            .filter(|v| v.is_live())
-            .map(|v| v.id.clone())
-            .collect();
-        let discard = views
-            .iter()
-            .filter(|v| matches!(v.reach, Reach::Failed { .. }))
-            .map(|v| v.id.clone())
-            .collect();
-        return (
-            InstancePlan {
-                start: 0,
-                retire: live,
-                discard,
-                because,
-            },
-            None,
-        );
-    }
-    if state.stage == Stage::Proven {
-        state.because = vec![Because::new(
-            "keep what proved it until its service has looked at the routes",
-        )];
-        let discard = views
-            .iter()
-            .filter(|v| matches!(v.reach, Reach::Failed { .. }))
-            .map(|v| v.id.clone())
-            .collect();
-        return (
-            InstancePlan {
-                start: 0,
-                retire: Vec::new(),
-                discard,
-                because: Because::default(),
-            },
-            None,
-        );
-    }
-    state
-        .history
-        .push(Sample::of(demand, now), state.settings.stable_window);
-    let input = ScaleInput {
-        now,
-        settings: &state.settings,
-        history: &state.history,
-        in_flight: demand.in_flight,
-        queued: demand.queued,
-        last_active: demand.last_active,
-        ready,
-        starting,
-        idle_since: views
-            .iter()
-            .filter(|v| v.is_live())
-            .filter_map(|v| v.idle_since)
-            .max(),
-        routed: state.routed,
-        proving: state.stage == Stage::Proving,
-    };
-    let decision = scale::look(&input, &mut state.scaler);
-    let mut plan = instances::plan(decision.desired, state.settings.max, views);
-    if state.stage == Stage::Proving && state.proof.is_some() {
-        // The judgement is under way: no second attempt.
-        plan.start = 0;
-    }
-    state.because = vec![decision.because];
-    (plan, decision.wake_at)
-}
-
-/// Marks what goes; answers those that never listened, with what was tried.
-fn mark_leaving(
-    state: &mut RevisionState,
-    plan: &InstancePlan,
-    views: &[InstanceView],
-) -> Vec<(InstanceId, String)> {
-    let mut failed = Vec::new();
-    for id in plan.retire.iter().chain(&plan.discard) {
-        if let Some(record) = state.instances.get_mut(id) {
-            record.phase = Phase::Leaving;
-        }
-    }
-    for view in views {
-        if let Reach::Failed { message } = &view.reach
-            && plan.discard.contains(&view.id)
-        {
-            failed.push((view.id.clone(), message.clone()));
-        }
-    }
-    failed
 }

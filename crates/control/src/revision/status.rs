@@ -1,15 +1,21 @@
 //! The conditions of a revision (`cloud-run-spec.md` §1.8), written together with the outcome they belong to.
 
+use std::time::Duration;
+
+use utsuwa_decide::revision::{Active, active};
 use utsuwa_model::condition::{self, Condition, ConditionState, Severity};
 use utsuwa_model::revision::{Outcome, Revision};
 use utsuwa_model::{RevisionId, Timestamp};
 
 use crate::core::Core;
 use crate::rounds::PassError;
+use crate::world::Activity;
 
 const RESOURCES: &str = "ResourcesAvailable";
 const HEALTHY: &str = "ContainerHealthy";
 const ACTIVE: &str = "Active";
+const QUEUED: &str = "Queued";
+const TIMED_OUT: &str = "TimedOut";
 
 impl Core {
     /// Shows how far the attempt has come. `true` if something was written.
@@ -46,6 +52,7 @@ impl Core {
         revision: &Revision,
         outcome: Outcome,
         image: bool,
+        took: Option<Duration>,
     ) -> Result<(), PassError> {
         let now = self.env.now();
         self.env.before("revision outcome").await;
@@ -55,6 +62,8 @@ impl Core {
                     return false;
                 }
                 settled(stored, outcome, image, now);
+                let took = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+                stored.status.proven_start_ms = took;
                 true
             })
             .await?;
@@ -65,14 +74,18 @@ impl Core {
     pub(crate) async fn write_active(
         &self,
         revision: &Revision,
-        active: bool,
+        activity: Option<Activity>,
     ) -> Result<bool, PassError> {
-        let state = if active {
-            ConditionState::True
-        } else {
-            ConditionState::False
-        };
-        if condition::find(&revision.status.conditions, ACTIVE).is_some_and(|c| c.state == state) {
+        let shown = condition::find(&revision.status.conditions, ACTIVE);
+        let before = shown.map_or(Active::NoTraffic, said);
+        // Nothing is known of it: nobody asks for it.
+        let Activity {
+            wanted,
+            ready,
+            least,
+        } = activity.unwrap_or_default();
+        let active = active(before, wanted, ready, least);
+        if shown.is_some() && active == before {
             return Ok(false);
         }
         let now = self.env.now();
@@ -101,6 +114,11 @@ fn pending(conditions: &mut Vec<Condition>, reason: &str, message: &str, now: Ti
             make(kind, ConditionState::Unknown, reason, message, now),
         );
     }
+    let active = Condition {
+        severity: Severity::Info,
+        ..make(ACTIVE, ConditionState::Unknown, reason, message, now)
+    };
+    condition::set(conditions, active);
     let ready = condition::summary(conditions, &[RESOURCES, HEALTHY], now);
     condition::set(conditions, ready);
 }
@@ -121,13 +139,18 @@ fn settled(stored: &mut Revision, outcome: Outcome, image: bool, now: Timestamp)
                 conditions,
                 make(at_fault, ConditionState::False, reason, message, now),
             );
-            condition::set(conditions, active_condition(false, now));
+            let active = if reason == "ProgressDeadlineExceeded" {
+                Active::TimedOut
+            } else {
+                Active::NoTraffic
+            };
+            condition::set(conditions, active_condition(active, now));
         }
         _ => {
             for kind in [RESOURCES, HEALTHY] {
                 condition::set(conditions, make(kind, ConditionState::True, "", "", now));
             }
-            condition::set(conditions, active_condition(true, now));
+            condition::set(conditions, active_condition(Active::Yes, now));
         }
     }
     let ready = condition::summary(conditions, &[RESOURCES, HEALTHY], now);
@@ -136,19 +159,31 @@ fn settled(stored: &mut Revision, outcome: Outcome, image: bool, now: Timestamp)
     stored.status.observed_generation = stored.meta.generation;
 }
 
-fn active_condition(active: bool, now: Timestamp) -> Condition {
-    let (state, reason, message) = if active {
-        (ConditionState::True, "", "")
-    } else {
-        (
-            ConditionState::False,
-            "NoTraffic",
-            "The target is not receiving traffic.",
-        )
+fn active_condition(active: Active, now: Timestamp) -> Condition {
+    use ConditionState::{False, True, Unknown};
+    let (state, reason, message) = match active {
+        Active::Yes => (True, "", ""),
+        Active::Queued => (
+            Unknown,
+            QUEUED,
+            "Requests to the target are being buffered as resources are provisioned.",
+        ),
+        Active::TimedOut => (False, TIMED_OUT, "The target could not be activated."),
+        Active::NoTraffic => (False, "NoTraffic", "The target is not receiving traffic."),
     };
     Condition {
         severity: Severity::Info,
         ..make(ACTIVE, state, reason, message, now)
+    }
+}
+
+/// What `Active` says at present.
+fn said(condition: &Condition) -> Active {
+    match (condition.state, condition.reason.as_str()) {
+        (ConditionState::True, _) => Active::Yes,
+        (ConditionState::Unknown, _) => Active::Queued,
+        (ConditionState::False, TIMED_OUT) => Active::TimedOut,
+        (ConditionState::False, _) => Active::NoTraffic,
     }
 }
 

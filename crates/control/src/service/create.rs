@@ -37,7 +37,7 @@ impl Core {
         match &service.spec.template.revision {
             Some(name) => {
                 if let Some(same) = revisions.iter().find(|r| r.key.revision == *name) {
-                    if same.template.same_as(&service.spec.template) {
+                    if same.is_made_from(&service.spec.template) {
                         return found(name.clone());
                     }
                     return Ok(Created {

@@ -12,11 +12,13 @@
 mod create;
 pub(crate) use create::Clash;
 mod delete;
+mod latest;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use utsuwa_decide::latest::Standing;
 use utsuwa_decide::revision::{Aged, KEPT_REVISIONS, collect};
 use utsuwa_decide::settings::scaling_settings;
 use utsuwa_decide::traffic::{Held, Routing, Servable, resolve};
@@ -35,7 +37,8 @@ pub(crate) struct Picture {
     pub(crate) revisions: Vec<Revision>,
     /// The revision that the template stands for; `Err`: it can't be made, and why.
     pub(crate) current: Result<RevisionId, create::Clash>,
-    pub(crate) latest_ready: Option<RevisionId>,
+    /// The latest ready revision.
+    pub(crate) latest: Option<Standing>,
     pub(crate) resolved: Result<Routing, Held>,
     /// Where requests go: what was resolved, or where they went before.
     pub(crate) routing: Option<Routing>,
@@ -75,10 +78,10 @@ impl Core {
         actions += usize::from(self.write_service_status(&picture).await?);
         actions += self.remove_deleted(&picture).await?;
         actions += self.collect_revisions(&picture).await?;
-        if let Some(current) = picture.current()
-            && current.status.outcome == Outcome::Pending
-        {
-            self.ask_revision(&current.key);
+        actions += self.answer_overtaken(&picture).await?;
+        // Also those that were overtaken: each one's operation has its own end.
+        for pending in picture.revisions.iter().filter(|r| is_pending(r)) {
+            self.ask_revision(&pending.key);
         }
         let because = match (&picture.resolved, picture.current()) {
             (Ok(routing), Some(current)) => {
@@ -111,7 +114,7 @@ impl Core {
         current: Result<RevisionId, create::Clash>,
     ) -> Result<Picture, PassError> {
         let revisions = self.store.revisions_of(&service.key)?;
-        let latest_ready = latest_ready(&service, &revisions, current.as_ref().ok());
+        let latest = latest::latest(&service, &revisions, current.as_ref().ok());
         let known: BTreeMap<RevisionId, Servable> = revisions
             .iter()
             .map(|r| (r.key.revision.clone(), servable(r)))
@@ -119,7 +122,7 @@ impl Core {
         let resolved = resolve(
             service.key.service.as_str(),
             &service.spec.traffic,
-            latest_ready.as_ref(),
+            latest.as_ref().map(|latest| &latest.id),
             &known,
         );
         let routing = match &resolved {
@@ -133,7 +136,7 @@ impl Core {
             service,
             revisions,
             current,
-            latest_ready,
+            latest,
             resolved,
             routing,
         })
@@ -227,8 +230,12 @@ impl Core {
                 if (routed, percent, was) != (state.routed, state.percent, state.stage)
                     || settings != state.settings
                 {
-                    state.route =
-                        Arc::new(revision::route_of(revision, &state.template, &settings));
+                    state.route = Arc::new(revision::route_of(
+                        revision,
+                        &state.template,
+                        &settings,
+                        state.usual_start,
+                    ));
                     (state.routed, state.percent, state.settings) = (routed, percent, settings);
                     touched.push(revision.clone());
                 }
@@ -306,7 +313,7 @@ impl Core {
             .filter_map(|t| t.revision.clone())
             .collect();
         needed.extend(picture.current.as_ref().ok().cloned());
-        needed.extend(picture.latest_ready.clone());
+        needed.extend(picture.latest.iter().map(|latest| latest.id.clone()));
         needed.extend(
             picture
                 .routing
@@ -350,6 +357,10 @@ fn first_of(service: &ServiceKey) -> RevisionKey {
     }
 }
 
+fn is_pending(revision: &Revision) -> bool {
+    revision.status.outcome == Outcome::Pending && revision.meta.delete_time.is_none()
+}
+
 fn word(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Pending => "being proven",
@@ -365,30 +376,4 @@ fn servable(revision: &Revision) -> Servable {
         Outcome::Pending => Servable::Pending,
         Outcome::Failed { .. } => Servable::Failed,
     }
-}
-
-/// The current one if it is ready; else the one that was, if it still can serve; else the newest that can.
-fn latest_ready(
-    service: &Service,
-    revisions: &[Revision],
-    current: Option<&RevisionId>,
-) -> Option<RevisionId> {
-    let ready = |id: &RevisionId| {
-        revisions
-            .iter()
-            .any(|r| r.key.revision == *id && r.can_serve())
-    };
-    let preferred = [current, service.status.latest_ready.as_ref()];
-    let kept = preferred
-        .into_iter()
-        .flatten()
-        .find(|id| ready(id))
-        .cloned();
-    kept.or_else(|| {
-        revisions
-            .iter()
-            .rev()
-            .find(|r| r.can_serve())
-            .map(|r| r.key.revision.clone())
-    })
 }

@@ -4,7 +4,7 @@ use utsuwa_decide::invariant;
 use utsuwa_model::Timestamp;
 use utsuwa_model::condition::{self, Condition, ConditionState};
 use utsuwa_model::operation::GenerationOutcome;
-use utsuwa_model::revision::Outcome;
+use utsuwa_model::revision::{Outcome, Revision};
 use utsuwa_model::service::{Service, ServiceStatus};
 
 use super::Picture;
@@ -16,6 +16,7 @@ use crate::traffic;
 
 const CONFIGURATIONS: &str = "ConfigurationsReady";
 const ROUTES: &str = "RoutesReady";
+const REVISION_FAILED: &str = "RevisionFailed";
 
 impl Core {
     /// Writes the status if it isn't so already. `true` if it was written.
@@ -26,7 +27,7 @@ impl Core {
             return Ok(false);
         }
         let generation = picture.service.meta.generation;
-        let outcome = outcome(&status).map(|outcome| (generation, outcome));
+        let outcome = outcome(picture, &status).map(|outcome| (generation, outcome));
         self.env.before("service status").await;
         self.store
             .update_service_status(
@@ -47,6 +48,42 @@ impl Core {
             )
             .await?;
         Ok(true)
+    }
+
+    /// A deploy that was overtaken by a newer one has an outcome of its own: it is recorded when its revision has settled.
+    /// Answers how many were.
+    pub(crate) async fn answer_overtaken(&self, picture: &Picture) -> Result<usize, PassError> {
+        let service = &picture.service;
+        let unanswered = self
+            .store
+            .unanswered(&service.meta.uid, service.meta.generation)?;
+        let outcomes: Vec<(u64, GenerationOutcome)> = unanswered
+            .into_iter()
+            .filter_map(|generation| {
+                let made = |r: &&Revision| r.service_generation == generation;
+                let revision = picture.revisions.iter().find(made)?;
+                Some((generation, own_outcome(revision)?))
+            })
+            .collect();
+        if outcomes.is_empty() {
+            return Ok(0);
+        }
+        let count = outcomes.len();
+        self.env.before("overtaken outcomes").await;
+        self.store.record_outcomes(&service.key, outcomes).await?;
+        Ok(count)
+    }
+}
+
+/// What became of the deploy that made `revision`, once that is known.
+fn own_outcome(revision: &Revision) -> Option<GenerationOutcome> {
+    match &revision.status.outcome {
+        Outcome::Pending => None,
+        Outcome::Ready => Some(GenerationOutcome::Succeeded),
+        Outcome::Failed { reason, message } => Some(GenerationOutcome::Failed {
+            reason: reason.clone(),
+            message: failure_words(&revision.key.revision, reason, message),
+        }),
     }
 }
 
@@ -75,7 +112,8 @@ fn status(picture: &Picture, settings: &ControlSettings, now: Timestamp) -> Serv
             .ok()
             .cloned()
             .or_else(|| old.latest_created.clone()),
-        latest_ready: picture.latest_ready.clone(),
+        latest_ready: picture.latest.as_ref().map(|latest| latest.id.clone()),
+        latest_ready_generation: picture.latest.as_ref().map_or(0, |l| l.generation),
         traffic: traffic.unwrap_or_default(),
         url: settings.url(&traffic::host(&picture.service.key, settings)),
     }
@@ -99,8 +137,10 @@ fn configurations_ready(picture: &Picture, now: Timestamp) -> Condition {
         (Ok(_), None) => unknown("Deploying", "Creating the revision."),
         (Ok(id), Some(revision)) => match &revision.status.outcome {
             Outcome::Ready => make(CONFIGURATIONS, ConditionState::True, "", "", now),
+            // The reason is the configuration's, as Knative passes it on; the words are those that `gcloud` prints (§1.8,
+            // lifecycle item 6). The edge puts Knative's sentence around them where it shows the configuration itself.
             Outcome::Failed { reason, message } => {
-                failed(reason, &failure_words(id, reason, message))
+                failed(REVISION_FAILED, &failure_words(id, reason, message))
             }
             Outcome::Pending => {
                 let (reason, message) = ready_words(revision);
@@ -144,8 +184,15 @@ fn routes_ready(picture: &Picture, configurations: &Condition, now: Timestamp) -
 }
 
 /// What became of the generation, once it is known.
-fn outcome(status: &ServiceStatus) -> Option<GenerationOutcome> {
+fn outcome(picture: &Picture, status: &ServiceStatus) -> Option<GenerationOutcome> {
     let ready = condition::find(&status.conditions, "Ready")?;
+    // Why the revision failed says more than that it did.
+    if ready.state == ConditionState::False
+        && ready.reason == REVISION_FAILED
+        && let Some(own) = picture.current().and_then(own_outcome)
+    {
+        return Some(own);
+    }
     match ready.state {
         ConditionState::True => Some(GenerationOutcome::Succeeded),
         ConditionState::False => Some(GenerationOutcome::Failed {

@@ -91,6 +91,30 @@ impl Door {
         self.inner.lock().listens = listens;
     }
 
+    /// Every program that runs listens now.
+    pub(crate) fn ready_now(&self) {
+        let now = self.clock.now();
+        let (keys, handle) = {
+            let mut inner = self.inner.lock();
+            let keys: Vec<RevisionKey> = inner.demand.keys().cloned().collect();
+            for key in &keys {
+                let demand = inner.demand(key, now);
+                for instance in &mut demand.instances {
+                    if instance.reach == Reach::Starting {
+                        instance.reach = Reach::Ready;
+                    }
+                }
+                inner.hand_out(key);
+            }
+            (keys, inner.handle.clone())
+        };
+        for (key, handle) in keys.iter().zip(std::iter::repeat(handle)) {
+            if let Some(handle) = handle {
+                handle.changed(key);
+            }
+        }
+    }
+
     pub(crate) fn table(&self) -> Arc<RouteTable> {
         Arc::clone(&self.inner.lock().table)
     }
@@ -259,9 +283,12 @@ impl FrontDoor for Door {
     fn refuse(&self, revision: &RevisionKey, why: Refusal) {
         let now = self.clock.now();
         let mut inner = self.inner.lock();
-        let demand = inner.demand(revision, now);
-        demand.queued = 0;
-        demand.wake = false;
+        // Who waits for room goes on waiting; the ingress keeps his time.
+        if matches!(why, Refusal::StartFailed { .. }) {
+            let demand = inner.demand(revision, now);
+            demand.queued = 0;
+            demand.wake = false;
+        }
         inner.refused.push((revision.clone(), why));
     }
 

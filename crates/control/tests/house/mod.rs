@@ -104,6 +104,11 @@ impl House {
 
     /// `awake` for paused time; without it time must be real.
     pub(crate) async fn begin(keep_awake: bool) -> Self {
+        Self::with(keep_awake, |_| {}).await
+    }
+
+    /// With other settings of the loops than a server has.
+    pub(crate) async fn with(keep_awake: bool, change: impl FnOnce(&mut ControlSettings)) -> Self {
         // Keeps the runtime busy, so that paused time never runs ahead while the store's thread works.
         #[expect(
             clippy::disallowed_methods,
@@ -129,12 +134,13 @@ impl House {
         let store = Store::open_in_memory().unwrap();
         let images = Arc::new(Shelf::default());
         let papers = Arc::new(Papers::default());
-        let settings = ControlSettings::new(
+        let mut settings = ControlSettings::new(
             "demo".parse().unwrap(),
             "here".parse().unwrap(),
             "localhost",
             8080,
         );
+        change(&mut settings);
         let door = Door::new(Arc::clone(&clock), None);
         let seams = (&images, &papers);
         let control = start(&store, &driver, &door, seams, &clock, &settings)

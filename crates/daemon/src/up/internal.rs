@@ -160,7 +160,7 @@ impl Inside {
                     service: revision.service.clone(),
                     revision: revision.revision.to_string(),
                     severity: if orderly { "INFO" } else { "ERROR" },
-                    text: format!("The instance {}.", report.exit.describe()),
+                    text: report.exit.log_line(),
                     instance: Some(report.id.clone()),
                     written: Some(written),
                 });

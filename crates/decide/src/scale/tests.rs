@@ -1,3 +1,5 @@
+use utsuwa_model::scaling::Metric;
+
 use super::*;
 use crate::demand::Sample;
 

@@ -108,6 +108,8 @@ fn bounds_from_fields_and_annotations() {
         (2, Ceiling::AtMost(5), 5, 3)
     );
     assert_eq!(settings(&[("maxScale", "0")]).max, Ceiling::Unlimited);
+    // Refused at the edge; a stored one reads as absent.
+    assert_eq!(settings(&[("initial-scale", "0")]).initial_scale, 1);
     let typed = RevisionTemplate {
         max_instances: Some(7),
         min_instances: Some(1),

@@ -173,6 +173,10 @@ async fn script(life: Arc<Life>, request: Request<Incoming>) -> Response<AppBody
                 futures_util::stream::iter(frames),
             )))
         }
+        "/flood" => {
+            let frame = || Ok(Frame::data(Bytes::from_static(&[b'x'; 64 << 10])));
+            Response::new(StreamBody::new(futures_util::stream::repeat_with(frame)).boxed_unsync())
+        }
         "/ticks" => ticks(&life),
         _ => Response::new(full("hello")),
     };

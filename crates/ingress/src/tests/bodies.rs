@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -456,4 +456,62 @@ async fn a_long_pipeline_does_not_stall() {
     ));
     let answer = scene.raw(&text).await;
     assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 401);
+}
+
+/// An endless answer to a client that takes it too slowly, or not at all: the request ends at its timeout, whoever is slow.
+#[tokio::test]
+async fn the_timeout_strikes_while_the_client_is_slow() {
+    let scene = Scene::new(RevisionRoute {
+        timeout: Duration::from_millis(300),
+        ..route()
+    })
+    .await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    let ask = format!("GET /flood HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+
+    // One that reads nothing: the answer's body isn't even asked.
+    let mut deaf = TcpStream::connect(scene.address).await.unwrap();
+    deaf.write_all(ask.as_bytes()).await.unwrap();
+    scene.until(|demand| demand.in_flight == 1).await;
+    scene.until(|demand| demand.in_flight == 0).await;
+
+    // One that always reads a little: there is always a next frame.
+    let mut slow = TcpStream::connect(scene.address).await.unwrap();
+    slow.write_all(ask.as_bytes()).await.unwrap();
+    let mut little = [0_u8; 4096];
+    let read = async { while matches!(slow.read(&mut little).await, Ok(1..)) {} };
+    tokio::time::timeout(PATIENCE, read)
+        .await
+        .expect("cut at the timeout");
+
+    // The same as one stream of several over HTTP/2: the others go on.
+    let stream = TcpStream::connect(scene.address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let request = |path: &str| {
+        Request::get(format!("http://{HOST}{path}"))
+            .body(Full::new(Bytes::new()))
+            .unwrap()
+    };
+    let unread = sender.send_request(request("/flood")).await.unwrap();
+    scene.until(|demand| demand.in_flight == 0).await;
+    let after = sender.send_request(request("/hello")).await.unwrap();
+    assert_eq!(reply(after).await.text(), "hello");
+    assert!(
+        unread.into_body().collect().await.is_err(),
+        "cut, not ended"
+    );
+
+    for record in scene.records(3).await.iter().filter(|r| r.path == "/flood") {
+        let AnsweredBy::Utsuwa { why } = &record.answered_by else {
+            panic!("{record:?}")
+        };
+        assert!(why.contains("timeout"), "{why}");
+        assert!(record.latency >= Duration::from_millis(300), "{record:?}");
+    }
 }

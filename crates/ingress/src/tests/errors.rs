@@ -95,8 +95,15 @@ async fn private_and_closed_services_and_ones_that_never_became_ready() {
     scene.ingress.publish(Arc::new(never));
     let reply = scene.get("/").await;
     assert_eq!((reply.status, reply.reason()), (503, "not_ready"));
+    let reply = scene
+        .send(Request::builder().method("TRACE").uri("/"))
+        .await;
+    assert_eq!(reply.status, 405);
 
-    let records = scene.records(5).await;
+    let records = scene.records(6).await;
+    for record in &records {
+        assert_eq!(record.service(), Some(&key().service), "{record:?}");
+    }
     assert!(
         why(&records[0]).contains("The request was not authenticated.")
             && why(&records[0]).ends_with("Empty Authorization header value.")

@@ -159,41 +159,125 @@ async fn a_client_that_leaves_the_queue_is_out_at_once() {
 #[tokio::test]
 async fn refused_requests_say_why() {
     let scene = Scene::new(route()).await;
-    for (why, status, reason) in [
-        (
+    for round in 1..=2 {
+        let mut all = many(&scene, 2, "/hello");
+        scene.until(|demand| demand.queued == 2).await;
+        scene.ingress.refuse(
+            &key(),
             Refusal::StartFailed {
                 message: "exited with status 3".to_owned(),
             },
-            503,
-            "start_failed",
-        ),
-        (
-            Refusal::NoCapacity {
-                message: "no memory left".to_owned(),
-            },
-            500,
-            "no_capacity",
-        ),
-    ] {
-        let mut all = many(&scene, 2, "/hello");
-        scene.until(|demand| demand.queued == 2).await;
-        scene.ingress.refuse(&key(), why);
+        );
         while let Some(reply) = all.join_next().await {
             let reply = reply.unwrap();
-            assert_eq!((reply.status, reply.reason()), (status, reason));
+            assert_eq!((reply.status, reply.reason()), (503, "start_failed"));
             assert!(!reply.text().contains("exited"), "{}", reply.text());
         }
+        assert_eq!(
+            scene.loops.wakes.load(Ordering::SeqCst),
+            round,
+            "one per time that it was empty before"
+        );
     }
     let records = scene.records(4).await;
     let AnsweredBy::Utsuwa { why } = &records[0].answered_by else {
         panic!("{:?}", records[0])
     };
     assert!(why.contains("exited with status 3"), "{why}");
-    assert_eq!(
-        scene.loops.wakes.load(Ordering::SeqCst),
-        2,
-        "one per time that it was empty before"
-    );
+}
+
+/// Paused time. A shortage may end: nobody is sent away for it before their own time is up.
+#[tokio::test(start_paused = true)]
+async fn a_shortage_is_waited_out_and_then_named() {
+    let scene = Scene::new(RevisionRoute {
+        usual_start: Some(Duration::from_secs(1)),
+        ..route()
+    })
+    .await;
+    let began = tokio::time::Instant::now();
+    let mut first = many(&scene, 1, "/hello");
+    scene.until(|demand| demand.queued == 1).await;
+    let why = Refusal::NoCapacity {
+        message: "no memory left".to_owned(),
+    };
+    scene.ingress.refuse(&key(), why);
+    assert_eq!(scene.demand().queued, 1, "still waiting");
+    let reply = first.join_next().await.unwrap().unwrap();
+    assert_eq!((reply.status, reply.reason()), (500, "no_capacity"));
+    let waited = began.elapsed();
+    assert!((9..12).contains(&waited.as_secs()), "{waited:?}");
+    let record = &scene.records(1).await[0];
+    let AnsweredBy::Utsuwa { why } = &record.answered_by else {
+        panic!("{record:?}")
+    };
+    assert!(why.contains("no memory left"), "{why}");
+
+    // It ended in time: served.
+    let mut second = many(&scene, 1, "/hello");
+    scene.until(|demand| demand.queued == 1).await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    assert_eq!(second.join_next().await.unwrap().unwrap().status, 200);
+}
+
+/// Paused time. Without a start seen by this process, the proof's start says how long one takes; without that, the probe.
+#[tokio::test(start_paused = true)]
+async fn the_pending_window_knows_how_long_the_proof_took() {
+    for (usual, least, most) in [
+        (Some(Duration::from_millis(40)), 9, 12),
+        (Some(Duration::from_secs(20)), 69, 72),
+        (None, 239, 242),
+    ] {
+        let scene = Scene::new(RevisionRoute {
+            usual_start: usual,
+            ..route()
+        })
+        .await;
+        let began = tokio::time::Instant::now();
+        let mut all = JoinSet::new();
+        let address = scene.address;
+        all.spawn(async move {
+            let request = http::Request::get("/hello").header("host", HOST);
+            let request = request.body(http_body_util::Empty::<bytes::Bytes>::new());
+            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+            let mut driver = JoinSet::new();
+            driver.spawn(connection);
+            // Longer than what others here are given.
+            sender
+                .send_request(request.unwrap())
+                .await
+                .unwrap()
+                .status()
+        });
+        let status = all.join_next().await.unwrap().unwrap();
+        assert_eq!(status.as_u16(), 500);
+        let waited = began.elapsed().as_secs();
+        assert!((least..most).contains(&waited), "{usual:?}: {waited} s");
+    }
+}
+
+/// Manual scaling to zero (§3.6): nobody waits for what will never come.
+#[tokio::test]
+async fn a_revision_without_instances_answers_at_once() {
+    let scene = Scene::new(route()).await;
+    let mut waiting = many(&scene, 2, "/hello");
+    scene.until(|demand| demand.queued == 2).await;
+    let off = RevisionRoute {
+        max_instances: Ceiling::AtMost(0),
+        ..route()
+    };
+    scene.ingress.publish(table(off, Access::Public));
+    while let Some(reply) = waiting.join_next().await {
+        let reply = reply.unwrap();
+        assert_eq!((reply.status, reply.reason()), (503, "disabled"));
+    }
+    let wakes = scene.loops.wakes.load(Ordering::SeqCst);
+    let reply = scene.get("/hello").await;
+    assert_eq!((reply.status, reply.reason()), (503, "disabled"));
+    assert_eq!(scene.loops.wakes.load(Ordering::SeqCst), wakes);
+    assert_eq!(scene.records(3).await[2].revision, Some(key()));
 }
 
 #[tokio::test]

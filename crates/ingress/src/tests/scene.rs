@@ -115,6 +115,7 @@ pub(super) fn route() -> RevisionRoute {
         port: 8080,
         protocol: Protocol::Http1,
         session_affinity: false,
+        usual_start: None,
         startup: StartupProbe::tcp(8080),
     }
 }

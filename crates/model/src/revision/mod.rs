@@ -27,6 +27,10 @@ pub struct RevisionStatus {
     pub outcome: Outcome,
     /// `REPOSITORY@sha256:…` per container, in the template's order; empty until resolved.
     pub image_digests: Vec<String>,
+    /// How long the first instance took from its start until the ingress had reached it, in milliseconds. Written with the
+    /// outcome; what a start usually takes until the ingress has seen some itself.
+    #[serde(default)]
+    pub proven_start_ms: Option<u64>,
 }
 
 /// What became of the attempt to make the revision serve. Leaves `Pending` once and never changes again, except that a

@@ -14,6 +14,9 @@ pub struct ServiceStatus {
     pub latest_created: Option<RevisionId>,
     /// Highest-generation revision that became ready.
     pub latest_ready: Option<RevisionId>,
+    /// The generation of the service that `latest_ready` stands for: later than its own when it was named again.
+    #[serde(default)]
+    pub latest_ready_generation: u64,
     /// What is really routed, `latest` resolved.
     pub traffic: Vec<TrafficStatus>,
     /// `http(s)://HOST[:PORT]`, no trailing slash.

@@ -81,6 +81,20 @@ fn scaling(service: &Service, found: &mut Violations) {
             format!("max-scale={max} is less than min-scale={min}"),
         );
     }
+    // What the template's revision gets of the service's minimum must fit under its own maximum: it would be cut silently.
+    let share = latest_percent(service);
+    if let (Some(min), Some(most)) = (scaling.min, annotations::ceiling(&service.spec.template))
+        && let least = (u64::from(min) * u64::from(share)).div_ceil(100)
+        && least > u64::from(most)
+    {
+        found.add(
+            "scaling.minInstanceCount",
+            format!(
+                "min-scale={min} with {share} % of the traffic is {least} instances of the newest revision, more than its \
+                 max-scale={most}: raise template.scaling.maxInstanceCount"
+            ),
+        );
+    }
     if scaling.mode == ScalingMode::Manual && scaling.manual.is_none() {
         found.add(
             "scaling.manualInstanceCount",
@@ -93,6 +107,19 @@ fn scaling(service: &Service, found: &mut Violations) {
             "may be set only when the scaling mode is manual",
         );
     }
+}
+
+/// Percent of the requests that go to the newest revision.
+fn latest_percent(service: &Service) -> u32 {
+    let traffic = &service.spec.traffic;
+    if traffic.is_empty() {
+        return 100;
+    }
+    let latest = traffic.iter().filter(|target| target.latest);
+    latest
+        .filter_map(|target| target.percent)
+        .fold(0, u32::saturating_add)
+        .min(100)
 }
 
 /// Label keys and values in Kubernetes' syntax.

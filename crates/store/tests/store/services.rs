@@ -269,3 +269,41 @@ async fn lists_are_newest_first_and_paged_without_gaps() {
         assert!(matches!(error, StoreError::BadPageToken), "{error:?}");
     }
 }
+
+/// A deploy that a newer one overtook waits for what becomes of its own revision.
+#[tokio::test]
+async fn an_operation_with_a_revision_of_its_own_takes_no_other_outcome() {
+    let store = Store::open_in_memory().unwrap();
+    let made = create(&store, "demo/r/a", 1).await;
+    store
+        .create_revision(revision(&made, "a-00001-abc", 1, "first"))
+        .await
+        .unwrap();
+    let update = operation(&made, "second", OperationKind::Update);
+    let bump = |s: &mut Service| {
+        s.meta.generation += 1;
+        Ok::<(), ()>(())
+    };
+    store
+        .update_service(&made.key, None, Timestamp(2), Some(update), bump)
+        .await
+        .unwrap()
+        .unwrap();
+    let outcome = |id: &str| store.operation(id).unwrap().unwrap().1;
+    let unanswered = |before| store.unanswered(&made.meta.uid, before).unwrap();
+    assert_eq!((unanswered(2), unanswered(3)), (vec![1], vec![1, 2]));
+    let failed = GenerationOutcome::Failed {
+        reason: "ContainerMissing".to_owned(),
+        message: "no".to_owned(),
+    };
+    store
+        .update_service_status(&made.key, Some((2, failed.clone())), |_| false)
+        .await
+        .unwrap();
+    assert_eq!(outcome("second"), Some(failed.clone()));
+    assert_eq!(outcome("op-demo/r/a-1"), None, "its revision is under way");
+    let succeeded = vec![(1, GenerationOutcome::Succeeded)];
+    store.record_outcomes(&made.key, succeeded).await.unwrap();
+    assert_eq!(outcome("op-demo/r/a-1"), Some(GenerationOutcome::Succeeded));
+    assert_eq!(unanswered(3), Vec::<u64>::new());
+}

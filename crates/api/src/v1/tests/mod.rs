@@ -2,6 +2,7 @@
 
 mod others;
 mod services;
+mod views;
 mod wrong;
 
 use serde_json::{Value, json};

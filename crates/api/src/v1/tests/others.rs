@@ -167,39 +167,6 @@ async fn revisions_are_found_and_deleted_when_unused() {
 }
 
 #[tokio::test]
-async fn configurations_and_routes_are_views() {
-    let bench = Bench::new();
-    created(&bench, "hello").await;
-    bench.settle(&key("hello"), None).await;
-    let configuration = get(&bench, &format!("{NAMESPACE}/configurations/hello")).await;
-    assert_eq!(
-        configuration["status"]["latestReadyRevisionName"],
-        "hello-00001-abc"
-    );
-    assert_eq!(configuration["status"]["conditions"][0]["type"], "Ready");
-    let routes = get(&bench, &format!("{NAMESPACE}/routes")).await;
-    assert_eq!(
-        (
-            routes["kind"].as_str(),
-            &routes["items"][0]["status"]["url"]
-        ),
-        (Some("RouteList"), &json!("http://hello.localhost:8080"))
-    );
-    assert_eq!(
-        routes["items"][0]["spec"]["traffic"][0]["configurationName"],
-        "hello"
-    );
-    assert_eq!(
-        bench
-            .call("POST", &format!("{NAMESPACE}/routes"), json!({}))
-            .await
-            .0,
-        404,
-        "read only"
-    );
-}
-
-#[tokio::test]
 async fn waiting_ends_with_the_outcome_or_the_time() {
     let bench = Bench::new();
     let service = created(&bench, "hello").await;

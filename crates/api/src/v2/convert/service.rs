@@ -5,6 +5,7 @@ use utsuwa_model::{Timestamp, Violations};
 use utsuwa_wire::google::api::LaunchStage;
 use utsuwa_wire::google::cloud::run::v2;
 use v2::TrafficTargetAllocationType as Allocation;
+use v2::service_scaling::ScalingMode as Mode;
 
 use super::read::{Reader, number};
 use super::{condition, hidden, none, shown, template, timestamp};
@@ -116,9 +117,17 @@ fn scaling(mut at: Reader<'_>, wire: Option<v2::ServiceScaling>) -> model::Servi
     model::ServiceScaling {
         min: at.count("minInstanceCount", wire.min_instance_count),
         max: at.count("maxInstanceCount", wire.max_instance_count),
-        mode: match v2::service_scaling::ScalingMode::try_from(wire.scaling_mode) {
-            Ok(v2::service_scaling::ScalingMode::Manual) => model::ScalingMode::Manual,
-            _ => model::ScalingMode::Automatic,
+        mode: match Mode::try_from(wire.scaling_mode) {
+            Ok(Mode::Manual) => model::ScalingMode::Manual,
+            Ok(Mode::Automatic | Mode::Unspecified) => model::ScalingMode::Automatic,
+            Err(_) => {
+                let given = wire.scaling_mode;
+                at.wrong(
+                    "scalingMode",
+                    format!("{given} is not a value of ScalingMode: write AUTOMATIC or MANUAL"),
+                );
+                model::ScalingMode::Automatic
+            }
         },
         manual,
     }

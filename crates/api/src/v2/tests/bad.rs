@@ -52,6 +52,11 @@ async fn bad_requests_name_the_field() {
         ),
         (
             "serviceId=x",
+            with("/scaling", json!({"scalingMode": 7})),
+            "scaling.scalingMode",
+        ),
+        (
+            "serviceId=x",
             with("/ingress", json!("EVERYWHERE")),
             "ingress",
         ),

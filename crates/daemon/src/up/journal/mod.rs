@@ -61,7 +61,7 @@ enum Entry {
 impl Entry {
     fn service(&self) -> Option<&ServiceKey> {
         match self {
-            Self::Request(record) => record.revision.as_ref().map(|r| &r.service),
+            Self::Request(record) => record.service(),
             Self::Happening(happening) => Some(&happening.service),
             Self::Remove { .. } | Self::End => None,
         }
@@ -211,8 +211,8 @@ impl Journal {
 impl RequestLog for Journal {
     fn record(&self, record: RequestRecord) {
         // Requests to unknown hosts belong to no service; they are in the server's own log at debug level.
-        if record.revision.is_none() {
-            tracing::debug!(host = %record.host, path = %record.path, status = record.status, "request without a revision");
+        if record.service().is_none() {
+            tracing::debug!(host = %record.host, path = %record.path, status = record.status, "request without a service");
             return;
         }
         self.send(Entry::Request(Box::new(record)));

@@ -190,3 +190,44 @@ fn who_has_nothing_to_say_holds_no_file() {
     let text = std::fs::read_to_string(current).unwrap();
     assert_eq!(text, "{}\n{}\n", "opened again, nothing lost");
 }
+
+/// §2.11: the request log has every request of the service, also one that no revision ever saw.
+#[test]
+fn a_rejected_request_is_in_the_journal_of_its_service() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, thread) = Journal::start(dir.path().to_owned(), ROOMY).unwrap();
+    let service: ServiceKey = "demo/here/hello".parse().unwrap();
+    let rejected = |service: Option<ServiceKey>| RequestRecord {
+        at: Timestamp(5),
+        host: "hello.localhost".to_owned(),
+        method: "GET".to_owned(),
+        path: "/".to_owned(),
+        status: 403,
+        answered_by: AnsweredBy::Utsuwa {
+            why: "The request was not authenticated.".to_owned(),
+        },
+        service,
+        revision: None,
+        instance: None,
+        remote: "127.0.0.1".to_owned(),
+        user_agent: String::new(),
+        trace: String::new(),
+        request_bytes: 0,
+        response_bytes: 0,
+        latency: std::time::Duration::ZERO,
+        cold: None,
+    };
+    journal.record(rejected(None));
+    journal.record(rejected(Some(service.clone())));
+    let [_, current] = journal.files(&service);
+    drop(journal);
+    thread.join().unwrap();
+    let text = std::fs::read_to_string(current).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    let shown = read(text.trim()).unwrap();
+    assert!(
+        shown.text.contains(" 403 ") && shown.text.ends_with("not authenticated."),
+        "{}",
+        shown.text
+    );
+}

@@ -126,13 +126,13 @@ impl Writer {
                     let _ = done.send(self.remove(&service, before));
                 }
                 Entry::Request(record) => {
-                    let Some(revision) = &record.revision else {
+                    let Some(service) = record.service() else {
                         continue;
                     };
                     if let Some(cold) = &record.cold {
-                        tracing::info!(service = %revision.service.service, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
+                        tracing::info!(service = %service.service, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
                     }
-                    self.entry(&revision.service, record.at, &request_line(&record));
+                    self.entry(service, record.at, &request_line(&record));
                 }
                 Entry::Happening(happening) => {
                     let line = happening_line(&happening);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{ANNOTATIONS, not_built};
 use crate::Violations;
+use crate::scaling::DEFAULT_MAX_INSTANCES;
 use crate::service::RevisionTemplate;
 
 const AUTOSCALING: &str = "autoscaling.knative.dev/";
@@ -93,8 +94,9 @@ fn size(field: &str, annotations: &BTreeMap<String, String>, found: &mut Violati
 fn autoscaling(name: &str, value: &str) -> Result<(), String> {
     match name {
         "min-scale" | "minScale" | "max-scale" | "maxScale" => whole(value, 0),
-        // Zero asks for a revision that is ready without ever having run.
-        "initial-scale" | "initialScale" => whole(value, 0),
+        // Zero would be a revision that is ready without ever having run: Knative takes it only where `allow-zero` is set
+        // (§3.1, false by default), Cloud Run never.
+        "initial-scale" | "initialScale" => whole(value, 1),
         "activation-scale" | "activationScale" => whole(value, 2),
         "class" => match value {
             "kpa.autoscaling.knative.dev" => Ok(()),
@@ -199,42 +201,60 @@ fn go_millis(text: &str) -> Option<u64> {
     format!("{millis:.0}").parse().ok()
 }
 
-/// Minimum, maximum, first and activation count against each other.
+/// A count as an annotation in either spelling.
+fn count(template: &RevisionTemplate, names: [&str; 2]) -> Option<u32> {
+    names
+        .iter()
+        .find_map(|n| template.annotations.get(&format!("{AUTOSCALING}{n}")))
+        .and_then(|v| v.trim().parse::<u32>().ok())
+}
+
+/// The maximum as written, field before annotation; an annotation of zero means none.
+fn written_max(template: &RevisionTemplate) -> Option<u32> {
+    template
+        .max_instances
+        .filter(|max| *max > 0)
+        .or_else(|| count(template, ["max-scale", "maxScale"]))
+}
+
+/// Instances a revision of `template` may have; `None`: as many as it likes.
+pub(super) fn ceiling(template: &RevisionTemplate) -> Option<u32> {
+    Some(written_max(template).unwrap_or(DEFAULT_MAX_INSTANCES)).filter(|max| *max > 0)
+}
+
+/// Minimum, first and activation count against the maximum; against the default one where none is written, since whatever is
+/// above would be cut to it.
 fn bounds(template: &RevisionTemplate, found: &mut Violations) {
-    let count = |names: [&str; 2]| {
-        names
-            .iter()
-            .find_map(|n| template.annotations.get(&format!("{AUTOSCALING}{n}")))
-            .and_then(|v| v.trim().parse::<u32>().ok())
+    let Some(max) = ceiling(template) else {
+        return;
+    };
+    let default = written_max(template).is_none();
+    let mut least = |field: &str, kind: &str, wanted: u32| {
+        if wanted > max && default {
+            found.add(
+                field,
+                format!("max-scale={max}, the default, is less than {kind}={wanted}: set the maximum as well"),
+            );
+        } else if wanted > max {
+            found.add(
+                "template.scaling.maxInstanceCount",
+                format!("max-scale={max} is less than {kind}={wanted}"),
+            );
+        }
     };
     let min = template
         .min_instances
-        .or_else(|| count(["min-scale", "minScale"]))
-        .unwrap_or(0);
-    let Some(max) = template
-        .max_instances
-        .or_else(|| count(["max-scale", "maxScale"]))
-        .filter(|m| *m > 0)
-    else {
-        return;
-    };
-    if max < min {
-        found.add(
-            "template.scaling.maxInstanceCount",
-            format!("max-scale={max} is less than min-scale={min}"),
-        );
-    }
+        .or_else(|| count(template, ["min-scale", "minScale"]));
+    least(
+        "template.scaling.minInstanceCount",
+        "min-scale",
+        min.unwrap_or(0),
+    );
     for (kind, names) in [
         ("initial-scale", ["initial-scale", "initialScale"]),
         ("activation-scale", ["activation-scale", "activationScale"]),
     ] {
-        if let Some(first) = count(names)
-            && first > max
-        {
-            found.add(
-                "template.scaling.maxInstanceCount",
-                format!("max-scale={max} is less than {kind}={first}"),
-            );
-        }
+        let field = format!("template.annotations[{AUTOSCALING}{kind}]");
+        least(&field, kind, count(template, names).unwrap_or(0));
     }
 }

@@ -15,6 +15,11 @@ const ARGS: usize = 1000;
 /// Least memory of an instance.
 const LEAST_MEMORY: u64 = 128 << 20;
 const MOST_MEMORY: u64 = 32 << 30;
+/// Knative's own ports inside an instance: its two HTTP backends, the queue's administration, metrics of the autoscaler and of
+/// users, profiling (§1.9). Refused as there, so that what runs here runs there.
+const RESERVED_PORTS: [u16; 6] = [8008, 8012, 8013, 8022, 9090, 9091];
+/// How long the attempts of a startup probe may take together, and each value of it alone (§2.7).
+const STARTUP_SECS: u32 = 240;
 /// Directories that belong to the system.
 const RESERVED_PATHS: [&str; 5] = ["/", "/dev", "/dev/log", "/proc", "/sys"];
 
@@ -69,7 +74,8 @@ pub(super) fn check(
     ports(&base, container, found);
     mounts(&base, container, template, found);
     if let Some(probe) = &container.startup_probe {
-        check_probe(&at("startupProbe"), probe, 240, found);
+        check_probe(&at("startupProbe"), probe, STARTUP_SECS, found);
+        check_startup(&at("startupProbe"), probe, found);
     }
     for (field, probe) in [
         ("livenessProbe", &container.liveness_probe),
@@ -182,6 +188,16 @@ fn ports(base: &str, container: &Container, found: &mut Violations) {
         if port.container_port == 0 {
             found.add(format!("{field}.containerPort"), "expected 1 <= 0 <= 65535");
         }
+        if RESERVED_PORTS.contains(&port.container_port) {
+            found.add(
+                format!("{field}.containerPort"),
+                format!(
+                    "{} is a reserved port ({}): let the program listen on another",
+                    port.container_port,
+                    RESERVED_PORTS.map(|p| p.to_string()).join(", ")
+                ),
+            );
+        }
         if !matches!(port.name.as_str(), "" | "http1" | "h2c") {
             found.add(
                 format!("{field}.name"),
@@ -277,6 +293,25 @@ fn check_probe(field: &str, probe: &Probe, most: u32, found: &mut Violations) {
             }
         }
         ProbeAction::Tcp { .. } | ProbeAction::Grpc { .. } => {}
+    }
+}
+
+/// All attempts of a startup probe together: a start has four minutes (§2.7; the delay before the first isn't part of the rule).
+fn check_startup(field: &str, probe: &Probe, found: &mut Violations) {
+    let full = probe.defaulted(0);
+    let (period, threshold) = (
+        full.period_secs.unwrap_or(0),
+        full.failure_threshold.unwrap_or(0),
+    );
+    let seconds = u64::from(period) * u64::from(threshold);
+    // A single value beyond its own range has been named already.
+    if period <= STARTUP_SECS && seconds > u64::from(STARTUP_SECS) {
+        found.add(
+            format!("{field}.failureThreshold"),
+            format!(
+                "periodSeconds * failureThreshold must not exceed {STARTUP_SECS}: {period} * {threshold} = {seconds}; lower one of them"
+            ),
+        );
     }
 }
 

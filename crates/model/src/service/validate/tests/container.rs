@@ -49,6 +49,24 @@ fn names_ports_and_images() {
                 }];
             },
         ),
+        (
+            "template.containers[0].ports[0].containerPort: 8012 is a reserved port (8008, 8012, ",
+            |s| {
+                container(s).ports = vec![ContainerPort {
+                    name: String::new(),
+                    container_port: 8012,
+                }];
+            },
+        ),
+        (
+            "template.containers[0].ports[0].containerPort: 9090 is a reserved port",
+            |s| {
+                container(s).ports = vec![ContainerPort {
+                    name: "h2c".to_owned(),
+                    container_port: 9090,
+                }];
+            },
+        ),
         ("template.containers[0].ports[0].name: invalid value", |s| {
             container(s).ports = vec![ContainerPort {
                 name: "grpc".to_owned(),
@@ -280,6 +298,24 @@ fn volumes_and_probes() {
             },
         ),
         (
+            "template.containers[0].startupProbe.failureThreshold: periodSeconds * failureThreshold must not exceed 240: 240 * 3",
+            |s| {
+                container(s).startup_probe = Some(Probe {
+                    period_secs: Some(240),
+                    ..probe(ProbeAction::Tcp { port: None })
+                });
+            },
+        ),
+        (
+            "template.containers[0].startupProbe.failureThreshold: periodSeconds * failureThreshold must not exceed 240: 10 * 25",
+            |s| {
+                container(s).startup_probe = Some(Probe {
+                    failure_threshold: Some(25),
+                    ..probe(ProbeAction::Tcp { port: None })
+                });
+            },
+        ),
+        (
             "template.containers[0].startupProbe.httpGet.path: \"x\" must start",
             |s| {
                 let action = ProbeAction::Http {
@@ -297,4 +333,11 @@ fn volumes_and_probes() {
             },
         ),
     ]);
+    accepted(&[|s| {
+        container(s).startup_probe = Some(Probe {
+            initial_delay_secs: Some(240),
+            failure_threshold: Some(24),
+            ..probe(ProbeAction::Tcp { port: None })
+        });
+    }]);
 }

@@ -140,7 +140,7 @@ fn a_plain_service_is_fine() {
         |s| {
             container(s).ports = vec![ContainerPort {
                 name: "http1".to_owned(),
-                container_port: 9090,
+                container_port: 9092,
             }]
         },
         |s| s.spec.template.revision = Some("hello-blue".parse().expect("ok")),

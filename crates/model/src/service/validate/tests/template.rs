@@ -27,6 +27,22 @@ fn counts_times_and_annotations() {
             },
         ),
         (
+            "template.scaling.minInstanceCount: max-scale=100, the default, is less than min-scale=150",
+            |s| s.spec.template.min_instances = Some(150),
+        ),
+        (
+            "template.scaling.minInstanceCount: max-scale=100, the default, is less than min-scale=101",
+            |s| note(s, "minScale", "101"),
+        ),
+        (
+            "template.annotations[autoscaling.knative.dev/initial-scale]: max-scale=100, the default, is less",
+            |s| note(s, "initial-scale", "101"),
+        ),
+        (
+            "scaling.minInstanceCount: min-scale=150 with 100 % of the traffic is 150 instances",
+            |s| s.spec.scaling.min = Some(150),
+        ),
+        (
             "scaling.maxInstanceCount: max-scale=1 is less than min-scale=2",
             |s| {
                 s.spec.scaling.min = Some(2);
@@ -72,6 +88,22 @@ fn counts_times_and_annotations() {
             );
         }),
     ]);
+    accepted(&[
+        |s| s.spec.template.min_instances = Some(100),
+        |s| {
+            s.spec.template.min_instances = Some(150);
+            s.spec.template.max_instances = Some(150);
+        },
+        // Unlimited, as Knative writes it.
+        |s| {
+            note(s, "min-scale", "150");
+            note(s, "max-scale", "0");
+        },
+        |s| {
+            s.spec.scaling.min = Some(150);
+            s.spec.template.max_instances = Some(150);
+        },
+    ]);
     for (name, value, expected) in [
         ("window", "5s", "expected 6s <= 5s <= 1h"),
         ("window", "61m", "expected 6s <= 61m <= 1h"),
@@ -96,7 +128,8 @@ fn counts_times_and_annotations() {
             "expected 110 <= 100 <= 1000",
         ),
         ("activation-scale", "1", "expected 2 <= 1"),
-        ("initial-scale", "-1", "expected 0 <= -1"),
+        ("initial-scale", "-1", "expected 1 <= -1"),
+        ("initial-scale", "0", "expected 1 <= 0"),
         ("scale-down-delay", "2h", "expected 0s <= 2h <= 1h"),
         (
             "scale-to-zero-pod-retention-period",

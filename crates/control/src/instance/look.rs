@@ -1,0 +1,309 @@
+//! The decision over a revision's instances, on the picture alone: nothing is done here.
+//!
+//! Owns: joining what `utsuwa_decide` answers (how many, which, memory, back-off) into one plan, and writing it down in the
+//! picture before anybody acts on it. Deliberately not here: acting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use utsuwa_decide::demand::Sample;
+use utsuwa_decide::instances::{self, InstancePlan, InstanceView};
+use utsuwa_decide::scale::{self, ScaleInput};
+use utsuwa_decide::{invariant, revision};
+use utsuwa_model::demand::{Reach, RevisionDemand};
+use utsuwa_model::{Because, InstanceId, RevisionKey, Timestamp};
+
+use super::{boost, capacity, ended};
+use crate::rounds::Report;
+use crate::seam::Refusal;
+use crate::world::{Activity, Inner, Phase, Record, RevisionState, Stage, StartPlan};
+
+/// A start that is put off longer than this is told to those who wait instead.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What one look decided, to be acted on without the lock.
+pub(super) struct Decided {
+    pub(super) plan: Arc<StartPlan>,
+    pub(super) start: Vec<InstanceId>,
+    pub(super) leave: Vec<InstanceId>,
+    pub(super) failed: Vec<(InstanceId, String)>,
+    /// Their startup boost is over.
+    pub(super) settle: Vec<InstanceId>,
+    pub(super) evict: u32,
+    pub(super) refuse: Option<Refusal>,
+    /// What `Active` follows is something else now.
+    pub(super) active_changed: bool,
+    pub(super) timeout: Duration,
+    pub(super) report: Report,
+}
+
+/// The whole decision, on the picture alone.
+pub(super) fn decide(
+    inner: &mut Inner,
+    key: &RevisionKey,
+    now: Timestamp,
+    demand: &RevisionDemand,
+    memory: Option<u64>,
+    reserve: u64,
+    fresh: &mut dyn FnMut() -> InstanceId,
+) -> Option<Decided> {
+    let promised = memory.map_or(0, |_| capacity::promised(inner));
+    let state = inner.revisions.get_mut(key)?;
+    let views = state.views(demand);
+    let active_before = state.activity;
+    let (mut plan, mut wake_at) = wanted(state, now, demand, &views);
+    let (settle, boost_ends) = boost::look(state, &views, now);
+    if let Some(end) = boost_ends {
+        wake_at = Some(wake_at.map_or(end, |at| at.min(end)));
+    }
+    let active_changed = match (active_before, state.activity) {
+        (Some(before), Some(now)) => before.differs(now),
+        (before, now) => before != now,
+    };
+    debug_assert_eq!(
+        invariant::retires_idle_only(
+            if state.stage == Stage::Ended {
+                &[]
+            } else {
+                &plan.retire
+            },
+            &views
+        ),
+        Ok(())
+    );
+
+    let mut refuse = None;
+    let live = views.iter().filter(|view| view.is_live()).count();
+    if plan.start > 0
+        && let Some(until) = state.not_before.filter(|until| *until > now)
+    {
+        plan.start = 0;
+        wake_at = Some(wake_at.map_or(until, |at| at.min(until)));
+        let wait = until.since(now);
+        plan.because = Because::new(revision::backoff_summary(state.crashes, wait));
+        if live == 0 && demand.queued > 0 && wait > PATIENCE {
+            let message = state
+                .last_failure
+                .clone()
+                .unwrap_or_else(|| plan.because.summary.clone());
+            refuse = Some(Refusal::StartFailed { message });
+        }
+    }
+    let mut evict = 0;
+    let short = match (memory, state.stage) {
+        (Some(memory), Stage::Serving) if plan.start > 0 => {
+            let each = utsuwa_decide::capacity::expected(state.plan.limits.memory.0);
+            let fits = utsuwa_decide::capacity::fit(memory, reserve, promised, each, plan.start);
+            let since = state.short_since.unwrap_or(now);
+            utsuwa_decide::capacity::shortage(plan.start, fits, demand.queued, now.since(since))
+        }
+        _ => None,
+    };
+    if let Some(short) = short {
+        state.short_since.get_or_insert(now);
+        (plan.start, evict) = (short.start, short.evict);
+        wake_at = Some(now.plus(short.look_after));
+        plan.because = Because::new(short.summary);
+        if demand.queued > 0 {
+            let message = format!(
+                "no memory is left on this machine for an instance of {}",
+                key.revision
+            );
+            refuse = Some(Refusal::NoCapacity { message });
+        }
+    } else {
+        state.short_since = None;
+    }
+    if !plan.because.summary.is_empty() {
+        state.because.push(plan.because.clone());
+    }
+
+    debug_assert_eq!(
+        invariant::at_most_max(
+            u32::try_from(live).unwrap_or(u32::MAX),
+            u32::try_from(live)
+                .unwrap_or(u32::MAX)
+                .saturating_add(plan.start),
+            state.settings.max
+        ),
+        Ok(())
+    );
+    let start: Vec<InstanceId> = (0..plan.start).map(|_| fresh()).collect();
+    for id in &start {
+        let record = Record {
+            phase: Phase::Starting,
+            started: now,
+            pid: 0,
+            retired: false,
+            cpu: state.plan.startup_cpu,
+            ready_since: None,
+        };
+        state.instances.insert(id.clone(), record);
+    }
+    let failed = mark_leaving(state, &plan, &views);
+    let mut leave = plan.retire;
+    for (id, record) in &mut state.instances {
+        if record.phase == Phase::Stuck {
+            record.phase = Phase::Leaving;
+            leave.push(id.clone());
+        }
+    }
+    let gone = !state.is_published() && start.is_empty() && leave.is_empty();
+    let report = Report {
+        because: state
+            .because
+            .iter()
+            .map(|b| b.summary.as_str())
+            .collect::<Vec<_>>()
+            .join("; "),
+        wake_at,
+        actions: 0,
+        gone,
+    };
+    let decided = Decided {
+        plan: Arc::clone(&state.plan),
+        start: start.clone(),
+        leave,
+        failed,
+        settle,
+        evict,
+        refuse,
+        active_changed,
+        timeout: if state.stage == Stage::Ended {
+            Duration::ZERO
+        } else {
+            state.route.timeout
+        },
+        report,
+    };
+    if gone {
+        inner.revisions.remove(key);
+    }
+    for id in start {
+        inner.starting.insert(id.clone(), key.clone());
+        inner.owners.insert(id, key.clone());
+    }
+    Some(decided)
+}
+
+/// The count and the choice, with their reasons noted.
+fn wanted(
+    state: &mut RevisionState,
+    now: Timestamp,
+    demand: &RevisionDemand,
+    views: &[InstanceView],
+) -> (InstancePlan, Option<Timestamp>) {
+    let count = |wanted: fn(&Reach) -> bool| {
+        u32::try_from(views.iter().filter(|v| wanted(&v.reach)).count()).unwrap_or(u32::MAX)
+    };
+    let (ready, starting) = (
+        count(|r| *r == Reach::Ready),
+        count(|r| *r == Reach::Starting),
+    );
+    if ready > 0
+        && state.crashes > 0
+        && views
+            .iter()
+            .any(|v| v.reach == Reach::Ready && now.since(v.started) >= ended::SETTLED)
+    {
+        state.crashes = 0;
+        state.not_before = None;
+    }
+    if state.stage == Stage::Ended {
+        let because = Because::new("want 0: the revision failed or is being deleted");
+        state.because = vec![because.clone()];
+        let live = views
+            .iter()
+            .filter(|v| v.is_live())
+            .map(|v| v.id.clone())
+            .collect();
+        let discard = views
+            .iter()
+            .filter(|v| matches!(v.reach, Reach::Failed { .. }))
+            .map(|v| v.id.clone())
+            .collect();
+        return (
+            InstancePlan {
+                start: 0,
+                retire: live,
+                discard,
+                because,
+            },
+            None,
+        );
+    }
+    if state.stage == Stage::Proven {
+        state.because = vec![Because::new(
+            "keep what proved it until its service has looked at the routes",
+        )];
+        let discard = views
+            .iter()
+            .filter(|v| matches!(v.reach, Reach::Failed { .. }))
+            .map(|v| v.id.clone())
+            .collect();
+        return (
+            InstancePlan {
+                start: 0,
+                retire: Vec::new(),
+                discard,
+                because: Because::default(),
+            },
+            None,
+        );
+    }
+    state
+        .history
+        .push(Sample::of(demand, now), state.settings.stable_window);
+    let input = ScaleInput {
+        now,
+        settings: &state.settings,
+        history: &state.history,
+        in_flight: demand.in_flight,
+        queued: demand.queued,
+        last_active: demand.last_active,
+        ready,
+        starting,
+        idle_since: views
+            .iter()
+            .filter(|v| v.is_live())
+            .filter_map(|v| v.idle_since)
+            .max(),
+        routed: state.routed,
+        proving: state.stage == Stage::Proving,
+    };
+    let decision = scale::look(&input, &mut state.scaler);
+    state.activity = Some(Activity {
+        wanted: decision.desired,
+        ready,
+        least: if state.routed { state.settings.min } else { 0 },
+    });
+    let mut plan = instances::plan(decision.desired, state.settings.max, views);
+    if state.stage == Stage::Proving && state.proof.is_some() {
+        // The judgement is under way: no second attempt.
+        plan.start = 0;
+    }
+    state.because = vec![decision.because];
+    (plan, decision.wake_at)
+}
+
+/// Marks what goes; answers those that never listened, with what was tried.
+fn mark_leaving(
+    state: &mut RevisionState,
+    plan: &InstancePlan,
+    views: &[InstanceView],
+) -> Vec<(InstanceId, String)> {
+    let mut failed = Vec::new();
+    for id in plan.retire.iter().chain(&plan.discard) {
+        if let Some(record) = state.instances.get_mut(id) {
+            record.phase = Phase::Leaving;
+        }
+    }
+    for view in views {
+        if let Reach::Failed { message } = &view.reach
+            && plan.discard.contains(&view.id)
+        {
+            failed.push((view.id.clone(), message.clone()));
+        }
+    }
+    failed
+}

@@ -1,0 +1,173 @@
+//! Proving a revision: image, first instance, judgement, outcome.
+
+use std::time::Duration;
+
+use utsuwa_decide::revision::{ImageState, Proof, ProofInstance, judge};
+use utsuwa_model::demand::Reach;
+use utsuwa_model::revision::{Outcome, Revision};
+use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
+
+use super::startable::Hindrance;
+use crate::core::Core;
+use crate::rounds::{PassError, Priority, Report};
+use crate::world::Stage;
+
+/// Trouble with a registry or a disk is waited out this long before the deploy counts as failed, from this process's first try
+/// on: a deploy that a restart interrupted is not to blame for the time in between.
+/// The image store has its own retries within a pull; this is for the pulls as a whole, while somebody waits for the deploy.
+const IMAGE_PATIENCE: Duration = Duration::from_secs(10);
+/// Beyond the startup probe's own deadline, for all that happens before the program runs.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+
+impl Core {
+    /// Pending: image, first instance, judgement.
+    pub(super) async fn prove(&self, revision: Revision) -> Result<Report, PassError> {
+        let key = revision.key.clone();
+        let mut actions = 0;
+        if self.world.revision(&key, |state| state.prepared) != Some(true) {
+            self.write_pending(&revision, "ResolvingDigests", "Pulling the image.")
+                .await?;
+            let now = self.env.now();
+            self.world
+                .with(|inner| *inner.image_since.entry(key.clone()).or_insert(now));
+            match self.make_startable(&revision, Stage::Proving).await {
+                Ok(()) => actions += 1,
+                Err(Hindrance::Failed { reason, message }) => {
+                    return self
+                        .settle(
+                            &revision,
+                            Outcome::Failed {
+                                reason: reason.to_owned(),
+                                message,
+                            },
+                        )
+                        .await;
+                }
+                Err(Hindrance::Later(error)) if self.image_takes_too_long(&key) => {
+                    let reason = "ContainerMissing".to_owned();
+                    return self
+                        .settle(
+                            &revision,
+                            Outcome::Failed {
+                                reason,
+                                message: error.0,
+                            },
+                        )
+                        .await;
+                }
+                Err(Hindrance::Later(error)) => return Err(error),
+            }
+            self.publish();
+        }
+        let Some((proof, deadline)) = self.proof(&key) else {
+            return Err(PassError(
+                "the revision was forgotten while it was being proven".to_owned(),
+            ));
+        };
+        let now = self.env.now();
+        let (mut outcome, reason, message) = judge(&proof);
+        if outcome == Outcome::Pending && now >= deadline {
+            let message = "Initial scale was never achieved".to_owned();
+            outcome = Outcome::Failed {
+                reason: "ProgressDeadlineExceeded".to_owned(),
+                message,
+            };
+        }
+        if outcome != Outcome::Pending {
+            return self.settle(&revision, outcome).await;
+        }
+        actions += usize::from(self.write_pending(&revision, reason, &message).await?);
+        self.ask_instances(&key, Priority::Soon);
+        Ok(Report {
+            because: message,
+            wake_at: Some(deadline),
+            actions,
+            gone: false,
+        })
+    }
+
+    fn image_takes_too_long(&self, key: &RevisionKey) -> bool {
+        let now = self.env.now();
+        self.world.with(|inner| {
+            let since = inner.image_since.get(key);
+            since.is_some_and(|since| now.since(*since) > IMAGE_PATIENCE)
+        })
+    }
+
+    /// What is known of the attempt, and until when it may take.
+    fn proof(&self, key: &RevisionKey) -> Option<(Proof, Timestamp)> {
+        let demand = self.door.demand(key).unwrap_or_default();
+        self.world.revision(key, |state| {
+            // Only who still runs proves anything: the ingress may be taking in one that has just ended (`start.rs` takes such
+            // an admission back a moment later).
+            let reached = demand
+                .instances
+                .iter()
+                .filter(|load| load.reach == Reach::Ready && state.instances.contains_key(&load.id))
+                .count();
+            let wanted = usize::try_from(state.settings.initial_scale).unwrap_or(usize::MAX);
+            let instance = match &state.proof {
+                _ if reached >= wanted => ProofInstance::Reached,
+                Some(failed) => failed.clone(),
+                None if state.instances.is_empty() => ProofInstance::None,
+                None => ProofInstance::Starting,
+            };
+            let proof = Proof {
+                image: ImageState::There,
+                instance,
+                check_disabled: state.template.health_check_disabled == Some(true),
+                port: state.plan.port,
+            };
+            (
+                proof,
+                state
+                    .proving_since
+                    .plus(state.route.startup.deadline() + START_PATIENCE),
+            )
+        })
+    }
+
+    /// Writes the outcome; then the service may route to it, or what was started for it goes.
+    async fn settle(&self, revision: &Revision, outcome: Outcome) -> Result<Report, PassError> {
+        let key = &revision.key;
+        let ready = outcome == Outcome::Ready;
+        let because = match &outcome {
+            Outcome::Failed { reason, message } => format!("failed: {reason}: {message}"),
+            _ => "the ingress has reached its first instance: ready".to_owned(),
+        };
+        let image = self.world.revision(key, |_| ()).is_some();
+        let took = if ready { self.start_took(key) } else { None };
+        self.write_outcome(revision, outcome, image, took).await?;
+        self.world.with(|inner| inner.image_since.remove(key));
+        if ready {
+            self.world.revision(key, |state| {
+                state.stage = Stage::Proven;
+                state.usual_start = took;
+                state.crashes = 0;
+            });
+        } else {
+            self.end_revision(key);
+        }
+        self.ask_service(&key.service);
+        self.ask_instances(key, Priority::Soon);
+        Ok(Report {
+            because,
+            actions: 1,
+            ..Report::default()
+        })
+    }
+
+    /// How long the slowest of those that proved it took. Seen by a pass, so a moment late, which makes a window longer only.
+    fn start_took(&self, key: &RevisionKey) -> Option<Duration> {
+        let now = self.env.now();
+        let demand = self.door.demand(key)?;
+        let reached = |id: &InstanceId| {
+            let load = demand.instances.iter().find(|load| load.id == *id);
+            load.is_some_and(|load| load.reach == Reach::Ready)
+        };
+        self.world.revision(key, |state| {
+            let proved = state.instances.iter().filter(|(id, _)| reached(id));
+            proved.map(|(_, record)| now.since(record.started)).max()
+        })?
+    }
+}

@@ -1,0 +1,282 @@
+//! Making a revision startable: the image, pinned to its digest, the user ids, the root file system, and what the data path and
+//! the instance loop must know of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use utsuwa_decide::demand::DemandHistory;
+use utsuwa_decide::scale::ScalerState;
+use utsuwa_decide::settings::scaling_settings;
+use utsuwa_model::RevisionKey;
+use utsuwa_model::image::ResolvedImage;
+use utsuwa_model::instance::RootfsSpec;
+use utsuwa_model::revision::Revision;
+use utsuwa_model::route::RevisionRoute;
+use utsuwa_model::scaling::{Ceiling, ScalingSettings};
+use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
+use utsuwa_runtime::DriverError;
+
+use super::process;
+use crate::core::Core;
+use crate::rounds::PassError;
+use crate::world::{RevisionState, Stage, StartPlan};
+
+/// Why a revision can't be made startable.
+pub(super) enum Hindrance {
+    /// The user must change something.
+    Failed {
+        reason: &'static str,
+        message: String,
+    },
+    /// Later may work.
+    Later(PassError),
+}
+
+impl From<PassError> for Hindrance {
+    fn from(error: PassError) -> Self {
+        Self::Later(error)
+    }
+}
+
+impl Core {
+    /// Image, user ids, root file system; afterwards [`crate::world::World`] knows how to start it.
+    pub(super) async fn make_startable(
+        &self,
+        revision: &Revision,
+        stage: Stage,
+    ) -> Result<(), Hindrance> {
+        let key = &revision.key;
+        let image = self.pinned_image(revision).await?;
+        let rootfs = self.learn(revision, &image, stage).await?;
+        match self.driver.prepare(rootfs).await {
+            Ok(()) => {}
+            Err(DriverError::Refused(message)) => {
+                return Err(Hindrance::Failed {
+                    reason: "ContainerMissing",
+                    message,
+                });
+            }
+            Err(error) => return Err(Hindrance::Later(error.into())),
+        }
+        self.world.revision(key, |state| state.prepared = true);
+        Ok(())
+    }
+
+    /// For a revision that was ready once: whatever hinders it now is trouble of ours, and tried again.
+    pub(super) async fn make_startable_again(&self, revision: &Revision) -> Result<(), PassError> {
+        match self.make_startable(revision, Stage::Serving).await {
+            Ok(()) => Ok(()),
+            Err(Hindrance::Later(error)) => Err(error),
+            // The image store lost content, or the settings of the server changed.
+            Err(Hindrance::Failed { message, .. }) => Err(PassError(message)),
+        }
+    }
+
+    /// Makes sure that the picture says how `revision` is started, before requests are led to it.
+    pub(crate) async fn make_known(&self, revision: &Revision) -> Result<(), PassError> {
+        if self.world.revision(&revision.key, |_| ()).is_some()
+            || self.recall(revision, Stage::Serving).await?
+        {
+            return Ok(());
+        }
+        self.make_startable_again(revision).await
+    }
+
+    /// Puts the way to start `revision` into the picture. Answers its root file system.
+    async fn learn(
+        &self,
+        revision: &Revision,
+        image: &ResolvedImage,
+        stage: Stage,
+    ) -> Result<RootfsSpec, Hindrance> {
+        let uid_base = self
+            .store
+            .uid_base(&revision.key.service)
+            .await
+            .map_err(PassError::from)?;
+        let plan = self.start_plan(revision, image, uid_base)?;
+        let rootfs = plan.rootfs.clone();
+        let scaling = self.service_scaling(revision);
+        let new = self.world.learn(&revision.key, || {
+            self.state_of(revision, plan, stage, &scaling)
+        });
+        if new {
+            self.mark_routes();
+        }
+        Ok(rootfs)
+    }
+
+    /// Puts a stored revision into the picture without asking anybody but the store: what a restart begins with. `false` when
+    /// something is missing; the revision's pass will find out what.
+    pub(crate) async fn recall(
+        &self,
+        revision: &Revision,
+        stage: Stage,
+    ) -> Result<bool, PassError> {
+        let Some(pinned) = revision.status.image_digests.first() else {
+            return Ok(false);
+        };
+        let Some(image) = self.store.image(pinned)? else {
+            return Ok(false);
+        };
+        match self.learn(revision, &image, stage).await {
+            Ok(_) => Ok(true),
+            Err(Hindrance::Later(error)) => Err(error),
+            Err(Hindrance::Failed { .. }) => Ok(false),
+        }
+    }
+
+    fn start_plan(
+        &self,
+        revision: &Revision,
+        image: &ResolvedImage,
+        uid_base: u32,
+    ) -> Result<StartPlan, Hindrance> {
+        let template = &revision.template;
+        let process =
+            process::process(&revision.key, template, &image.config).map_err(|error| {
+                Hindrance::Failed {
+                    reason: "ContainerMissing",
+                    message: error.to_string(),
+                }
+            })?;
+        Ok(StartPlan {
+            rootfs: RootfsSpec {
+                layers: image.layers.clone(),
+                uid_base,
+            },
+            process,
+            limits: process::limits(template, self.settings.pids),
+            startup_cpu: process::startup_cpu(template),
+            port: template.port(),
+        })
+    }
+
+    fn state_of(
+        &self,
+        revision: &Revision,
+        plan: StartPlan,
+        stage: Stage,
+        scaling: &ServiceScaling,
+    ) -> RevisionState {
+        let template = Arc::new(revision.template.clone());
+        let settings = scaling_settings(&template, scaling, 0, self.settings.idle_timeout);
+        let usual_start = revision.status.proven_start_ms.map(Duration::from_millis);
+        RevisionState {
+            plan: Arc::new(plan),
+            route: Arc::new(route_of(&revision.key, &template, &settings, usual_start)),
+            template,
+            settings,
+            stage,
+            percent: 0,
+            routed: false,
+            scaler: ScalerState::default(),
+            history: DemandHistory::default(),
+            instances: std::collections::BTreeMap::new(),
+            crashes: 0,
+            not_before: None,
+            short_since: None,
+            usual_start,
+            activity: None,
+            proof: None,
+            proving_since: self.env.now(),
+            because: Vec::new(),
+            prepared: false,
+            last_failure: None,
+        }
+    }
+
+    fn service_scaling(&self, revision: &Revision) -> ServiceScaling {
+        let known = self.world.with(|inner| {
+            inner
+                .services
+                .get(&revision.key.service)
+                .map(|s| s.scaling.clone())
+        });
+        known.unwrap_or_default()
+    }
+
+    /// The image of the revision, pinned: resolved at the first time, by digest ever after.
+    async fn pinned_image(&self, revision: &Revision) -> Result<ResolvedImage, Hindrance> {
+        let template = &revision.template;
+        let Some(container) = template.ingress_container() else {
+            let message = process::ProcessError::NoContainer.to_string();
+            return Err(Hindrance::Failed {
+                reason: "ContainerMissing",
+                message,
+            });
+        };
+        let pinned = revision.status.image_digests.first();
+        let wanted = pinned.map_or(container.image.as_str(), String::as_str);
+        let image = self.images.ensure(wanted).await.map_err(|error| {
+            if error.transient {
+                Hindrance::Later(PassError(error.message))
+            } else {
+                Hindrance::Failed {
+                    reason: static_reason(&error.reason),
+                    message: error.message,
+                }
+            }
+        })?;
+        if pinned.is_none() {
+            self.env.before("save image").await;
+            self.store
+                .save_image(image.clone())
+                .await
+                .map_err(PassError::from)?;
+            self.env.before("pin digest").await;
+            let digest = image.pinned.clone();
+            let pin = move |stored: &mut Revision| {
+                let unpinned = stored.status.image_digests.is_empty();
+                if unpinned {
+                    stored.status.image_digests.push(digest);
+                }
+                unpinned
+            };
+            self.store
+                .update_revision(&revision.key, pin)
+                .await
+                .map_err(PassError::from)?;
+        }
+        Ok(image)
+    }
+}
+
+/// Reasons are names of §1.8; one that isn't known there reads as the general one.
+fn static_reason(reason: &str) -> &'static str {
+    match reason {
+        "ContainerImageUnauthorized" => "ContainerImageUnauthorized",
+        "ContainerPermissionDenied" => "ContainerPermissionDenied",
+        "ContainerImageAuthorizationCheckFailed" => "ContainerImageAuthorizationCheckFailed",
+        _ => "ContainerMissing",
+    }
+}
+
+/// The maximum, or what was set by hand below it: with none at all nobody waits.
+fn most_instances(settings: &ScalingSettings) -> Ceiling {
+    match (settings.manual, settings.max) {
+        (Some(count), Ceiling::AtMost(max)) => Ceiling::AtMost(count.min(max)),
+        (Some(count), Ceiling::Unlimited) => Ceiling::AtMost(count),
+        (None, max) => max,
+    }
+}
+
+/// What the data path needs to know.
+pub(crate) fn route_of(
+    key: &RevisionKey,
+    template: &RevisionTemplate,
+    settings: &ScalingSettings,
+    usual_start: Option<Duration>,
+) -> RevisionRoute {
+    RevisionRoute {
+        key: key.clone(),
+        concurrency: settings.container_concurrency,
+        max_instances: most_instances(settings),
+        timeout: template.timeout(),
+        port: template.port(),
+        protocol: template.protocol(),
+        session_affinity: template.session_affinity == Some(true),
+        usual_start,
+        startup: template.startup(),
+    }
+}
