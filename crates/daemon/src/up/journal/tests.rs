@@ -1,3 +1,5 @@
+use utsuwa_ingress::seam::AnsweredBy;
+
 use super::*;
 
 const ROOMY: JournalLimits = JournalLimits {
