@@ -608,7 +608,7 @@ async fn an_instance_that_lost_a_process_for_memory_ends_whole() {
 #[tokio::test]
 async fn a_socket_whose_connection_was_refused_serves_again() {
     use std::os::fd::AsFd;
-    if !keeper_world::possible("a_socket_whose_connection_was_refused_serves_again") {
+    if !possible("a_socket_whose_connection_was_refused_serves_again") {
         return;
     }
     let mut world = World::new();
