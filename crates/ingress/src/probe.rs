@@ -73,7 +73,10 @@ async fn check(
     route: &RevisionRoute,
 ) -> Result<(), String> {
     let probe = &route.startup;
-    tokio::time::sleep(probe.initial_delay).await;
+    // Not even a sleep of zero where none is asked for: tokio's timers tick in milliseconds, and it would take one.
+    if !probe.initial_delay.is_zero() {
+        tokio::time::sleep(probe.initial_delay).await;
+    }
     let end = instance.admitted + probe.deadline();
     let port = match &probe.check {
         StartupCheck::None => return Ok(()),
