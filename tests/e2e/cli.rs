@@ -184,7 +184,7 @@ fn mistakes_are_told_with_what_was_meant() {
         &["deploy", "hello", "--vpc-connector", "x"],
         &["--vpc-connector", "nothing was changed", "--allow-egress"],
     );
-    for flag in ["--service-account=x", "--cpu-boost", "--cpu-throttling"] {
+    for flag in ["--service-account=x", "--cpu-throttling"] {
         let name = flag.split('=').next().unwrap();
         fails(&server, 2, &["deploy", "hello", flag], &[name, "no effect"]);
     }

@@ -18,10 +18,6 @@ const REFUSED: &[(&[&str], &str)] = &[
         "would have no effect: an instance keeps its CPU between requests, as with --no-cpu-throttling",
     ),
     (
-        &["cpu-boost", "no-cpu-boost"],
-        "would have no effect: an instance has its whole --cpu from its first moment and never more",
-    ),
-    (
         &[
             "platform",
             "cluster",

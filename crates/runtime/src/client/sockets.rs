@@ -7,9 +7,6 @@ use std::os::fd::OwnedFd;
 use parking_lot::Mutex;
 use utsuwa_model::InstanceId;
 
-/// With this many left, more are asked for.
-const LOW: usize = 1;
-
 /// Unconnected sockets by instance, so that a dial needs no round trip.
 #[derive(Debug, Default)]
 pub(super) struct SocketCache {
@@ -48,7 +45,8 @@ impl SocketCache {
         let mut instances = self.instances.lock();
         let ready = instances.get_mut(id)?;
         let socket = ready.sockets.pop()?;
-        let ask = ready.sockets.len() <= LOW && !std::mem::replace(&mut ready.asking, true);
+        // Not earlier: a program that starts shall not share the processors with the making of sockets it may never need.
+        let ask = ready.sockets.is_empty() && !std::mem::replace(&mut ready.asking, true);
         Some((socket, ready.address, ask))
     }
 

@@ -89,6 +89,12 @@ pub(crate) struct DeployArgs {
     /// Keep CPU between requests; an instance here always does.
     #[arg(long)]
     no_cpu_throttling: bool,
+    /// More CPU while an instance starts, until ten seconds after it is ready: 1 becomes 2, 2 become 4 (default for new services).
+    #[arg(long, overrides_with = "no_cpu_boost")]
+    cpu_boost: bool,
+    /// An instance starts with its own --cpu.
+    #[arg(long)]
+    no_cpu_boost: bool,
     /// Send a client to the same instance again where possible.
     #[arg(long, overrides_with = "no_session_affinity")]
     session_affinity: bool,

@@ -11,6 +11,7 @@ pub(super) fn body(
     image: Option<String>,
     existing: Option<Value>,
 ) -> Result<Value, Failure> {
+    let new = existing.is_none();
     let mut service = existing.unwrap_or_else(|| json!({"template": {"containers": [{}]}}));
     let latest_ready = service["latestReadyRevision"]
         .as_str()
@@ -70,7 +71,7 @@ pub(super) fn body(
     for (key, value) in pairs("--annotations", args.annotations.as_deref())? {
         template["annotations"][&key] = json!(value);
     }
-    container(&mut template["containers"][0], args, image)?;
+    container(&mut template["containers"][0], args, image, new)?;
     traffic(&mut service, args, latest_ready.as_deref());
     Ok(service)
 }
@@ -98,6 +99,7 @@ fn container(
     container: &mut Value,
     args: &DeployArgs,
     image: Option<String>,
+    new: bool,
 ) -> Result<(), Failure> {
     set(container, "image", image);
     let http2 = flag(args.use_http2, args.no_use_http2);
@@ -116,12 +118,17 @@ fn container(
             "containerPort": if port.is_null() { json!(8080) } else { port },
         }]);
     }
-    for (key, limit) in [("memory", &args.memory), ("cpu", &args.cpu)] {
+    // As gcloud does for new services.
+    let boost = flag(args.cpu_boost, args.no_cpu_boost).or(new.then_some(true));
+    let limits = [("memory", &args.memory), ("cpu", &args.cpu)];
+    let named = boost.is_some() || limits.iter().any(|(_, limit)| limit.is_some());
+    if named && container["resources"].is_null() {
+        // v2's default inside a given Resources message is CPU always; gcloud's is CPU during requests.
+        container["resources"]["cpuIdle"] = json!(true);
+    }
+    set(&mut container["resources"], "startupCpuBoost", boost);
+    for (key, limit) in limits {
         if let Some(limit) = limit {
-            if container["resources"].is_null() {
-                // v2's default inside a given Resources message is CPU always; gcloud's is CPU during requests.
-                container["resources"]["cpuIdle"] = json!(true);
-            }
             container["resources"]["limits"][key] = json!(limit);
         }
     }
