@@ -119,7 +119,7 @@ fn container(
         }]);
     }
     // As gcloud does for new services.
-    let boost = flag(args.cpu_boost, args.no_cpu_boost).or(new.then_some(true));
+    let boost = flag(args.cpu_boost, args.no_cpu_boost).or_else(|| new.then_some(true));
     let limits = [("memory", &args.memory), ("cpu", &args.cpu)];
     let named = boost.is_some() || limits.iter().any(|(_, limit)| limit.is_some());
     if named && container["resources"].is_null() {
