@@ -143,7 +143,15 @@ fn want_of_descriptors_ends_nothing() {
     server.deploy("hello", &["--min-instances", "1"]);
     server.until_instances("hello", 1);
     let limit = |files: u64| {
-        let done = Command::new("prlimit")
+        // As the server's own user: limits of a stranger's process take a capability that root may lack.
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let id = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().split_whitespace().next().unwrap().to_owned()
+        };
+        let done = Command::new("setpriv")
+            .args(["--reuid", &id("Uid:"), "--regid", &id("Gid:")])
+            .args(["--clear-groups", "prlimit"])
             .args(["--pid", &server.pid().to_string()])
             .arg(format!("--nofile={files}:"))
             .status();
