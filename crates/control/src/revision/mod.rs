@@ -217,9 +217,7 @@ impl Core {
             let reached = demand
                 .instances
                 .iter()
-                .filter(|load| {
-                    load.reach == Reach::Ready && state.instances.contains_key(&load.id)
-                })
+                .filter(|load| load.reach == Reach::Ready && state.instances.contains_key(&load.id))
                 .count();
             let wanted = usize::try_from(state.settings.initial_scale.max(1)).unwrap_or(usize::MAX);
             let instance = match &state.proof {

@@ -63,6 +63,7 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
         .context("configure the keeper")?;
     keeper.logs.service_budget = config.log_budget;
     keeper.logs.reserve = config.disk_reserve / 2;
+    keeper.disk_reserve = config.disk_reserve;
     keeper.privileged_ports = [&config.listen_api, &config.listen_http]
         .iter()
         .map(|l| l.port)

@@ -120,6 +120,7 @@ impl Keeper {
             id: self.config.id.clone(),
             runtime_dir: self.config.runtime_dir(),
             images_dir: self.config.data_dir.join("images"),
+            disk_reserve: self.config.disk_reserve,
             network: self.config.net.clone(),
             on_keeper_gone: if starter {
                 super::successor_arguments(&self.config)

@@ -68,6 +68,8 @@ pub(super) struct Housekeeper {
     gateway: Option<Gateway>,
     plan: Plan,
     images: PathBuf,
+    /// Free bytes that unpacking leaves.
+    disk_reserve: u64,
     newborns: Vec<Newborn>,
     removals: Vec<Removal>,
     jobs: Vec<Job>,
@@ -104,6 +106,7 @@ impl Housekeeper {
             gateway,
             plan,
             images: config.images_dir.clone(),
+            disk_reserve: config.disk_reserve,
             newborns: Vec::new(),
             removals: Vec::new(),
             jobs: Vec::new(),
@@ -302,7 +305,14 @@ impl Worker for Housekeeper {
             Op::Unpack {
                 diff_id,
                 media_type,
-            } => match Job::begin(id, &self.images, &diff_id, &media_type, descriptors.pop()) {
+            } => match Job::begin(
+                id,
+                &self.images,
+                &diff_id,
+                &media_type,
+                descriptors.pop(),
+                self.disk_reserve,
+            ) {
                 Ok(job) => {
                     self.jobs.push(job);
                     return;

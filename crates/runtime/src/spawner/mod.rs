@@ -60,6 +60,8 @@ pub struct SpawnerConfig {
     pub runtime_dir: std::path::PathBuf,
     /// `images` in the data directory: `layers/`, `shifted/`.
     pub images_dir: std::path::PathBuf,
+    /// Free bytes that unpacking leaves on the disk of `images_dir`.
+    pub disk_reserve: u64,
     /// The gateway; `None` gives sandboxes no network but loopback (their [`NetInfo`](crate::network::NetInfo) is then all
     /// zeros).
     pub network: Option<crate::network::NetConfig>,

@@ -18,7 +18,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use super::protocol::{Reply, SpawnError};
-use crate::image::unpack::{self, Limits, UnpackReport, UnpackSpec};
+use crate::image::ErrorClass;
+use crate::image::unpack::{self, Limits, UnpackError, UnpackReport, UnpackSpec};
 use crate::sandbox::layers::digest_hex;
 use crate::sandbox::process::{IMAGE_BASE, map_ids, reap};
 use crate::sandbox::seccomp;
@@ -68,11 +69,13 @@ impl Job {
         diff_id: &str,
         media_type: &str,
         blob: Option<OwnedFd>,
+        reserve_bytes: u64,
     ) -> Result<Self, SpawnError> {
         let hex = digest_hex(diff_id)?;
         let refuse = |why: String| SpawnError::Unpack {
             diff_id: diff_id.to_owned(),
             why,
+            class: ErrorClass::Caller,
         };
         let blob = blob.ok_or_else(|| refuse("the request came without its blob".to_owned()))?;
         let spec = UnpackSpec {
@@ -80,7 +83,10 @@ impl Job {
                 .parse()
                 .map_err(|_| refuse("this is no digest".to_owned()))?,
             media_type: media_type.to_owned(),
-            limits: Limits::default(),
+            limits: Limits {
+                reserve_bytes,
+                ..Limits::default()
+            },
         };
         let at = |call: &'static str| {
             move |e: io::Error| SpawnError::sys(call, e, format!("unpack layer {diff_id}"))
@@ -161,14 +167,13 @@ impl Job {
     }
 
     fn settle(&self) -> Result<Reply, SpawnError> {
-        let refuse = |why: String| SpawnError::Unpack {
+        let failed = |error: UnpackError| SpawnError::Unpack {
             diff_id: self.diff_id.clone(),
-            why,
+            class: error.class(),
+            why: error.to_string(),
         };
-        let report =
-            unpack::read_report(&self.answer[..]).map_err(|error| refuse(error.to_string()))?;
-        unpack::mark_opaque(self.directory.as_fd(), &report.opaque)
-            .map_err(|error| refuse(error.to_string()))?;
+        let report = unpack::read_report(&self.answer[..]).map_err(failed)?;
+        unpack::mark_opaque(self.directory.as_fd(), &report.opaque).map_err(failed)?;
         match fs::rename(&self.partial, &self.target) {
             Ok(()) => {}
             // Unpacked twice at the same time: the first one stays.
@@ -268,10 +273,9 @@ fn start_child(
                 &arguments,
             );
             // The reader of descriptor 5 understands only reports; this one it can show.
-            let answer: Result<UnpackReport, unpack::UnpackError> =
-                Err(unpack::UnpackError::Unavailable {
-                    why: failure.to_string(),
-                });
+            let answer: Result<UnpackReport, UnpackError> = Err(UnpackError::Unavailable {
+                why: failure.to_string(),
+            });
             let _ = rustix::io::write(result, &serde_json::to_vec(&answer).unwrap_or_default());
             sys::leave(1)
         }

@@ -168,6 +168,11 @@ impl World {
     }
 
     pub fn with_network(network: Option<NetConfig>) -> Self {
+        Self::with(network, 0)
+    }
+
+    /// `disk_reserve`: bytes that unpacking must leave.
+    pub fn with(network: Option<NetConfig>, disk_reserve: u64) -> Self {
         let id = network
             .as_ref()
             .map_or_else(Self::id, |network| network.id.clone());
@@ -182,6 +187,7 @@ impl World {
             id: id.clone(),
             runtime_dir: directory.path().join("run"),
             images_dir: images.clone(),
+            disk_reserve,
             network: network.clone(),
             on_keeper_gone: Vec::new(),
         };

@@ -31,8 +31,10 @@ const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 /// Owners outside the mapped range of 65,536 can't exist in an instance; such files belong to nobody.
 const NOBODY: u32 = 65_534;
-/// How often the free space is looked at.
+/// How often the free space is looked at: after so many bytes, or after so many files and directories, whose inodes and
+/// directory blocks count too (4 MiB for 1,024 directories on ext4).
 const SPACE_CHECK_BYTES: u64 = 16 << 20;
+const SPACE_CHECK_MADE: u64 = 1024;
 
 /// Writes one layer under `root`.
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub(crate) struct Unpacker<'a> {
     directory_times: Vec<(Vec<u8>, (i64, i64))>,
     opaque: BTreeSet<Vec<u8>>,
     unchecked_bytes: u64,
+    /// Files and directories made since the last look.
+    unchecked_made: u64,
 }
 
 impl<'a> Unpacker<'a> {
@@ -56,7 +60,9 @@ impl<'a> Unpacker<'a> {
             parent: None,
             directory_times: Vec::new(),
             opaque: BTreeSet::new(),
+            // The first entry looks.
             unchecked_bytes: SPACE_CHECK_BYTES,
+            unchecked_made: 0,
         }
     }
 
@@ -70,6 +76,8 @@ impl<'a> Unpacker<'a> {
                     limit: self.limits.max_entries,
                 });
             }
+            self.unchecked_made += 1;
+            self.look_at_space_now_and_then()?;
             self.entry(&entry, &mut reader)?;
         }
         let input = reader.drain()?;
@@ -421,6 +429,7 @@ impl<'a> Unpacker<'a> {
                     // The umask is zero in the unpacking process; elsewhere it may only take rights away.
                     fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))
                         .map_err(|errno| sys("make the directory of", entry, errno))?;
+                    self.unchecked_made += 1;
                     open(at.as_fd(), name)
                         .map_err(|errno| sys("open the directory of", entry, errno))?
                 }
@@ -501,14 +510,19 @@ impl<'a> Unpacker<'a> {
         owner
     }
 
-    /// Counts written bytes and looks at the free space now and then.
+    /// Counts written bytes.
     fn count(&mut self, bytes: u64) -> Result<(), UnpackError> {
         self.report.bytes += bytes;
         self.unchecked_bytes += bytes;
-        if self.unchecked_bytes < SPACE_CHECK_BYTES {
+        self.look_at_space_now_and_then()
+    }
+
+    fn look_at_space_now_and_then(&mut self) -> Result<(), UnpackError> {
+        if self.unchecked_bytes < SPACE_CHECK_BYTES && self.unchecked_made < SPACE_CHECK_MADE {
             return Ok(());
         }
         self.unchecked_bytes = 0;
+        self.unchecked_made = 0;
         let stat = fs::fstatvfs(self.root)
             .map_err(|errno| sys("look at the free space of", b".", errno))?;
         let available = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -516,6 +530,13 @@ impl<'a> Unpacker<'a> {
             return Err(UnpackError::DiskReserve {
                 available,
                 reserve: self.limits.reserve_bytes,
+            });
+        }
+        // A file system that makes inodes as it goes (btrfs) says that it has none at all.
+        if stat.f_files > 0 && stat.f_favail < self.limits.reserve_inodes {
+            return Err(UnpackError::InodeReserve {
+                available: stat.f_favail,
+                reserve: self.limits.reserve_inodes,
             });
         }
         Ok(())

@@ -44,6 +44,8 @@ pub struct Limits {
     pub max_entries: u64,
     /// Free bytes that must stay on the disk.
     pub reserve_bytes: u64,
+    /// Free inodes that must stay on the disk: who writes logs and the database needs new files too.
+    pub reserve_inodes: u64,
     /// Archives above `ratio_free_bytes` may be at most this many times as large as their compressed form.
     pub max_ratio: u64,
     pub ratio_free_bytes: u64,
@@ -56,6 +58,8 @@ impl Default for Limits {
             // Large images have some 100,000.
             max_entries: 4_000_000,
             reserve_bytes: 512 << 20,
+            // Far more than logs and the database take; an ext4 file system of 1 GiB has 65,536.
+            reserve_inodes: 8192,
             // gzip reaches 1,030 on zeros, honest layers 3 to 20.
             max_ratio: 200,
             ratio_free_bytes: 2 << 30,

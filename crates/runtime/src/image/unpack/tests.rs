@@ -541,6 +541,52 @@ fn bombs_are_stopped() {
     assert_eq!(outcome, Err(UnpackError::TooManyEntries { limit: 10 }));
 }
 
+/// On a file system of its own with 3,000 inodes, seen by this thread only.
+fn on_small_disk(unpack: impl FnOnce(&Place) + Send) {
+    let run = || {
+        let place = Place::new();
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let flags = rustix::mount::MountPropagationFlags::PRIVATE
+            | rustix::mount::MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", flags).unwrap();
+        let options = c"nr_inodes=3000,size=64m";
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", place.path(""), "tmpfs", flags, options).unwrap();
+        unpack(&place);
+    };
+    std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
+}
+
+#[test]
+fn entries_without_data_count_against_the_reserve_too() {
+    if skip() {
+        return;
+    }
+    let names: Vec<String> = (0..5000).map(|number| format!("d{number}")).collect();
+    let items: Vec<Item<'_>> = names.iter().map(|name| directory(name)).collect();
+    let archive = archive(&items);
+    let with = |place: &Place, reserve_bytes, reserve_inodes| {
+        let limits = Limits {
+            reserve_bytes,
+            reserve_inodes,
+            ..Limits::default()
+        };
+        place.unpack_with(&archive, Digest::of(&archive), limits)
+    };
+    on_small_disk(|place| {
+        let Err(UnpackError::InodeReserve { available, reserve }) = with(place, 0, 1100) else {
+            panic!("inodes were not looked at");
+        };
+        assert_eq!(reserve, 1100);
+        assert!(available > 0, "found before the disk was full");
+    });
+    on_small_disk(|place| {
+        let outcome = with(place, 1 << 30, 0);
+        let expected = matches!(outcome, Err(UnpackError::DiskReserve { .. }));
+        assert!(expected, "{outcome:?}");
+    });
+}
+
 #[test]
 fn a_wrong_or_broken_stream_is_refused() {
     if skip() {
