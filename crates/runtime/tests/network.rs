@@ -207,6 +207,36 @@ fn rules_open_what_they_name_and_no_more() {
     assert_eq!(info.index, 16 + 2, "number 17 is taken");
 }
 
+/// A range that the host stands in opens the others in it; the host itself is opened by its own address only.
+#[test]
+fn a_range_around_the_host_does_not_open_the_host() {
+    let Some(world) = World::new("j") else { return };
+    let rules = |texts: &[&str]| -> Vec<EgressRule> {
+        texts.iter().map(|rule| rule.parse().unwrap()).collect()
+    };
+    world.on_internet("ip addr add 192.0.2.9/32 dev lo");
+    let host: SocketAddr = "192.0.2.2:7000".parse().unwrap();
+    let host6: SocketAddr = "[2001:db8:1::2]:7000".parse().unwrap();
+    let neighbour: SocketAddr = "192.0.2.9:80".parse().unwrap();
+    world.run_on_host("ip route add 192.0.2.9 via 192.0.2.1");
+    let mut gateway = world.set_up(&rules(&["192.0.2.0/24", "2001:db8::/32", "0.0.0.0/0:7000"]));
+    let one = Sandbox::new();
+    world.on_host(|| gateway.attach(1, one.netns()).unwrap());
+    let service = world.on_host(|| TcpListener::bind(host).unwrap());
+    let _service6 = world.on_host(|| TcpListener::bind(host6).unwrap());
+    one.inside(|| {
+        assert_eq!(dial(neighbour).unwrap(), "you are 192.0.2.2");
+        refused_fast(host);
+        refused_fast(host6);
+    });
+    drop(gateway);
+    let gateway = world.set_up(&rules(&["192.0.2.0/24", "192.0.2.2"]));
+    let answering = std::thread::spawn(move || answer_once(&service));
+    assert_eq!(one.inside(|| dial(host)).unwrap(), "the host");
+    answering.join().unwrap();
+    drop(gateway);
+}
+
 /// The keeper and its spawners have a mount namespace of their own, and may all be killed.
 #[test]
 fn the_gateway_outlives_the_mounts_of_its_maker() {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use utsuwa_decide::demand::DemandHistory;
-use utsuwa_decide::revision::{ImageState, Proof, ProofInstance, judge};
+use utsuwa_decide::revision::{ImageState, Proof, ProofInstance, judge, never_achieved};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_decide::settings::scaling_settings;
 use utsuwa_model::demand::Reach;
@@ -189,7 +189,7 @@ impl Core {
         let now = self.env.now();
         let (mut outcome, reason, message) = judge(&proof);
         if outcome == Outcome::Pending && now >= deadline {
-            let message = "Initial scale was never achieved".to_owned();
+            let message = never_achieved(proof.trouble.as_deref());
             outcome = Outcome::Failed {
                 reason: "ProgressDeadlineExceeded".to_owned(),
                 message,
@@ -232,6 +232,7 @@ impl Core {
                 check_disabled: false,
                 start_none: state.settings.initial_scale == 0,
                 port: state.plan.port,
+                trouble: state.last_failure.clone(),
             };
             (
                 proof,

@@ -12,6 +12,7 @@ mod insight;
 mod instance_logs;
 mod internal;
 mod journal;
+mod ports;
 mod prepare;
 mod server;
 mod unpacker;

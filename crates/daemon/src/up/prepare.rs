@@ -1,7 +1,9 @@
 //! What needs root before the server gives it up: directories, ports, credentials, the keeper.
 
+use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::net::TcpListener;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -11,6 +13,7 @@ use utsuwa_runtime::network::{EgressRule, NetConfig};
 use utsuwa_runtime::privilege::{self, ServerUser};
 
 use super::folders;
+use super::ports::addresses_here;
 use crate::config::{Config, Listen};
 
 /// What the unprivileged server stands on.
@@ -21,6 +24,7 @@ pub(super) struct Ground {
     pub keeper: KeeperConfig,
     pub docker: DockerConfig,
     pub egress: Vec<EgressRule>,
+    pub pid_file: PidFile,
     /// The API answers deploys of images of at most what the descriptors allow; kept for `doctor` and logs.
     pub open_files: u64,
 }
@@ -34,6 +38,9 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
             "this machine can't run instances: {name}: {missing}. `utsuwa doctor` shows everything at once"
         );
     }
+    utsuwa_runtime::network::check_programs().context(
+        "this machine can't run instances: their network needs a program that can't be run",
+    )?;
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("make the directory {}", config.data_dir.display()))?;
     let id = keeper::data_id(&config.data_dir)
@@ -75,7 +82,7 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
             ("--listen-api", &config.listen_api),
             ("--listen-http", &config.listen_http),
         ] {
-            for address in listen.addresses() {
+            for address in addresses_here(listen) {
                 match TcpListener::bind(address) {
                     Err(error) if error.kind() == ErrorKind::AddrInUse => {
                         bail!(
@@ -83,9 +90,6 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
                             address.port()
                         );
                     }
-                    // A machine without IPv6 has no ::1; 127.0.0.1 is then enough.
-                    Err(error)
-                        if address.is_ipv6() && error.kind() == ErrorKind::AddrNotAvailable => {}
                     Err(error) => bail!("listen on {address}: {error}; change it with {flag}"),
                     Ok(_) => {}
                 }
@@ -93,13 +97,14 @@ pub(super) fn prepare(mut config: Config) -> anyhow::Result<Ground> {
         }
     }
     keeper::ensure_keeper(&keeper).context("start the keeper")?;
-    write_pid(&keeper)?;
+    let pid_file = PidFile::open(&keeper)?;
     Ok(Ground {
         config,
         user,
         keeper,
         docker,
         egress,
+        pid_file,
         open_files,
     })
 }
@@ -147,12 +152,37 @@ fn refuse_second(id: &str, data_dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn write_pid(keeper: &KeeperConfig) -> anyhow::Result<()> {
-    let pid = std::process::id();
-    let path = pid_file(&keeper.id);
-    let started = start_time(pid).context("read this process's start time")?;
-    std::fs::write(&path, format!("{pid} {started}\n"))
-        .with_context(|| format!("write {}", path.display()))
+/// [`pid_file`], opened while root can and written by the server once the database is its own: of two that start at the
+/// same moment only one gets so far.
+#[derive(Debug)]
+pub(super) struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PidFile {
+    fn open(keeper: &KeeperConfig) -> anyhow::Result<Self> {
+        let path = pid_file(&keeper.id);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(|| format!("open {}", path.display()))?;
+        Ok(Self { path, file })
+    }
+
+    pub(super) fn write(&self) -> anyhow::Result<()> {
+        let pid = std::process::id();
+        let started = start_time(pid).context("read this process's start time")?;
+        self.file
+            .set_len(0)
+            .and_then(|()| {
+                self.file
+                    .write_all_at(format!("{pid} {started}\n").as_bytes(), 0)
+            })
+            .with_context(|| format!("write {}", self.path.display()))
+    }
 }
 
 /// Read while root can: the server's user has no right to the operator's home.

@@ -16,6 +16,7 @@ use super::exit::{self, Ending};
 use super::protocol::Event;
 use super::record::ProcessRecord;
 use super::spawners::{HOUSEKEEPER, Pending, STARTER};
+use crate::driver::DriverError;
 use crate::network::NetInfo;
 use crate::spawner::protocol::{Op, Reply, SpawnError};
 
@@ -116,6 +117,9 @@ impl Keeper {
         descriptors: Vec<OwnedFd>,
     ) {
         self.making.remove(&number);
+        self.pool_exhausted = result
+            .as_ref()
+            .is_err_and(|error| matches!(error.to_driver(), DriverError::Exhausted(_)));
         let outcome = match result {
             Ok(Reply::Made { pid, net }) => self
                 .adopt_made(number, pid, net, descriptors)

@@ -5,13 +5,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{SocketFlags, accept_with};
+use serde_json::value::RawValue;
 
 use super::core::{Keeper, Token, Watch};
 use super::link::Link;
 use super::listeners;
 use super::protocol::{
     ClientKind, Event, FromKeeper, KeeperError, LIST_PAGE, OLDEST, Op, Reply, Status, ToKeeper,
-    VERSION,
+    VERSION, agree,
 };
 use super::spawners::{HOUSEKEEPER, Pending, STARTER};
 use crate::network::Gateway;
@@ -83,11 +84,12 @@ impl Keeper {
             let received = session
                 .link
                 .flush()
-                .and_then(|()| session.link.receive::<ToKeeper>());
+                .and_then(|()| session.link.receive::<ToKeeper<Box<RawValue>>>());
             match received {
                 Ok(Some((
                     ToKeeper::Hello {
                         version,
+                        oldest,
                         build,
                         data_id,
                         kind,
@@ -95,7 +97,11 @@ impl Keeper {
                     },
                     _,
                 ))) => {
-                    if let Err(reason) = self.welcome(id, version, &build, &data_id, kind, &holds) {
+                    let welcome = match agree(version, oldest) {
+                        Some(version) => self.welcome(id, version, &build, &data_id, kind, &holds),
+                        None => Err(self.other_protocol(&build, version)),
+                    };
+                    if let Err(reason) = welcome {
                         tracing::warn!(%reason, %build, "a client was refused");
                         self.say(id, FromKeeper::Refused { reason }, Vec::new());
                         self.drop_session(id);
@@ -106,7 +112,14 @@ impl Keeper {
                         self.drop_session(id);
                         return;
                     }
-                    self.serve(id, request, op, descriptors);
+                    match serde_json::from_str::<Op>(op.get()) {
+                        Ok(op) => self.serve(id, request, op, descriptors),
+                        Err(error) => {
+                            let refusal = not_understood(&op, &error);
+                            tracing::warn!(%refusal, "a request of another version");
+                            self.reply(id, request, Err(refusal), Vec::new());
+                        }
+                    }
                 }
                 Ok(None) => return,
                 Err(error) => {
@@ -128,6 +141,14 @@ impl Keeper {
         }
     }
 
+    fn other_protocol(&self, build: &str, version: u32) -> String {
+        format!(
+            "this keeper ({}) speaks protocol {OLDEST} to {VERSION}, the client ({build}) {version}: \
+             start the server once as root, so that it replaces the keeper",
+            self.config.build
+        )
+    }
+
     fn welcome(
         &mut self,
         id: u32,
@@ -137,13 +158,6 @@ impl Keeper {
         kind: ClientKind,
         holds: &[u32],
     ) -> Result<(), String> {
-        if !(OLDEST..=VERSION).contains(&version) {
-            return Err(format!(
-                "this keeper ({}) speaks protocol {OLDEST} to {VERSION}, the client ({build}) {version}: \
-                 start the server once as root, so that it replaces the keeper",
-                self.config.build
-            ));
-        }
         if data_id != self.config.id {
             return Err(format!(
                 "this keeper serves the data directory with id {}, not {data_id}",
@@ -530,5 +544,19 @@ impl Keeper {
             listeners: self.listeners.keys().cloned().collect(),
             pool_error: self.pool_error.clone(),
         }
+    }
+}
+
+/// What to say about an operation that can't be read.
+fn not_understood(op: &RawValue, error: &serde_json::Error) -> KeeperError {
+    let name = match serde_json::from_str::<serde_json::Value>(op.get()) {
+        Ok(serde_json::Value::String(name)) => name,
+        Ok(serde_json::Value::Object(fields)) => fields.keys().next().cloned().unwrap_or_default(),
+        _ => String::new(),
+    };
+    KeeperError::NotUnderstood {
+        // The client's text, in our log and its own.
+        op: name.chars().take(64).collect(),
+        why: error.to_string(),
     }
 }

@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 use super::config::BUILD;
-use super::protocol::{ClientKind, FromKeeper, KeeperError, Op, Reply, ToKeeper, VERSION};
+use super::protocol::{ClientKind, FromKeeper, KeeperError, OLDEST, Op, Reply, ToKeeper, VERSION};
 use crate::spawner::protocol::Channel;
 
 /// Why the keeper could not be asked.
@@ -52,8 +52,9 @@ impl Visitor {
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(Duration::from_secs(60)))
             .map_err(io::Error::from)?;
         let channel = Channel::from(fd);
-        let hello = ToKeeper::Hello {
+        let hello: ToKeeper = ToKeeper::Hello {
             version: VERSION,
+            oldest: OLDEST,
             build: BUILD.to_owned(),
             data_id: data_id.to_owned(),
             kind: ClientKind::Visitor,
