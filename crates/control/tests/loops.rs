@@ -318,7 +318,7 @@ async fn a_deploy_that_gets_no_instance_says_why_and_ends() {
         Some(ConditionState::False),
         "room is waited for"
     );
-    house.pass_time(Duration::from_secs(30)).await;
+    house.pass_time(Duration::from_secs(60)).await;
     house.until_failed(&key).await;
     let message = says(&house, &key);
     assert!(

@@ -14,7 +14,7 @@ use crate::world::{Phase, Stage, StartPlan};
 
 /// Attempts to prove a deploy against trouble that isn't the program's, before it counts as failed.
 const PROOF_ATTEMPTS: u32 = 3;
-/// The same while something ran out: others may end and make room. With the pauses between them at least 79 s.
+/// The same while something ran out: others may end and make room. With the pauses between them at least 71 s.
 const EXHAUSTED_ATTEMPTS: u32 = 12;
 /// Pauses while something ran out grow up to that of this many crashes, 8 s: room is found soon after it was made.
 const LONGEST_EXHAUSTED: u32 = 4;
