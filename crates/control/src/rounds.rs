@@ -9,7 +9,7 @@
 //! 3. A wake never queues behind housekeeping: it has slots of its own and starts on the caller's wish, without a timer.
 //! 4. A failed pass comes again, later each time, with jitter; a panicking or overlong one counts as failed.
 //! 5. After [`Rounds::stop`] no pass begins.
-//! 6. Passes over revisions, which may pull images for half an hour, have slots of their own: nothing else queues behind them.
+//! 6. Passes over revisions, which wait for images, have slots of their own: nothing else queues behind them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -73,7 +73,7 @@ impl Key {
     /// A pass that takes longer is given up: its outcome is unknown and looked up by the next one.
     fn limit(&self) -> Duration {
         match self {
-            // Pulls a whole image.
+            // May copy a whole root file system. Pulls are left by their passes, and have a limit of their own.
             Self::Revision(_) => Duration::from_secs(1800),
             Self::Instances(_) | Self::Service(_) => Duration::from_secs(60),
             Self::Images => Duration::from_secs(600),

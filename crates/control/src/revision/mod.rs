@@ -36,6 +36,8 @@ use crate::world::{Phase, RevisionState, Stage, StartPlan};
 /// Trouble with a registry or a disk is waited out this long before the deploy counts as failed.
 /// The image store has its own retries within a pull; this is for the pulls as a whole, while somebody waits for the deploy.
 const IMAGE_PATIENCE: Duration = Duration::from_secs(10);
+/// A pass waits this long for a pull; then it leaves the slot to others and comes back. The pull goes on.
+const PULL_LOOK: Duration = Duration::from_secs(5);
 /// Beyond the startup probe's own deadline, for all that happens before the program runs.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -46,6 +48,8 @@ enum Hindrance {
         reason: &'static str,
         message: String,
     },
+    /// The image is still being pulled: nothing is wrong.
+    Pulling,
     /// Later may work.
     Later(PassError),
 }
@@ -93,7 +97,9 @@ impl Core {
         let known = self.world.revision(&key, |state| state.prepared);
         let mut actions = 0;
         if routed && known != Some(true) {
-            self.make_startable_again(&revision).await?;
+            if !self.make_startable_again(&revision).await? {
+                return Ok(self.still_pulling());
+            }
             actions += 1;
             self.ask_instances(&key, Priority::Soon);
         }
@@ -178,6 +184,7 @@ impl Core {
                         .await;
                 }
                 Err(Hindrance::Later(error)) => return Err(error),
+                Err(Hindrance::Pulling) => return Ok(self.still_pulling()),
             }
             self.publish();
         }
@@ -300,10 +307,21 @@ impl Core {
         Ok(())
     }
 
-    /// For a revision that was ready once: whatever hinders it now is trouble of ours, and tried again.
-    async fn make_startable_again(&self, revision: &Revision) -> Result<(), PassError> {
+    /// A pass that left a pull comes back at once: it joins the pull, and others had their turn.
+    fn still_pulling(&self) -> Report {
+        Report {
+            because: "the image is being pulled".to_owned(),
+            wake_at: Some(self.env.now()),
+            ..Report::default()
+        }
+    }
+
+    /// For a revision that was ready once: whatever hinders it now is trouble of ours, and tried again. `false`: its image is
+    /// still being pulled.
+    async fn make_startable_again(&self, revision: &Revision) -> Result<bool, PassError> {
         match self.make_startable(revision, Stage::Serving).await {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
+            Err(Hindrance::Pulling) => Ok(false),
             Err(Hindrance::Later(error)) => Err(error),
             // The image store lost content, or the settings of the server changed.
             Err(Hindrance::Failed { message, .. }) => Err(PassError(message)),
@@ -317,7 +335,13 @@ impl Core {
         {
             return Ok(());
         }
-        self.make_startable_again(revision).await
+        if self.make_startable_again(revision).await? {
+            return Ok(());
+        }
+        Err(PassError(format!(
+            "the image of {} is being pulled again",
+            revision.key.revision
+        )))
     }
 
     /// Puts the way to start `revision` into the picture. Answers its root file system.
@@ -360,7 +384,7 @@ impl Core {
         match self.learn(revision, &image, stage).await {
             Ok(_) => Ok(true),
             Err(Hindrance::Later(error)) => Err(error),
-            Err(Hindrance::Failed { .. }) => Ok(false),
+            Err(Hindrance::Failed { .. } | Hindrance::Pulling) => Ok(false),
         }
     }
 
@@ -441,7 +465,9 @@ impl Core {
         };
         let pinned = revision.status.image_digests.first();
         let wanted = pinned.map_or(container.image.as_str(), String::as_str);
-        let image = self.images.ensure(wanted).await.map_err(|error| {
+        let pull = tokio::time::timeout(PULL_LOOK, self.images.ensure(wanted));
+        let ended = pull.await.map_err(|_elapsed| Hindrance::Pulling)?;
+        let image = ended.map_err(|error| {
             if error.transient {
                 Hindrance::Later(PassError(error.message))
             } else {

@@ -84,6 +84,29 @@ pub enum PullError {
         waited: Duration,
     },
     #[error(
+        "Registry '{registry}' sent only {bytes} bytes in {} s while the server tried to {doing}; a download that is slower than \
+         {least} bytes a second is given up. Deploy again to go on from there, or push the image to a registry that is nearer.",
+        .waited.as_secs_f32()
+    )]
+    Slow {
+        registry: String,
+        doing: String,
+        bytes: u64,
+        waited: Duration,
+        least: u64,
+    },
+    #[error(
+        "Image '{image}' is not here after {} min, the longest a pull may take: {arrived} of {total} bytes arrived. They are kept \
+         for a while: deploy again to go on from there, or use a smaller image or a faster registry.",
+        .limit.as_secs() / 60
+    )]
+    TooLong {
+        image: String,
+        limit: Duration,
+        arrived: u64,
+        total: u64,
+    },
+    #[error(
         "Registry '{registry}' sent other content for {what} than the image names: expected {expected}, got {found}. Nothing of it was kept."
     )]
     Corrupt {
@@ -147,6 +170,8 @@ impl PullError {
             | Self::InsecureRedirect { .. }
             | Self::Registry { .. }
             | Self::Stalled { .. }
+            | Self::Slow { .. }
+            | Self::TooLong { .. }
             | Self::Corrupt { .. }
             | Self::Interrupted(_) => ErrorClass::Unavailable,
             Self::Unpack { source, .. } => source.class(),

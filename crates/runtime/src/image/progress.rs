@@ -11,6 +11,15 @@ pub struct PullProgress {
     pub layers: Vec<LayerProgress>,
 }
 
+impl PullProgress {
+    /// Bytes that are here and bytes in all.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        self.layers.iter().fold((0, 0), |(done, total), layer| {
+            (done + layer.done_bytes, total + layer.total_bytes)
+        })
+    }
+}
+
 /// The state of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerProgress {

@@ -75,6 +75,16 @@ impl Store {
         names
     }
 
+    /// Parts of downloads, by the bytes that are there.
+    pub fn parts(&self) -> Vec<u64> {
+        let blobs = self.directory.path().join("blobs/sha256");
+        let names = self.names("blobs/sha256").into_iter();
+        names
+            .filter(|name| name.ends_with(".partial"))
+            .map(|name| std::fs::metadata(blobs.join(name)).unwrap().len())
+            .collect()
+    }
+
     /// Nothing but whole blobs and layers.
     pub fn assert_clean(&self) {
         for name in self

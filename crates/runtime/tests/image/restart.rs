@@ -12,19 +12,27 @@ async fn leftovers_are_removed_at_the_start() {
     std::fs::create_dir_all(&blobs).unwrap();
     std::fs::create_dir_all(directory.path().join("incoming/3")).unwrap();
     std::fs::write(blobs.join("0".repeat(64)), "of a pull that never ended").unwrap();
-    std::fs::write(blobs.join(format!("{}.partial", "1".repeat(64))), "half").unwrap();
+    let part = |digit: &str| blobs.join(format!("{}.partial", digit.repeat(64)));
+    std::fs::write(part("1"), "old").unwrap();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    let file = std::fs::File::options().write(true).open(part("1"));
+    file.unwrap().set_modified(old).unwrap();
+    std::fs::write(part("2"), "may be gone on with").unwrap();
     std::fs::write(directory.path().join("incoming/3/0"), "half").unwrap();
     // The folder itself stays: in a data directory it stands among root's.
     let before = std::fs::metadata(directory.path().join("incoming"))
         .unwrap()
         .ino();
     let store = Store::at(directory, |_settings| {});
-    store.assert_clean();
     let after = std::fs::metadata(store.directory.path().join("incoming"))
         .unwrap()
         .ino();
     assert_eq!(after, before);
-    assert_eq!(store.names("blobs/sha256"), Vec::<String>::new());
+    assert_eq!(store.names("incoming"), Vec::<String>::new());
+    assert_eq!(
+        store.names("blobs/sha256"),
+        [format!("{}.partial", "2".repeat(64))]
+    );
 }
 
 #[tokio::test]

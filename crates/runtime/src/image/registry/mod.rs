@@ -4,13 +4,14 @@
 //! they stream) or know what a manifest means.
 //!
 //! Why not a ready client: resuming by range, the refusal of redirects from https to http, deadlines per byte instead of per
-//! request, and errors a person can act on all sit below what those offer.
+//! request, a least rate, and errors a person can act on all sit below what those offer.
 //!
 //! Invariants: 1. Plain http is spoken only to hosts the operator listed. 2. Credentials go to the registry and to the token
 //! service it names, never along a redirect to another host. 3. Every wait ends: connecting, headers and every piece of a body
 //! have their own deadline, retries are counted.
 
 mod challenge;
+mod pace;
 mod proof;
 mod transport;
 
@@ -31,6 +32,7 @@ use super::digest::Digest;
 use super::error::PullError;
 use super::manifest;
 use super::reference::Reference;
+use pace::Pace;
 use transport::Transport;
 
 /// Registries refuse larger manifests themselves.
@@ -51,6 +53,8 @@ pub struct RegistrySettings {
     pub certificate_authorities: Vec<String>,
     /// Longest silence of a registry while something is expected from it.
     pub stall: Duration,
+    /// Over this long the rate of a download is looked at.
+    pub rate_window: Duration,
 }
 
 impl Default for RegistrySettings {
@@ -60,6 +64,8 @@ impl Default for RegistrySettings {
             insecure: Vec::new(),
             certificate_authorities: Vec::new(),
             stall: Duration::from_secs(20),
+            // Longer than any hiccup of a line that works.
+            rate_window: Duration::from_secs(60),
         }
     }
 }
@@ -84,6 +90,7 @@ pub(crate) struct Document {
 #[derive(Debug)]
 pub(crate) struct BlobStream {
     response: Response,
+    pace: Pace,
     /// Where in the blob the first byte belongs: the offset that was asked for, or 0 from registries that can't resume.
     pub(crate) offset: u64,
 }
@@ -169,6 +176,7 @@ impl Registry {
                 .starts_with(&format!("bytes {offset}-"));
         Ok(BlobStream {
             offset: if resumed { offset } else { 0 },
+            pace: Pace::default(),
             response,
         })
     }
@@ -181,8 +189,22 @@ impl Registry {
         stream: &mut BlobStream,
     ) -> Result<Option<Bytes>, PullError> {
         let doing = format!("pull layer {digest}");
+        let asked = Instant::now();
         match tokio::time::timeout(self.settings.stall, stream.response.chunk()).await {
-            Ok(Ok(chunk)) => Ok(chunk),
+            Ok(Ok(Some(chunk))) => {
+                let window = self.settings.rate_window;
+                match stream.pace.add(asked.elapsed(), chunk.len(), window) {
+                    None => Ok(Some(chunk)),
+                    Some((bytes, waited)) => Err(PullError::Slow {
+                        registry: image.registry.clone(),
+                        doing,
+                        bytes,
+                        waited,
+                        least: pace::LEAST,
+                    }),
+                }
+            }
+            Ok(Ok(None)) => Ok(None),
             Ok(Err(error)) => Err(self.failure(image, &doing, &error)),
             Err(_elapsed) => Err(self.stalled(image, &doing)),
         }

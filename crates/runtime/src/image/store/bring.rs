@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::index::{Layer, Record};
-use super::{ImageStore, blob_turn, download};
+use super::{ImageStore, blob_turn, download, partial_path};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::error::PullError;
 use crate::image::manifest::Descriptor;
@@ -173,7 +173,11 @@ impl ImageStore {
                 !self.layer_path(layer.diff_id).exists()
                     && !self.blob_path(layer.blob.digest).exists()
             })
-            .fold(0_u64, |sum, layer| sum.saturating_add(layer.blob.size));
+            .fold(0_u64, |sum, layer| {
+                let partial = partial_path(&self.blob_path(layer.blob.digest));
+                let here = std::fs::metadata(partial).map_or(0, |metadata| metadata.len());
+                sum.saturating_add(layer.blob.size.saturating_sub(here))
+            });
         let stat = rustix::fs::statvfs(directory)
             .map_err(|errno| PullError::disk("look at the free space", directory)(errno.into()))?;
         let available_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);

@@ -12,13 +12,15 @@
 //! 4. A compressed layer is deleted only after the unpacked one was written to the disk (`syncfs`); until then a reboot makes
 //!    the layer suspect, and it is unpacked again. Manifests and configurations stay as long as their image.
 //!
-//! Fails with [`PullError`]. A failed call leaves complete blobs and layers (the next try uses them) and nothing half done.
+//! Fails with [`PullError`]. A failed call leaves complete blobs and layers (the next try uses them), and of a broken download
+//! the part that arrived, with which the next one begins.
 
 mod bring;
 mod claims;
 mod collect;
 mod download;
 mod index;
+mod pulls;
 mod resolve;
 mod upload;
 
@@ -30,6 +32,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utsuwa_model::image::ResolvedImage;
 
@@ -37,6 +40,7 @@ pub use collect::Collected;
 
 use self::claims::Claims;
 use self::index::{IndexFile, Record};
+use self::pulls::Pulls;
 use super::digest::Digest;
 use super::error::PullError;
 use super::layers::LayerUnpacker;
@@ -60,8 +64,10 @@ pub struct Settings {
     pub reserve_bytes: u64,
     /// Keep compressed layers after they were unpacked.
     pub keep_blobs: bool,
-    /// How long an image that nobody pins stays after it was last wanted.
+    /// How long an image that nobody pins stays after it was last wanted, and part of a download after its last byte.
     pub grace: Duration,
+    /// The longest a pull may take.
+    pub pull_limit: Duration,
 }
 
 impl Settings {
@@ -74,6 +80,8 @@ impl Settings {
             reserve_bytes: 512 << 20,
             keep_blobs: false,
             grace: Duration::from_secs(3600),
+            // 20 GiB at 10 Mbit/s take 5 hours.
+            pull_limit: Duration::from_secs(6 * 3600),
         }
     }
 }
@@ -103,7 +111,10 @@ struct Inner {
     suspect: Mutex<BTreeSet<Digest>>,
     downloads: Semaphore,
     unpacks: Semaphore,
+    pulls: Pulls,
     background: TaskTracker,
+    /// Pulls are to end.
+    closing: CancellationToken,
     boot: String,
 }
 
@@ -134,11 +145,15 @@ impl ImageStore {
         let known: BTreeSet<Digest> =
             index.read(|index| index.images.values().flat_map(Record::digests).collect());
         for name in names_in(&blobs)? {
-            // Interrupted downloads, and blobs of pulls that never ended: after a power cut nobody knows what is in them.
+            // Blobs of pulls that never ended: after a power cut nobody knows what is in them. Parts of downloads are gone on
+            // with; should a part be damaged, its digest will tell.
             if Digest::from_hex(&name).is_ok_and(|digest| known.contains(&digest)) {
                 continue;
             }
-            let path = blobs.join(name);
+            let path = blobs.join(&name);
+            if partial_of(&name).is_some() && is_younger(&path, settings.grace) {
+                continue;
+            }
             std::fs::remove_file(&path)
                 .map_err(PullError::disk("remove an interrupted download", &path))?;
         }
@@ -152,12 +167,16 @@ impl ImageStore {
             suspect: Mutex::new(suspect),
             downloads: Semaphore::new(DOWNLOADS_AT_A_TIME),
             unpacks: Semaphore::new(UNPACKS_AT_A_TIME),
+            pulls: Pulls::default(),
             background: TaskTracker::new(),
+            closing: CancellationToken::new(),
             boot,
         })))
     }
 
     /// Makes the image `reference` names ready to run: resolved to its content, pulled, unpacked.
+    ///
+    /// Who drops the future leaves the pull, which goes on for a while: the next call for the same reference joins it.
     ///
     /// A digest that is here already needs no registry. A tag is always asked for: it may have moved.
     ///
@@ -176,7 +195,11 @@ impl ImageStore {
         reference: &str,
         progress: Option<watch::Sender<PullProgress>>,
     ) -> Result<ResolvedImage, PullError> {
-        let reporter = Reporter::new(progress);
+        self.join(reference, progress).await
+    }
+
+    /// One pull, from the reference to layers on disk.
+    async fn pull(&self, reference: &str, reporter: Reporter) -> Result<ResolvedImage, PullError> {
         let target = rewrite(&Reference::parse(reference)?, &self.0.settings.rewrites)?;
         let (mut record, names) = self.resolve(reference, &target).await?;
         reference.clone_into(&mut record.image.reference);
@@ -230,8 +253,9 @@ impl ImageStore {
         })
     }
 
-    /// Waits for what goes on in the background. Call it before the process ends; not needed for correctness.
+    /// Ends pulls and waits for what goes on in the background. Call it before the process ends; not needed for correctness.
     pub async fn close(&self) {
+        self.0.closing.cancel();
         self.0.background.close();
         self.0.background.wait().await;
     }
@@ -347,6 +371,25 @@ fn names_in(directory: &Path) -> Result<Vec<String>, PullError> {
         names.extend(entry.file_name().into_string());
     }
     Ok(names)
+}
+
+/// Where a download is kept until it is whole.
+fn partial_path(blob: &Path) -> PathBuf {
+    blob.with_extension("partial")
+}
+
+/// The blob that a file called `name` is a part of.
+fn partial_of(name: &str) -> Option<Digest> {
+    Digest::from_hex(name.strip_suffix(".partial")?).ok()
+}
+
+/// Whether the file was written to less than `age` ago; one of an unknown age was.
+fn is_younger(path: &Path, age: Duration) -> bool {
+    std::fs::metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .ok()
+        .and_then(|time| time.elapsed().ok())
+        .is_none_or(|elapsed| elapsed < age)
 }
 
 /// A blob's own turn, different from that of an uncompressed layer with the same digest (plain tar layers).
