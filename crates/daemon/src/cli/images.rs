@@ -60,7 +60,17 @@ pub(crate) async fn run(command: &ImagesCommand, client: &ClientArgs) -> Result<
                         }
                     }),
                 ],
-            )
+            )?;
+            for image in &all {
+                for what in image["leftOut"].as_array().into_iter().flatten() {
+                    note(&format!(
+                        "note: {}: {}",
+                        text_at(image, "reference"),
+                        what.as_str().unwrap_or_default()
+                    ));
+                }
+            }
+            Ok(())
         }
     }
 }

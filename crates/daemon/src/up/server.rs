@@ -95,7 +95,12 @@ pub(super) async fn run(ground: Ground) -> anyhow::Result<()> {
     tracker.spawn(inside.run(internal_events, stop.clone()));
 
     let images = open_images(&ground, &driver)?;
-    // A power cut may have left layers half written. What can't be mended now is mended, or told, when its revision needs it.
+    // A power cut may have left layers half written: nothing may start from them, however early its request comes. What can't
+    // be mended now is mended, or told, when its revision needs it.
+    images
+        .quarantine()
+        .await
+        .context("take away layers that may not have reached the disk before the last stop")?;
     if let Err(error) = images.recover().await {
         tracing::warn!(%error, "check the image store after the last end");
     }

@@ -191,7 +191,7 @@ impl Job {
         Ok(Reply::Unpacked {
             entries: report.entries,
             bytes: report.bytes,
-            skipped: skipped(&report),
+            skipped: report.left_out(),
         })
     }
 }
@@ -213,25 +213,6 @@ pub(super) fn sweep(images: &Path) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-}
-
-fn skipped(report: &UnpackReport) -> Vec<String> {
-    let notes = [
-        (
-            report.skipped,
-            "device nodes or entries of unknown types left out",
-        ),
-        (report.skipped_attributes, "extended attributes left out"),
-        (
-            report.remapped_owners,
-            "entries of owners above 65535 given to nobody",
-        ),
-    ];
-    notes
-        .iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, what)| format!("{count} {what}"))
-        .collect()
 }
 
 fn start_child(

@@ -106,3 +106,75 @@ async fn an_unreadable_index_names_the_file() {
         .unwrap_err();
     assert!(error.to_string().contains(&path), "{error}");
 }
+
+#[tokio::test]
+async fn nothing_starts_from_a_layer_that_may_be_damaged() {
+    if !is_root() {
+        return;
+    }
+    let content = image(&[(tar_of(&[("a", b"whole")]), Compression::Gzip)]);
+    let fake = Fake::start(move |asked| honest(&content, asked));
+    let store = Store::new(|settings| settings.registry.insecure = vec![fake.host()]);
+    let reference = format!("{}/app:v1", fake.host());
+    let found = store.store.ensure(&reference).await.unwrap();
+    store.store.close().await;
+    let (layer, directory) = (store.layer(&found.layers[0]), store.directory);
+    drop(store.store);
+    let index = directory.path().join("index/index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    let mut document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let record = &mut document["images"][&found.manifest];
+    record["durable"] = false.into();
+    record["boot"] = "another".into();
+    std::fs::write(&index, document.to_string()).unwrap();
+
+    // The registry isn't reached any more and the compressed layer is gone: it can't be mended.
+    let again = Store::at(directory, |_settings| {});
+    again.store.quarantine().await.unwrap();
+    assert!(!layer.exists(), "nobody can start from it");
+    again.store.recover().await.unwrap_err();
+    assert!(!layer.exists());
+    drop(again.store);
+    let back = Store::at(again.directory, |settings| {
+        settings.registry.insecure = vec![fake.host()];
+    });
+    back.store.quarantine().await.unwrap();
+    back.store.recover().await.unwrap();
+    assert_eq!(std::fs::read_to_string(layer.join("a")).unwrap(), "whole");
+}
+
+/// Device nodes can't be had in an instance; most images that have some don't need them. It is told, not refused.
+#[tokio::test]
+async fn what_was_left_out_of_a_layer_is_remembered() {
+    if !is_root() {
+        return;
+    }
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, kind) in [
+        ("a", tar::EntryType::Regular),
+        ("dev-null", tar::EntryType::Char),
+        ("dev-disk", tar::EntryType::Block),
+    ] {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_size(0);
+        archive.append_data(&mut header, name, &b""[..]).unwrap();
+    }
+    let archive = archive.into_inner().unwrap();
+    let content = image(&[(archive, Compression::Gzip)]);
+    let fake = Fake::start(move |asked| honest(&content, asked));
+    let store = Store::new(|settings| settings.registry.insecure = vec![fake.host()]);
+    let reference = format!("{}/app:v1", fake.host());
+    store.store.ensure(&reference).await.unwrap();
+    let told = |store: &Store| store.store.list().remove(0).left_out;
+    let first = told(&store);
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert!(
+        first[0].starts_with("layer sha256:") && first[0].contains("2 device nodes"),
+        "{first:?}"
+    );
+    store.store.close().await;
+    let again = Store::at(store.directory, |_settings| {});
+    assert_eq!(told(&again), first, "after a restart too");
+}

@@ -93,10 +93,11 @@ impl ImageStore {
             .unpack(layer.diff_id, layer.blob.media_type.clone(), blob)
             .await
             .map_err(failed)?;
+        let left_out = report.left_out();
         tracing::info!(
-            image = %source, layer = %layer.diff_id, entries = report.entries, bytes = report.bytes,
-            skipped_devices = report.skipped, "unpacked a layer"
+            image = %source, layer = %layer.diff_id, entries = report.entries, bytes = report.bytes, ?left_out, "unpacked a layer"
         );
+        inner.left_out.lock().insert(layer.diff_id, left_out);
         reporter.layer(index, |progress| progress.state = LayerState::Ready);
         Ok(true)
     }

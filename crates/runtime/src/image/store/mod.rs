@@ -94,6 +94,8 @@ pub struct StoredImage {
     pub names: Vec<String>,
     /// Seconds since 1970 of the last call that wanted it.
     pub last_used: u64,
+    /// What of its layers is not as their archives say (device nodes, for example), in words.
+    pub left_out: Vec<String>,
 }
 
 /// A cheap handle to the store; clones are the same store.
@@ -111,6 +113,8 @@ struct Inner {
     suspect: Mutex<BTreeSet<Digest>>,
     downloads: Semaphore,
     unpacks: Semaphore,
+    /// Of layers unpacked just now, until the index has it.
+    left_out: Mutex<BTreeMap<Digest, Vec<String>>>,
     pulls: Pulls,
     background: TaskTracker,
     /// Pulls are to end.
@@ -167,6 +171,7 @@ impl ImageStore {
             suspect: Mutex::new(suspect),
             downloads: Semaphore::new(DOWNLOADS_AT_A_TIME),
             unpacks: Semaphore::new(UNPACKS_AT_A_TIME),
+            left_out: Mutex::default(),
             pulls: Pulls::default(),
             background: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -213,8 +218,28 @@ impl ImageStore {
         Ok(image)
     }
 
-    /// Unpacks again what may not have reached the disk before a power cut. Call it once after [`ImageStore::open`], before
-    /// instances start; costs nothing otherwise.
+    /// Takes away what may not have reached the disk before a power cut, so that nothing can be started from it. Call it after
+    /// [`ImageStore::open`], before instances start; costs nothing otherwise.
+    ///
+    /// # Errors
+    /// The first layer that can't be removed: nothing may start then.
+    pub async fn quarantine(&self) -> Result<(), PullError> {
+        let suspect = self.0.suspect.lock().clone();
+        for layer in suspect {
+            self.0
+                .unpacker
+                .remove(layer)
+                .await
+                .map_err(|source| PullError::Unpack {
+                    image: "(of before the last stop)".to_owned(),
+                    layer,
+                    source: Box::new(source),
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Unpacks again what [`ImageStore::quarantine`] took away.
     ///
     /// # Errors
     /// The first image that can't be had again.
@@ -246,6 +271,7 @@ impl ImageStore {
                 image: record.image.clone(),
                 names: names.remove(manifest).unwrap_or_default(),
                 last_used: record.used,
+                left_out: index.left_out_of(record),
             };
             let mut images: Vec<StoredImage> = index.images.iter().map(stored).collect();
             images.sort_by(|a, b| a.image.reference.cmp(&b.image.reference));
@@ -294,6 +320,11 @@ impl ImageStore {
                     _ => {
                         record.durable = false;
                         record.boot.clone_from(&this.0.boot);
+                    }
+                }
+                for layer in &record.layers {
+                    if let Some(words) = this.0.left_out.lock().remove(&layer.diff_id) {
+                        index.left_out.insert(layer.diff_id, words);
                     }
                 }
                 index.images.insert(manifest, record);

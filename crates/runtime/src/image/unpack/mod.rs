@@ -98,6 +98,32 @@ pub struct UnpackReport {
     pub remapped_owners: u64,
     /// Paths below the root that hide the same directory of lower layers; see [`mark_opaque`].
     pub opaque: Vec<Vec<u8>>,
+    /// What another process said of the counts above, in words.
+    #[serde(default)]
+    pub told: Vec<String>,
+}
+
+impl UnpackReport {
+    /// What of the layer is not as the archive says, for people.
+    #[must_use]
+    pub fn left_out(&self) -> Vec<String> {
+        let notes = [
+            (
+                self.skipped,
+                "device nodes or entries of unknown types left out",
+            ),
+            (self.skipped_attributes, "extended attributes left out"),
+            (
+                self.remapped_owners,
+                "entries of owners above 65535 given to nobody",
+            ),
+        ];
+        let counted = notes
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"));
+        self.told.iter().cloned().chain(counted).collect()
+    }
 }
 
 /// The role's entry point: never returns an error by exit status alone, see the module's head.
