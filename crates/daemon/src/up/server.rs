@@ -241,7 +241,12 @@ fn open_images(ground: &Ground, driver: &SandboxDriver) -> anyhow::Result<ImageS
         .registry
         .insecure
         .clone_from(&ground.config.insecure_registries);
+    settings
+        .registry
+        .certificate_authorities
+        .clone_from(&ground.config.registries.authorities);
     settings.registry.credentials = Credentials {
+        configured: ground.config.registries.credentials.clone(),
         docker: ground.docker.clone(),
         ..Credentials::default()
     };

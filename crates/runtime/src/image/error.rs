@@ -64,7 +64,7 @@ pub enum PullError {
     #[error("Credentials for registry '{registry}' can't be read: {why}.")]
     Credentials { registry: String, why: String },
     #[error(
-        "Registry '{registry}' can't be reached over https ({why}). If it speaks plain http, name it in the server's option insecure-registries: insecure-registries = [\"{registry}\"]."
+        "Registry '{registry}' can't be reached over https ({why}). If its certificate is of an authority of your own, name that one's file (ca-file) in the file of the server's option registries-file. If it speaks plain http, name it in the server's option insecure-registries: insecure-registries = [\"{registry}\"]."
     )]
     NoTls { registry: String, why: String },
     #[error(
@@ -196,11 +196,11 @@ impl PullError {
 fn advice(registry: &str, had_credentials: bool) -> String {
     if had_credentials {
         format!(
-            "The credentials configured for '{registry}' were refused: renew them with `docker login {registry}` as the user who starts the server."
+            "The credentials configured for '{registry}' were refused: renew them with `docker login {registry}` as the user who starts the server, or in the file of the server's option registries-file."
         )
     } else {
         format!(
-            "No credentials are configured for '{registry}': run `docker login {registry}` as the user who starts the server, or name another file in docker's format with the server's option docker-config."
+            "No credentials are configured for '{registry}': run `docker login {registry}` as the user who starts the server, or name another file in docker's format with the server's option docker-config, or one with a table per registry with the option registries-file."
         )
     }
 }

@@ -15,7 +15,7 @@ mod pace;
 mod proof;
 mod transport;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -49,8 +49,8 @@ pub struct RegistrySettings {
     pub credentials: Credentials,
     /// `HOST[:PORT]` of registries that speak plain http.
     pub insecure: Vec<String>,
-    /// PEM texts of further certificate authorities.
-    pub certificate_authorities: Vec<String>,
+    /// PEM texts of further certificate authorities, by the registry (`HOST[:PORT]`) they are believed for.
+    pub certificate_authorities: BTreeMap<String, String>,
     /// Longest silence of a registry while something is expected from it.
     pub stall: Duration,
     /// Over this long the rate of a download is looked at.
@@ -62,7 +62,7 @@ impl Default for RegistrySettings {
         Self {
             credentials: Credentials::default(),
             insecure: Vec::new(),
-            certificate_authorities: Vec::new(),
+            certificate_authorities: BTreeMap::new(),
             stall: Duration::from_secs(20),
             // Longer than any hiccup of a line that works.
             rate_window: Duration::from_secs(60),
