@@ -335,11 +335,11 @@ fn host_architecture() -> &'static str {
 }
 
 /// An OCI archive with busybox in it.
-struct Layout {
-    user: &'static str,
-    architecture: &'static str,
+pub(crate) struct Layout {
+    pub(crate) user: &'static str,
+    pub(crate) architecture: &'static str,
     /// The index itself lists it under its platform.
-    platforms: bool,
+    pub(crate) platforms: bool,
 }
 
 impl Default for Layout {
@@ -353,7 +353,7 @@ impl Default for Layout {
 }
 
 impl Layout {
-    fn write(&self, dir: &Path, name: &str) -> PathBuf {
+    pub(crate) fn write(&self, dir: &Path, name: &str) -> PathBuf {
         let root = dir.join(format!("{name}-root"));
         std::fs::create_dir_all(root.join("bin")).unwrap();
         std::fs::create_dir_all(root.join("etc")).unwrap();

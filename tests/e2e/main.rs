@@ -5,7 +5,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::print_stdout,
     clippy::print_stderr,
     reason = "tests"
 )]
@@ -18,4 +17,7 @@ mod flask;
 mod gcloud;
 mod harness;
 mod lifecycle;
+mod private_registry;
 mod scale;
+#[path = "../skip.rs"]
+mod skip;

@@ -3,6 +3,8 @@
 
 #![expect(clippy::print_stderr, reason = "a skipped test says so by name")]
 
+#[path = "../../../tests/skip.rs"]
+mod skip;
 mod support;
 
 use std::path::Path;
@@ -100,7 +102,7 @@ fn installed(test: &str) -> bool {
     let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .any(|d| Path::new(&d).join("gcloud").is_file());
     if !found {
-        eprintln!("skipped {test}: gcloud is not installed");
+        skip::skip(test, "gcloud is not installed");
     }
     found
 }

@@ -8,6 +8,8 @@
 )]
 
 mod keeper_world;
+#[path = "../../../tests/skip.rs"]
+mod skip;
 
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! The spawners with real namespaces, cgroups and mounts. Need root; skipped by name otherwise.
 
 mod launcher_world;
+#[path = "../../../tests/skip.rs"]
+mod skip;
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};

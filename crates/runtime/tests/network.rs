@@ -9,6 +9,8 @@
 )]
 
 mod network_world;
+#[path = "../../../tests/skip.rs"]
+mod skip;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -75,7 +77,9 @@ fn refused_fast(address: impl Into<SocketAddr>) {
 
 #[test]
 fn instances_reach_the_internet_and_nothing_else() {
-    let Some(world) = World::new("a") else { return };
+    let Some(world) = World::new(skip::here!(), "a") else {
+        return;
+    };
     let mut gateway = world.set_up(&[]);
     let (one, two) = (Sandbox::new(), Sandbox::new());
     let (first, _sockets1) = world.on_host(|| gateway.attach(1, one.netns()).unwrap());
@@ -165,7 +169,9 @@ fn instances_reach_the_internet_and_nothing_else() {
 
 #[test]
 fn rules_open_what_they_name_and_no_more() {
-    let Some(world) = World::new("b") else { return };
+    let Some(world) = World::new(skip::here!(), "b") else {
+        return;
+    };
     let allow: Vec<EgressRule> = ["10.9.9.9/32:80", "fd99::/16", "192.0.2.2:7000"]
         .iter()
         .map(|rule| rule.parse().unwrap())
@@ -210,7 +216,9 @@ fn rules_open_what_they_name_and_no_more() {
 /// A range that the host stands in opens the others in it; the host itself is opened by its own address only.
 #[test]
 fn a_range_around_the_host_does_not_open_the_host() {
-    let Some(world) = World::new("j") else { return };
+    let Some(world) = World::new(skip::here!(), "j") else {
+        return;
+    };
     let rules = |texts: &[&str]| -> Vec<EgressRule> {
         texts.iter().map(|rule| rule.parse().unwrap()).collect()
     };
@@ -240,7 +248,9 @@ fn a_range_around_the_host_does_not_open_the_host() {
 /// The keeper and its spawners have a mount namespace of their own, and may all be killed.
 #[test]
 fn the_gateway_outlives_the_mounts_of_its_maker() {
-    let Some(world) = World::new("i") else { return };
+    let Some(world) = World::new(skip::here!(), "i") else {
+        return;
+    };
     let in_own_mounts = |work: &(dyn Fn() + Sync)| {
         world.on_host(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
@@ -279,7 +289,9 @@ fn private() -> nix::mount::MsFlags {
 
 #[test]
 fn each_sandbox_has_its_own_sockets_at_the_same_addresses() {
-    let Some(world) = World::new("c") else { return };
+    let Some(world) = World::new(skip::here!(), "c") else {
+        return;
+    };
     // A service on the host's loopback, found by its port.
     let service = world.on_host(|| TcpListener::bind("127.0.0.1:0").unwrap());
     let port = service.local_addr().unwrap().port();
@@ -390,7 +402,9 @@ fn each_sandbox_has_its_own_sockets_at_the_same_addresses() {
 
 #[test]
 fn an_address_that_was_not_given_gets_nowhere() {
-    let Some(world) = World::new("d") else { return };
+    let Some(world) = World::new(skip::here!(), "d") else {
+        return;
+    };
     let mut gateway = world.set_up(&[]);
     let (one, two) = (Sandbox::new(), Sandbox::new());
     world.on_host(|| gateway.attach(1, one.netns()).unwrap());
@@ -416,7 +430,9 @@ fn an_address_that_was_not_given_gets_nowhere() {
 
 #[test]
 fn works_beside_a_firewall_that_drops_and_leaves_it_as_it_was() {
-    let Some(world) = World::new("e") else { return };
+    let Some(world) = World::new(skip::here!(), "e") else {
+        return;
+    };
     world.run_on_host(
         "iptables-nft -P FORWARD DROP && iptables-nft -A FORWARD -i docker0 -j ACCEPT",
     );
@@ -479,7 +495,9 @@ fn works_beside_a_firewall_that_drops_and_leaves_it_as_it_was() {
 
 #[test]
 fn two_servers_share_a_host() {
-    let Some(world) = World::new("f") else { return };
+    let Some(world) = World::new(skip::here!(), "f") else {
+        return;
+    };
     let mut first = world.set_up(&[]);
     let other = world.config("g", &[]);
     let mut second = world.on_host(|| Gateway::set_up(&other).unwrap());
@@ -506,7 +524,9 @@ fn two_servers_share_a_host() {
 
 #[test]
 fn attaching_is_quick_and_detaching_complete() {
-    let Some(world) = World::new("h") else { return };
+    let Some(world) = World::new(skip::here!(), "h") else {
+        return;
+    };
     let mut gateway = world.set_up(&[]);
     let sandboxes: Vec<Sandbox> = (0..20).map(|_| Sandbox::new()).collect();
     let mut took = Vec::new();

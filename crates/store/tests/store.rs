@@ -7,6 +7,9 @@
     reason = "tests; those that spawn wait for their tasks"
 )]
 
+#[path = "../../../tests/skip.rs"]
+mod skip;
+
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -949,9 +952,7 @@ async fn a_full_disk_is_an_error_and_nothing_is_half_done() {
         .status()
         .is_ok_and(|s| s.success());
     if !mounted {
-        eprintln!(
-            "skipped a_full_disk_is_an_error_and_nothing_is_half_done: can't mount a tmpfs here"
-        );
+        skip::skip(skip::here!(), "can't mount a tmpfs here");
         return;
     }
     let outcome = fill(dir.path()).await;

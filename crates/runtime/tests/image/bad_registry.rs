@@ -36,7 +36,7 @@ async fn fails(store: &ImageStore, fake: &Fake, name: &str) -> utsuwa_runtime::i
 
 #[tokio::test]
 async fn a_broken_download_is_resumed_where_it_broke() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = noisy();
@@ -77,7 +77,7 @@ async fn a_broken_download_is_resumed_where_it_broke() {
 
 #[tokio::test]
 async fn a_registry_that_cannot_resume_starts_over() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = noisy();
@@ -129,7 +129,7 @@ async fn a_registry_that_always_breaks_off_is_given_up() {
 /// What arrived before a pull failed, also before the server ended, is the next one's beginning.
 #[tokio::test]
 async fn a_failed_download_is_gone_on_with_by_the_next_pull() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = noisy();
@@ -167,7 +167,7 @@ async fn a_failed_download_is_gone_on_with_by_the_next_pull() {
 
 #[tokio::test]
 async fn a_damaged_part_is_found_out_and_downloaded_anew() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = noisy();
@@ -240,7 +240,7 @@ async fn a_pull_that_never_ends_is_given_up() {
 /// Who waits may leave and come back; the pull goes on meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_outlives_those_who_leave_it() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = noisy();
@@ -334,7 +334,7 @@ async fn content_under_a_wrong_digest_is_refused() {
 
 #[tokio::test]
 async fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let mut content = noisy();
@@ -355,7 +355,7 @@ async fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
 
 #[tokio::test]
 async fn a_token_is_fetched_with_and_without_credentials() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     for with_credentials in [false, true] {
@@ -484,7 +484,7 @@ async fn an_image_for_other_machines_names_what_it_offers() {
 
 #[tokio::test]
 async fn redirects_keep_the_proof_to_themselves_and_lists_are_followed() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let ours = image(&[(tar_of(&[("a", b"b")]), Compression::Gzip)]);
@@ -540,7 +540,7 @@ async fn redirects_keep_the_proof_to_themselves_and_lists_are_followed() {
 
 #[tokio::test]
 async fn the_same_layer_wanted_twice_is_downloaded_once() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = noisy();
@@ -576,7 +576,7 @@ async fn a_pull_that_would_eat_the_reserve_does_not_start() {
 
 #[tokio::test]
 async fn a_busy_registry_is_asked_again() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = image(&[(tar_of(&[("a", b"b")]), Compression::Gzip)]);

@@ -23,10 +23,10 @@ pub fn architecture() -> &'static str {
 }
 
 /// Unpacking keeps ownership, so it needs root.
-pub fn is_root() -> bool {
+pub fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("skipped: unpacking layers needs root");
+        crate::skip::skip(test, "unpacking layers needs root");
     }
     root
 }

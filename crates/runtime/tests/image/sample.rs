@@ -10,7 +10,7 @@ use crate::fixture::{Store, is_root};
 
 #[tokio::test]
 async fn the_sample_needs_no_network_and_runs() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let store = Store::new(|_settings| {});
@@ -90,7 +90,7 @@ async fn the_sample_needs_no_network_and_runs() {
 
 #[tokio::test]
 async fn images_nobody_pins_are_collected_and_pinned_ones_stay() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let store = Store::new(|settings| settings.grace = std::time::Duration::ZERO);

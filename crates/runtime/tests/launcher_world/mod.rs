@@ -36,12 +36,13 @@ const APPLETS: [&str; 28] = [
 /// Whether these tests can run here; says so when not.
 pub fn possible(test: &str) -> bool {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped {test}: it makes namespaces and cgroups, which needs root");
+        crate::skip::skip(test, "it makes namespaces and cgroups, which needs root");
         return false;
     }
     if !Path::new("/bin/busybox").exists() {
-        eprintln!(
-            "skipped {test}: it needs a static busybox at /bin/busybox (apt install busybox-static)"
+        crate::skip::skip(
+            test,
+            "it needs a static busybox at /bin/busybox (apt install busybox-static)",
         );
         return false;
     }

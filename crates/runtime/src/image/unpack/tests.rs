@@ -149,10 +149,10 @@ impl Place {
     }
 }
 
-fn skip() -> bool {
+fn skip(test: &str) -> bool {
     let skip = !rustix::process::geteuid().is_root();
     if skip {
-        eprintln!("skipped: ownership and whiteouts need root");
+        crate::skip::skip(test, "ownership and whiteouts need root");
     }
     skip
 }
@@ -166,7 +166,7 @@ fn problem(outcome: Result<UnpackReport, UnpackError>) -> (String, EntryProblem)
 
 #[test]
 fn every_kind_of_entry_is_made() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let place = Place::new();
@@ -270,7 +270,7 @@ fn names_that_could_leave_the_layer_are_refused() {
 
 #[test]
 fn links_that_could_leave_the_layer_are_refused() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let link = tar_crate::EntryType::Link;
@@ -346,7 +346,7 @@ fn links_that_could_leave_the_layer_are_refused() {
 
 #[test]
 fn writing_to_a_symlink_replaces_it() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let place = Place::new();
@@ -373,7 +373,7 @@ fn writing_to_a_symlink_replaces_it() {
 
 #[test]
 fn whiteouts_hide_lower_layers_only() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     for items in [
@@ -421,7 +421,7 @@ fn whiteouts_hide_lower_layers_only() {
 
 #[test]
 fn a_directory_replaced_by_a_file_is_gone_whole() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let place = Place::new();
@@ -443,7 +443,7 @@ fn a_directory_replaced_by_a_file_is_gone_whole() {
 
 #[test]
 fn sparse_files_get_their_holes() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let place = Place::new();
@@ -474,7 +474,7 @@ fn sparse_files_get_their_holes() {
 
 #[test]
 fn bombs_are_stopped() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let zeros = vec![0; 8 << 20];
@@ -559,7 +559,7 @@ fn on_small_disk(unpack: impl FnOnce(&Place) + Send) {
 
 #[test]
 fn entries_without_data_count_against_the_reserve_too() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let names: Vec<String> = (0..5000).map(|number| format!("d{number}")).collect();
@@ -589,7 +589,7 @@ fn entries_without_data_count_against_the_reserve_too() {
 
 #[test]
 fn a_wrong_or_broken_stream_is_refused() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let honest = archive(&[file("a", b"b")]);
