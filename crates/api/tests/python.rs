@@ -18,7 +18,7 @@ async fn run(transport: &str) {
     )]
     let Ok(python) = std::env::var("UTSUWA_TEST_PYTHON") else {
         skip::skip(
-            &format!("python::the_library_over_{transport}"),
+            &format!("python::the_python_client_works_over_{transport}"),
             "set UTSUWA_TEST_PYTHON to a Python that has google-cloud-run (`make test` does)",
         );
         return;
