@@ -36,10 +36,13 @@ fn a_registry_with_a_password_and_an_authority_of_its_own() {
     let archive = Layout::default().write(dir.path(), "app");
     let image = registry.push(&archive, "team/app:v1");
     let file = table(dir.path(), &registry, PASSWORD);
-    let flag = file.to_string_lossy().into_owned();
+    let shown = file.to_string_lossy().into_owned();
+    let config = dir.path().join("config.toml");
+    std::fs::write(&config, format!("registries-file = {shown:?}\n")).unwrap();
+    let flag = config.to_string_lossy().into_owned();
 
-    let shown = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
-        .args(["config", "show", "--registries-file", &flag])
+    let output = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+        .args(["config", "show", "--config", &flag])
         .stdin(Stdio::null())
         .output()
         .unwrap();
