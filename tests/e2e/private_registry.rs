@@ -46,13 +46,10 @@ fn a_registry_with_a_password_and_an_authority_of_its_own() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let shown = String::from_utf8(shown.stdout).unwrap();
-    assert!(
-        shown.contains(&flag) && !shown.contains(PASSWORD),
-        "{shown}"
-    );
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains(&shown) && !said.contains(PASSWORD), "{said}");
 
-    let mut server = Server::start(&["--registries-file", &flag]);
+    let mut server = Server::start(&["--config", &flag]);
     server.deploy("app", &["--image", &image]);
     assert_eq!(
         server.get("app", "/").0,
