@@ -113,6 +113,7 @@ async fn nothing_starts_from_a_layer_that_may_be_damaged() {
         return;
     }
     let content = image(&[(tar_of(&[("a", b"whole")]), Compression::Gzip)]);
+    let hex = content.layers[0].trim_start_matches("sha256:").to_owned();
     let fake = Fake::start(move |asked| honest(&content, asked));
     let store = Store::new(|settings| settings.registry.insecure = vec![fake.host()]);
     let reference = format!("{}/app:v1", fake.host());
@@ -128,18 +129,23 @@ async fn nothing_starts_from_a_layer_that_may_be_damaged() {
     record["boot"] = "another".into();
     std::fs::write(&index, document.to_string()).unwrap();
 
-    // The registry isn't reached any more and the compressed layer is gone: it can't be mended.
+    // The registry isn't reached any more and the compressed layer is damaged: it can't be mended.
+    let blob = directory.path().join("blobs/sha256").join(&hex);
+    std::fs::write(&blob, "\0").unwrap();
     let again = Store::at(directory, |_settings| {});
     again.store.quarantine().await.unwrap();
     assert!(!layer.exists(), "nobody can start from it");
+    assert!(
+        !blob.exists(),
+        "nor unpack it, should this server be killed now"
+    );
     again.store.recover().await.unwrap_err();
     assert!(!layer.exists());
     drop(again.store);
     let back = Store::at(again.directory, |settings| {
         settings.registry.insecure = vec![fake.host()];
     });
-    back.store.quarantine().await.unwrap();
-    back.store.recover().await.unwrap();
+    back.store.ensure(&found.pinned).await.unwrap();
     assert_eq!(std::fs::read_to_string(layer.join("a")).unwrap(), "whole");
 }
 

@@ -112,8 +112,9 @@ async fn images_nobody_pins_are_collected_and_pinned_ones_stay() {
     );
     assert_eq!(store.names("layers"), Vec::<String>::new());
     assert!(store.store.list().is_empty());
-    store.store.ensure("utsuwa.local/hello").await.unwrap();
-    assert!(store.layer(&image.layers[0]).join("hello").exists());
+    let again = Store::at(store.directory, |_settings| {});
+    again.store.ensure("utsuwa.local/hello").await.unwrap();
+    assert!(again.layer(&image.layers[0]).join("hello").exists());
 }
 
 #[tokio::test]

@@ -103,7 +103,7 @@ impl ImageStore {
     }
 
     /// A blob from before a power cut may be anything.
-    async fn drop_wrong_blob(&self, digest: Digest) -> Result<(), PullError> {
+    pub(super) async fn drop_wrong_blob(&self, digest: Digest) -> Result<(), PullError> {
         let _turn = self.0.claims.turn(blob_turn(digest)).await;
         let path = self.blob_path(digest);
         let check = tokio::task::spawn_blocking(move || {

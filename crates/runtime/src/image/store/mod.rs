@@ -21,6 +21,7 @@ mod collect;
 mod download;
 mod index;
 mod pulls;
+mod recover;
 mod resolve;
 mod upload;
 
@@ -161,7 +162,7 @@ impl ImageStore {
             std::fs::remove_file(&path)
                 .map_err(PullError::disk("remove an interrupted download", &path))?;
         }
-        let suspect = suspect_layers(&settings.directory.join("layers"), &index, &boot)?;
+        let suspect = recover::suspect_layers(&settings.directory.join("layers"), &index, &boot)?;
         Ok(Self(Arc::new(Inner {
             registry: Registry::new(settings.registry.clone()),
             settings,
@@ -216,48 +217,6 @@ impl ImageStore {
         drop(claim);
         self.settle();
         Ok(image)
-    }
-
-    /// Takes away what may not have reached the disk before a power cut, so that nothing can be started from it. Call it after
-    /// [`ImageStore::open`], before instances start; costs nothing otherwise.
-    ///
-    /// # Errors
-    /// The first layer that can't be removed: nothing may start then.
-    pub async fn quarantine(&self) -> Result<(), PullError> {
-        let suspect = self.0.suspect.lock().clone();
-        for layer in suspect {
-            self.0
-                .unpacker
-                .remove(layer)
-                .await
-                .map_err(|source| PullError::Unpack {
-                    image: "(of before the last stop)".to_owned(),
-                    layer,
-                    source: Box::new(source),
-                })?;
-        }
-        Ok(())
-    }
-
-    /// Unpacks again what [`ImageStore::quarantine`] took away.
-    ///
-    /// # Errors
-    /// The first image that can't be had again.
-    pub async fn recover(&self) -> Result<(), PullError> {
-        let suspect = self.0.suspect.lock().clone();
-        let damaged: Vec<String> = self.0.index.read(|index| {
-            let damaged = index.images.values().filter(|record| {
-                record
-                    .layers
-                    .iter()
-                    .any(|layer| suspect.contains(&layer.diff_id))
-            });
-            damaged.map(|record| record.image.pinned.clone()).collect()
-        });
-        for pinned in damaged {
-            self.ensure(&pinned).await?;
-        }
-        Ok(())
     }
 
     /// All images, by reference.
@@ -366,28 +325,6 @@ impl ImageStore {
     fn directory(&self) -> &Path {
         &self.0.settings.directory
     }
-}
-
-/// Layers on disk that may be damaged: not written out before a reboot, or of no image at all.
-fn suspect_layers(
-    layers: &Path,
-    index: &IndexFile,
-    boot: &str,
-) -> Result<BTreeSet<Digest>, PullError> {
-    let safe: BTreeSet<Digest> = index.read(|index| {
-        let safe = index
-            .images
-            .values()
-            .filter(|record| record.durable || record.boot == boot);
-        safe.flat_map(|record| record.layers.iter().map(|layer| layer.diff_id))
-            .collect()
-    });
-    let there = names_in(layers)?;
-    Ok(there
-        .iter()
-        .filter_map(|name| Digest::from_hex(name).ok())
-        .filter(|digest| !safe.contains(digest))
-        .collect())
 }
 
 /// Names in a directory that may be missing.
