@@ -3,7 +3,6 @@
 //! Needs root; without it every test says so and passes. No packet leaves the machine.
 #![expect(
     clippy::disallowed_methods,
-    clippy::print_stderr,
     clippy::unwrap_used,
     reason = "tests: threads and tasks end with them"
 )]

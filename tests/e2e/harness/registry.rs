@@ -9,7 +9,8 @@ use super::{free_port, until};
 
 pub(crate) struct Registry {
     child: Child,
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
+    keys: Option<tempfile::TempDir>,
     pub(crate) address: SocketAddr,
     /// For skopeo.
     credentials: Option<String>,
@@ -50,14 +51,15 @@ impl Registry {
             place("key.pem").display(),
             place("htpasswd").display()
         );
-        let registry = Self::with(&more, Some(format!("deployer:{PASSWORD}")));
-        std::fs::copy(place("ca.pem"), registry.ca_file()).unwrap();
+        let mut registry = Self::with(&more, Some(format!("deployer:{PASSWORD}")));
+        // It reads the file of passwords again and again.
+        registry.keys = Some(keys);
         Some(registry)
     }
 
     /// The authority of [`Registry::start_closed`].
     pub(crate) fn ca_file(&self) -> PathBuf {
-        self.dir.path().join("ca.pem")
+        self.keys.as_ref().unwrap().path().join("ca.pem")
     }
 
     fn with(more: &str, credentials: Option<String>) -> Self {
@@ -83,7 +85,8 @@ impl Registry {
         });
         Self {
             child,
-            dir,
+            _dir: dir,
+            keys: None,
             address,
             credentials,
         }

@@ -152,15 +152,16 @@ async fn a_pushed_image_is_pulled_by_tag_and_by_digest() {
     store.store.close().await;
     store.assert_clean();
 
-    // By digest and without the registry: everything is here.
+    // By digest, without the registry and at another start of the server: everything is here.
+    let host = registry.host.clone();
     drop(registry);
-    let again = store.store.ensure(&found.pinned).await.unwrap();
+    let reopened = Store::at(store.directory, |settings| {
+        settings.registry.insecure = vec![host]
+    });
+    let again = reopened.store.ensure(&found.pinned).await.unwrap();
     assert_eq!(again.layers, found.layers);
-    let error = store.store.ensure(&name).await.unwrap_err();
+    let error = reopened.store.ensure(&name).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Unavailable, "{error}");
-
-    // Another start of the server knows it too.
-    let reopened = Store::at(store.directory, |_settings| {});
     assert_eq!(
         reopened.store.ensure(&found.pinned).await.unwrap().manifest,
         found.manifest

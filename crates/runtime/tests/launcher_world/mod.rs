@@ -2,7 +2,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::print_stderr,
     unreachable_pub,
     reason = "tests, and a module shared by them"
 )]
