@@ -69,6 +69,7 @@ fn a_registry_with_a_password_and_an_authority_of_its_own() {
         }
         server.up();
         server.expect_warning("can't be reached over https");
+        server.expect_warning("failed to verify TLS certificate");
         let output = server.utsuwa(&["deploy", "app", "--image", &image]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");
