@@ -192,7 +192,7 @@ impl ImageStore {
         self.join(reference, None).await
     }
 
-    /// How far the pull of `reference` is that goes on now, whoever waits for it. Without layers: its registry is being asked.
+    /// How far the pull of `reference` is, whoever waits for it. Without layers: its registry is being asked.
     #[must_use]
     pub fn pulling(&self, reference: &str) -> Option<PullProgress> {
         self.0.pulls.progress_of(reference)
