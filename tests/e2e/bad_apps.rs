@@ -342,10 +342,10 @@ fn host_architecture() -> &'static str {
 
 /// An OCI archive with busybox in it.
 pub(crate) struct Layout {
-    user: &'static str,
-    architecture: &'static str,
+    pub(crate) user: &'static str,
+    pub(crate) architecture: &'static str,
     /// The index itself lists it under its platform.
-    platforms: bool,
+    pub(crate) platforms: bool,
 }
 
 impl Default for Layout {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{PARENT, Server, can_run, until};
+use crate::harness::{PARENT, Server, can_run, skip, until};
 
 /// A deploy that must be refused with exit status 1 and all of `words` in its message.
 fn refused(server: &Server, args: &[&str], words: &[&str]) {
@@ -165,6 +165,102 @@ fn broken_configuration_and_taken_ports() {
         said.contains("127.0.0.1:1") && said.contains("utsuwa up"),
         "{said}"
     );
+}
+
+/// Without nft no instance can have a network: said at once, not by the first deploy that never ends.
+#[test]
+fn a_machine_without_nftables() {
+    if !can_run("bad_input::a_machine_without_nftables") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    // Hidden from this process and its children only.
+    let script = "for p in /usr/sbin/nft /sbin/nft $(command -v nft); do \
+                  [ -e $p ] && mount --bind /dev/null $p; done; exec \"$@\"";
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(env!("CARGO_BIN_EXE_utsuwa"))
+        .args([
+            "up",
+            "--listen-api",
+            "127.0.0.1:0",
+            "--listen-http",
+            "127.0.0.1:0",
+        ])
+        .arg("--data-dir")
+        .arg(&data)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("nft") && said.contains("apt-get install nftables"),
+        "{said}"
+    );
+    assert!(!data.exists(), "nothing was made before it was refused");
+}
+
+/// A keeper that lives on doesn't make a taken port a free one, also when it is the second address of `localhost`.
+#[test]
+fn a_port_taken_beside_a_living_keeper() {
+    if !can_run("bad_input::a_port_taken_beside_a_living_keeper") {
+        return;
+    }
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        skip(
+            "bad_input::a_port_taken_beside_a_living_keeper",
+            "this machine has no ::1",
+        );
+        return;
+    }
+    let mut server = Server::start(&[]);
+    server.kill_9();
+    let taken = std::net::TcpListener::bind("[::1]:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let output = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+        .args(["up", "--listen-api", &server.api.to_string()])
+        .args(["--listen-http", &format!("localhost:{port}")])
+        .arg("--data-dir")
+        .arg(server.data_dir())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains(&format!("[::1]:{port}")) && said.contains("--listen-http"),
+        "{said}"
+    );
+    drop(taken);
+    server.up();
+    server.finish();
+}
+
+/// Of two that start at the same moment, the one that doesn't get the database leaves no trace of itself.
+#[test]
+fn the_loser_of_two_starts_does_not_name_itself() {
+    if !can_run("bad_input::the_loser_of_two_starts_does_not_name_itself") {
+        return;
+    }
+    let server = Server::start(&[]);
+    let file = std::fs::read_dir("/run/utsuwa")
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("server.pid"))
+        .find(|path| {
+            std::fs::read_to_string(path)
+                .is_ok_and(|text| text.starts_with(&format!("{} ", server.pid())))
+        })
+        .unwrap();
+    let named = std::fs::read_to_string(&file).unwrap();
+    // What the other one sees that looked just before this one had written.
+    std::fs::write(&file, "").unwrap();
+    let said = refuses_to_start(&server);
+    assert!(said.contains("database"), "{said}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
+    std::fs::write(&file, named).unwrap();
+    server.finish();
 }
 
 /// Runs one statement with Python's own SQLite and answers the first value; afterwards all is in the file, nothing in the

@@ -5,7 +5,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::print_stdout,
     clippy::print_stderr,
     reason = "tests"
 )]
@@ -21,4 +20,7 @@ mod gcloud;
 mod harness;
 mod lifecycle;
 mod limits;
+mod private_registry;
 mod scale;
+#[path = "../skip.rs"]
+mod skip;

@@ -105,4 +105,6 @@ pub struct ImageInsight {
     pub digest: String,
     pub size_bytes: u64,
     pub in_use: bool,
+    /// What of its layers is not as their archives say, in words.
+    pub left_out: Vec<String>,
 }

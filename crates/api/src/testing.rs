@@ -131,6 +131,7 @@ impl Images for CountingImages {
     fn list(&self) -> BoxFuture<'_, Vec<ImageInsight>> {
         Box::pin(async {
             vec![ImageInsight {
+                left_out: Vec::new(),
                 reference: "utsuwa.local/hello".to_owned(),
                 digest: "sha256:00".to_owned(),
                 size_bytes: 7,

@@ -1,6 +1,8 @@
 //! The unchanged client library `google-cloud-run` for Python, over gRPC and over REST, through the proxy of `utsuwa env`.
-//! Runs where `UTSUWA_PYTHON` names an interpreter that has the library; elsewhere it is reported as skipped.
+//! Runs where `UTSUWA_TEST_PYTHON` names an interpreter that has the library; elsewhere it is reported as skipped.
 
+#[path = "../../../tests/skip.rs"]
+mod skip;
 mod support;
 
 use std::process::Stdio;
@@ -14,13 +16,11 @@ async fn run(transport: &str) {
         clippy::disallowed_methods,
         reason = "a test learns of its tools from the environment"
     )]
-    let Ok(python) = std::env::var("UTSUWA_PYTHON") else {
-        #[expect(clippy::print_stderr, reason = "a skipped test says so")]
-        {
-            eprintln!(
-                "SKIPPED google-cloud-run over {transport}: set UTSUWA_PYTHON to a Python that has google-cloud-run"
-            );
-        }
+    let Ok(python) = std::env::var("UTSUWA_TEST_PYTHON") else {
+        skip::skip(
+            &format!("python::the_python_client_works_over_{transport}"),
+            "set UTSUWA_TEST_PYTHON to a Python that has google-cloud-run (`make test` does)",
+        );
         return;
     };
     let world = World::start().await;
@@ -44,7 +44,7 @@ async fn run(transport: &str) {
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .expect("UTSUWA_PYTHON can be run");
+        .expect("UTSUWA_TEST_PYTHON can be run");
     drop(child.stdin.take());
     let finished = tokio::time::timeout(
         std::time::Duration::from_secs(120),

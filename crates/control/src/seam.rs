@@ -46,7 +46,8 @@ pub enum Refusal {
 
 /// Finds and keeps images.
 pub trait Images: fmt::Debug + Send + Sync + 'static {
-    /// Resolves a reference (after rewrite rules) to content, pulls and unpacks what is missing. Idempotent.
+    /// Resolves a reference (after rewrite rules) to content, pulls and unpacks what is missing. Idempotent. Who drops the
+    /// future leaves the pull, which goes on: the next call for the same reference joins it.
     fn ensure(&self, reference: &str) -> BoxFuture<'_, Result<ResolvedImage, ImageError>>;
 
     /// Keeps only what `pinned` (manifest digests) needs. Called by a slow loop.

@@ -295,6 +295,96 @@ async fn traffic_is_split_tagged_and_held() {
     assert_eq!(service.status.traffic.len(), 2);
 }
 
+/// Time passes while passes wait: nothing comes to rest.
+async fn busy_time(seconds: u64) {
+    for _ in 0..seconds / 5 {
+        tokio::time::advance(Duration::from_secs(5)).await;
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// A pull may take longer than any pass: passes leave it and come back, and others are served meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_pull_longer_than_a_pass_is_waited_for() {
+    let house = House::new().await;
+    house.images.put("large:1");
+    house.images.put("hello:1");
+    house.images.takes("large:1", Duration::from_secs(2100));
+    // More than there are slots for passes over revisions.
+    let mut large = Vec::new();
+    for number in 0..20 {
+        let name = format!("large-{number}");
+        large.push(house.create(&name, template("large:1")).await);
+    }
+    busy_time(60).await;
+    let key = house.create("hello", template("hello:1")).await;
+    busy_time(60).await;
+    house.until_ready(&key).await;
+    busy_time(1900).await;
+    assert_ne!(house.ready(&large[0]), Some(ConditionState::True));
+    let failed = |line: &utsuwa_control::LoopLine| line.last_error.clone();
+    let errors: Vec<String> = house.control.loops().iter().filter_map(failed).collect();
+    assert_eq!(errors, Vec::<String>::new());
+    busy_time(150).await;
+    for key in &large {
+        house.until_ready(key).await;
+    }
+}
+
+/// A machine that can make no instance: the deploy says why while it waits, and ends.
+#[tokio::test(start_paused = true)]
+async fn a_deploy_that_gets_no_instance_says_why_and_ends() {
+    let house = House::new().await;
+    house.images.put("hello:1");
+    let full = || DriverError::Exhausted("processes ran out: raise kernel.pid_max".to_owned());
+    (0..12).for_each(|_| house.driver.fail_next(Call::Start, full()));
+    let key = house.create("full", template("hello:1")).await;
+    let says = |house: &House, key: &utsuwa_model::ServiceKey| {
+        let revisions = house.store.revisions_of(key).expect("store");
+        let ready = condition::find(&revisions[0].status.conditions, "Ready").expect("ready");
+        ready.message.clone()
+    };
+    house
+        .until("the reason while it waits", |h| {
+            h.store.revisions_of(&key).is_ok_and(|all| !all.is_empty())
+                && says(h, &key).contains("The last attempt failed: processes ran out")
+        })
+        .await;
+    house.pass_time(Duration::from_secs(60)).await;
+    assert_ne!(
+        house.ready(&key),
+        Some(ConditionState::False),
+        "room is waited for"
+    );
+    house.pass_time(Duration::from_secs(60)).await;
+    house.until_failed(&key).await;
+    let message = says(&house, &key);
+    assert!(
+        message.starts_with("Initial scale was never achieved.") && message.contains("pid_max"),
+        "{message}"
+    );
+
+    // Room that is made in time is taken.
+    (0..5).for_each(|_| house.driver.fail_next(Call::Start, full()));
+    let key = house.create("late", template("hello:1")).await;
+    house.pass_time(Duration::from_secs(25)).await;
+    house.until_ready(&key).await;
+
+    // Trouble of the machine isn't blamed on the program.
+    let broken = || DriverError::Internal("nft: No such file; install nftables".to_owned());
+    (0..3).for_each(|_| house.driver.fail_next(Call::Start, broken()));
+    let key = house.create("broken", template("hello:1")).await;
+    house.pass_time(Duration::from_secs(10)).await;
+    house.until_failed(&key).await;
+    let message = says(&house, &key);
+    assert!(
+        message.starts_with("Initial scale was never achieved.") && message.contains("nftables"),
+        "{message}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_crash_is_replaced_and_a_loop_of_crashes_slows_down() {
     let (house, _, revision) = hello().await;

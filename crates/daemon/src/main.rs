@@ -6,6 +6,9 @@ mod config;
 mod environment;
 mod logging;
 mod output;
+#[cfg(test)]
+#[path = "../../../tests/skip.rs"]
+mod skip;
 mod up;
 
 use std::process::ExitCode;

@@ -34,6 +34,8 @@ pub struct Proof {
     pub check_disabled: bool,
     /// The port the program was told.
     pub port: u16,
+    /// Why the last attempt to start an instance failed, while others follow.
+    pub trouble: Option<String>,
 }
 
 /// The image of the revision.
@@ -58,6 +60,10 @@ pub enum ProofInstance {
     Reached,
     /// The program could not even be started.
     NotStarted {
+        why: String,
+    },
+    /// We could not make an instance, whatever its program: trouble of this machine, tried often enough.
+    NotMade {
         why: String,
     },
     /// It ended before anybody reached it.
@@ -95,7 +101,12 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
         (ImageState::There, ProofInstance::None) => (
             Outcome::Pending,
             "Deploying",
-            "Starting the first instance.".to_owned(),
+            match &proof.trouble {
+                None => "Starting the first instance.".to_owned(),
+                Some(why) => {
+                    format!("Starting the first instance. The last attempt failed: {why}")
+                }
+            },
         ),
         (ImageState::There, ProofInstance::Starting) if proof.check_disabled => {
             (Outcome::Ready, "", String::new())
@@ -113,6 +124,9 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
             "HealthCheckContainerError",
             format!("The user-provided container could not be started: {why}"),
         ),
+        (ImageState::There, ProofInstance::NotMade { why }) => {
+            failed("ProgressDeadlineExceeded", never_achieved(Some(why)))
+        }
         (ImageState::There, ProofInstance::Ended { exit, last_lines }) => failed(
             &exit_reason(exit),
             exit_message(exit, last_lines, proof.port),
@@ -121,6 +135,16 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
             failed("HealthCheckContainerError", tried.clone())
         }
     }
+}
+
+/// Google's words for a deploy whose first instance never came, and why, where that is known.
+#[must_use]
+pub fn never_achieved(why: Option<&str>) -> String {
+    let google = "Initial scale was never achieved";
+    why.map_or_else(
+        || google.to_owned(),
+        |why| format!("{google}. The last attempt to start an instance failed: {why}"),
+    )
 }
 
 /// `ExitCode1`, as Knative names it; what has no code is a failed health check.
@@ -256,6 +280,16 @@ mod tests {
                 },
                 "HealthCheckContainerError",
                 vec!["could not be started: no /app"],
+            ),
+            (
+                ProofInstance::NotMade {
+                    why: "nft: install nftables".into(),
+                },
+                "ProgressDeadlineExceeded",
+                vec![
+                    "Initial scale was never achieved",
+                    "failed: nft: install nftables",
+                ],
             ),
         ] {
             let (

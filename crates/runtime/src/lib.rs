@@ -12,3 +12,7 @@ pub mod sandbox;
 pub mod spawner;
 
 pub use driver::{Driver, DriverError, InstanceEvent, Usage};
+
+#[cfg(test)]
+#[path = "../../../tests/skip.rs"]
+mod skip;

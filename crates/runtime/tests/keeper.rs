@@ -10,14 +10,18 @@
 mod busybox;
 mod keeper_lets_go;
 mod keeper_world;
+#[path = "../../../tests/skip.rs"]
+mod skip;
 
 use std::time::Duration;
 
 use busybox::possible;
 use keeper_world::World;
+use serde_json::json;
 use utsuwa_model::instance::Exit;
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::client::InternalEvent;
+use utsuwa_runtime::keeper::protocol::VERSION;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_starts_is_listed_and_ends_once() {
@@ -337,6 +341,55 @@ async fn the_pool_refills_and_a_bad_start_says_why() {
     assert_eq!(server.driver.list().await.unwrap().len(), 6);
     let report = world.down();
     assert_eq!(report.instances_stopped, 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_housekeeper_that_can_not_begin_says_why() {
+    if !possible("a_housekeeper_that_can_not_begin_says_why") {
+        return;
+    }
+    // No network can be made under this name.
+    let world = World::with(|config| {
+        if let Some(net) = &mut config.net {
+            net.id = "Not An Id".to_owned();
+        }
+    });
+    keeper_world::until("an error of the pool", async || {
+        world
+            .status()
+            .is_some_and(|status| status.pool_error.contains("Not An Id"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_of_another_version_is_answered() {
+    if !possible("a_client_of_another_version_is_answered") {
+        return;
+    }
+    let world = World::new();
+    let hello = |version: u32, oldest: u32| {
+        json!({"hello": {
+            "version": version, "oldest": oldest, "build": "later", "data_id": world.config.id, "kind": "visitor",
+            "something_new": true,
+        }})
+    };
+    let refused = world.speak(&[hello(VERSION + 1, VERSION + 1)]);
+    let reason = refused[0]["refused"]["reason"].as_str().unwrap();
+    assert!(reason.contains("speaks protocol"), "{reason}");
+    assert_eq!(refused.len(), 1, "the connection ended");
+    let answers = world.speak(&[
+        hello(VERSION + 1, VERSION),
+        json!({"request": {"id": 7, "op": {"levitate": {"height": 3}}}}),
+        json!({"request": {"id": 8, "op": {"stop": {"identity": "x"}}}}),
+        json!({"request": {"id": 9, "op": "status"}}),
+    ]);
+    assert_eq!(answers[0]["welcome"]["version"], VERSION);
+    let of = |index: usize| &answers[index]["reply"]["result"]["Err"]["not_understood"]["op"];
+    assert_eq!((of(1), of(2)), (&json!("levitate"), &json!("stop")));
+    let status = &answers[3]["reply"]["result"]["Ok"]["status"];
+    assert!(status["pid"].is_u64(), "the session goes on: {answers:?}");
+    world.down();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

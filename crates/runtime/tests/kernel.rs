@@ -1,6 +1,9 @@
 //! What the probe finds must be what this kernel has: a fallback taken where none is needed costs every start.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../../../tests/skip.rs"]
+mod skip;
+
 use utsuwa_runtime::sandbox::probe::{CgroupMode, probe};
 
 /// `6.1.0-56-amd64` → (6, 1).
@@ -24,7 +27,10 @@ fn nothing_is_missed_that_the_kernel_offers() {
         );
     }
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: without root the kernel doesn't show all it offers");
+        skip::skip(
+            skip::here!(),
+            "without root the kernel doesn't show all it offers",
+        );
         return;
     }
     assert_eq!(features.lacking(), []);

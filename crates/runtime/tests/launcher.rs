@@ -3,6 +3,8 @@
 mod busybox;
 mod launcher_layers;
 mod launcher_world;
+#[path = "../../../tests/skip.rs"]
+mod skip;
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -14,6 +16,7 @@ use busybox::possible;
 use launcher_world::{End, UID_BASE, World, wait};
 use sha2::{Digest, Sha256};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
+use utsuwa_runtime::DriverError;
 use utsuwa_runtime::network::NetConfig;
 use utsuwa_runtime::sandbox::has_sigterm_handler;
 use utsuwa_runtime::sandbox::process::IMAGE_BASE;
@@ -346,6 +349,38 @@ root_test! {
         let names: Vec<_> = fs::read_dir(world.images.join("layers")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names.len(), 2, "nothing half done is left: {names:?}");
     }
+}
+
+#[test]
+fn a_disk_that_fills_is_not_blamed_on_the_layer() {
+    if !possible("a_disk_that_fills_is_not_blamed_on_the_layer") {
+        return;
+    }
+    // More than any disk has: what the configuration says reaches the process that unpacks.
+    let mut world = World::with(None, u64::MAX);
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(4);
+    archive
+        .append_data(&mut header, "data", &b"data"[..])
+        .unwrap();
+    let archive = archive.into_inner().unwrap();
+    let hex: String = Sha256::digest(&archive)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    let mut blob = tempfile::tempfile().unwrap();
+    blob.write_all(&archive).unwrap();
+    blob.seek(SeekFrom::Start(0)).unwrap();
+    let op = Op::Unpack {
+        diff_id: format!("sha256:{hex}"),
+        media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
+    };
+    let (result, _) = world.housekeeper.ask(op, &[blob.as_fd()]);
+    let error = result.unwrap_err();
+    assert!(error.to_string().contains("kept in reserve"), "{error}");
+    let kind = error.to_driver();
+    assert!(matches!(kind, DriverError::Exhausted(_)), "{kind:?}");
 }
 
 #[test]

@@ -3,12 +3,13 @@
 //! Needs root; without it every test says so and passes. No packet leaves the machine.
 #![expect(
     clippy::disallowed_methods,
-    clippy::print_stderr,
     clippy::unwrap_used,
     reason = "tests: threads and tasks end with them"
 )]
 
 mod network_world;
+#[path = "../../../tests/skip.rs"]
+mod skip;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -75,7 +76,9 @@ fn refused_fast(address: impl Into<SocketAddr>) {
 
 #[test]
 fn instances_reach_the_internet_and_nothing_else() {
-    let Some(world) = World::new("a") else { return };
+    let Some(world) = World::new(skip::here!(), "a") else {
+        return;
+    };
     let mut gateway = world.set_up(&[]);
     let (one, two) = (Sandbox::new(), Sandbox::new());
     let (first, _sockets1) = world.on_host(|| gateway.attach(1, one.netns()).unwrap());
@@ -165,7 +168,9 @@ fn instances_reach_the_internet_and_nothing_else() {
 
 #[test]
 fn rules_open_what_they_name_and_no_more() {
-    let Some(world) = World::new("b") else { return };
+    let Some(world) = World::new(skip::here!(), "b") else {
+        return;
+    };
     let allow: Vec<EgressRule> = ["10.9.9.9/32:80", "fd99::/16", "192.0.2.2:7000"]
         .iter()
         .map(|rule| rule.parse().unwrap())
@@ -207,10 +212,44 @@ fn rules_open_what_they_name_and_no_more() {
     assert_eq!(info.index, 16 + 2, "number 17 is taken");
 }
 
+/// A range that the host stands in opens the others in it; the host itself is opened by its own address only.
+#[test]
+fn a_range_around_the_host_does_not_open_the_host() {
+    let Some(world) = World::new(skip::here!(), "j") else {
+        return;
+    };
+    let rules = |texts: &[&str]| -> Vec<EgressRule> {
+        texts.iter().map(|rule| rule.parse().unwrap()).collect()
+    };
+    world.on_internet("ip addr add 192.0.2.9/32 dev lo");
+    let host: SocketAddr = "192.0.2.2:7000".parse().unwrap();
+    let host6: SocketAddr = "[2001:db8:1::2]:7000".parse().unwrap();
+    let neighbour: SocketAddr = "192.0.2.9:80".parse().unwrap();
+    world.run_on_host("ip route add 192.0.2.9 via 192.0.2.1");
+    let mut gateway = world.set_up(&rules(&["192.0.2.0/24", "2001:db8::/32", "0.0.0.0/0:7000"]));
+    let one = Sandbox::new();
+    world.on_host(|| gateway.attach(1, one.netns()).unwrap());
+    let service = world.on_host(|| TcpListener::bind(host).unwrap());
+    let _service6 = world.on_host(|| TcpListener::bind(host6).unwrap());
+    one.inside(|| {
+        assert_eq!(dial(neighbour).unwrap(), "you are 192.0.2.2");
+        refused_fast(host);
+        refused_fast(host6);
+    });
+    drop(gateway);
+    let gateway = world.set_up(&rules(&["192.0.2.0/24", "192.0.2.2"]));
+    let answering = std::thread::spawn(move || answer_once(&service));
+    assert_eq!(one.inside(|| dial(host)).unwrap(), "the host");
+    answering.join().unwrap();
+    drop(gateway);
+}
+
 /// The keeper and its spawners have a mount namespace of their own, and may all be killed.
 #[test]
 fn the_gateway_outlives_the_mounts_of_its_maker() {
-    let Some(world) = World::new("i") else { return };
+    let Some(world) = World::new(skip::here!(), "i") else {
+        return;
+    };
     let in_own_mounts = |work: &(dyn Fn() + Sync)| {
         world.on_host(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
@@ -249,7 +288,9 @@ fn private() -> nix::mount::MsFlags {
 
 #[test]
 fn each_sandbox_has_its_own_sockets_at_the_same_addresses() {
-    let Some(world) = World::new("c") else { return };
+    let Some(world) = World::new(skip::here!(), "c") else {
+        return;
+    };
     // A service on the host's loopback, found by its port.
     let service = world.on_host(|| TcpListener::bind("127.0.0.1:0").unwrap());
     let port = service.local_addr().unwrap().port();
@@ -361,7 +402,9 @@ fn each_sandbox_has_its_own_sockets_at_the_same_addresses() {
 
 #[test]
 fn an_address_that_was_not_given_gets_nowhere() {
-    let Some(world) = World::new("d") else { return };
+    let Some(world) = World::new(skip::here!(), "d") else {
+        return;
+    };
     let mut gateway = world.set_up(&[]);
     let (one, two) = (Sandbox::new(), Sandbox::new());
     world.on_host(|| gateway.attach(1, one.netns()).unwrap());
@@ -387,7 +430,9 @@ fn an_address_that_was_not_given_gets_nowhere() {
 
 #[test]
 fn works_beside_a_firewall_that_drops_and_leaves_it_as_it_was() {
-    let Some(world) = World::new("e") else { return };
+    let Some(world) = World::new(skip::here!(), "e") else {
+        return;
+    };
     world.run_on_host(
         "iptables-nft -P FORWARD DROP && iptables-nft -A FORWARD -i docker0 -j ACCEPT",
     );
@@ -450,7 +495,9 @@ fn works_beside_a_firewall_that_drops_and_leaves_it_as_it_was() {
 
 #[test]
 fn two_servers_share_a_host() {
-    let Some(world) = World::new("f") else { return };
+    let Some(world) = World::new(skip::here!(), "f") else {
+        return;
+    };
     let mut first = world.set_up(&[]);
     let other = world.config("g", &[]);
     let mut second = world.on_host(|| Gateway::set_up(&other).unwrap());
@@ -477,7 +524,9 @@ fn two_servers_share_a_host() {
 
 #[test]
 fn attaching_is_quick_and_detaching_complete() {
-    let Some(world) = World::new("h") else { return };
+    let Some(world) = World::new(skip::here!(), "h") else {
+        return;
+    };
     let mut gateway = world.set_up(&[]);
     let sandboxes: Vec<Sandbox> = (0..20).map(|_| Sandbox::new()).collect();
     let mut took = Vec::new();

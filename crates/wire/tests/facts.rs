@@ -4,6 +4,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+#[path = "../../../tests/skip.rs"]
+mod skip;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -13,14 +16,12 @@ use prost_reflect::{
 };
 
 /// Google's files for every file of ours; the well-known types come with the compiler.
-fn theirs() -> Option<DescriptorPool> {
+fn theirs(test: &str) -> Option<DescriptorPool> {
     let Some(root) = std::env::var_os("UTSUWA_GOOGLE_PROTOS").map(PathBuf::from) else {
-        #[expect(clippy::print_stderr, reason = "a skipped test says so")]
-        {
-            eprintln!(
-                "SKIPPED wire facts: set UTSUWA_GOOGLE_PROTOS to the folder of the npm package google-proto-files@5.0.3"
-            );
-        }
+        skip::skip(
+            test,
+            "set UTSUWA_GOOGLE_PROTOS to the folder of the npm package google-proto-files@5.0.3",
+        );
         return None;
     };
     assert!(
@@ -190,7 +191,9 @@ fn routes(
 
 #[test]
 fn every_name_number_type_and_route_is_googles() {
-    let Some(theirs) = theirs() else { return };
+    let Some(theirs) = theirs(skip::here!()) else {
+        return;
+    };
     let ours = ours();
     let mut wrong = Vec::new();
     let mut compared = 0;
@@ -304,7 +307,9 @@ fn the_comparison_finds_differences() {
 /// What Google has and we don't, of the messages and services that we have: the list for `docs/compat.md`.
 #[test]
 fn what_is_left_out_is_listed() {
-    let Some(theirs) = theirs() else { return };
+    let Some(theirs) = theirs(skip::here!()) else {
+        return;
+    };
     let ours = ours();
     let mut missing = Vec::new();
     for message in ours

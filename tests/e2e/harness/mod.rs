@@ -9,10 +9,12 @@ mod roles;
 pub(crate) use exchange::{api_request, try_exchange};
 pub(crate) use kernel::KernelObjects;
 pub(crate) use load::{Count, Tally};
-pub(crate) use registry::Registry;
+pub(crate) use registry::{PASSWORD, Registry};
 pub(crate) use roles::Holding;
 
-use std::io::{BufRead, BufReader, Write};
+pub(crate) use crate::skip::skip;
+
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -22,19 +24,6 @@ use serde_json::{Value, json};
 
 /// Where v2 lives for the default project and region.
 pub(crate) const PARENT: &str = "/run/v2/projects/demo/locations/asia-northeast1";
-
-/// Says by name that a test can't run here, and why; counted at the end of `make test`.
-pub(crate) fn skip(test: &str, why: &str) {
-    println!("SKIPPED {test}: {why}");
-    if let Some(path) = std::env::var_os("UTSUWA_TEST_SKIPPED") {
-        let mut file = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .unwrap();
-        writeln!(file, "{test}: {why}").unwrap();
-    }
-}
 
 /// Root and what the sandbox needs; otherwise the test is skipped by name.
 pub(crate) fn can_run(test: &str) -> bool {

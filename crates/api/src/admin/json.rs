@@ -78,6 +78,7 @@ pub(super) fn of_image(image: &ImageInsight) -> Value {
         "digest": image.digest,
         "sizeBytes": image.size_bytes,
         "inUse": image.in_use,
+        "leftOut": image.left_out,
     })
 }
 

@@ -1,8 +1,8 @@
 //! The unchanged `gcloud` against the API, through its forward proxy (`gcloud-protocol.md` §1.3, §3). Skipped by name where
 //! `gcloud` isn't installed.
 
-#![expect(clippy::print_stderr, reason = "a skipped test says so by name")]
-
+#[path = "../../../../tests/skip.rs"]
+mod skip;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -104,7 +104,7 @@ fn installed(test: &str) -> bool {
     let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .any(|d| Path::new(&d).join("gcloud").is_file());
     if !found {
-        eprintln!("skipped {test}: gcloud is not installed");
+        skip::skip(test, "gcloud is not installed");
     }
     found
 }

@@ -14,6 +14,10 @@ use crate::world::{Phase, Stage, StartPlan};
 
 /// Attempts to prove a deploy against trouble that isn't the program's, before it counts as failed.
 const PROOF_ATTEMPTS: u32 = 3;
+/// The same while something ran out: others may end and make room. With the pauses between them at least 71 s.
+const EXHAUSTED_ATTEMPTS: u32 = 12;
+/// Pauses while something ran out grow up to that of this many crashes, 8 s: room is found soon after it was made.
+const LONGEST_EXHAUSTED: u32 = 4;
 
 impl Core {
     /// Asks the driver and hands the instance to the ingress.
@@ -87,12 +91,20 @@ impl Core {
                 DriverError::Refused(_) => {
                     state.not_before = Some(now.plus(crash_backoff(state.crashes)))
                 }
-                // Room may be made; a deploy waits for it.
+                // Room may be made; a deploy waits for it, but not for ever.
+                DriverError::Exhausted(_) if state.stage == Stage::Proving => {
+                    let pause = crash_backoff(state.crashes.min(LONGEST_EXHAUSTED));
+                    state.not_before = Some(now.plus(pause));
+                    if state.crashes >= EXHAUSTED_ATTEMPTS {
+                        state.proof = Some(ProofInstance::NotMade { why: message });
+                    }
+                    return None;
+                }
                 DriverError::Exhausted(_) => state.not_before = Some(now.plus(crash_backoff(1))),
                 _ => {
                     state.not_before = Some(now.plus(crash_backoff(state.crashes)));
                     if state.stage == Stage::Proving && state.crashes >= PROOF_ATTEMPTS {
-                        state.proof = Some(ProofInstance::NotStarted { why: message });
+                        state.proof = Some(ProofInstance::NotMade { why: message });
                         return None;
                     }
                 }

@@ -73,7 +73,9 @@ impl Core {
         let known = self.world.revision(&key, |state| state.prepared);
         let mut actions = 0;
         if routed && known != Some(true) {
-            self.make_startable_again(&revision).await?;
+            if !self.make_startable_again(&revision).await? {
+                return Ok(self.still_pulling());
+            }
             actions += 1;
             self.ask_instances(&key, Priority::Soon);
         }

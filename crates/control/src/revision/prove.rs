@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use utsuwa_decide::revision::{ImageState, Proof, ProofInstance, judge};
+use utsuwa_decide::revision::{ImageState, Proof, ProofInstance, judge, never_achieved};
 use utsuwa_model::demand::Reach;
 use utsuwa_model::revision::{Outcome, Revision};
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
@@ -56,6 +56,7 @@ impl Core {
                         .await;
                 }
                 Err(Hindrance::Later(error)) => return Err(error),
+                Err(Hindrance::Pulling) => return Ok(self.still_pulling()),
             }
             self.publish();
         }
@@ -67,7 +68,7 @@ impl Core {
         let now = self.env.now();
         let (mut outcome, reason, message) = judge(&proof);
         if outcome == Outcome::Pending && now >= deadline {
-            let message = "Initial scale was never achieved".to_owned();
+            let message = never_achieved(proof.trouble.as_deref());
             outcome = Outcome::Failed {
                 reason: "ProgressDeadlineExceeded".to_owned(),
                 message,
@@ -117,6 +118,7 @@ impl Core {
                 instance,
                 check_disabled: state.template.health_check_disabled == Some(true),
                 port: state.plan.port,
+                trouble: state.last_failure.clone(),
             };
             (
                 proof,

@@ -18,8 +18,11 @@ use utsuwa_runtime::DriverError;
 
 use super::process;
 use crate::core::Core;
-use crate::rounds::PassError;
+use crate::rounds::{PassError, Report};
 use crate::world::{RevisionState, Stage, StartPlan};
+
+/// A pass waits this long for a pull; then it leaves the slot to others and comes back. The pull goes on.
+const PULL_LOOK: Duration = Duration::from_secs(5);
 
 /// Why a revision can't be made startable.
 pub(super) enum Hindrance {
@@ -28,6 +31,8 @@ pub(super) enum Hindrance {
         reason: &'static str,
         message: String,
     },
+    /// The image is still being pulled: nothing is wrong.
+    Pulling,
     /// Later may work.
     Later(PassError),
 }
@@ -62,10 +67,24 @@ impl Core {
         Ok(())
     }
 
-    /// For a revision that was ready once: whatever hinders it now is trouble of ours, and tried again.
-    pub(super) async fn make_startable_again(&self, revision: &Revision) -> Result<(), PassError> {
+    /// A pass that left a pull comes back at once: it joins the pull, and others had their turn.
+    pub(super) fn still_pulling(&self) -> Report {
+        Report {
+            because: "the image is being pulled".to_owned(),
+            wake_at: Some(self.env.now()),
+            ..Report::default()
+        }
+    }
+
+    /// For a revision that was ready once: whatever hinders it now is trouble of ours, and tried again. `false`: its image is
+    /// still being pulled.
+    pub(super) async fn make_startable_again(
+        &self,
+        revision: &Revision,
+    ) -> Result<bool, PassError> {
         match self.make_startable(revision, Stage::Serving).await {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
+            Err(Hindrance::Pulling) => Ok(false),
             Err(Hindrance::Later(error)) => Err(error),
             // The image store lost content, or the settings of the server changed.
             Err(Hindrance::Failed { message, .. }) => Err(PassError(message)),
@@ -79,7 +98,13 @@ impl Core {
         {
             return Ok(());
         }
-        self.make_startable_again(revision).await
+        if self.make_startable_again(revision).await? {
+            return Ok(());
+        }
+        Err(PassError(format!(
+            "the image of {} is being pulled again",
+            revision.key.revision
+        )))
     }
 
     /// Puts the way to start `revision` into the picture. Answers its root file system.
@@ -122,7 +147,7 @@ impl Core {
         match self.learn(revision, &image, stage).await {
             Ok(_) => Ok(true),
             Err(Hindrance::Later(error)) => Err(error),
-            Err(Hindrance::Failed { .. }) => Ok(false),
+            Err(Hindrance::Failed { .. } | Hindrance::Pulling) => Ok(false),
         }
     }
 
@@ -208,7 +233,9 @@ impl Core {
         };
         let pinned = revision.status.image_digests.first();
         let wanted = pinned.map_or(container.image.as_str(), String::as_str);
-        let image = self.images.ensure(wanted).await.map_err(|error| {
+        let pull = tokio::time::timeout(PULL_LOOK, self.images.ensure(wanted));
+        let ended = pull.await.map_err(|_elapsed| Hindrance::Pulling)?;
+        let image = ended.map_err(|error| {
             if error.transient {
                 Hindrance::Later(PassError(error.message))
             } else {

@@ -42,7 +42,7 @@ impl Key {
     /// A pass that takes longer is given up: its outcome is unknown and looked up by the next one.
     pub(super) fn limit(&self) -> Duration {
         match self {
-            // Pulls a whole image.
+            // May copy a whole root file system. Pulls are left by their passes, and have a limit of their own.
             Self::Revision(_) => Duration::from_secs(1800),
             Self::Instances(_) | Self::Service(_) => Duration::from_secs(60),
             Self::Images | Self::Logs => Duration::from_secs(600),

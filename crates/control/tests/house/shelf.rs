@@ -8,9 +8,17 @@ pub(crate) struct Shelf {
     pub(super) images: Mutex<BTreeMap<String, Result<ResolvedImage, ImageError>>>,
     pub(crate) collected: Mutex<Vec<Vec<String>>>,
     pub(super) gate: Mutex<Option<Arc<Gate>>>,
+    /// When pulls under way will have ended, whoever waits.
+    pub(super) arrives: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl Shelf {
+    /// The pull of `reference` ends only after `time` from now.
+    pub(crate) fn takes(&self, reference: &str, time: Duration) {
+        let at = Instant::now() + time;
+        self.arrives.lock().insert(reference.to_owned(), at);
+    }
+
     pub(crate) fn put(&self, reference: &str) {
         let digest = format!(
             "sha256:{:064x}",
@@ -43,8 +51,12 @@ impl Images for Shelf {
     fn ensure(&self, reference: &str) -> BoxFuture<'_, Result<ResolvedImage, ImageError>> {
         let gate = self.gate.lock().clone();
         let found = self.images.lock().get(reference).cloned();
+        let arrives = self.arrives.lock().get(reference).copied();
         let reference = reference.to_owned();
         async move {
+            if let Some(arrives) = arrives {
+                tokio::time::sleep_until(arrives).await;
+            }
             if let Some(gate) = gate {
                 gate.pass("ensure").await;
             }

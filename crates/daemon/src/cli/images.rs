@@ -12,7 +12,7 @@ use tokio_util::io::ReaderStream;
 use super::ClientArgs;
 use super::progress::Progress;
 use crate::client::{Api, Failure};
-use crate::output::{Format, items, line, size, text_at, value};
+use crate::output::{Format, items, line, note, size, text_at, value};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImagesCommand {
@@ -71,7 +71,17 @@ pub(crate) async fn run(command: &ImagesCommand, client: &ClientArgs) -> Result<
                         }
                     }),
                 ],
-            )
+            )?;
+            for image in &all {
+                for what in image["leftOut"].as_array().into_iter().flatten() {
+                    note(&format!(
+                        "note: {}: {}",
+                        text_at(image, "reference"),
+                        what.as_str().unwrap_or_default()
+                    ));
+                }
+            }
+            Ok(())
         }
     }
 }

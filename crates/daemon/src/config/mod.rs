@@ -7,6 +7,7 @@
 
 mod options;
 mod parse;
+mod registries;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +18,7 @@ use utsuwa_model::{ProjectId, Region};
 
 pub(crate) use options::{OPTIONS, OptionDoc, variable};
 pub(crate) use parse::duration;
+pub(crate) use registries::Registries;
 
 /// Where a value came from, for `config show` and error texts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +106,7 @@ pub(crate) struct Config {
     pub insecure_registries: Vec<String>,
     pub image_rewrites: Vec<(String, String)>,
     pub docker_config: Option<PathBuf>,
+    pub registries: Registries,
     pub log_budget: u64,
     pub disk_reserve: u64,
     pub user: String,

@@ -47,6 +47,7 @@ pub(crate) const OPTIONS: &[OptionDoc] = &[
     many("insecure-registries", "", "Registries (host or host:port) that may be spoken to over plain HTTP."),
     many("image-rewrites", "", "FROM=TO rules for image references; FROM ending in / matches a prefix."),
     one("docker-config", "", "File with registry credentials in docker's format; default: config.json in .docker of the user who starts."),
+    one("registries-file", "", "TOML file with a table per registry: username with password or password-file, and ca-file (errors/image-unauthorized.md)."),
     one("log-budget", "64Mi", "Bytes of logs kept per service, a quarter of them for requests and ends of instances; the oldest go first and leave a marker."),
     one("disk-reserve", "512Mi", "Free bytes that pulls and logs leave on the data directory's disk."),
     one("user", "utsuwa", "User the server runs as; a free uid is used when it does not exist."),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use utsuwa_model::quantity::MemoryBytes;
 
 use super::options::{OPTIONS, OptionDoc, find};
+use super::registries::{self, Registries};
 use super::{Config, ConfigError, Layers, Listen};
 
 pub(super) fn split_list(option: &OptionDoc, value: &str) -> Vec<String> {
@@ -183,6 +184,16 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
     if !["auto", "text", "json"].contains(&log_format.as_str()) {
         c.wrong("log-format", "must be text, json or auto");
     }
+    let mut registries = Registries::default();
+    let registries_file = layers.text("registries-file");
+    if !registries_file.is_empty() {
+        match registries::read(Path::new(registries_file)) {
+            Ok(read) => registries = read,
+            Err(problems) => problems
+                .iter()
+                .for_each(|problem| c.wrong("registries-file", problem)),
+        }
+    }
     let docker_config = Some(layers.text("docker-config"))
         .filter(|t| !t.is_empty())
         .map(PathBuf::from);
@@ -219,6 +230,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             insecure_registries: layers.list("insecure-registries").to_vec(),
             image_rewrites,
             docker_config,
+            registries,
             log_budget,
             disk_reserve,
             user: layers.text("user").to_owned(),

@@ -87,6 +87,7 @@ impl utsuwa_api::seam::Images for Images {
                         .unwrap_or_else(|| stored.image.pinned.clone()),
                     in_use: used.contains(&stored.image.manifest),
                     size_bytes: stored.image.size_bytes,
+                    left_out: stored.left_out,
                     digest: stored.image.manifest,
                 })
                 .collect()

@@ -1,10 +1,11 @@
 //! The addresses to listen on, before anything is made: chosen where the port is 0, and free.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 
 use anyhow::Context;
+use rustix::io::Errno;
 
 use super::Refusal;
 use crate::config::{Config, Listen};
@@ -30,14 +31,12 @@ pub(super) fn check(config: &Config, held: &[(String, String)]) -> anyhow::Resul
         ("--listen-api", &config.listen_api),
         ("--listen-http", &config.listen_http),
     ] {
-        for address in listen.addresses() {
+        for address in addresses_here(listen) {
             if held.iter().any(|(_, a)| *a == address.to_string()) {
                 continue;
             }
             match TcpListener::bind(address) {
                 Ok(_) => {}
-                // A machine without IPv6 has no ::1; 127.0.0.1 is then enough.
-                Err(error) if address.is_ipv6() && error.kind() == ErrorKind::AddrNotAvailable => {}
                 Err(error) if error.kind() == ErrorKind::AddrInUse => {
                     return Err(taken(address, flag));
                 }
@@ -51,6 +50,25 @@ pub(super) fn check(config: &Config, held: &[(String, String)]) -> anyhow::Resul
         }
     }
     Ok(())
+}
+
+/// The addresses of `listen` that can be listened on. Only a loopback that `localhost` stands for is left out, and only
+/// where the machine lacks it.
+pub(super) fn addresses_here(listen: &Listen) -> Vec<SocketAddr> {
+    let mut addresses = listen.addresses();
+    if addresses.len() > 1 {
+        // A port of the kernel's choice is never taken: what fails is the address.
+        addresses.retain(|address| {
+            !TcpListener::bind((address.ip(), 0)).is_err_and(|error| is_missing(&error))
+        });
+    }
+    addresses
+}
+
+/// No such address, or (IPv6 switched off at boot) no such family at all.
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::AddrNotAvailable
+        || Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
 }
 
 fn taken(address: SocketAddr, flag: &str) -> anyhow::Error {
@@ -155,5 +173,29 @@ mod tests {
             drop(socket);
             assert_eq!(holder(address), None);
         }
+    }
+
+    #[test]
+    fn a_missing_address_is_told_from_a_taken_one() {
+        let of = |errno: Errno| is_missing(&io::Error::from(errno));
+        // Loopback without ::1, then a kernel started with ipv6.disable=1.
+        assert!(of(Errno::ADDRNOTAVAIL));
+        assert!(of(Errno::AFNOSUPPORT));
+        for other in [Errno::ADDRINUSE, Errno::ACCESS, Errno::MFILE, Errno::NOBUFS] {
+            assert!(!of(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_was_named_is_never_left_out() {
+        let listen = |host: &str| Listen {
+            host: host.to_owned(),
+            port: 1,
+        };
+        // TEST-NET-1: nobody has it.
+        assert_eq!(addresses_here(&listen("192.0.2.1")).len(), 1);
+        assert!(
+            addresses_here(&listen("localhost")).contains(&SocketAddr::from(([127, 0, 0, 1], 1)))
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! What needs root before the server gives it up: directories, ports, credentials, the keeper.
 
+use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,7 @@ pub(super) struct Ground {
     pub docker: DockerConfig,
     pub egress: Vec<EgressRule>,
     pub journal: JournalLimits,
+    pub pid_file: PidFile,
     /// The API answers deploys of images of at most what the descriptors allow; kept for `doctor` and logs.
     pub open_files: u64,
 }
@@ -41,6 +44,9 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
             "`utsuwa doctor` shows everything that is missing at once",
         ));
     }
+    utsuwa_runtime::network::check_programs().context(
+        "this machine can't run instances: their network needs a program that can't be run",
+    )?;
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("make the directory {}", config.data_dir.display()))?;
     let id = keeper::data_id(&config.data_dir)
@@ -81,13 +87,14 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
     };
     keeper.logs.service_budget = config.log_budget - journal.service_budget;
     keeper.logs.reserve = reserve;
+    keeper.disk_reserve = config.disk_reserve;
     keeper.privileged_ports = [&config.listen_api, &config.listen_http]
         .iter()
         .map(|l| l.port)
         .filter(|p| *p < 1024)
         .collect();
     keeper::ensure_keeper(&keeper).context("start the keeper")?;
-    write_pid(&keeper)?;
+    let pid_file = PidFile::open(&keeper)?;
     Ok(Ground {
         config,
         user,
@@ -95,6 +102,7 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
         docker,
         egress,
         journal,
+        pid_file,
         open_files,
     })
 }
@@ -188,12 +196,37 @@ fn make_place(id: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_pid(keeper: &KeeperConfig) -> anyhow::Result<()> {
-    let pid = std::process::id();
-    let path = pid_file(&keeper.id);
-    let started = start_time(pid).context("read this process's start time")?;
-    std::fs::write(&path, format!("{pid} {started}\n"))
-        .with_context(|| format!("write {}", path.display()))
+/// [`pid_file`], opened while root can and written by the server once the database is its own: of two that start at the
+/// same moment only one gets so far.
+#[derive(Debug)]
+pub(super) struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PidFile {
+    fn open(keeper: &KeeperConfig) -> anyhow::Result<Self> {
+        let path = pid_file(&keeper.id);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(|| format!("open {}", path.display()))?;
+        Ok(Self { path, file })
+    }
+
+    pub(super) fn write(&self) -> anyhow::Result<()> {
+        let pid = std::process::id();
+        let started = start_time(pid).context("read this process's start time")?;
+        self.file
+            .set_len(0)
+            .and_then(|()| {
+                self.file
+                    .write_all_at(format!("{pid} {started}\n").as_bytes(), 0)
+            })
+            .with_context(|| format!("write {}", self.path.display()))
+    }
 }
 
 /// Read while root can: the server's user has no right to the operator's home.

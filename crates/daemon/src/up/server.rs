@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utsuwa_control::{Control, ControlSettings};
@@ -31,12 +32,16 @@ use super::instance_logs::InstanceLogs;
 use super::internal::{Directory, Inside};
 use super::journal::Journal;
 use super::kept::Kept;
+use super::ports::addresses_here;
 use super::prepare::Ground;
 use super::unpacker::KeeperUnpacker;
 use crate::config::{Layers, Listen};
 
 /// How long requests in flight may go on after the signal to end.
 const DRAIN: Duration = Duration::from_secs(10);
+/// The first sandbox of a fresh keeper takes some 100 ms; `ready` waits for it so that it is true, but no longer than this.
+const POOL_PATIENCE: Duration = Duration::from_secs(2);
+const POOL_LOOK: Duration = Duration::from_millis(10);
 /// Sockets of sandboxes that wait to be served; a pool refills sixteen at a time.
 const INTERNAL_EVENTS: usize = 64;
 
@@ -44,6 +49,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let data = ground.config.data_dir.clone();
     let store = Store::open(&data.join("state")).context("open the database")?;
+    ground.pid_file.write()?;
     let settings = frozen(&store, &ground).await?;
 
     let (internal, internal_events) = mpsc::channel(INTERNAL_EVENTS);
@@ -96,7 +102,12 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     tracker.spawn(inside.run(internal_events, stop.clone()));
 
     let images = open_images(&ground, &driver)?;
-    // A power cut may have left layers half written. What can't be mended now is mended, or told, when its revision needs it.
+    // A power cut may have left layers half written: nothing may start from them, however early its request comes. What can't
+    // be mended now is mended, or told, when its revision needs it.
+    images
+        .quarantine()
+        .await
+        .context("take away layers that may not have reached the disk before the last stop")?;
     if let Err(error) = images.recover().await {
         tracing::warn!(%error, "check the image store after the last end");
     }
@@ -172,11 +183,18 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         ready: ready.clone(),
     };
     let api_stop = stop.clone();
-    let api_task = tracker.spawn(utsuwa_api::serve(state, api, api_stop.cancelled_owned()));
+    let mut api_task = tracker.spawn(utsuwa_api::serve(state, api, api_stop.cancelled_owned()));
 
+    if let Some(why) = no_sandboxes(&driver).await {
+        tracing::warn!(%why, "no instance can be started now; it is tried again and again");
+        crate::output::note(&format!("warning: no instance can be started now: {why}"));
+    }
     ready.set(true);
     announce(&ground, &settings);
-    let why = until_told(&driver, true).await?;
+    let (why, outcome) = tokio::select! {
+        why = until_told(&driver, true) => (why?, Ok(())),
+        error = until_gone(&mut api_task) => ("the API ended", Err(error)),
+    };
     tracing::info!(why, "ending; instances go on");
     crate::output::line(
         "ending; instances and ports stay with the keeper; `utsuwa down` ends everything",
@@ -192,9 +210,6 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     if !ended {
         tracing::warn!("some requests were cut off");
     }
-    if let Ok(Ok(Err(error))) = tokio::time::timeout(Duration::from_millis(100), api_task).await {
-        bail!("serve the API: {error}");
-    }
     all.images.close().await;
     journal.end();
     let written = tokio::task::spawn_blocking(move || journal_thread.join());
@@ -204,7 +219,19 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     {
         tracing::debug!("the journal was still held at the end");
     }
-    Ok(())
+    outcome
+}
+
+/// The API serves until it is told to end. Why it ended before that: a server without it would look alive and obey nobody.
+async fn until_gone<E>(api: &mut JoinHandle<Result<(), E>>) -> anyhow::Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    match api.await {
+        Ok(Ok(())) => anyhow!("serve the API: it ended by itself; this is a bug"),
+        Ok(Err(error)) => anyhow::Error::new(error).context("serve the API"),
+        Err(panicked) => anyhow::Error::new(panicked).context("serve the API"),
+    }
 }
 
 /// Default project, region and domain never change after the first start (decision 13).
@@ -227,7 +254,12 @@ fn open_images(ground: &Ground, driver: &SandboxDriver) -> anyhow::Result<ImageS
         .registry
         .insecure
         .clone_from(&ground.config.insecure_registries);
+    settings
+        .registry
+        .certificate_authorities
+        .clone_from(&ground.config.registries.authorities);
     settings.registry.credentials = Credentials {
+        configured: ground.config.registries.credentials.clone(),
         docker: ground.docker.clone(),
         ..Credentials::default()
     };
@@ -245,7 +277,7 @@ fn open_images(ground: &Ground, driver: &SandboxDriver) -> anyhow::Result<ImageS
         .context("open the image store")
 }
 
-/// The keeper's sockets for an address; both loopbacks for `localhost`, of which one may be missing.
+/// The keeper's sockets for an address; both loopbacks for `localhost`, where the machine has both.
 async fn listen(
     driver: &SandboxDriver,
     name: &str,
@@ -253,30 +285,35 @@ async fn listen(
     flag: &str,
 ) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
-    let mut problem = None;
-    for address in listen.addresses() {
-        match driver.listen(name, &address.to_string()).await {
-            Ok(socket) => {
-                let socket = std::net::TcpListener::from(socket);
-                socket
-                    .set_nonblocking(true)
-                    .context("prepare a listening socket")?;
-                listeners.push(TcpListener::from_std(socket).context("watch a listening socket")?);
+    for address in addresses_here(listen) {
+        let socket = driver
+            .listen(name, &address.to_string())
+            .await
+            .map_err(|error| anyhow!("{error}; name another address with {flag}"))?;
+        let socket = std::net::TcpListener::from(socket);
+        socket
+            .set_nonblocking(true)
+            .context("prepare a listening socket")?;
+        listeners.push(TcpListener::from_std(socket).context("watch a listening socket")?);
+    }
+    Ok(listeners)
+}
+
+/// Why no sandbox can be made, if that is already known. A keeper that has just begun needs a moment to find out.
+async fn no_sandboxes(driver: &SandboxDriver) -> Option<String> {
+    let look = async {
+        loop {
+            let status = driver.status().await.ok()?;
+            if status.sandboxes > 0 {
+                return None;
             }
-            Err(error) if address.is_ipv6() && !listeners.is_empty() => {
-                tracing::debug!(%address, %error, "not listening")
+            if !status.pool_error.is_empty() {
+                return Some(status.pool_error);
             }
-            Err(error) => {
-                problem = Some(format!(
-                    "listen on {address}: {error}; name another address with {flag}"
-                ))
-            }
+            tokio::time::sleep(POOL_LOOK).await;
         }
-    }
-    match problem {
-        Some(problem) if listeners.is_empty() => bail!("{problem}"),
-        _ => Ok(listeners),
-    }
+    };
+    tokio::time::timeout(POOL_PATIENCE, look).await.ok()?
 }
 
 /// The configuration in force: what was read, with the ports that were chosen.
@@ -317,4 +354,25 @@ async fn until_told(driver: &SandboxDriver, politely: bool) -> anyhow::Result<&'
         () = driver.superseded() => "another server took over",
         () = driver.asked_to_leave(), if politely => "another server asked for the place",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_api_that_ends_is_noticed() {
+        let broken = std::io::Error::other("keys/ca.pem: not a certificate");
+        let tracker = TaskTracker::new();
+        let mut failed = tracker.spawn(async move { Err::<(), _>(broken) });
+        let why = format!("{:#}", until_gone(&mut failed).await);
+        assert_eq!(why, "serve the API: keys/ca.pem: not a certificate");
+        let mut ended = tracker.spawn(async { Ok::<(), std::io::Error>(()) });
+        assert!(
+            until_gone(&mut ended)
+                .await
+                .to_string()
+                .contains("by itself")
+        );
+    }
 }

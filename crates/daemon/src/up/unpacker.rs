@@ -33,12 +33,10 @@ impl LayerUnpacker for KeeperUnpacker {
                 .unpack(&diff_id.to_string(), &media_type, blob)
                 .await
                 .map_err(told)?;
-            for skipped in &done.skipped {
-                tracing::info!(layer = %diff_id, entry = %skipped, "left out of a layer");
-            }
             Ok(UnpackReport {
                 entries: done.entries,
                 bytes: done.bytes,
+                told: done.skipped,
                 ..UnpackReport::default()
             })
         })

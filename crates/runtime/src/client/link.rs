@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
 use crate::keeper::connect_socket;
-use crate::keeper::protocol::{ClientKind, FromKeeper, ToKeeper, VERSION};
+use crate::keeper::protocol::{ClientKind, FromKeeper, OLDEST, ToKeeper, VERSION};
 use crate::spawner::protocol::Channel;
 
 /// A keeper greets within milliseconds.
@@ -60,8 +60,9 @@ impl KeeperLink {
             channel: register(Channel::from(fd))?,
             keeper_pid: 0,
         };
-        let hello = ToKeeper::Hello {
+        let hello: ToKeeper = ToKeeper::Hello {
             version: VERSION,
+            oldest: OLDEST,
             build: build.to_owned(),
             data_id: data_id.to_owned(),
             kind: ClientKind::Server,

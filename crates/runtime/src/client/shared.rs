@@ -52,6 +52,7 @@ pub(super) fn to_driver_error(error: KeeperError) -> DriverError {
         KeeperError::NotFound(id) => DriverError::NotFound(id),
         KeeperError::Exhausted(text) => DriverError::Exhausted(text),
         KeeperError::Internal(text) => DriverError::Internal(text),
+        KeeperError::NotUnderstood { .. } => DriverError::Internal(error.to_string()),
         KeeperError::NotPermitted => DriverError::Refused(error.to_string()),
     }
 }

@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::digest::Digest;
 use super::unpack::UnpackError;
 
 /// What a caller can do about an error; branch on this, never on the text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorClass {
     /// No such image or tag.
     NotFound,
@@ -63,7 +66,7 @@ pub enum PullError {
     #[error("Credentials for registry '{registry}' can't be read: {why}.")]
     Credentials { registry: String, why: String },
     #[error(
-        "Registry '{registry}' can't be reached over https ({why}). If it speaks plain http, name it in the server's option insecure-registries: insecure-registries = [\"{registry}\"]."
+        "Registry '{registry}' can't be reached over https ({why}). If its certificate is of an authority of your own, name that one's file (ca-file) in the file of the server's option registries-file. If it speaks plain http, name it in the server's option insecure-registries: insecure-registries = [\"{registry}\"]."
     )]
     NoTls { registry: String, why: String },
     #[error(
@@ -89,6 +92,29 @@ pub enum PullError {
         registry: String,
         doing: String,
         waited: Duration,
+    },
+    #[error(
+        "Registry '{registry}' sent only {bytes} bytes in {} s while the server tried to {doing}; a download that is slower than \
+         {least} bytes a second is given up. Deploy again to go on from there, or push the image to a registry that is nearer.",
+        .waited.as_secs_f32()
+    )]
+    Slow {
+        registry: String,
+        doing: String,
+        bytes: u64,
+        waited: Duration,
+        least: u64,
+    },
+    #[error(
+        "Image '{image}' is not here after {} min, the longest a pull may take: {arrived} of {total} bytes arrived. They are kept \
+         for a while: deploy again to go on from there, or use a smaller image or a faster registry.",
+        .limit.as_secs() / 60
+    )]
+    TooLong {
+        image: String,
+        limit: Duration,
+        arrived: u64,
+        total: u64,
     },
     #[error(
         "Registry '{registry}' sent other content for {what} than the image names: expected {expected}, got {found}. Nothing of it was kept."
@@ -155,6 +181,8 @@ impl PullError {
             | Self::InsecureRedirect { .. }
             | Self::Registry { .. }
             | Self::Stalled { .. }
+            | Self::Slow { .. }
+            | Self::TooLong { .. }
             | Self::Corrupt { .. }
             | Self::Interrupted(_) => ErrorClass::Unavailable,
             Self::Unpack { source, .. } => source.class(),
@@ -179,11 +207,11 @@ impl PullError {
 fn advice(registry: &str, had_credentials: bool) -> String {
     if had_credentials {
         format!(
-            "The credentials configured for '{registry}' were refused: renew them with `docker login {registry}` as the user who starts the server."
+            "The credentials configured for '{registry}' were refused: renew them with `docker login {registry}` as the user who starts the server, or in the file of the server's option registries-file."
         )
     } else {
         format!(
-            "No credentials are configured for '{registry}': run `docker login {registry}` as the user who starts the server, or name another file in docker's format with the server's option docker-config."
+            "No credentials are configured for '{registry}': run `docker login {registry}` as the user who starts the server, or name another file in docker's format with the server's option docker-config, or one with a table per registry with the option registries-file."
         )
     }
 }

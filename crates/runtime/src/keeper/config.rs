@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::capture::LogLimits;
+use crate::image::unpack::Limits;
 use crate::network::NetConfig;
 
 /// Build of this executable, shown when keeper and server differ.
@@ -38,6 +39,9 @@ pub struct KeeperConfig {
     /// Copy layers for each service also where they could be idmapped: for tests of that way.
     #[serde(default)]
     pub copy_layers: bool,
+    /// Free bytes that unpacking a layer leaves on the disk.
+    #[serde(default = "default_disk_reserve")]
+    pub disk_reserve: u64,
     /// Tells two builds apart: another one here than the running keeper's makes [`super::ensure_keeper`] replace it in place.
     pub build: String,
 }
@@ -78,6 +82,7 @@ impl KeeperConfig {
             pool: PoolLimits::default(),
             logs: LogLimits::default(),
             copy_layers: false,
+            disk_reserve: default_disk_reserve(),
             build: build_of(Path::new("/proc/self/exe")),
         })
     }
@@ -109,6 +114,11 @@ impl KeeperConfig {
         fs::write(&temporary, serde_json::to_vec_pretty(self)?)?;
         fs::rename(temporary, self.file())
     }
+}
+
+/// What a keeper leaves whose configuration was written before it could say.
+fn default_disk_reserve() -> u64 {
+    Limits::default().reserve_bytes
 }
 
 /// Where everything of one server lies that dies with a boot.

@@ -139,6 +139,8 @@ pub(crate) struct Keeper {
     pub(crate) ready: VecDeque<u32>,
     pub(crate) demand: Demand,
     pub(crate) pool_error: String,
+    /// It was that something ran out, which may pass.
+    pub(crate) pool_exhausted: bool,
     pub(crate) pool_failures: u32,
     pub(crate) refill_not_before: Option<Instant>,
 
@@ -201,6 +203,7 @@ impl Keeper {
             next_sandbox: 1,
             ready: VecDeque::new(),
             pool_error: String::new(),
+            pool_exhausted: false,
             pool_failures: 0,
             refill_not_before: None,
             queue: VecDeque::new(),

@@ -4,7 +4,8 @@
 //!
 //! Invariants:
 //! 1. Requests carry an id; exactly one reply with that id comes back unless the connection ends. Replies may overtake.
-//! 2. The keeper answers this version and the one before. Fields are only ever added, with defaults.
+//! 2. The keeper answers this version and the one before ([`agree`]). Fields are only ever added, with defaults. An operation
+//!    that it doesn't know is answered with [`KeeperError::NotUnderstood`], and the connection goes on.
 //! 3. No request names a path: things are named by id or passed as descriptors. (A listening Unix socket is bound by the
 //!    server itself and given; its name is only a label.)
 
@@ -34,13 +35,17 @@ pub enum ClientKind {
     Visitor,
 }
 
-/// To the keeper.
+/// To the keeper, which reads operations as raw JSON first: one of a later version can then still be answered.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ToKeeper {
+pub enum ToKeeper<O = Op> {
     /// The first packet of each connection.
     Hello {
+        /// The latest version that the client speaks.
         version: u32,
+        /// The oldest; 0 from a client that speaks one only.
+        #[serde(default)]
+        oldest: u32,
         /// Build of the client, for the keeper's log.
         build: String,
         /// The id of the data directory: guards against talking to somebody else's keeper.
@@ -52,8 +57,14 @@ pub enum ToKeeper {
     },
     Request {
         id: u64,
-        op: Op,
+        op: O,
     },
+}
+
+/// The latest version that both speak: we those from [`OLDEST`] to [`VERSION`], the client those from `oldest` to `version`.
+pub(crate) fn agree(version: u32, oldest: u32) -> Option<u32> {
+    let oldest = if oldest == 0 { version } else { oldest };
+    Some(version.min(VERSION)).filter(|agreed| *agreed >= oldest.max(OLDEST))
 }
 
 /// What can be asked.
@@ -154,6 +165,7 @@ pub enum Op {
 #[serde(rename_all = "snake_case")]
 pub enum FromKeeper {
     Welcome {
+        /// The one to be spoken from now on.
         version: u32,
         build: String,
         pid: u32,
@@ -292,10 +304,31 @@ pub enum KeeperError {
     /// Only root may ask for this.
     #[error("only root may ask the keeper for this")]
     NotPermitted,
+    /// An operation of another version.
+    #[error(
+        "the keeper doesn't understand the operation {op} ({why}): it is of another build; start the server once as root, so \
+         that it replaces the keeper"
+    )]
+    NotUnderstood { op: String, why: String },
 }
 
 /// Where the ingress dials an instance.
 #[must_use]
 pub fn dial_address(net: &NetInfo, port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(net.address), port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_version_that_both_speak_is_agreed_on() {
+        assert_eq!(agree(VERSION, OLDEST), Some(VERSION));
+        assert_eq!(agree(VERSION + 1, VERSION), Some(VERSION));
+        assert_eq!(agree(OLDEST, 0), Some(OLDEST));
+        assert_eq!(agree(VERSION + 1, 0), None);
+        assert_eq!(agree(VERSION + 2, VERSION + 1), None);
+        assert_eq!(agree(OLDEST - 1, 0), None);
+    }
 }

@@ -15,6 +15,7 @@ use super::core::{Keeper, Timer, Token, Watch, now};
 use super::exit;
 use super::record::ProcessRecord;
 use super::spawners::{HOUSEKEEPER, Pending, STARTER};
+use crate::driver::DriverError;
 use crate::network::NetInfo;
 use crate::spawner::protocol::{Op, Reply, SpawnError};
 
@@ -125,6 +126,9 @@ impl Keeper {
         descriptors: Vec<OwnedFd>,
     ) {
         self.making.remove(&number);
+        self.pool_exhausted = result
+            .as_ref()
+            .is_err_and(|error| matches!(error.to_driver(), DriverError::Exhausted(_)));
         let outcome = match result {
             Ok(Reply::Made { pid, net }) => self
                 .adopt_made(number, pid, net, descriptors)

@@ -4,11 +4,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::net::{SocketFlags, accept_with};
+use serde_json::value::RawValue;
 
 use super::core::{Keeper, Token, Watch};
 use super::link::Link;
 use super::protocol::{
-    ClientKind, Event, FromKeeper, KeeperError, OLDEST, Reply, ToKeeper, VERSION,
+    ClientKind, Event, FromKeeper, KeeperError, OLDEST, Op, Reply, ToKeeper, VERSION, agree,
 };
 use crate::network::Gateway;
 use crate::spawner::protocol::Channel;
@@ -76,11 +77,12 @@ impl Keeper {
             let received = session
                 .link
                 .flush()
-                .and_then(|()| session.link.receive::<ToKeeper>());
+                .and_then(|()| session.link.receive::<ToKeeper<Box<RawValue>>>());
             match received {
                 Ok(Some((
                     ToKeeper::Hello {
                         version,
+                        oldest,
                         build,
                         data_id,
                         kind,
@@ -88,7 +90,11 @@ impl Keeper {
                     },
                     _,
                 ))) => {
-                    if let Err(reason) = self.welcome(id, version, &build, &data_id, kind, &holds) {
+                    let welcome = match agree(version, oldest) {
+                        Some(version) => self.welcome(id, version, &build, &data_id, kind, &holds),
+                        None => Err(self.other_protocol(&build, version)),
+                    };
+                    if let Err(reason) = welcome {
                         tracing::warn!(%reason, %build, "a client was refused");
                         self.say(id, FromKeeper::Refused { reason }, Vec::new());
                         self.drop_session(id);
@@ -99,7 +105,14 @@ impl Keeper {
                         self.drop_session(id);
                         return;
                     }
-                    self.serve(id, request, op, descriptors);
+                    match serde_json::from_str::<Op>(op.get()) {
+                        Ok(op) => self.serve(id, request, op, descriptors),
+                        Err(error) => {
+                            let refusal = not_understood(&op, &error);
+                            tracing::warn!(%refusal, "a request of another version");
+                            self.reply(id, request, Err(refusal), Vec::new());
+                        }
+                    }
                 }
                 Ok(None) => return,
                 Err(error) => {
@@ -121,6 +134,14 @@ impl Keeper {
         }
     }
 
+    fn other_protocol(&self, build: &str, version: u32) -> String {
+        format!(
+            "this keeper ({}) speaks protocol {OLDEST} to {VERSION}, the client ({build}) {version}: \
+             start the server once as root, so that it replaces the keeper",
+            self.config.build
+        )
+    }
+
     fn welcome(
         &mut self,
         id: u32,
@@ -130,13 +151,6 @@ impl Keeper {
         kind: ClientKind,
         holds: &[u32],
     ) -> Result<(), String> {
-        if !(OLDEST..=VERSION).contains(&version) {
-            return Err(format!(
-                "this keeper ({}) speaks protocol {OLDEST} to {VERSION}, the client ({build}) {version}: \
-                 start the server once as root, so that it replaces the keeper",
-                self.config.build
-            ));
-        }
         if data_id != self.config.id {
             return Err(format!(
                 "this keeper serves the data directory with id {}, not {data_id}",
@@ -295,5 +309,19 @@ impl Keeper {
             tracing::debug!(id, %error, "a connection ended");
             self.drop_session(id);
         }
+    }
+}
+
+/// What to say about an operation that can't be read.
+fn not_understood(op: &RawValue, error: &serde_json::Error) -> KeeperError {
+    let name = match serde_json::from_str::<serde_json::Value>(op.get()) {
+        Ok(serde_json::Value::String(name)) => name,
+        Ok(serde_json::Value::Object(fields)) => fields.keys().next().cloned().unwrap_or_default(),
+        _ => String::new(),
+    };
+    KeeperError::NotUnderstood {
+        // The client's text, in our log and its own.
+        op: name.chars().take(64).collect(),
+        why: error.to_string(),
     }
 }

@@ -14,7 +14,7 @@ use super::core::{Keeper, Timer, Token, Watch};
 use super::link::{Link, LinkError};
 use super::protocol::{KeeperError, Reply as ServerReply};
 use crate::driver::DriverError;
-use crate::spawner::protocol::{Channel, Op, Reply, Request, Response, SpawnError};
+use crate::spawner::protocol::{Channel, NO_REQUEST, Op, Reply, Request, Response, SpawnError};
 use crate::spawner::{CHANNEL_FD, Role, SpawnerConfig};
 
 /// Index of the spawner that only starts instances.
@@ -57,6 +57,15 @@ pub(crate) struct Spawner {
     pub(crate) process: Option<Process>,
     /// Starts since it last answered something: a spawner that dies at once is started slower and slower.
     failures: u32,
+    /// Why the last one could not begin to work, in its own words.
+    last_words: Option<SpawnError>,
+}
+
+impl Spawner {
+    /// Nobody is there to answer.
+    fn gone(&self) -> SpawnError {
+        self.last_words.clone().unwrap_or_else(gone)
+    }
 }
 
 #[derive(Debug)]
@@ -74,10 +83,12 @@ impl Keeper {
             Spawner {
                 process: None,
                 failures: 0,
+                last_words: None,
             },
             Spawner {
                 process: None,
                 failures: 0,
+                last_words: None,
             },
         ];
         self.start_spawner(STARTER);
@@ -128,6 +139,7 @@ impl Keeper {
             images_dir: self.config.data_dir.join("images"),
             logs_dir: Some(self.config.logs_dir()),
             copy_layers: self.config.copy_layers,
+            disk_reserve: self.config.disk_reserve,
             network: self.config.net.clone(),
             on_keeper_gone: if starter {
                 super::successor_arguments(&self.config)
@@ -168,8 +180,15 @@ impl Keeper {
 
     /// Asks a spawner. Without one, the answer is an error at once.
     pub(crate) fn ask(&mut self, index: u32, op: Op, descriptors: Vec<OwnedFd>, pending: Pending) {
+        if self.spawner(index).is_none() {
+            let gone = self
+                .spawners
+                .get(index as usize)
+                .map_or_else(gone, Spawner::gone);
+            self.answered(pending, Err(gone), Vec::new());
+            return;
+        }
         let Some(process) = self.spawner(index) else {
-            self.answered(pending, Err(gone()), Vec::new());
             return;
         };
         let id = process.next_request;
@@ -183,7 +202,9 @@ impl Keeper {
     /// Tells a spawner something that has no answer.
     pub(crate) fn tell(&mut self, index: u32, op: Op, descriptors: Vec<OwnedFd>) {
         if let Some(process) = self.spawner(index)
-            && let Err(error) = process.link.send(Request { id: 0, op }, descriptors)
+            && let Err(error) = process
+                .link
+                .send(Request { id: NO_REQUEST, op }, descriptors)
         {
             self.spawner_broken(index, &error);
         }
@@ -212,10 +233,12 @@ impl Keeper {
             match received {
                 Ok(Some((response, descriptors))) => {
                     let Some(pending) = process.pending.remove(&response.id) else {
+                        self.note_last_words(index, response);
                         continue;
                     };
                     if let Some(spawner) = self.spawners.get_mut(index as usize) {
                         spawner.failures = 0;
+                        spawner.last_words = None;
                     }
                     self.answered(pending, response.result, descriptors);
                 }
@@ -237,8 +260,9 @@ impl Keeper {
             let Ok(Some((response, descriptors))) = process.link.receive::<Response>() else {
                 break;
             };
-            if let Some(pending) = process.pending.remove(&response.id) {
-                self.answered(pending, response.result, descriptors);
+            match process.pending.remove(&response.id) {
+                Some(pending) => self.answered(pending, response.result, descriptors),
+                None => self.note_last_words(index, response),
             }
         }
         let Some(spawner) = self.spawners.get_mut(index as usize) else {
@@ -266,8 +290,22 @@ impl Keeper {
             });
             self.after(delay, Timer::StartSpawner(index));
         }
+        let gone = self
+            .spawners
+            .get(index as usize)
+            .map_or_else(gone, Spawner::gone);
         for (_, pending) in process.pending {
-            self.answered(pending, Err(gone()), Vec::new());
+            self.answered(pending, Err(gone.clone()), Vec::new());
+        }
+    }
+
+    /// An error that answers nothing says why a spawner could not begin to work; it ends then.
+    fn note_last_words(&mut self, index: u32, response: Response) {
+        if response.id == NO_REQUEST
+            && let Err(error) = response.result
+            && let Some(spawner) = self.spawners.get_mut(index as usize)
+        {
+            spawner.last_words = Some(error);
         }
     }
 

@@ -185,13 +185,14 @@ impl Keeper {
                 "no sandbox became free within {} s: {why}",
                 QUEUE_WAIT.as_secs()
             );
+            // Where sandboxes can't be made at all, waiting for room helps nobody.
+            let error = if self.pool_error.is_empty() || self.pool_exhausted {
+                KeeperError::Exhausted(text)
+            } else {
+                KeeperError::Internal(text)
+            };
             for (session, request) in queued.waiters {
-                self.reply(
-                    session,
-                    request,
-                    Err(KeeperError::Exhausted(text.clone())),
-                    Vec::new(),
-                );
+                self.reply(session, request, Err(error.clone()), Vec::new());
             }
         }
         self.queue = kept;

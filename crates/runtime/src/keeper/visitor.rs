@@ -52,9 +52,10 @@ impl Visitor {
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(Duration::from_secs(60)))
             .map_err(io::Error::from)?;
         let channel = Channel::from(fd);
-        let hello = ToKeeper::Hello {
+        let hello: ToKeeper = ToKeeper::Hello {
             // Whatever a visitor asks for, every keeper knows; above all an older one that is to make place for ours.
             version: OLDEST,
+            oldest: OLDEST,
             build: BUILD.to_owned(),
             data_id: data_id.to_owned(),
             kind: ClientKind::Visitor,

@@ -6,10 +6,16 @@
 //! docker and ufw leave foreign rules of these two chains alone when they restart.
 //! What we accept there was judged before by our own table (`rules`), which runs at an earlier priority.
 
-use std::collections::BTreeSet;
-use std::process::Command;
-
 use super::NetError;
+use super::rules::program;
+use std::collections::BTreeSet;
+
+/// That the programs for the tables that exist can be run.
+pub(super) fn check() -> Result<(), NetError> {
+    tools()
+        .iter()
+        .try_for_each(|tool| run(tool, &["--version"]).map(drop))
+}
 
 /// Lets packets of `uplink` pass.
 pub(super) fn open(tag: &str, uplink: &str) -> Result<(), NetError> {
@@ -69,7 +75,7 @@ fn tools() -> BTreeSet<String> {
         if legacy.lines().any(|table| table == "filter") {
             tools.insert(pick(&format!("{program}-legacy"), program));
         }
-        let nft = Command::new("nft")
+        let nft = super::rules::program("nft")
             .args(["list", "chain", family, "filter", "FORWARD"])
             .output();
         if nft.is_ok_and(|output| output.status.success()) {
@@ -81,7 +87,7 @@ fn tools() -> BTreeSet<String> {
 
 /// `wanted` where it is installed, else the name that every distribution has.
 fn pick(wanted: &str, fallback: &str) -> String {
-    let found = Command::new(wanted).arg("--version").output().is_ok();
+    let found = program(wanted).arg("--version").output().is_ok();
     if found {
         wanted.to_owned()
     } else {
@@ -94,10 +100,10 @@ fn run(tool: &str, arguments: &[&str]) -> Result<String, NetError> {
         program: format!("{tool} {}", arguments.join(" ")),
         reason,
     };
-    let output = Command::new(tool)
+    let output = program(tool)
         .args(arguments)
         .output()
-        .map_err(|error| failed(format!("{error}; install iptables")))?;
+        .map_err(|error| failed(format!("{error}; install it: apt-get install iptables")))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

@@ -49,6 +49,15 @@ pub const INTERNAL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Inside every instance: the host's own services that an [`EgressRule::Host`] opened (`host.utsuwa.internal`).
 pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 
+/// That the programs which [`Gateway`] runs are there: better said before anything is made than in a log afterwards.
+///
+/// # Errors
+/// [`NetError::Program`], saying what to install.
+pub fn check_programs() -> Result<(), NetError> {
+    rules::check()?;
+    firewall::check()
+}
+
 /// What the network of one server needs to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {

@@ -5,12 +5,14 @@
 //! drops by default).
 //!
 //! Where things are decided: the gateway's table knows cables and destinations; the host's table knows what is "the host
-//! itself" (any address it has now or gets later), before somebody's port forwarding rewrites the destination.
+//! itself" (any address it has now or gets later), before somebody's port forwarding rewrites the destination. The host is
+//! opened only by a rule that names an address of it and nothing else: a network that it happens to stand in does not.
 //! A refusal is a TCP reset or an ICMP answer, never silence, and is reported once per minute and destination.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{EgressRule, HOST_ADDRESS, INTERNAL_ADDRESS, NetError};
@@ -74,7 +76,7 @@ chain through {{ type filter hook forward priority filter; policy drop;
   accept
 }}
 ",
-            allowed = self.allowed(),
+            allowed = self.allowed(|_exact| true),
         );
         self.refuse(&mut text, "refuse_private", PREFIX_PRIVATE);
         self.refuse(&mut text, "refuse_peer", PREFIX_PEER);
@@ -93,7 +95,7 @@ chain through {{ type filter hook forward priority filter; policy drop;
             "chain host {{ type filter hook prerouting priority mangle; policy accept;
   iifname != \"{uplink}\" accept
   ct state established,related accept
-{allowed}  fib daddr type {{ local, broadcast, anycast, multicast }} goto refuse_host
+{named}  fib daddr type {{ local, broadcast, anycast, multicast }} goto refuse_host
 }}
 chain through {{ type filter hook forward priority filter - 5; policy accept;
   oifname \"{uplink}\" ct state established,related accept
@@ -105,7 +107,7 @@ chain out {{ type nat hook postrouting priority srcnat; policy accept;
   ip6 saddr {range6}/{prefix6} oifname != \"{uplink}\" masquerade
 }}
 ",
-            allowed = self.allowed(),
+            named = self.allowed(|exact| exact),
         );
         self.refuse(&mut text, "refuse_host", PREFIX_HOST);
         text.push_str("}\n");
@@ -123,7 +125,8 @@ set reported6 {{ type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeo
         )
     }
 
-    fn allowed(&self) -> String {
+    /// The rules that `wanted` takes: it is told whether a rule names one address exactly.
+    fn allowed(&self, wanted: impl Fn(bool) -> bool) -> String {
         let mut text = String::new();
         for rule in self.allow {
             let EgressRule::Network {
@@ -134,6 +137,10 @@ set reported6 {{ type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeo
             else {
                 continue;
             };
+            let exact = *prefix == if network.is_ipv4() { 32 } else { 128 };
+            if !wanted(exact) {
+                continue;
+            }
             let family = if matches!(network, IpAddr::V4(_)) {
                 "ip"
             } else {
@@ -168,19 +175,52 @@ set reported6 {{ type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeo
     }
 }
 
+const INSTALL: &str = "install it: apt-get install nftables";
+
+/// `name` where administration programs are, else wherever the caller's PATH leads: many users have no sbin in it.
+pub(super) fn program(name: &str) -> Command {
+    let place = ["/usr/sbin", "/sbin"]
+        .iter()
+        .map(|folder| Path::new(folder).join(name))
+        .find(|path| path.exists());
+    match place {
+        Some(path) => Command::new(path),
+        None => Command::new(name),
+    }
+}
+
+/// That `nft` can be run.
+pub(super) fn check() -> Result<(), NetError> {
+    let failed = |reason: String| NetError::Program {
+        program: "nft".to_owned(),
+        reason: format!("{reason}; {INSTALL}"),
+    };
+    let output = program("nft")
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| failed(error.to_string()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(failed(
+        String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    ))
+}
+
 /// Loads a table in the thread's network namespace.
 pub(super) fn load(text: &str) -> Result<(), NetError> {
     let failed = |reason: String| NetError::Program {
         program: "nft".to_owned(),
         reason,
     };
-    let mut child = Command::new("nft")
+    let mut child = program("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| failed(format!("{error}; install nftables")))?;
+        .map_err(|error| failed(format!("{error}; {INSTALL}")))?;
     if let Some(mut input) = child.stdin.take() {
         input
             .write_all(text.as_bytes())

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::driver::DriverError;
+use crate::image::ErrorClass;
 
 /// Why a spawner refused or could not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -58,9 +59,15 @@ pub enum SpawnError {
     /// A layer has to be copied for this service first (`Prepare`).
     #[error("layer {diff_id} is not copied for this service yet: try again")]
     NotPrepared { diff_id: String },
-    /// The content of a layer is not what its digest promises, or not a layer.
+    /// A layer could not be unpacked: `class` says whether that is the layer's fault or ours.
     #[error("unpack layer {diff_id}: {why}")]
-    Unpack { diff_id: String, why: String },
+    Unpack {
+        diff_id: String,
+        why: String,
+        /// A spawner of before this field existed blamed the layer.
+        #[serde(default = "blamed_on_the_layer")]
+        class: ErrorClass,
+    },
     /// A resource of the host ran out.
     #[error("{what} ran out on this host ({detail}): {advice}")]
     Exhausted {
@@ -149,8 +156,16 @@ impl SpawnError {
             | Self::Invalid { .. }
             | Self::Rootfs { .. }
             | Self::LayerMissing { .. }
-            | Self::MemoryLimit { .. }
-            | Self::Unpack { .. } => DriverError::Refused(self.to_string()),
+            | Self::MemoryLimit { .. } => DriverError::Refused(self.to_string()),
+            Self::Unpack { class, .. } => match class {
+                ErrorClass::Caller | ErrorClass::NotFound | ErrorClass::Unauthorized => {
+                    DriverError::Refused(self.to_string())
+                }
+                ErrorClass::Exhausted => DriverError::Exhausted(self.to_string()),
+                ErrorClass::Unavailable | ErrorClass::Internal => {
+                    DriverError::Internal(self.to_string())
+                }
+            },
             Self::Exhausted { .. } | Self::Timeout { .. } | Self::NotPrepared { .. } => {
                 DriverError::Exhausted(self.to_string())
             }
@@ -162,10 +177,54 @@ impl SpawnError {
     }
 }
 
+fn blamed_on_the_layer() -> ErrorClass {
+    ErrorClass::Caller
+}
+
 fn describe_errno(errno: i32) -> String {
     if errno == 0 {
         "no system error".to_owned()
     } else {
         std::io::Error::from_raw_os_error(errno).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bad_layer_is_blamed_on_the_image() {
+        let refused = |class| {
+            let error = SpawnError::Unpack {
+                diff_id: "sha256:0".to_owned(),
+                why: "no space".to_owned(),
+                class,
+            };
+            // As it arrives: through a socket.
+            let text = serde_json::to_string(&error).unwrap();
+            serde_json::from_str::<SpawnError>(&text)
+                .unwrap()
+                .to_driver()
+        };
+        assert!(matches!(
+            refused(ErrorClass::Caller),
+            DriverError::Refused(_)
+        ));
+        assert!(matches!(
+            refused(ErrorClass::Exhausted),
+            DriverError::Exhausted(_)
+        ));
+        assert!(matches!(
+            refused(ErrorClass::Unavailable),
+            DriverError::Internal(_)
+        ));
+        assert!(matches!(
+            refused(ErrorClass::Internal),
+            DriverError::Internal(_)
+        ));
+        let old = r#"{"error":"unpack","diff_id":"sha256:0","why":"no layer"}"#;
+        let old: SpawnError = serde_json::from_str(old).unwrap();
+        assert!(matches!(old.to_driver(), DriverError::Refused(_)));
     }
 }

@@ -42,6 +42,8 @@ pub(super) struct Housekeeper {
     pub(super) plan: Plan,
     pub(super) newborns: Vec<Newborn>,
     pub(super) images: PathBuf,
+    /// Free bytes that unpacking leaves.
+    disk_reserve: u64,
     pub(super) logs: Option<PathBuf>,
     pub(super) method: Method,
     pub(super) removals: Vec<Removal>,
@@ -79,6 +81,7 @@ impl Housekeeper {
             gateway,
             plan,
             images: config.images_dir.clone(),
+            disk_reserve: config.disk_reserve,
             newborns: Vec::new(),
             logs: config.logs_dir.clone(),
             method: Method::choose(features, &config.images_dir, config.copy_layers),
@@ -150,7 +153,14 @@ impl Worker for Housekeeper {
             Op::Unpack {
                 diff_id,
                 media_type,
-            } => match Job::begin(id, &self.images, &diff_id, &media_type, descriptors.pop()) {
+            } => match Job::begin(
+                id,
+                &self.images,
+                &diff_id,
+                &media_type,
+                descriptors.pop(),
+                self.disk_reserve,
+            ) {
                 Ok(job) => {
                     self.jobs.push(job);
                     return;

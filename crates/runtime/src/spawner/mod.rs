@@ -70,6 +70,8 @@ pub struct SpawnerConfig {
     /// Copy layers for each service also where they could be idmapped.
     #[serde(default)]
     pub copy_layers: bool,
+    /// Free bytes that unpacking leaves on the disk of `images_dir`.
+    pub disk_reserve: u64,
     /// The gateway; `None` gives sandboxes no network but loopback (their [`NetInfo`](crate::network::NetInfo) is then all
     /// zeros).
     pub network: Option<crate::network::NetConfig>,
@@ -147,12 +149,24 @@ trait Worker {
     fn end(self: Box<Self>) -> Held;
 }
 
-fn serve(channel: &Channel, config: &SpawnerConfig) -> Result<Held, SpawnError> {
+/// What can go wrong before the first request.
+fn begin(config: &SpawnerConfig) -> Result<Box<dyn Worker>, SpawnError> {
     own_mount_namespace()?;
     let features = probe::probe();
-    let mut worker: Box<dyn Worker> = match config.role {
+    Ok(match config.role {
         Role::Starter => Box::new(starter::Starter::new(config, &features)?),
         Role::Housekeeper => Box::new(housekeeper::Housekeeper::new(config, &features)?),
+    })
+}
+
+fn serve(channel: &Channel, config: &SpawnerConfig) -> Result<Held, SpawnError> {
+    let mut worker = match begin(config) {
+        Ok(worker) => worker,
+        Err(error) => {
+            // The keeper shows it to those who wait for a sandbox.
+            respond(channel, protocol::NO_REQUEST, Err(error.clone()), &[]);
+            return Err(error);
+        }
     };
     loop {
         let waiting = worker.waiting();

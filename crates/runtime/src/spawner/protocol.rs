@@ -40,6 +40,9 @@ pub const MESSAGE_LIMIT: u64 = 8 * 1024 * 1024;
 /// The kernel's limit of descriptors in one packet is 253.
 pub const DESCRIPTOR_LIMIT: usize = 250;
 
+/// Id of requests that have no answer, and of the error with which a spawner says that it can't begin to work.
+pub const NO_REQUEST: u64 = 0;
+
 /// From the keeper to a spawner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {

@@ -20,7 +20,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use super::child::Child;
 use super::chores::PARTIAL;
 use super::protocol::{Reply, SpawnError};
-use crate::image::unpack::{self, Limits, UnpackReport, UnpackSpec};
+use crate::image::ErrorClass;
+use crate::image::unpack::{self, Limits, UnpackError, UnpackReport, UnpackSpec};
 use crate::sandbox::layers::digest_hex;
 use crate::sandbox::process::{IMAGE_BASE, map_ids, reap};
 use crate::sandbox::seccomp;
@@ -63,11 +64,13 @@ impl Job {
         diff_id: &str,
         media_type: &str,
         blob: Option<OwnedFd>,
+        reserve_bytes: u64,
     ) -> Result<Self, SpawnError> {
         let hex = digest_hex(diff_id)?;
         let refuse = |why: String| SpawnError::Unpack {
             diff_id: diff_id.to_owned(),
             why,
+            class: ErrorClass::Caller,
         };
         let blob = blob.ok_or_else(|| refuse("the request came without its blob".to_owned()))?;
         let spec = UnpackSpec {
@@ -75,7 +78,10 @@ impl Job {
                 .parse()
                 .map_err(|_| refuse("this is no digest".to_owned()))?,
             media_type: media_type.to_owned(),
-            limits: Limits::default(),
+            limits: Limits {
+                reserve_bytes,
+                ..Limits::default()
+            },
         };
         let at = |call: &'static str| {
             move |e: io::Error| SpawnError::sys(call, e, format!("unpack layer {diff_id}"))
@@ -136,17 +142,14 @@ impl Job {
         }
     }
 
-    fn settle(
-        &self,
-        report: Result<UnpackReport, unpack::UnpackError>,
-    ) -> Result<Reply, SpawnError> {
-        let refuse = |why: String| SpawnError::Unpack {
+    fn settle(&self, report: Result<UnpackReport, UnpackError>) -> Result<Reply, SpawnError> {
+        let failed = |error: UnpackError| SpawnError::Unpack {
             diff_id: self.diff_id.clone(),
-            why,
+            class: error.class(),
+            why: error.to_string(),
         };
-        let report = report.map_err(|error| refuse(error.to_string()))?;
-        unpack::mark_opaque(self.directory.as_fd(), &report.opaque)
-            .map_err(|error| refuse(error.to_string()))?;
+        let report = report.map_err(failed)?;
+        unpack::mark_opaque(self.directory.as_fd(), &report.opaque).map_err(failed)?;
         match fs::rename(&self.partial, &self.target) {
             Ok(()) => {}
             // Unpacked twice at the same time: the first one stays.
@@ -164,28 +167,9 @@ impl Job {
         Ok(Reply::Unpacked {
             entries: report.entries,
             bytes: report.bytes,
-            skipped: skipped(&report),
+            skipped: report.left_out(),
         })
     }
-}
-
-fn skipped(report: &UnpackReport) -> Vec<String> {
-    let notes = [
-        (
-            report.skipped,
-            "device nodes or entries of unknown types left out",
-        ),
-        (report.skipped_attributes, "extended attributes left out"),
-        (
-            report.remapped_owners,
-            "entries of owners above 65535 given to nobody",
-        ),
-    ];
-    notes
-        .iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, what)| format!("{count} {what}"))
-        .collect()
 }
 
 fn start_child(
@@ -227,10 +211,9 @@ fn start_child(
                 &arguments,
             );
             // The reader of descriptor 5 understands only reports; this one it can show.
-            let answer: Result<UnpackReport, unpack::UnpackError> =
-                Err(unpack::UnpackError::Unavailable {
-                    why: failure.to_string(),
-                });
+            let answer: Result<UnpackReport, UnpackError> = Err(UnpackError::Unavailable {
+                why: failure.to_string(),
+            });
             let _ = rustix::io::write(result, &serde_json::to_vec(&answer).unwrap_or_default());
             sys::leave(1)
         }

@@ -1,7 +1,6 @@
 //! What tests with real sandboxes share: whether they can run here, and layers with a busybox.
 #![allow(
     clippy::unwrap_used,
-    clippy::print_stderr,
     clippy::allow_attributes,
     unreachable_pub,
     reason = "tests, and a module shared by them"
@@ -16,12 +15,13 @@ use utsuwa_runtime::sandbox::process::IMAGE_BASE;
 /// Whether these tests can run here; says so when not.
 pub fn possible(test: &str) -> bool {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped {test}: it makes namespaces and cgroups, which needs root");
+        crate::skip::skip(test, "it makes namespaces and cgroups, which needs root");
         return false;
     }
     if !Path::new("/bin/busybox").exists() {
-        eprintln!(
-            "skipped {test}: it needs a static busybox at /bin/busybox (apt install busybox-static)"
+        crate::skip::skip(
+            test,
+            "it needs a static busybox at /bin/busybox (apt install busybox-static)",
         );
         return false;
     }

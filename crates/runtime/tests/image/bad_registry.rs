@@ -76,7 +76,7 @@ async fn fails(store: &ImageStore, fake: &Fake, name: &str) -> utsuwa_runtime::i
 
 #[tokio::test]
 async fn a_broken_download_is_resumed_where_it_broke() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = noisy();
@@ -103,7 +103,7 @@ async fn a_broken_download_is_resumed_where_it_broke() {
 
 #[tokio::test]
 async fn a_registry_that_cannot_resume_starts_over() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = noisy();
@@ -135,7 +135,157 @@ async fn a_registry_that_always_breaks_off_is_given_up() {
     let error = fails(&store.store, &fake, "app:v1").await;
     assert_eq!(error.class(), ErrorClass::Unavailable);
     assert!(fake.count("/blobs/") < 10);
+    assert_eq!(store.parts(), [4000], "kept for the next try");
+}
+
+/// What arrived before a pull failed, also before the server ended, is the next one's beginning.
+#[tokio::test]
+async fn a_failed_download_is_gone_on_with_by_the_next_pull() {
+    if !is_root(crate::skip::here!()) {
+        return;
+    }
+    let content = noisy();
+    let layer = content.layers[0].clone();
+    let size = content.blobs[&layer].len();
+    let breaks = Arc::new(AtomicUsize::new(0));
+    let (served, name, seen) = (content.clone(), layer.clone(), Arc::clone(&breaks));
+    let fake = Fake::start(move |asked| {
+        let mut answer = honest(&served, asked);
+        if asked.target.ends_with(&name) && seen.fetch_add(1, Ordering::SeqCst) < 4 {
+            answer.cut_after = Some(100_000);
+        }
+        answer
+    });
+    let store = store_for(&fake);
+    fails(&store.store, &fake, "app:v1").await;
+    assert_eq!(store.parts(), [400_000]);
+    store.store.close().await;
+    let again = Store::at(store.directory, |settings| {
+        settings.registry.insecure = vec![fake.host()];
+    });
+    let name = format!("{}/app:v1", fake.host());
+    let found = again.store.ensure(&name).await.unwrap();
+    let noisy_file = again.layer(&found.layers[0]).join("noise");
+    assert_eq!(std::fs::read(noisy_file).unwrap(), noise(4 << 20));
+    let asked = fake.asked.lock();
+    let last = asked
+        .iter()
+        .rev()
+        .find(|asked| asked.target.ends_with(&layer));
+    assert_eq!(last.unwrap().header("range"), "bytes=400000-");
+    assert!(size > 400_000);
+    again.assert_clean();
+}
+
+#[tokio::test]
+async fn a_damaged_part_is_found_out_and_downloaded_anew() {
+    if !is_root(crate::skip::here!()) {
+        return;
+    }
+    let content = noisy();
+    let layer = content.layers[0].clone();
+    let fake = Fake::start(move |asked| honest(&content, asked));
+    let store = store_for(&fake);
+    let part = format!(
+        "blobs/sha256/{}.partial",
+        layer.trim_start_matches("sha256:")
+    );
+    std::fs::write(store.directory.path().join(part), vec![0; 100_000]).unwrap();
+    let name = format!("{}/app:v1", fake.host());
+    store.store.ensure(&name).await.unwrap();
+    assert_eq!(
+        fake.count(&layer),
+        2,
+        "from the part, then from the beginning"
+    );
     store.assert_clean();
+}
+
+#[tokio::test]
+async fn a_registry_that_trickles_is_given_up() {
+    let content = noisy();
+    let layer = content.layers[0].clone();
+    let fake = Fake::start(move |asked| {
+        let mut answer = honest(&content, asked);
+        if asked.target.ends_with(&layer) {
+            answer.trickle_after = Some(1000);
+        }
+        answer
+    });
+    let store = Store::new(|settings| {
+        settings.registry.insecure = vec![fake.host()];
+        settings.registry.rate_window = Duration::from_millis(300);
+    });
+    let error = fails(&store.store, &fake, "app:v1").await;
+    assert_eq!(error.class(), ErrorClass::Unavailable);
+    let text = error.to_string();
+    assert!(
+        text.contains("slower than 8192 bytes a second") && text.contains("Deploy again"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_pull_that_never_ends_is_given_up() {
+    let content = noisy();
+    let layer = content.layers[0].clone();
+    let fake = Fake::start(move |asked| {
+        let mut answer = honest(&content, asked);
+        if asked.target.ends_with(&layer) {
+            answer.stall_after = Some(1 << 20);
+        }
+        answer
+    });
+    let store = Store::new(|settings| {
+        settings.registry.insecure = vec![fake.host()];
+        settings.pull_limit = Duration::from_millis(500);
+    });
+    let error = fails(&store.store, &fake, "app:v1").await;
+    assert_eq!(error.class(), ErrorClass::Unavailable);
+    let text = error.to_string();
+    assert!(
+        text.contains("the longest a pull may take") && text.contains(" bytes arrived"),
+        "{text}"
+    );
+}
+
+/// Who waits may leave and come back; the pull goes on meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_outlives_those_who_leave_it() {
+    if !is_root(crate::skip::here!()) {
+        return;
+    }
+    let content = noisy();
+    let layer = content.layers[0].clone();
+    let name = layer.clone();
+    let (reached, mut waiting) = tokio::sync::mpsc::unbounded_channel();
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = parking_lot::Mutex::new(gate);
+    let fake = Fake::start(move |asked| {
+        if asked.target.ends_with(&name) {
+            reached.send(()).unwrap();
+            gate.lock().recv().unwrap();
+        }
+        honest(&content, asked)
+    });
+    let store = Store::new(|settings| settings.registry.insecure = vec![fake.host()]);
+    let reference = format!("{}/app:v1", fake.host());
+    tokio::select! {
+        result = store.store.ensure(&reference) => panic!("{result:?}"),
+        _ = waiting.recv() => {}
+    }
+    open.send(()).unwrap();
+    let (progress, shown) = tokio::sync::watch::channel(Default::default());
+    let joined = store.store.ensure_reporting(&reference, progress);
+    joined.await.unwrap();
+    assert_eq!(fake.count(&layer), 1, "joined, not begun again");
+    let layers = &shown.borrow().layers;
+    assert!(
+        layers
+            .iter()
+            .all(|layer| layer.done_bytes == layer.total_bytes)
+            && !layers.is_empty()
+    );
 }
 
 #[tokio::test]
@@ -148,7 +298,7 @@ async fn a_registry_that_stalls_is_given_up() {
         error.to_string().contains("sent nothing for 0.3 s"),
         "{error}"
     );
-    store.assert_clean();
+    assert_eq!(store.parts().len(), 1, "kept for the next try");
 }
 
 #[tokio::test]
@@ -189,7 +339,7 @@ async fn content_under_a_wrong_digest_is_refused() {
 
 #[tokio::test]
 async fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let mut content = noisy();
@@ -210,7 +360,7 @@ async fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
 
 #[tokio::test]
 async fn a_token_is_fetched_with_and_without_credentials() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     for with_credentials in [false, true] {
@@ -315,7 +465,7 @@ async fn an_image_for_other_machines_names_what_it_offers() {
 
 #[tokio::test]
 async fn redirects_keep_the_proof_to_themselves_and_lists_are_followed() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let ours = image(&[(tar_of(&[("a", b"b")]), Compression::Gzip)]);
@@ -356,7 +506,7 @@ async fn redirects_keep_the_proof_to_themselves_and_lists_are_followed() {
 
 #[tokio::test]
 async fn the_same_layer_wanted_twice_is_downloaded_once() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = noisy();
@@ -392,7 +542,7 @@ async fn a_pull_that_would_eat_the_reserve_does_not_start() {
 
 #[tokio::test]
 async fn a_busy_registry_is_asked_again() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let content = image(&[(tar_of(&[("a", b"b")]), Compression::Gzip)]);
@@ -407,7 +557,7 @@ async fn a_busy_registry_is_asked_again() {
 }
 
 #[tokio::test]
-async fn dropping_a_pull_leaves_nothing_half_done() {
+async fn closing_ends_pulls_and_keeps_what_arrived() {
     let content = noisy();
     let layer = content.layers[0].clone();
     let (reached, mut waiting) = tokio::sync::mpsc::unbounded_channel();
@@ -419,17 +569,29 @@ async fn dropping_a_pull_leaves_nothing_half_done() {
         }
         answer
     });
-    let store = store_for(&fake);
+    // Would wait for five seconds, again and again.
+    let store = Store::new(|settings| settings.registry.insecure = vec![fake.host()]);
     let name = format!("{}/app:v1", fake.host());
     assert_eq!(store.store.pulling(&name), None);
-    tokio::select! {
-        result = store.store.ensure(&name) => panic!("{result:?}"),
-        _ = waiting.recv() => {
-            // Whoever asks sees it going on, without being part of it.
-            let (done, total) = store.store.pulling(&name).unwrap().bytes();
-            assert!(done < total && total > 4 << 20, "{done} of {total}");
+    let pull = store.store.ensure(&name);
+    let close = async {
+        waiting.recv().await;
+        // Whoever asks sees it going on, without being part of it.
+        let (done, total) = store.store.pulling(&name).unwrap().bytes();
+        assert!(done < total && total > 4 << 20, "{done} of {total}");
+        while store.parts() != [1 << 20] {
+            tokio::task::yield_now().await;
         }
-    }
+        store.store.close().await;
+    };
+    let (result, ()) = tokio::join!(pull, close);
+    let error = result.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Unavailable);
+    assert!(
+        error.to_string().contains("the server is ending"),
+        "{error}"
+    );
     assert_eq!(store.store.pulling(&name), None);
-    store.assert_clean();
+    assert_eq!(store.parts(), [1 << 20]);
+    assert!(store.names("layers").is_empty() && store.store.list().is_empty());
 }

@@ -31,6 +31,8 @@ pub struct Answer {
     pub cut_after: Option<usize>,
     /// Send only so much of the body, then nothing more until the client leaves.
     pub stall_after: Option<usize>,
+    /// Send only so much of the body, then a byte every 20 ms.
+    pub trickle_after: Option<usize>,
 }
 
 impl Answer {
@@ -179,6 +181,7 @@ fn serve(mut connection: TcpStream, log: &Mutex<Vec<Asked>>, handler: &Handler) 
         let most = answer
             .cut_after
             .or(answer.stall_after)
+            .or(answer.trickle_after)
             .unwrap_or(answer.body.len())
             .min(answer.body.len());
         if connection
@@ -186,6 +189,14 @@ fn serve(mut connection: TcpStream, log: &Mutex<Vec<Asked>>, handler: &Handler) 
             .and_then(|()| connection.write_all(&answer.body[..most]))
             .is_err()
         {
+            return;
+        }
+        if answer.trickle_after.is_some() {
+            let mut rest = answer.body[most..].iter();
+            while rest.next().is_some_and(|byte| {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                connection.write_all(&[*byte]).is_ok()
+            }) {}
             return;
         }
         if answer.stall_after.is_some() {

@@ -23,10 +23,10 @@ pub fn architecture() -> &'static str {
 }
 
 /// Unpacking keeps ownership, so it needs root.
-pub fn is_root() -> bool {
+pub fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("skipped: unpacking layers needs root");
+        crate::skip::skip(test, "unpacking layers needs root");
     }
     root
 }
@@ -73,6 +73,16 @@ impl Store {
             .collect();
         names.sort();
         names
+    }
+
+    /// Parts of downloads, by the bytes that are there.
+    pub fn parts(&self) -> Vec<u64> {
+        let blobs = self.directory.path().join("blobs/sha256");
+        let names = self.names("blobs/sha256").into_iter();
+        names
+            .filter(|name| name.ends_with(".partial"))
+            .map(|name| std::fs::metadata(blobs.join(name)).unwrap().len())
+            .collect()
     }
 
     /// Nothing but whole blobs and layers.

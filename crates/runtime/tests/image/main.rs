@@ -14,4 +14,6 @@ mod fixture;
 mod real_registry;
 mod restart;
 mod sample;
+#[path = "../../../../tests/skip.rs"]
+mod skip;
 mod upload;

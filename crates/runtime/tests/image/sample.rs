@@ -10,7 +10,7 @@ use crate::fixture::{Store, is_root};
 
 #[tokio::test]
 async fn the_sample_needs_no_network_and_runs() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let store = Store::new(|_settings| {});
@@ -103,7 +103,7 @@ async fn the_sample_needs_no_network_and_runs() {
 
 #[tokio::test]
 async fn images_nobody_pins_are_collected_and_pinned_ones_stay() {
-    if !is_root() {
+    if !is_root(crate::skip::here!()) {
         return;
     }
     let store = Store::new(|settings| settings.grace = std::time::Duration::ZERO);
@@ -125,8 +125,9 @@ async fn images_nobody_pins_are_collected_and_pinned_ones_stay() {
     );
     assert_eq!(store.names("layers"), Vec::<String>::new());
     assert!(store.store.list().is_empty());
-    store.store.ensure("utsuwa.local/hello").await.unwrap();
-    assert!(store.layer(&image.layers[0]).join("hello").exists());
+    let again = Store::at(store.directory, |_settings| {});
+    again.store.ensure("utsuwa.local/hello").await.unwrap();
+    assert!(again.layer(&image.layers[0]).join("hello").exists());
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use utsuwa_runtime::client::{InternalEvent, SandboxDriver};
 use utsuwa_runtime::keeper::protocol::{Op, Reply, Status};
 use utsuwa_runtime::keeper::{self, KeeperConfig};
 use utsuwa_runtime::network::NetConfig;
+use utsuwa_runtime::spawner::protocol::Channel;
 use utsuwa_runtime::{Driver, InstanceEvent};
 
 use crate::busybox;
@@ -125,6 +126,21 @@ impl World {
             Ok((Reply::Status(status), _)) => Some(status),
             _ => None,
         }
+    }
+
+    /// Packets sent on a connection of their own, as a program of any version may; answers what came back to each, until
+    /// the keeper hung up.
+    pub fn speak(&self, packets: &[serde_json::Value]) -> Vec<serde_json::Value> {
+        let kind = rustix::net::SocketType::SEQPACKET;
+        let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, kind, None).unwrap();
+        let address = rustix::net::SocketAddrUnix::new(self.config.socket()).unwrap();
+        rustix::net::connect(&socket, &address).unwrap();
+        let channel = Channel::from(socket);
+        let answers = packets.iter().map_while(|packet| {
+            channel.send(packet, &[]).ok()?;
+            Some(channel.receive().ok()??.0)
+        });
+        answers.collect()
     }
 
     pub async fn server(&self) -> Server {

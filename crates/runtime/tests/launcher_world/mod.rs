@@ -157,15 +157,20 @@ impl World {
     }
 
     pub fn with_network(network: Option<NetConfig>) -> Self {
-        Self::begin(network, false)
+        Self::with(network, 0)
     }
 
     /// One in which layers are copied, as where ids can't be mapped.
     pub fn that_copies() -> Self {
-        Self::begin(None, true)
+        Self::begin(None, true, 0)
     }
 
-    fn begin(network: Option<NetConfig>, copy_layers: bool) -> Self {
+    /// `disk_reserve`: bytes that unpacking must leave.
+    pub fn with(network: Option<NetConfig>, disk_reserve: u64) -> Self {
+        Self::begin(network, false, disk_reserve)
+    }
+
+    fn begin(network: Option<NetConfig>, copy_layers: bool, disk_reserve: u64) -> Self {
         let id = network
             .as_ref()
             .map_or_else(Self::id, |network| network.id.clone());
@@ -182,6 +187,7 @@ impl World {
             images_dir: images.clone(),
             logs_dir: None,
             copy_layers,
+            disk_reserve,
             network: network.clone(),
             on_keeper_gone: Vec::new(),
         };

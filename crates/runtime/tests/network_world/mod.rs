@@ -50,9 +50,9 @@ impl Drop for Namespace {
 
 impl World {
     /// `None`, with a word about it, without root.
-    pub(crate) fn new(letter: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str, letter: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
-            skipped("the network tests need root");
+            crate::skip::skip(test, "the network tests need root");
             return None;
         }
         let id = format!("{letter}{:x}", std::process::id());
@@ -189,23 +189,6 @@ fn within<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> T 
         scope.spawn(body).join()
     });
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// Says so, and notes it where the test run collects what it left out.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the test run's only way to say where"
-)]
-fn skipped(why: &str) {
-    eprintln!("skipped: {why}");
-    if let Ok(file) = std::env::var("UTSUWA_TEST_SKIPPED") {
-        let mut file = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(file)
-            .unwrap();
-        writeln!(file, "{why}").unwrap();
-    }
 }
 
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {

@@ -10,6 +10,8 @@ mod durable;
 mod files;
 mod rows;
 mod services;
+#[path = "../../../../tests/skip.rs"]
+mod skip;
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;

@@ -19,7 +19,7 @@ fn user(uid: u32) -> ServerUser {
 fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("skipped {test}: giving files away needs root");
+        crate::skip::skip(test, "giving files away needs root");
     }
     root
 }

@@ -4,7 +4,7 @@
 //! they stream) or know what a manifest means.
 //!
 //! Why not a ready client: resuming by range, the refusal of redirects from https to http, deadlines per byte instead of per
-//! request, and errors a person can act on all sit below what those offer.
+//! request, a least rate, and errors a person can act on all sit below what those offer.
 //!
 //! Invariants: 1. Plain http is spoken only to hosts the operator listed. 2. Credentials go to the registry and to the token
 //! service it names, never along a redirect to another host. 3. Every wait ends: connecting, headers and every piece of a body
@@ -13,10 +13,11 @@
 mod address;
 mod challenge;
 mod failure;
+mod pace;
 mod proof;
 mod transport;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -34,6 +35,7 @@ use super::manifest;
 use super::reference::Reference;
 use address::origin;
 use failure::{header_text, refusal, retry_after};
+use pace::Pace;
 use transport::Transport;
 
 /// Registries refuse larger manifests themselves.
@@ -50,10 +52,12 @@ pub struct RegistrySettings {
     pub credentials: Credentials,
     /// `HOST[:PORT]` of registries that speak plain http.
     pub insecure: Vec<String>,
-    /// PEM texts of further certificate authorities.
-    pub certificate_authorities: Vec<String>,
+    /// PEM texts of further certificate authorities, by the registry (`HOST[:PORT]`) they are believed for.
+    pub certificate_authorities: BTreeMap<String, String>,
     /// Longest silence of a registry while something is expected from it.
     pub stall: Duration,
+    /// Over this long the rate of a download is looked at.
+    pub rate_window: Duration,
 }
 
 impl Default for RegistrySettings {
@@ -61,8 +65,10 @@ impl Default for RegistrySettings {
         Self {
             credentials: Credentials::default(),
             insecure: Vec::new(),
-            certificate_authorities: Vec::new(),
+            certificate_authorities: BTreeMap::new(),
             stall: Duration::from_secs(20),
+            // Longer than any hiccup of a line that works.
+            rate_window: Duration::from_secs(60),
         }
     }
 }
@@ -87,6 +93,7 @@ pub(crate) struct Document {
 #[derive(Debug)]
 pub(crate) struct BlobStream {
     response: Response,
+    pace: Pace,
     /// Where in the blob the first byte belongs: the offset that was asked for, or 0 from registries that can't resume.
     pub(crate) offset: u64,
 }
@@ -172,6 +179,7 @@ impl Registry {
                 .starts_with(&format!("bytes {offset}-"));
         Ok(BlobStream {
             offset: if resumed { offset } else { 0 },
+            pace: Pace::default(),
             response,
         })
     }
@@ -184,8 +192,22 @@ impl Registry {
         stream: &mut BlobStream,
     ) -> Result<Option<Bytes>, PullError> {
         let doing = format!("pull layer {digest}");
+        let asked = Instant::now();
         match tokio::time::timeout(self.settings.stall, stream.response.chunk()).await {
-            Ok(Ok(chunk)) => Ok(chunk),
+            Ok(Ok(Some(chunk))) => {
+                let window = self.settings.rate_window;
+                match stream.pace.add(asked.elapsed(), chunk.len(), window) {
+                    None => Ok(Some(chunk)),
+                    Some((bytes, waited)) => Err(PullError::Slow {
+                        registry: image.registry.clone(),
+                        doing,
+                        bytes,
+                        waited,
+                        least: pace::LEAST,
+                    }),
+                }
+            }
+            Ok(Ok(None)) => Ok(None),
             Ok(Err(error)) => Err(self.failure(image, &doing, &error)),
             Err(_elapsed) => Err(self.stalled(image, &doing)),
         }

@@ -1,10 +1,12 @@
 //! HTTP clients, made when first needed: a machine without certificates can still use plain-http registries.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use reqwest::{Certificate, Client, ClientBuilder, Url};
 
 use crate::image::error::PullError;
@@ -13,7 +15,10 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Transport {
-    authorities: Vec<String>,
+    /// PEM texts by `HOST[:PORT]`.
+    authorities: BTreeMap<String, String>,
+    /// For registries with authorities of their own, which nobody else is believed by.
+    own: Mutex<BTreeMap<String, Client>>,
     /// For https, through the proxy of the environment if there is one.
     secure: OnceLock<Client>,
     /// For plain http elsewhere, through the proxy too.
@@ -23,9 +28,10 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    pub(super) fn new(authorities: Vec<String>) -> Self {
+    pub(super) fn new(authorities: BTreeMap<String, String>) -> Self {
         Self {
             authorities,
+            own: Mutex::default(),
             secure: OnceLock::new(),
             plain: OnceLock::new(),
             loopback: OnceLock::new(),
@@ -33,40 +39,54 @@ impl Transport {
     }
 
     /// The client for `url`.
-    pub(super) fn client(&self, url: &Url) -> Result<&Client, PullError> {
+    pub(super) fn client(&self, url: &Url) -> Result<Client, PullError> {
         let host = url.host_str().unwrap_or_default();
         let near = host == "localhost" || host.starts_with("127.") || host == "[::1]";
+        let authority = url
+            .port()
+            .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        if url.scheme() == "https"
+            && let Some(pem) = self.authorities.get(&authority)
+        {
+            let mut own = self.own.lock();
+            if let Some(client) = own.get(&authority) {
+                return Ok(client.clone());
+            }
+            let client = self.make(url, near, Some(pem))?;
+            own.insert(authority, client.clone());
+            return Ok(client);
+        }
         let cell = match (url.scheme(), near) {
             ("https", _) => &self.secure,
             (_, true) => &self.loopback,
             (_, false) => &self.plain,
         };
         if let Some(client) = cell.get() {
-            return Ok(client);
+            return Ok(client.clone());
         }
+        let client = self.make(url, near, None)?;
+        Ok(cell.get_or_init(|| client).clone())
+    }
+
+    fn make(&self, url: &Url, near: bool, pem: Option<&String>) -> Result<Client, PullError> {
         let failed = |error: &dyn Error| PullError::Registry {
-            registry: host.to_owned(),
+            registry: url.host_str().unwrap_or_default().to_owned(),
             doing: "set up a connection".to_owned(),
             why: chain(error),
         };
         let mut builder = self.builder();
-        if url.scheme() == "https" {
-            let mut certificates = Vec::new();
-            for pem in &self.authorities {
-                certificates.extend(
-                    Certificate::from_pem_bundle(pem.as_bytes()).map_err(|error| failed(&error))?,
-                );
-            }
+        if let Some(pem) = pem {
+            let certificates =
+                Certificate::from_pem_bundle(pem.as_bytes()).map_err(|error| failed(&error))?;
             builder = builder.tls_certs_merge(certificates);
-        } else {
+        } else if url.scheme() != "https" {
             // No certificate is ever needed here, so none must be found either.
             builder = builder.tls_certs_only([]);
         }
         if near {
             builder = builder.no_proxy();
         }
-        let client = builder.build().map_err(|error| failed(&error))?;
-        Ok(cell.get_or_init(|| client))
+        builder.build().map_err(|error| failed(&error))
     }
 
     fn builder(&self) -> ClientBuilder {

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::index::{Layer, Record};
-use super::{ImageStore, blob_turn, download};
+use super::{ImageStore, blob_turn, download, partial_path};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::error::PullError;
 use crate::image::manifest::Descriptor;
@@ -93,16 +93,17 @@ impl ImageStore {
             .unpack(layer.diff_id, layer.blob.media_type.clone(), blob)
             .await
             .map_err(failed)?;
+        let left_out = report.left_out();
         tracing::info!(
-            image = %source, layer = %layer.diff_id, entries = report.entries, bytes = report.bytes,
-            skipped_devices = report.skipped, "unpacked a layer"
+            image = %source, layer = %layer.diff_id, entries = report.entries, bytes = report.bytes, ?left_out, "unpacked a layer"
         );
+        inner.left_out.lock().insert(layer.diff_id, left_out);
         reporter.layer(index, |progress| progress.state = LayerState::Ready);
         Ok(true)
     }
 
     /// A blob from before a power cut may be anything.
-    async fn drop_wrong_blob(&self, digest: Digest) -> Result<(), PullError> {
+    pub(super) async fn drop_wrong_blob(&self, digest: Digest) -> Result<(), PullError> {
         let _turn = self.0.claims.turn(blob_turn(digest)).await;
         let path = self.blob_path(digest);
         let check = tokio::task::spawn_blocking(move || {
@@ -173,7 +174,11 @@ impl ImageStore {
                 !self.layer_path(layer.diff_id).exists()
                     && !self.blob_path(layer.blob.digest).exists()
             })
-            .fold(0_u64, |sum, layer| sum.saturating_add(layer.blob.size));
+            .fold(0_u64, |sum, layer| {
+                let partial = partial_path(&self.blob_path(layer.blob.digest));
+                let here = std::fs::metadata(partial).map_or(0, |metadata| metadata.len());
+                sum.saturating_add(layer.blob.size.saturating_sub(here))
+            });
         let stat = rustix::fs::statvfs(directory)
             .map_err(|errno| PullError::disk("look at the free space", directory)(errno.into()))?;
         let available_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);

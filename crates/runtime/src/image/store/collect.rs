@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 
-use super::{ImageStore, blob_turn, names_in, now};
+use super::{ImageStore, blob_turn, is_younger, names_in, now, partial_of};
 use crate::image::digest::Digest;
 use crate::image::error::PullError;
 
@@ -78,23 +78,19 @@ impl ImageStore {
             collected.layers += 1;
         }
         for blob in names_in(&self.directory().join("blobs/sha256"))? {
-            let Ok(digest) = Digest::from_hex(&blob) else {
+            let Some(digest) = Digest::from_hex(&blob).ok().or_else(|| partial_of(&blob)) else {
                 continue;
             };
-            let path = self.blob_path(digest);
+            let path = self.directory().join("blobs/sha256").join(&blob);
             // Indexes are named by no record and cost little; documents of running pulls are not named yet.
-            let young = std::fs::metadata(&path)
-                .and_then(|metadata| metadata.modified())
-                .ok()
-                .and_then(|time| time.elapsed().ok())
-                .is_none_or(|age| age < self.0.settings.grace);
+            let young = is_younger(&path, self.0.settings.grace);
             let Some(_turn) = self.0.claims.turn_if_unused(digest) else {
                 continue;
             };
             let Some(_blob_turn) = self.0.claims.turn_if_unused(blob_turn(digest)) else {
                 continue;
             };
-            if young || self.is_needed(digest) {
+            if young || (partial_of(&blob).is_none() && self.is_needed(digest)) {
                 continue;
             }
             let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());

@@ -1,11 +1,12 @@
 //! Brings one blob to disk: streamed, hashed on the way, resumed when the connection breaks.
 //!
 //! Invariants: 1. A file named by its digest has that content: it gets its name only after the hash of every byte matched.
-//! 2. A download that ends in any other way, also by being dropped, leaves no file. 3. Resuming is bounded: [`MAX_BREAKS`]
+//! 2. A download that ends in any other way, also by being dropped, leaves the part that arrived for the next try, unless it
+//! was wrong or the disk failed. 3. Resuming is bounded: [`MAX_BREAKS`]
 //! breaks in a row without [`PROGRESS_BYTES`] in between, and never more than [`MAX_BREAKS_IN_ALL`].
 
-use std::fs::File;
-use std::io::{Seek, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::partial_path;
 use crate::image::digest::{Digest, Hasher};
 use crate::image::error::PullError;
 use crate::image::manifest::Descriptor;
@@ -35,20 +37,7 @@ enum Piece {
     Restart,
 }
 
-/// A file that goes away unless it is kept.
-#[derive(Debug)]
-struct Partial(Option<PathBuf>);
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if let Some(path) = self.0.take() {
-            // Removed at the next start otherwise.
-            let _gone = std::fs::remove_file(path);
-        }
-    }
-}
-
-/// Downloads `blob` of `image` to `target`. `progress` is told how many bytes are there.
+/// Downloads `blob` of `image` to `target`, going on from what an earlier try left. `progress` is told how many bytes are there.
 pub(super) async fn download(
     registry: &Registry,
     image: &Reference,
@@ -56,11 +45,78 @@ pub(super) async fn download(
     target: &Path,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<(), PullError> {
-    let path = target.with_extension("partial");
-    let file = File::create(&path).map_err(PullError::disk("make a file for a layer", &path))?;
-    let mut partial = Partial(Some(path.clone()));
-    let (pieces, writer) = writer(file, path.clone());
-    let outcome = transfer(registry, image, blob, &pieces, progress).await;
+    let path = partial_path(target);
+    loop {
+        let part = Part::open(path.clone(), blob.size).await?;
+        let begun = part.hasher.bytes();
+        match attempt(registry, image, blob, part, progress).await {
+            Ok(()) => {
+                return std::fs::rename(&path, target)
+                    .map_err(PullError::disk("name the file of a layer", target));
+            }
+            Err(error @ (PullError::Corrupt { .. } | PullError::Disk { .. })) => {
+                // No use to anybody; and on a full disk its place is.
+                let _gone = std::fs::remove_file(&path);
+                if begun == 0 || matches!(error, PullError::Disk { .. }) {
+                    return Err(error);
+                }
+                // The part from before may have been damaged, by a power cut for example.
+                tracing::info!(image = %image, layer = %blob.digest, %error, "download a layer from its beginning");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The file of a download and the hash of what is in it. Locked: a writer that was left may still be at work on it.
+struct Part {
+    path: PathBuf,
+    file: File,
+    hasher: Hasher,
+}
+
+impl Part {
+    async fn open(path: PathBuf, size: u64) -> Result<Self, PullError> {
+        let open = move || -> Result<Self, PullError> {
+            let disk = |error| PullError::disk("open the file of a layer", &path)(error);
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(disk)?;
+            file.lock().map_err(disk)?;
+            if file.metadata().map_err(disk)?.len() > size {
+                file.set_len(0).map_err(disk)?;
+            }
+            let mut hasher = Hasher::new();
+            let mut buffer = vec![0; 128 << 10];
+            loop {
+                let bytes = file.read(&mut buffer).map_err(disk)?;
+                if bytes == 0 {
+                    return Ok(Self { path, file, hasher });
+                }
+                hasher.update(&buffer[..bytes]);
+            }
+        };
+        tokio::task::spawn_blocking(open)
+            .await
+            .map_err(|error| PullError::Interrupted(error.to_string()))?
+    }
+}
+
+async fn attempt(
+    registry: &Registry,
+    image: &Reference,
+    blob: &Descriptor,
+    part: Part,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<(), PullError> {
+    let begun = part.hasher.bytes();
+    progress(begun);
+    let (pieces, writer) = writer(part);
+    let outcome = transfer(registry, image, blob, begun, &pieces, progress).await;
     drop(pieces);
     let (found, bytes) = writer
         .await
@@ -74,8 +130,6 @@ pub(super) async fn download(
             found: format!("{found} ({bytes} bytes)"),
         });
     }
-    std::fs::rename(&path, target).map_err(PullError::disk("name the file of a layer", target))?;
-    partial.0 = None;
     Ok(())
 }
 
@@ -83,12 +137,16 @@ async fn transfer(
     registry: &Registry,
     image: &Reference,
     blob: &Descriptor,
+    begun: u64,
     pieces: &mpsc::Sender<Piece>,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<(), PullError> {
-    let mut position = 0;
-    let (mut breaks, mut breaks_in_all, mut last_break) = (0, 0, 0);
+    let mut position = begun;
+    let (mut breaks, mut breaks_in_all, mut last_break) = (0, 0, begun);
     'connect: loop {
+        if position == blob.size && position > 0 {
+            return Ok(());
+        }
         let mut stream = registry.blob(image, blob.digest, position).await?;
         if stream.offset != position {
             position = 0;
@@ -142,10 +200,14 @@ async fn transfer(
 }
 
 /// A thread that hashes and writes, so that neither holds up the network.
-fn writer(mut file: File, path: PathBuf) -> (mpsc::Sender<Piece>, JoinHandle<Written>) {
+fn writer(part: Part) -> (mpsc::Sender<Piece>, JoinHandle<Written>) {
     let (sender, mut pieces) = mpsc::channel::<Piece>(PIECES);
     let handle = tokio::task::spawn_blocking(move || {
-        let mut hasher = Hasher::new();
+        let Part {
+            path,
+            mut file,
+            mut hasher,
+        } = part;
         while let Some(piece) = pieces.blocking_recv() {
             match piece {
                 Piece::Data(data) => {

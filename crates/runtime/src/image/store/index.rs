@@ -54,16 +54,38 @@ pub(super) struct Index {
     pub(super) images: BTreeMap<Digest, Record>,
     /// `REPOSITORY@sha256:…`, and `REPOSITORY:TAG` of this server's own images, to the manifest.
     pub(super) names: BTreeMap<String, Digest>,
+    /// By layer: what of it is not as its archive says, in words.
+    #[serde(default)]
+    pub(super) left_out: BTreeMap<Digest, Vec<String>>,
 }
 
 const VERSION: u32 = 1;
 
 impl Index {
-    /// Drops names that lead nowhere.
+    /// What is left out of the layers of `record`, in their order.
+    pub(super) fn left_out_of(&self, record: &Record) -> Vec<String> {
+        let layers = record.layers.iter();
+        layers
+            .filter_map(|layer| Some((layer, self.left_out.get(&layer.diff_id)?)))
+            .flat_map(|(layer, words)| {
+                words
+                    .iter()
+                    .map(|what| format!("layer {}: {what}", layer.blob.digest))
+            })
+            .collect()
+    }
+
+    /// Drops names that lead nowhere, and words about layers of no image.
     pub(super) fn tidy(&mut self) {
         let known: BTreeSet<Digest> = self.images.keys().copied().collect();
         self.names
             .retain(|_name, manifest| known.contains(manifest));
+        let layers: BTreeSet<Digest> = self
+            .images
+            .values()
+            .flat_map(|record| record.layers.iter().map(|layer| layer.diff_id))
+            .collect();
+        self.left_out.retain(|diff_id, _| layers.contains(diff_id));
     }
 }
 

@@ -12,13 +12,16 @@
 //! 4. A compressed layer is deleted only after the unpacked one was written to the disk (`syncfs`); until then a reboot makes
 //!    the layer suspect, and it is unpacked again. Manifests and configurations stay as long as their image.
 //!
-//! Fails with [`PullError`]. A failed call leaves complete blobs and layers (the next try uses them) and nothing half done.
+//! Fails with [`PullError`]. A failed call leaves complete blobs and layers (the next try uses them), and of a broken download
+//! the part that arrived, with which the next one begins.
 
 mod bring;
 mod claims;
 mod collect;
 mod download;
 mod index;
+mod pulls;
+mod recover;
 mod resolve;
 mod upload;
 
@@ -30,6 +33,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utsuwa_model::image::ResolvedImage;
 
@@ -37,10 +41,11 @@ pub use collect::Collected;
 
 use self::claims::Claims;
 use self::index::{IndexFile, Record};
+use self::pulls::Pulls;
 use super::digest::Digest;
 use super::error::PullError;
 use super::layers::LayerUnpacker;
-use super::progress::{PullProgress, Pulls, Reporter};
+use super::progress::{PullProgress, Reporter};
 use super::reference::{Reference, RewriteRule, rewrite};
 use super::registry::{Registry, RegistrySettings};
 
@@ -60,8 +65,10 @@ pub struct Settings {
     pub reserve_bytes: u64,
     /// Keep compressed layers after they were unpacked.
     pub keep_blobs: bool,
-    /// How long an image that nobody pins stays after it was last wanted.
+    /// How long an image that nobody pins stays after it was last wanted, and part of a download after its last byte.
     pub grace: Duration,
+    /// The longest a pull may take.
+    pub pull_limit: Duration,
 }
 
 impl Settings {
@@ -74,6 +81,8 @@ impl Settings {
             reserve_bytes: 512 << 20,
             keep_blobs: false,
             grace: Duration::from_secs(3600),
+            // 20 GiB at 10 Mbit/s take 5 hours.
+            pull_limit: Duration::from_secs(6 * 3600),
         }
     }
 }
@@ -86,6 +95,8 @@ pub struct StoredImage {
     pub names: Vec<String>,
     /// Seconds since 1970 of the last call that wanted it.
     pub last_used: u64,
+    /// What of its layers is not as their archives say (device nodes, for example), in words.
+    pub left_out: Vec<String>,
 }
 
 /// A cheap handle to the store; clones are the same store.
@@ -99,12 +110,16 @@ struct Inner {
     unpacker: Arc<dyn LayerUnpacker>,
     index: IndexFile,
     claims: Arc<Claims>,
-    pulls: Pulls,
     /// Layers written before the last reboot that may not have reached the disk.
     suspect: Mutex<BTreeSet<Digest>>,
     downloads: Semaphore,
     unpacks: Semaphore,
+    /// Of layers unpacked just now, until the index has it.
+    left_out: Mutex<BTreeMap<Digest, Vec<String>>>,
+    pulls: Pulls,
     background: TaskTracker,
+    /// Pulls are to end.
+    closing: CancellationToken,
     boot: String,
 }
 
@@ -135,45 +150,52 @@ impl ImageStore {
         let known: BTreeSet<Digest> =
             index.read(|index| index.images.values().flat_map(Record::digests).collect());
         for name in names_in(&blobs)? {
-            // Interrupted downloads, and blobs of pulls that never ended: after a power cut nobody knows what is in them.
+            // Blobs of pulls that never ended: after a power cut nobody knows what is in them. Parts of downloads are gone on
+            // with; should a part be damaged, its digest will tell.
             if Digest::from_hex(&name).is_ok_and(|digest| known.contains(&digest)) {
                 continue;
             }
-            let path = blobs.join(name);
+            let path = blobs.join(&name);
+            if partial_of(&name).is_some() && is_younger(&path, settings.grace) {
+                continue;
+            }
             std::fs::remove_file(&path)
                 .map_err(PullError::disk("remove an interrupted download", &path))?;
         }
-        let suspect = suspect_layers(&settings.directory.join("layers"), &index, &boot)?;
+        let suspect = recover::suspect_layers(&settings.directory.join("layers"), &index, &boot)?;
         Ok(Self(Arc::new(Inner {
             registry: Registry::new(settings.registry.clone()),
             settings,
             unpacker,
             index,
             claims: Arc::default(),
-            pulls: Pulls::default(),
             suspect: Mutex::new(suspect),
             downloads: Semaphore::new(DOWNLOADS_AT_A_TIME),
             unpacks: Semaphore::new(UNPACKS_AT_A_TIME),
+            left_out: Mutex::default(),
+            pulls: Pulls::default(),
             background: TaskTracker::new(),
+            closing: CancellationToken::new(),
             boot,
         })))
     }
 
     /// Makes the image `reference` names ready to run: resolved to its content, pulled, unpacked.
     ///
+    /// Who drops the future leaves the pull, which goes on for a while: the next call for the same reference joins it.
+    ///
     /// A digest that is here already needs no registry. A tag is always asked for: it may have moved.
     ///
     /// # Errors
     /// [`PullError`]; its text is for the user.
     pub async fn ensure(&self, reference: &str) -> Result<ResolvedImage, PullError> {
-        let (sender, _seen) = self.0.pulls.begin(reference);
-        self.ensure_reporting(reference, sender).await
+        self.join(reference, None).await
     }
 
-    /// How far an [`ImageStore::ensure`] of `reference` is that goes on now. Without layers: its registry is being asked.
+    /// How far the pull of `reference` is, whoever waits for it. Without layers: its registry is being asked.
     #[must_use]
     pub fn pulling(&self, reference: &str) -> Option<PullProgress> {
-        self.0.pulls.of(reference)
+        self.0.pulls.progress_of(reference)
     }
 
     /// [`ImageStore::ensure`], reporting how far it is.
@@ -185,7 +207,11 @@ impl ImageStore {
         reference: &str,
         progress: watch::Sender<PullProgress>,
     ) -> Result<ResolvedImage, PullError> {
-        let reporter = Reporter::new(Some(progress));
+        self.join(reference, Some(progress)).await
+    }
+
+    /// One pull, from the reference to layers on disk.
+    async fn pull(&self, reference: &str, reporter: Reporter) -> Result<ResolvedImage, PullError> {
         let target = rewrite(&Reference::parse(reference)?, &self.0.settings.rewrites)?;
         let (mut record, names) = self.resolve(reference, &target).await?;
         reference.clone_into(&mut record.image.reference);
@@ -199,28 +225,6 @@ impl ImageStore {
         Ok(image)
     }
 
-    /// Unpacks again what may not have reached the disk before a power cut. Call it once after [`ImageStore::open`], before
-    /// instances start; costs nothing otherwise.
-    ///
-    /// # Errors
-    /// The first image that can't be had again.
-    pub async fn recover(&self) -> Result<(), PullError> {
-        let suspect = self.0.suspect.lock().clone();
-        let damaged: Vec<String> = self.0.index.read(|index| {
-            let damaged = index.images.values().filter(|record| {
-                record
-                    .layers
-                    .iter()
-                    .any(|layer| suspect.contains(&layer.diff_id))
-            });
-            damaged.map(|record| record.image.pinned.clone()).collect()
-        });
-        for pinned in damaged {
-            self.ensure(&pinned).await?;
-        }
-        Ok(())
-    }
-
     /// All images, by reference.
     pub fn list(&self) -> Vec<StoredImage> {
         self.0.index.read(|index| {
@@ -232,6 +236,7 @@ impl ImageStore {
                 image: record.image.clone(),
                 names: names.remove(manifest).unwrap_or_default(),
                 last_used: record.used,
+                left_out: index.left_out_of(record),
             };
             let mut images: Vec<StoredImage> = index.images.iter().map(stored).collect();
             images.sort_by(|a, b| a.image.reference.cmp(&b.image.reference));
@@ -239,8 +244,9 @@ impl ImageStore {
         })
     }
 
-    /// Waits for what goes on in the background. Call it before the process ends; not needed for correctness.
+    /// Ends pulls and waits for what goes on in the background. Call it before the process ends; not needed for correctness.
     pub async fn close(&self) {
+        self.0.closing.cancel();
         self.0.background.close();
         self.0.background.wait().await;
     }
@@ -279,6 +285,11 @@ impl ImageStore {
                     _ => {
                         record.durable = false;
                         record.boot.clone_from(&this.0.boot);
+                    }
+                }
+                for layer in &record.layers {
+                    if let Some(words) = this.0.left_out.lock().remove(&layer.diff_id) {
+                        index.left_out.insert(layer.diff_id, words);
                     }
                 }
                 index.images.insert(manifest, record);
@@ -322,28 +333,6 @@ impl ImageStore {
     }
 }
 
-/// Layers on disk that may be damaged: not written out before a reboot, or of no image at all.
-fn suspect_layers(
-    layers: &Path,
-    index: &IndexFile,
-    boot: &str,
-) -> Result<BTreeSet<Digest>, PullError> {
-    let safe: BTreeSet<Digest> = index.read(|index| {
-        let safe = index
-            .images
-            .values()
-            .filter(|record| record.durable || record.boot == boot);
-        safe.flat_map(|record| record.layers.iter().map(|layer| layer.diff_id))
-            .collect()
-    });
-    let there = names_in(layers)?;
-    Ok(there
-        .iter()
-        .filter_map(|name| Digest::from_hex(name).ok())
-        .filter(|digest| !safe.contains(digest))
-        .collect())
-}
-
 /// Names in a directory that may be missing.
 fn names_in(directory: &Path) -> Result<Vec<String>, PullError> {
     let entries = match std::fs::read_dir(directory) {
@@ -356,6 +345,25 @@ fn names_in(directory: &Path) -> Result<Vec<String>, PullError> {
         names.extend(entry.file_name().into_string());
     }
     Ok(names)
+}
+
+/// Where a download is kept until it is whole.
+fn partial_path(blob: &Path) -> PathBuf {
+    blob.with_extension("partial")
+}
+
+/// The blob that a file called `name` is a part of.
+fn partial_of(name: &str) -> Option<Digest> {
+    Digest::from_hex(name.strip_suffix(".partial")?).ok()
+}
+
+/// Whether the file was written to less than `age` ago; one of an unknown age was.
+fn is_younger(path: &Path, age: Duration) -> bool {
+    std::fs::metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .ok()
+        .and_then(|time| time.elapsed().ok())
+        .is_none_or(|elapsed| elapsed < age)
 }
 
 /// A blob's own turn, different from that of an uncompressed layer with the same digest (plain tar layers).

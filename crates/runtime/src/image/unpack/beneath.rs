@@ -101,6 +101,7 @@ impl Unpacker<'_> {
                     // The umask is zero in the unpacking process; elsewhere it may only take rights away.
                     fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))
                         .map_err(|errno| sys("make the directory of", entry, errno))?;
+                    self.unchecked_made += 1;
                     open(at.as_fd(), name)
                         .map_err(|errno| sys("open the directory of", entry, errno))?
                 }

@@ -30,6 +30,11 @@ pub enum UnpackError {
         "only {available} bytes are free on the disk of the image store, and {reserve} are kept in reserve; free some space"
     )]
     DiskReserve { available: u64, reserve: u64 },
+    #[error(
+        "only {available} inodes (files and directories) are free on the disk of the image store, and {reserve} are kept in \
+         reserve; delete files there (`df -i` counts them)"
+    )]
+    InodeReserve { available: u64, reserve: u64 },
     /// The kernel refused.
     #[error("{call} '{name}': {}", std::io::Error::from_raw_os_error(*.errno))]
     Sys {
@@ -86,7 +91,9 @@ impl UnpackError {
             | Self::Ratio { .. }
             | Self::TooManyEntries { .. }
             | Self::Refused { .. } => ErrorClass::Caller,
-            Self::DiskReserve { .. } | Self::Exhausted { .. } => ErrorClass::Exhausted,
+            Self::DiskReserve { .. } | Self::InodeReserve { .. } | Self::Exhausted { .. } => {
+                ErrorClass::Exhausted
+            }
             Self::Sys { errno, .. } => match *errno {
                 libc::ENOSPC | libc::EDQUOT => ErrorClass::Exhausted,
                 _ => ErrorClass::Internal,

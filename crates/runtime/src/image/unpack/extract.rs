@@ -29,8 +29,10 @@ use super::{Limits, UnpackReport};
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
-/// How often the free space is looked at.
+/// How often the free space is looked at: after so many bytes, or after so many files and directories, whose inodes and
+/// directory blocks count too (4 MiB for 1,024 directories on ext4).
 const SPACE_CHECK_BYTES: u64 = 16 << 20;
+const SPACE_CHECK_MADE: u64 = 1024;
 
 /// Writes one layer under `root`.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ pub(crate) struct Unpacker<'a> {
     pub(super) directory_times: Vec<(Vec<u8>, (i64, i64))>,
     pub(super) opaque: BTreeSet<Vec<u8>>,
     unchecked_bytes: u64,
+    /// Files and directories made since the last look.
+    pub(super) unchecked_made: u64,
 }
 
 impl<'a> Unpacker<'a> {
@@ -54,7 +58,9 @@ impl<'a> Unpacker<'a> {
             parent: None,
             directory_times: Vec::new(),
             opaque: BTreeSet::new(),
+            // The first entry looks.
             unchecked_bytes: SPACE_CHECK_BYTES,
+            unchecked_made: 0,
         }
     }
 
@@ -68,6 +74,8 @@ impl<'a> Unpacker<'a> {
                     limit: self.limits.max_entries,
                 });
             }
+            self.unchecked_made += 1;
+            self.look_at_space_now_and_then()?;
             self.entry(&entry, &mut reader)?;
         }
         let input = reader.drain()?;
@@ -327,14 +335,19 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Counts written bytes and looks at the free space now and then.
+    /// Counts written bytes.
     fn count(&mut self, bytes: u64) -> Result<(), UnpackError> {
         self.report.bytes += bytes;
         self.unchecked_bytes += bytes;
-        if self.unchecked_bytes < SPACE_CHECK_BYTES {
+        self.look_at_space_now_and_then()
+    }
+
+    fn look_at_space_now_and_then(&mut self) -> Result<(), UnpackError> {
+        if self.unchecked_bytes < SPACE_CHECK_BYTES && self.unchecked_made < SPACE_CHECK_MADE {
             return Ok(());
         }
         self.unchecked_bytes = 0;
+        self.unchecked_made = 0;
         let stat = fs::fstatvfs(self.root)
             .map_err(|errno| sys("look at the free space of", b".", errno))?;
         let available = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -342,6 +355,13 @@ impl<'a> Unpacker<'a> {
             return Err(UnpackError::DiskReserve {
                 available,
                 reserve: self.limits.reserve_bytes,
+            });
+        }
+        // A file system that makes inodes as it goes (btrfs) says that it has none at all.
+        if stat.f_files > 0 && stat.f_favail < self.limits.reserve_inodes {
+            return Err(UnpackError::InodeReserve {
+                available: stat.f_favail,
+                reserve: self.limits.reserve_inodes,
             });
         }
         Ok(())

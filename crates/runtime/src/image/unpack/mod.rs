@@ -46,6 +46,8 @@ pub struct Limits {
     pub max_entries: u64,
     /// Free bytes that must stay on the disk.
     pub reserve_bytes: u64,
+    /// Free inodes that must stay on the disk: who writes logs and the database needs new files too.
+    pub reserve_inodes: u64,
     /// Archives above `ratio_free_bytes` may be at most this many times as large as their compressed form.
     pub max_ratio: u64,
     pub ratio_free_bytes: u64,
@@ -58,6 +60,8 @@ impl Default for Limits {
             // Large images have some 100,000.
             max_entries: 4_000_000,
             reserve_bytes: 512 << 20,
+            // Far more than logs and the database take; an ext4 file system of 1 GiB has 65,536.
+            reserve_inodes: 8192,
             // gzip reaches 1,030 on zeros, honest layers 3 to 20.
             max_ratio: 200,
             ratio_free_bytes: 2 << 30,
@@ -96,6 +100,32 @@ pub struct UnpackReport {
     pub remapped_owners: u64,
     /// Paths below the root that hide the same directory of lower layers; see [`mark_opaque`].
     pub opaque: Vec<Vec<u8>>,
+    /// What another process said of the counts above, in words.
+    #[serde(default)]
+    pub told: Vec<String>,
+}
+
+impl UnpackReport {
+    /// What of the layer is not as the archive says, for people.
+    #[must_use]
+    pub fn left_out(&self) -> Vec<String> {
+        let notes = [
+            (
+                self.skipped,
+                "device nodes or entries of unknown types left out",
+            ),
+            (self.skipped_attributes, "extended attributes left out"),
+            (
+                self.remapped_owners,
+                "entries of owners above 65535 given to nobody",
+            ),
+        ];
+        let counted = notes
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"));
+        self.told.iter().cloned().chain(counted).collect()
+    }
 }
 
 /// The role's entry point: never returns an error by exit status alone, see the module's head.

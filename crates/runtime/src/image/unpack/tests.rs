@@ -149,10 +149,10 @@ impl Place {
     }
 }
 
-fn skip() -> bool {
+fn skip(test: &str) -> bool {
     let skip = !rustix::process::geteuid().is_root();
     if skip {
-        eprintln!("skipped: ownership and whiteouts need root");
+        crate::skip::skip(test, "ownership and whiteouts need root");
     }
     skip
 }
@@ -166,7 +166,7 @@ fn problem(outcome: Result<UnpackReport, UnpackError>) -> (String, EntryProblem)
 
 #[test]
 fn every_kind_of_entry_is_made() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let place = Place::new();
@@ -270,7 +270,7 @@ fn names_that_could_leave_the_layer_are_refused() {
 
 #[test]
 fn links_that_could_leave_the_layer_are_refused() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let link = tar_crate::EntryType::Link;
@@ -346,7 +346,7 @@ fn links_that_could_leave_the_layer_are_refused() {
 
 #[test]
 fn writing_to_a_symlink_replaces_it() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let place = Place::new();
@@ -373,7 +373,7 @@ fn writing_to_a_symlink_replaces_it() {
 
 #[test]
 fn whiteouts_hide_lower_layers_only() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     for items in [
@@ -421,7 +421,7 @@ fn whiteouts_hide_lower_layers_only() {
 
 #[test]
 fn a_directory_replaced_by_a_file_is_gone_whole() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let place = Place::new();
@@ -443,7 +443,7 @@ fn a_directory_replaced_by_a_file_is_gone_whole() {
 
 #[test]
 fn sparse_files_get_their_holes() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let place = Place::new();
@@ -474,7 +474,7 @@ fn sparse_files_get_their_holes() {
 
 #[test]
 fn bombs_are_stopped() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let zeros = vec![0; 8 << 20];
@@ -541,9 +541,55 @@ fn bombs_are_stopped() {
     assert_eq!(outcome, Err(UnpackError::TooManyEntries { limit: 10 }));
 }
 
+/// On a file system of its own with 3,000 inodes, seen by this thread only.
+fn on_small_disk(unpack: impl FnOnce(&Place) + Send) {
+    let run = || {
+        let place = Place::new();
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let flags = rustix::mount::MountPropagationFlags::PRIVATE
+            | rustix::mount::MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", flags).unwrap();
+        let options = c"nr_inodes=3000,size=64m";
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", place.path(""), "tmpfs", flags, options).unwrap();
+        unpack(&place);
+    };
+    std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
+}
+
+#[test]
+fn entries_without_data_count_against_the_reserve_too() {
+    if skip(crate::skip::here!()) {
+        return;
+    }
+    let names: Vec<String> = (0..5000).map(|number| format!("d{number}")).collect();
+    let items: Vec<Item<'_>> = names.iter().map(|name| directory(name)).collect();
+    let archive = archive(&items);
+    let with = |place: &Place, reserve_bytes, reserve_inodes| {
+        let limits = Limits {
+            reserve_bytes,
+            reserve_inodes,
+            ..Limits::default()
+        };
+        place.unpack_with(&archive, Digest::of(&archive), limits)
+    };
+    on_small_disk(|place| {
+        let Err(UnpackError::InodeReserve { available, reserve }) = with(place, 0, 1100) else {
+            panic!("inodes were not looked at");
+        };
+        assert_eq!(reserve, 1100);
+        assert!(available > 0, "found before the disk was full");
+    });
+    on_small_disk(|place| {
+        let outcome = with(place, 1 << 30, 0);
+        let expected = matches!(outcome, Err(UnpackError::DiskReserve { .. }));
+        assert!(expected, "{outcome:?}");
+    });
+}
+
 #[test]
 fn a_wrong_or_broken_stream_is_refused() {
-    if skip() {
+    if skip(crate::skip::here!()) {
         return;
     }
     let honest = archive(&[file("a", b"b")]);
