@@ -113,7 +113,7 @@ async fn archives_are_taken_as_a_stream() {
     let (_, list) = bench.call("GET", "/utsuwa/v1/images", Value::Null).await;
     assert_eq!(
         list["images"][0],
-        json!({"reference": "utsuwa.local/hello", "digest": "sha256:00", "sizeBytes": 7, "inUse": true})
+        json!({"reference": "utsuwa.local/hello", "digest": "sha256:00", "sizeBytes": 7, "inUse": true, "leftOut": []})
     );
 }
 
