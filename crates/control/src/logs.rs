@@ -14,12 +14,17 @@ impl Core {
         let before = self.env.now();
         let known = self.logs.known().await.map_err(PassError)?;
         let existing: BTreeSet<_> = self.store.all_service_keys()?.into_iter().collect();
-        let mut removed = 0;
+        let (mut removed, mut failed) = (0, None);
         for service in known.iter().filter(|key| !existing.contains(key)) {
             self.env.before("remove logs").await;
-            let result = self.logs.remove(service.clone(), Some(before)).await;
-            result.map_err(PassError)?;
-            removed += 1;
+            // One that can't go yet doesn't keep the others.
+            match self.logs.remove(service.clone(), Some(before)).await {
+                Ok(()) => removed += 1,
+                Err(why) => failed = Some(why),
+            }
+        }
+        if let Some(why) = failed {
+            return Err(PassError(why));
         }
         let wake_at = Some(self.env.now().plus(self.settings.collect));
         Ok(Report {

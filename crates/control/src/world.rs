@@ -86,6 +86,8 @@ pub(crate) struct Record {
     pub(crate) retired: bool,
     /// Its CPU limit now.
     pub(crate) cpu: MilliCpu,
+    /// Its limit is being changed.
+    pub(crate) settling: bool,
     /// When a pass first saw it ready.
     pub(crate) ready_since: Option<Timestamp>,
 }

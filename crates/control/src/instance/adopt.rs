@@ -31,6 +31,7 @@ impl Core {
                     pid: found.pid,
                     retired: false,
                     cpu: found.limits.cpu,
+                    settling: false,
                     ready_since: None,
                 };
                 state.instances.insert(found.id.clone(), record);

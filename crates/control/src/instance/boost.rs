@@ -20,6 +20,7 @@ pub(super) fn look(
     for view in views.iter().filter(|view| view.reach == Reach::Ready) {
         if let Some(record) = state.instances.get_mut(&view.id)
             && record.phase == Phase::Running
+            && !record.settling
         {
             seen.push(CpuView {
                 id: view.id.clone(),
@@ -28,7 +29,13 @@ pub(super) fn look(
             });
         }
     }
-    boost::settle(&seen, state.plan.limits.cpu, now)
+    let (due, next) = boost::settle(&seen, state.plan.limits.cpu, now);
+    for id in &due {
+        if let Some(record) = state.instances.get_mut(id) {
+            record.settling = true;
+        }
+    }
+    (due, next)
 }
 
 impl Core {
@@ -40,12 +47,17 @@ impl Core {
                 .world
                 .revision(&key, |state| state.plan.limits.cpu);
             let Some(limit) = limit else { return };
-            match core.driver.set_cpu(&id, limit).await {
-                Ok(()) => {
-                    core.world.revision(&key, |state| {
-                        state.instances.get_mut(&id).map(|record| record.cpu = limit)
-                    });
+            let result = core.driver.set_cpu(&id, limit).await;
+            core.world.revision(&key, |state| {
+                if let Some(record) = state.instances.get_mut(&id) {
+                    record.settling = false;
+                    if result.is_ok() {
+                        record.cpu = limit;
+                    }
                 }
+            });
+            match result {
+                Ok(()) => {}
                 // It ended meanwhile.
                 Err(DriverError::NotFound(_)) => {}
                 Err(error) => {

@@ -136,6 +136,7 @@ pub(super) fn decide(
             pid: 0,
             retired: false,
             cpu: state.plan.startup_cpu,
+            settling: false,
             ready_since: None,
         };
         state.instances.insert(id.clone(), record);

@@ -60,7 +60,11 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
     }
     ports::check(&config, &keeper::held_listeners(&id))?;
     // All that can be found wrong was looked for: only now the one that serves is asked to go.
-    make_place(&id)?;
+    if replace {
+        make_place(&id)?;
+    } else {
+        refuse_second(&id, &config.data_dir)?;
+    }
     // Not earlier: folders may change owners.
     folders::make(&config.data_dir, &user)?;
     let egress: Vec<EgressRule> = config

@@ -14,7 +14,7 @@ use super::internal::InternalEvent;
 use super::link::{ConnectError, KeeperLink};
 use super::shared::{Call, Shared, superseded, to_driver_error};
 use crate::driver::{DriverError, InstanceEvent};
-use crate::keeper::protocol::{Event, ExitReport, FromKeeper, Op, ToKeeper};
+use crate::keeper::protocol::{Event, ExitReport, FromKeeper, KeeperError, Op, Reply, ToKeeper};
 
 /// Requests wait this long for a keeper to come back.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -246,6 +246,7 @@ impl Connection {
                     self.told.remove(id);
                     self.passed.remove(id);
                 }
+                self.learn_of_instance(&call.op, &result);
                 let _ = call.answer.send(
                     result
                         .map(|reply| (reply, descriptors))
@@ -265,6 +266,20 @@ impl Connection {
                 self.shared.superseded_wake.notify_waiters();
             }
             FromKeeper::Welcome { .. } | FromKeeper::Refused { .. } => {}
+        }
+    }
+
+    /// What an answer says of an instance is taken in here, where ends are too: one task, one order.
+    fn learn_of_instance(&self, op: &Op, result: &Result<Reply, KeeperError>) {
+        match (op, result) {
+            (Op::Start { spec }, Ok(Reply::Started { address, pid, .. })) => {
+                self.shared.sockets.lives(&spec.id, *address);
+                self.shared.sockets.learn_pid(&spec.id, *pid);
+            }
+            (Op::Sockets { id, .. }, Ok(Reply::Sockets { address })) => {
+                self.shared.sockets.lives(id, *address);
+            }
+            _ => {}
         }
     }
 

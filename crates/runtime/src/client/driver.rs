@@ -213,9 +213,7 @@ impl SandboxDriver {
                 )
                 .await
             {
-                Ok((Reply::Sockets { address }, sockets)) => {
-                    driver.shared.sockets.add(&id, address, sockets)
-                }
+                Ok((Reply::Sockets { .. }, sockets)) => driver.shared.sockets.add(&id, sockets),
                 Ok(_) => driver.shared.sockets.stop_asking(&id),
                 Err(error) => {
                     tracing::debug!(%id, %error, "ask for dial sockets");
@@ -248,17 +246,8 @@ impl Driver for SandboxDriver {
         Box::pin(async move {
             let id = spec.id.clone();
             match self.call(Op::Start { spec }, Vec::new()).await? {
-                (
-                    Reply::Started {
-                        phases,
-                        address,
-                        pid,
-                        ..
-                    },
-                    sockets,
-                ) => {
-                    self.shared.sockets.learn_pid(&id, pid);
-                    self.shared.sockets.add(&id, address, sockets);
+                (Reply::Started { phases, .. }, sockets) => {
+                    self.shared.sockets.add(&id, sockets);
                     Ok(phases)
                 }
                 other => Err(unexpected(&other.0)),
@@ -334,7 +323,7 @@ impl Driver for SandboxDriver {
             {
                 (Reply::Sockets { address }, mut sockets) => {
                     let socket = sockets.pop();
-                    self.shared.sockets.add(&id, address, sockets);
+                    self.shared.sockets.add(&id, sockets);
                     let missing = || {
                         DriverError::Internal(format!(
                             "the keeper sent no socket for instance {id}"

@@ -23,15 +23,22 @@ struct Ready {
 }
 
 impl SocketCache {
-    pub(super) fn add(&self, id: &InstanceId, address: SocketAddr, mut sockets: Vec<OwnedFd>) {
-        let mut instances = self.instances.lock();
-        let ready = instances.entry(id.clone()).or_insert(Ready {
+    /// The keeper says that the instance runs. Called in the order of its messages, so that what is told of an instance after
+    /// its end makes no entry that nobody would ever remove.
+    pub(super) fn lives(&self, id: &InstanceId, address: SocketAddr) {
+        self.instances.lock().entry(id.clone()).or_insert(Ready {
             address,
             sockets: Vec::new(),
             asking: false,
         });
-        ready.asking = false;
-        ready.sockets.append(&mut sockets);
+    }
+
+    /// Keeps `sockets` for later dials; closes them if the instance has ended.
+    pub(super) fn add(&self, id: &InstanceId, mut sockets: Vec<OwnedFd>) {
+        if let Some(ready) = self.instances.lock().get_mut(id) {
+            ready.asking = false;
+            ready.sockets.append(&mut sockets);
+        }
     }
 
     pub(super) fn give_back(&self, id: &InstanceId, socket: OwnedFd) {

@@ -18,7 +18,7 @@ use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 use crate::network::NetInfo;
 
-/// Version of this protocol. 2: [`Op::ReleaseIds`], [`Op::RemoveLogs`].
+/// Version of this protocol. 2: [`Op::ReleaseIds`], [`Op::RemoveLogs`], [`Op::SetCpu`], [`Op::EndServer`], [`FromKeeper::Leave`].
 pub const VERSION: u32 = 2;
 /// Oldest version still answered.
 pub const OLDEST: u32 = 1;

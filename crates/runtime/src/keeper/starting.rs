@@ -131,7 +131,9 @@ impl Keeper {
         sandbox.role = SandboxRole::Instance(id.clone());
         let op = start_op(&record);
         let revision = record.spec.revision.clone();
-        let captures = self.captures(&record, fifos, false)?;
+        let captures = self
+            .captures(&record, fifos, false)
+            .inspect_err(|_| self.records.remove_instance(&id))?;
         let asked = now();
         let phase = Phase::Starting {
             waiters: queued.waiters,

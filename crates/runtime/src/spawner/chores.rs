@@ -185,15 +185,19 @@ fn put_in_place(copy: &Copy, rubbish: &mut Vec<PathBuf>) -> Result<(), SpawnErro
     }
 }
 
-/// Renames `tree` so that [`left_over`] would find it; one that has such a name already stays.
+/// In the names of what is being deleted.
+const GONE: &str = "-gone-";
+
+/// Renames `tree` so that [`left_over`] would find it. Also what was never finished: its name may be taken by the next attempt
+/// while this one is still being deleted.
 fn out_of_its_place(tree: &Path) -> io::Result<PathBuf> {
     let name = tree.file_name().unwrap_or_default().to_string_lossy();
-    if name.contains(PARTIAL) {
+    if name.contains(GONE) {
         return fs::symlink_metadata(tree).map(|_| tree.to_owned());
     }
     // One of the same name may still be being deleted.
     let free = (0u32..)
-        .map(|number| tree.with_file_name(format!("{name}{PARTIAL}-gone-{number}")))
+        .map(|number| tree.with_file_name(format!("{name}{PARTIAL}{GONE}{number}")))
         .find(|path| fs::symlink_metadata(path).is_err())
         .ok_or(io::ErrorKind::AlreadyExists)?;
     fs::rename(tree, &free)?;

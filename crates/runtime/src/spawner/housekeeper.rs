@@ -43,7 +43,7 @@ pub(super) struct Housekeeper {
     pub(super) newborns: Vec<Newborn>,
     pub(super) images: PathBuf,
     /// Free bytes that unpacking leaves.
-    disk_reserve: u64,
+    pub(super) disk_reserve: u64,
     pub(super) logs: Option<PathBuf>,
     pub(super) method: Method,
     pub(super) removals: Vec<Removal>,

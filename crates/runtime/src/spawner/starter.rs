@@ -284,7 +284,9 @@ impl Worker for Starter {
     }
 
     fn next_tick(&self) -> Option<Duration> {
-        if self.attached.len() > ATTACHED_LIMIT || self.layers.is_behind() {
+        // Uppers of starts under way can't go yet: looking again and again would only take time from them.
+        let too_many = self.attached.len() > ATTACHED_LIMIT.max(self.pending.len());
+        if too_many || self.layers.is_behind() {
             return Some(Duration::ZERO);
         }
         let unmounts = !self.attached.is_empty() || self.layers.has_too_many();

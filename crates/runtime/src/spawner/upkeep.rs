@@ -8,7 +8,6 @@ use super::chores::{self, Chore};
 use super::housekeeper::Housekeeper;
 use super::protocol::{Channel, Reply, SpawnError};
 use super::respond;
-use crate::image::unpack::Limits;
 use crate::sandbox::layers::{self, Method};
 
 impl Housekeeper {
@@ -42,10 +41,7 @@ impl Housekeeper {
     ) -> Result<Option<Chore>, SpawnError> {
         match self.method {
             Method::Idmap => Ok(None),
-            Method::Copy => {
-                let reserve = Limits::default().reserve_bytes;
-                Chore::copy(request, &self.images, rootfs, reserve)
-            }
+            Method::Copy => Chore::copy(request, &self.images, rootfs, self.disk_reserve),
         }
     }
 
