@@ -323,3 +323,9 @@ pub fn cpu_quota(pid: u32) -> u64 {
     }
     panic!("process {pid} has no CPU limit: {memberships}");
 }
+
+/// A second of a real machine's time. One without hardware help, beside other work, takes a multiple of it for the same.
+pub fn a_second() -> Duration {
+    let emulated = std::env::var_os("UTSUWA_TEST_EMULATED").is_some();
+    Duration::from_secs(if emulated { 15 } else { 1 })
+}
