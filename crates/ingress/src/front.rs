@@ -127,7 +127,8 @@ impl Ingress {
             let revision = shared.revisions.get_or_make(key, &shared.outside);
             revision.set_route(route);
         }
-        let compiled = Table::compile(&table, |route| {
+        let before = shared.table.load();
+        let compiled = Table::compile(&table, &before, |route| {
             shared.revisions.get_or_make(&route.key, &shared.outside)
         });
         shared.table.store(Arc::new(compiled));

@@ -56,7 +56,8 @@ impl Revision {
     /// Takes new settings; a changed concurrency applies to the next choice.
     pub(crate) fn set_route(self: &Arc<Self>, route: &Arc<RevisionRoute>) {
         let mut inner = self.inner.lock();
-        if inner.route.as_ref().is_some_and(|known| known == route) {
+        let same = |known: &Arc<RevisionRoute>| Arc::ptr_eq(known, route) || known == route;
+        if inner.route.as_ref().is_some_and(same) {
             return;
         }
         inner.route = Some(Arc::clone(route));

@@ -20,6 +20,9 @@ impl Revisions {
 
     pub(crate) fn get_or_make(&self, key: &RevisionKey, outside: &Arc<Outside>) -> Arc<Revision> {
         let mut all = self.0.lock();
+        if let Some(known) = all.get(key) {
+            return Arc::clone(known);
+        }
         let made = all
             .entry(key.clone())
             .or_insert_with(|| Revision::new(key.clone(), Arc::clone(outside)));

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use utsuwa_model::route::{Access, RevisionRoute, RouteTable, Target};
+use utsuwa_model::route::{Access, HostRoute, RevisionRoute, RouteTable, Target};
 use utsuwa_model::{RevisionKey, ServiceKey};
 
 use crate::revision::Revision;
@@ -24,6 +24,8 @@ pub(crate) struct Table {
 /// One host's rules.
 #[derive(Debug)]
 pub(crate) struct Host {
+    /// What it was compiled from.
+    source: Arc<HostRoute>,
     pub(crate) service: ServiceKey,
     pub(crate) access: Access,
     pub(crate) target: HostTarget,
@@ -42,13 +44,22 @@ pub(crate) enum HostTarget {
 }
 
 impl Table {
-    /// Compiles `source`; `revision` finds or makes the live state of a revision.
+    /// Compiles `source`; `revision` finds or makes the live state of a revision. Hosts that are as in `before`, the table of the
+    /// publication before, are taken from it: with a thousand services, a change concerns one.
     pub(crate) fn compile(
         source: &RouteTable,
+        before: &Self,
         mut revision: impl FnMut(&Arc<RevisionRoute>) -> Arc<Revision>,
     ) -> Self {
         let mut hosts = HashMap::with_capacity(source.hosts.len());
         for (name, route) in &source.hosts {
+            let normalised = normalise(name);
+            if let Some(host) = before.hosts.get(normalised.as_ref())
+                && host.is_still(route, source)
+            {
+                hosts.insert(Box::from(normalised.as_ref()), Arc::clone(host));
+                continue;
+            }
             let target = match &route.target {
                 Target::NotReady { message } => HostTarget::NotReady {
                     message: message.clone(),
@@ -71,17 +82,34 @@ impl Table {
                 }
             };
             let host = Host {
+                source: Arc::clone(route),
                 service: route.service.clone(),
                 access: route.access,
                 target,
             };
-            hosts.insert(Box::from(normalise(name).as_ref()), Arc::new(host));
+            hosts.insert(Box::from(normalised.as_ref()), Arc::new(host));
         }
         Self { hosts }
     }
 
     pub(crate) fn host(&self, normalised: &str) -> Option<&Arc<Host>> {
         self.hosts.get(normalised)
+    }
+}
+
+impl Host {
+    /// Whether `route`, and in `table` the settings of its revisions, are the very ones this was compiled from.
+    fn is_still(&self, route: &Arc<HostRoute>, table: &RouteTable) -> bool {
+        if !Arc::ptr_eq(&self.source, route) {
+            return false;
+        }
+        match &self.target {
+            HostTarget::NotReady { .. } => true,
+            HostTarget::Split { revisions, .. } => revisions.iter().all(|(_, settings)| {
+                let now = table.revisions.get(&settings.key);
+                now.is_some_and(|now| Arc::ptr_eq(now, settings))
+            }),
+        }
     }
 }
 
