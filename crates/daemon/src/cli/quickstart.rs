@@ -10,6 +10,8 @@ use super::progress::Progress;
 use crate::client::{Api, Failure};
 use crate::output::{line, note, text_at};
 
+const SAMPLE: &str = "utsuwa.local/hello";
+
 #[derive(Debug, Args)]
 pub(crate) struct QuickstartArgs {
     /// Name of the service.
@@ -24,10 +26,13 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
     let started = Instant::now();
     let body = json!({"template": {
         "annotations": {"autoscaling.knative.dev/window": "6s"},
-        "containers": [{"image": "utsuwa.local/hello"}],
+        "containers": [{"image": SAMPLE}],
     }});
     let operation = match api.get(&path).await {
-        Ok(_) => api.patch(&path, &body).await?,
+        Ok(service) => {
+            refuse_foreign(&service, &args.name)?;
+            api.patch(&path, &body).await?
+        }
         Err(failure) if failure.is_not_found() => {
             api.post(
                 &format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name),
@@ -79,6 +84,19 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
         args.name
     ));
     Ok(())
+}
+
+/// A service of the user's own, that happens to have the name, is not overwritten, nor one that would never sleep.
+fn refuse_foreign(service: &Value, name: &str) -> Result<(), Failure> {
+    let image = text_at(service, "template.containers.0.image");
+    let sleeps = |field: &Value| field["minInstanceCount"].as_u64().unwrap_or(0) == 0;
+    if image == SAMPLE && sleeps(&service["template"]["scaling"]) && sleeps(&service["scaling"]) {
+        return Ok(());
+    }
+    let why = format!(
+        "service [{name}] exists and is not the quickstart's: it runs {image} or never sleeps"
+    );
+    Err(Failure::failed(why).hint("`utsuwa quickstart --name quickstart` uses another name"))
 }
 
 /// Calls the service like a stranger would: by address, with the Host header.

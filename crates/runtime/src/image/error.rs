@@ -39,7 +39,7 @@ pub enum PullError {
     )]
     NotFound { image: String },
     #[error(
-        "Image '{image}' not found. It names an uploaded image, and this server holds none of that name: upload it again, then deploy."
+        "Image '{image}' not found. Names in utsuwa.local are the built-in sample (utsuwa.local/hello) and uploaded images, and this server holds none of this name: `utsuwa images list` shows them, `utsuwa images load oci-archive:FILE` uploads one."
     )]
     NotLoaded { image: String },
     #[error(

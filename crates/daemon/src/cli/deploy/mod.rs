@@ -27,7 +27,7 @@ pub(crate) struct DeployArgs {
     #[arg(long, value_name = "DIR")]
     source: Option<String>,
     /// Let everybody call the service.
-    #[arg(long, overrides_with = "no_allow_unauthenticated")]
+    #[arg(long, conflicts_with = "no_allow_unauthenticated")]
     allow_unauthenticated: bool,
     /// Keep the service private.
     #[arg(long)]

@@ -57,6 +57,12 @@ pub(super) async fn report(
         "Service [{}] revision [{revision}] has been deployed and is serving {percent} percent of traffic.",
         args.name
     ));
+    if percent == 0 {
+        note(&format!(
+            "hint: traffic is pinned to other revisions; send it here with: utsuwa services update-traffic {} --to-latest",
+            args.name
+        ));
+    }
     let uri = service["uri"].as_str().unwrap_or_default();
     line(&format!("Service URL: {uri}"));
     if let Some(tag) = &args.tag {
