@@ -140,6 +140,7 @@ fn want_of_descriptors_ends_nothing() {
     let mut server = Server::start(&[]);
     server.expect_warning("open files");
     server.expect_warning("Too many open files");
+    server.expect_warning("no free descriptors here");
     server.deploy("hello", &["--min-instances", "1"]);
     server.until_instances("hello", 1);
     let limit = |files: u64| {

@@ -43,7 +43,16 @@ pub(super) fn started(
         .store
         .operation(&operation.id)?
         .and_then(|(_, outcome)| outcome);
-    Ok(view(Some(service), &operation, outcome))
+    // Then the answer is the service as it came out, not as it was written.
+    let settled = match outcome {
+        Some(_) => state.store.service(&operation.service)?,
+        None => None,
+    };
+    Ok(view(
+        settled.as_ref().or(Some(service)),
+        &operation,
+        outcome,
+    ))
 }
 
 /// An operation for the wire. `service` is the resource as it is now, if it is still there.

@@ -18,6 +18,7 @@ pub(crate) use status::{failure_words, make, newborn, ready_words};
 
 use utsuwa_model::RevisionKey;
 use utsuwa_model::revision::{Outcome, Revision};
+use utsuwa_model::service::Service;
 
 use crate::core::Core;
 use crate::rounds::{PassError, Priority, Report};
@@ -39,6 +40,12 @@ impl Core {
         match &revision.status.outcome {
             Outcome::Failed { reason, .. } => {
                 self.end_revision(key);
+                // The failure may be the last write of a server that ended, arrived after its service was looked at.
+                let waits =
+                    |service: Service| service.status.observed_generation < service.meta.generation;
+                if self.store.service(&key.service)?.is_some_and(waits) {
+                    self.ask_service(&key.service);
+                }
                 Ok(Report {
                     because: format!("failed: {reason}"),
                     ..Report::default()

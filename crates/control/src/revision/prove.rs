@@ -143,7 +143,10 @@ impl Core {
         self.world.with(|inner| inner.image_since.remove(key));
         if ready {
             self.world.revision(key, |state| {
-                state.stage = Stage::Proven;
+                // Not one that its service gave up meanwhile: nobody would end it again.
+                if state.stage == Stage::Proving {
+                    state.stage = Stage::Proven;
+                }
                 state.usual_start = took;
                 state.crashes = 0;
             });
