@@ -187,6 +187,14 @@ pub(super) fn decide(
     Some(decided)
 }
 
+/// Whose startup probe gave up: to discard.
+fn never_listened(views: &[InstanceView]) -> Vec<InstanceId> {
+    let failed = views
+        .iter()
+        .filter(|view| matches!(view.reach, Reach::Failed { .. }));
+    failed.map(|view| view.id.clone()).collect()
+}
+
 /// The count and the choice, with their reasons noted.
 fn wanted(
     state: &mut RevisionState,
@@ -218,16 +226,11 @@ fn wanted(
             .filter(|v| v.is_live())
             .map(|v| v.id.clone())
             .collect();
-        let discard = views
-            .iter()
-            .filter(|v| matches!(v.reach, Reach::Failed { .. }))
-            .map(|v| v.id.clone())
-            .collect();
         return (
             InstancePlan {
                 start: 0,
                 retire: live,
-                discard,
+                discard: never_listened(views),
                 because,
             },
             None,
@@ -237,16 +240,11 @@ fn wanted(
         state.because = vec![Because::new(
             "keep what proved it until its service has looked at the routes",
         )];
-        let discard = views
-            .iter()
-            .filter(|v| matches!(v.reach, Reach::Failed { .. }))
-            .map(|v| v.id.clone())
-            .collect();
         return (
             InstancePlan {
                 start: 0,
                 retire: Vec::new(),
-                discard,
+                discard: never_listened(views),
                 because: Because::default(),
             },
             None,
