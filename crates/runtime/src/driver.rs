@@ -53,6 +53,13 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Changes the CPU limit of a running instance (startup boost). Its observation tells the new one from then on.
     fn set_cpu(&self, id: &InstanceId, cpu: MilliCpu) -> BoxFuture<'_, Result<(), DriverError>>;
 
+    /// Takes the CPU away from a running instance; its observation says so from then on. [`DriverError::Refused`] where that
+    /// will not become possible for this instance, with the reason.
+    fn freeze(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>>;
+
+    /// Gives it back; no error for one that isn't frozen. A request waits for it.
+    fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>>;
+
     /// What the instance uses now.
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>>;
 }

@@ -17,7 +17,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
-use utsuwa_model::instance::{Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::instance::{
+    Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases, Tier,
+};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, Timestamp};
 
@@ -30,6 +32,8 @@ pub enum Call {
     Start,
     Stop,
     SetCpu,
+    Freeze,
+    Thaw,
     Release,
     List,
 }
@@ -132,6 +136,32 @@ impl FakeDriver {
         self.inner.world.lock().prepared.clone()
     }
 
+    /// How much of an instance is awake; `None` if it isn't there.
+    #[must_use]
+    pub fn tier(&self, id: &InstanceId) -> Option<Tier> {
+        let world = self.inner.world.lock();
+        world.running.get(id).map(|found| found.tier)
+    }
+
+    async fn change_tier(
+        &self,
+        call: Call,
+        word: &str,
+        id: InstanceId,
+        tier: Tier,
+    ) -> Result<(), DriverError> {
+        self.before(call, &format!("{word} {id}")).await?;
+        let mut world = self.inner.world.lock();
+        let Some(found) = world.running.get_mut(&id) else {
+            return Err(DriverError::NotFound(id));
+        };
+        if found.tier != tier {
+            found.tier = tier;
+            world.log.push(format!("{word} {id}"));
+        }
+        Ok(())
+    }
+
     /// Every call so far that changed something: `start ID`, `stop ID`, `prepare`.
     #[must_use]
     pub fn log(&self) -> Vec<String> {
@@ -202,6 +232,7 @@ impl Driver for FakeDriver {
                         pid: world.next_pid,
                         started: (self.inner.now)(),
                         limits: spec.limits,
+                        tier: Tier::Awake,
                     };
                     world.running.insert(id.clone(), observation);
                     world.log.push(format!("start {id}"));
@@ -289,6 +320,20 @@ impl Driver for FakeDriver {
             Ok(())
         }
         .boxed()
+    }
+
+    fn freeze(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        let id = id.clone();
+        async move {
+            self.change_tier(Call::Freeze, "freeze", id, Tier::Frozen)
+                .await
+        }
+        .boxed()
+    }
+
+    fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        let id = id.clone();
+        async move { self.change_tier(Call::Thaw, "thaw", id, Tier::Awake).await }.boxed()
     }
 
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>> {

@@ -351,6 +351,16 @@ impl Driver for SandboxDriver {
         Box::pin(async move { self.call(op, Vec::new()).await.map(|_| ()) })
     }
 
+    fn freeze(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        let op = Op::Freeze { id: id.clone() };
+        Box::pin(async move { self.call(op, Vec::new()).await.map(|_| ()) })
+    }
+
+    fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        let op = Op::Thaw { id: id.clone() };
+        Box::pin(async move { self.call(op, Vec::new()).await.map(|_| ()) })
+    }
+
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>> {
         let id = id.clone();
         Box::pin(async move {

@@ -190,6 +190,7 @@ impl Keeper {
             return false;
         }
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        self.thaw_sandbox(number);
         let net = NetInfo {
             index: 0,
             host_veth: String::new(),

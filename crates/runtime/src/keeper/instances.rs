@@ -182,6 +182,7 @@ impl Keeper {
                 pid: instance.record.process.pid,
                 started: instance.record.started,
                 limits: instance.record.spec.limits,
+                tier: self.tier(instance.record.sandbox),
             })
             .collect();
         (instances, running.next().is_some())

@@ -19,9 +19,12 @@ use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 use crate::network::NetInfo;
 
 /// Version of this protocol. 2: [`Op::ReleaseIds`], [`Op::RemoveLogs`], [`Op::SetCpu`], [`Op::EndServer`], [`FromKeeper::Leave`].
-pub const VERSION: u32 = 2;
+/// 3: [`Op::Freeze`], [`Op::Thaw`].
+pub const VERSION: u32 = 3;
 /// Oldest version still answered.
 pub const OLDEST: u32 = 1;
+/// A server of an older version would never thaw what another one had frozen.
+pub(crate) const KNOWS_TIERS: u32 = 3;
 /// Instances in one page of [`Reply::List`].
 pub const LIST_PAGE: usize = 128;
 
@@ -96,6 +99,14 @@ pub enum Op {
     SetCpu {
         id: InstanceId,
         cpu: MilliCpu,
+    },
+    /// Takes the CPU away from a running instance. Refused where that can't be done, and for one that starts or stops.
+    Freeze {
+        id: InstanceId,
+    },
+    /// Gives it back; no error for one that isn't frozen.
+    Thaw {
+        id: InstanceId,
     },
     Prepare {
         rootfs: RootfsSpec,

@@ -85,6 +85,8 @@ impl Keeper {
             }
             Op::Usage { id } => self.usage(&id),
             Op::SetCpu { id, cpu } => self.set_cpu(&id, cpu),
+            Op::Freeze { id } => self.freeze(&id),
+            Op::Thaw { id } => self.thaw(&id),
             Op::GiveListener { name, address } => match descriptors.pop() {
                 Some(socket) => {
                     self.listeners

@@ -9,7 +9,8 @@ use serde_json::value::RawValue;
 use super::core::{Keeper, Token, Watch};
 use super::link::Link;
 use super::protocol::{
-    ClientKind, Event, FromKeeper, KeeperError, OLDEST, Op, Reply, ToKeeper, VERSION, agree,
+    ClientKind, Event, FromKeeper, KNOWS_TIERS, KeeperError, OLDEST, Op, Reply, ToKeeper, VERSION,
+    agree,
 };
 use crate::network::Gateway;
 use crate::spawner::protocol::Channel;
@@ -187,6 +188,9 @@ impl Keeper {
             self.drop_session(before);
         }
         tracing::info!(build, "a server connected");
+        if version < KNOWS_TIERS {
+            self.thaw_all();
+        }
         self.tell_server(holds);
         Ok(())
     }

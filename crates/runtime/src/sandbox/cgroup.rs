@@ -9,6 +9,7 @@
 //!
 //! Failure: [`SpawnError::Sys`] naming the file; a missing controller is found at [`Cgroups::open`], not at a start.
 
+mod freeze;
 mod oom;
 mod tree;
 mod usage;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use utsuwa_model::instance::Limits;
 
+pub use freeze::FreezeError;
 pub(crate) use tree::{Hierarchy, hierarchies};
 use tree::{
     NEEDED, Tree, enable_controllers, make_directory, remove_directories, remove_directory,
@@ -81,6 +83,7 @@ impl Cgroups {
             cpuacct: v1("cpuacct")?,
             memory: v1("memory")?,
             pids: v1("pids")?,
+            freezer: v1("freezer").ok(),
         };
         for directory in tree.directories() {
             make_directory(directory)?;

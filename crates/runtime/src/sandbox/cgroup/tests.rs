@@ -48,6 +48,7 @@ fn joined_hierarchies_are_used_once() {
         cpuacct: directory,
         memory: PathBuf::from("/m/utsuwa-x"),
         pids: PathBuf::from("/p/utsuwa-x"),
+        freezer: None,
     };
     assert_eq!(tree.directories().len(), 3);
 }
