@@ -90,6 +90,8 @@ pub(crate) struct Record {
     pub(crate) settling: bool,
     /// When a pass first saw it ready.
     pub(crate) ready_since: Option<Timestamp>,
+    /// It leaves because this revision has no memory.
+    pub(crate) makes_room_for: Option<RevisionKey>,
     pub(crate) rest: Rest,
 }
 
@@ -104,6 +106,7 @@ impl Record {
             cpu,
             settling: false,
             ready_since: None,
+            makes_room_for: None,
             rest: Rest::default(),
         }
     }

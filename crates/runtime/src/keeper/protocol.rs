@@ -25,6 +25,8 @@ pub const VERSION: u32 = 3;
 pub const OLDEST: u32 = 1;
 /// A server of an older version would never thaw what another one had frozen.
 pub(crate) const KNOWS_TIERS: u32 = 3;
+/// The version that brought [`FromKeeper::Leave`]; servers of earlier ones get a signal instead.
+pub(crate) const LEAVE_SINCE: u32 = 2;
 /// Instances in one page of [`Reply::List`].
 pub const LIST_PAGE: usize = 128;
 
@@ -189,7 +191,7 @@ pub enum FromKeeper {
     Superseded {
         by: String,
     },
-    /// To the server: another one waits for its place. It goes on being served until it has drained and ended.
+    /// To a server from version 2 on: another one waits for its place. It goes on being served until it has drained and ended.
     Leave {
         by: String,
     },
