@@ -25,3 +25,4 @@ mod private_registry;
 mod scale;
 #[path = "../skip.rs"]
 mod skip;
+mod tiers;
