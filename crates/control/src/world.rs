@@ -123,6 +123,8 @@ pub(crate) struct Rest {
     pub(crate) thaws: u64,
     /// No step before this: the last one failed.
     pub(crate) not_before: Option<Timestamp>,
+    /// What it kept in memory when the rest was given back.
+    pub(crate) kept_bytes: Option<u64>,
     /// A tier it can't reach, and why.
     pub(crate) barred: Option<(Tier, String)>,
 }

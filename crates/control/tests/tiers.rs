@@ -170,3 +170,35 @@ async fn a_new_server_thaws_what_it_finds_and_freezes_it_again() {
     house.pass_time(Duration::from_secs(5)).await;
     assert_eq!(tier(&house, &id), Tier::Frozen);
 }
+
+#[tokio::test(start_paused = true)]
+async fn memory_is_given_back_later_and_comes_with_the_next_request() {
+    let (house, key, id) = one(template("hello:1")).await;
+    house.pass_time(Duration::from_secs(20)).await;
+    assert_eq!(tier(&house, &id), Tier::Frozen, "not yet");
+    house.pass_time(Duration::from_secs(60)).await;
+    assert_eq!(tier(&house, &id), Tier::Reclaimed);
+    let state = house.control.explain(&key.service)[0].instances[0]
+        .state
+        .clone();
+    assert_eq!(state, "reclaimed");
+    house.door.arrive(&key, 1);
+    house.until("thawed", |h| tier(h, &id) == Tier::Awake).await;
+    house.door.finish(&key);
+    house.pass_time(Duration::from_secs(10)).await;
+    assert_eq!(tier(&house, &id), Tier::Frozen, "one step after the other");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_swap_memory_is_kept_and_the_reason_told() {
+    let (house, key, id) = one(template("hello:1")).await;
+    let refusal = DriverError::Refused("this host has no swap".to_owned());
+    house.driver.fail_next(Call::Reclaim, refusal);
+    house.pass_time(Duration::from_secs(300)).await;
+    assert_eq!(tier(&house, &id), Tier::Frozen);
+    let why = why(&house, &key);
+    assert!(
+        why.contains("memory of the idle is kept: this host has no swap"),
+        "{why}"
+    );
+}

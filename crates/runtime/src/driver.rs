@@ -60,8 +60,19 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Gives it back; no error for one that isn't frozen. A request waits for it.
     fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>>;
 
+    /// Gives back the memory of a frozen instance, and answers what it has kept. [`DriverError::Refused`] where there is nothing
+    /// that may hold it, with the reason. A thaw doesn't wait for it.
+    fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>>;
+
     /// What the instance uses now.
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>>;
+}
+
+/// What an instance had in memory before and after it was given back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reclaimed {
+    pub before_bytes: u64,
+    pub after_bytes: u64,
 }
 
 /// Memory and CPU of one instance.

@@ -23,7 +23,7 @@ use utsuwa_model::instance::{
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, Timestamp};
 
-use crate::driver::{Driver, DriverError, InstanceEvent, Usage};
+use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +34,7 @@ pub enum Call {
     SetCpu,
     Freeze,
     Thaw,
+    Reclaim,
     Release,
     List,
 }
@@ -344,6 +345,27 @@ impl Driver for FakeDriver {
     fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
         let id = id.clone();
         async move { self.change_tier(Call::Thaw, "thaw", id, Tier::Awake).await }.boxed()
+    }
+
+    fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>> {
+        let id = id.clone();
+        async move {
+            self.before(Call::Reclaim, &format!("reclaim {id}")).await?;
+            let mut world = self.inner.world.lock();
+            let Some(found) = world.running.get_mut(&id) else {
+                return Err(DriverError::NotFound(id));
+            };
+            if found.tier == Tier::Awake {
+                return Err(DriverError::Internal(format!("instance {id} is awake")));
+            }
+            found.tier = Tier::Reclaimed;
+            world.log.push(format!("reclaim {id}"));
+            Ok(Reclaimed {
+                before_bytes: 16 << 20,
+                after_bytes: 4 << 20,
+            })
+        }
+        .boxed()
     }
 
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>> {

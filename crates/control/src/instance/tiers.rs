@@ -32,13 +32,14 @@ const THAW_AGAIN: Duration = Duration::from_millis(20);
 pub(super) struct Steps {
     /// With the number of thaws until now.
     freeze: Vec<(InstanceId, u64)>,
+    reclaim: Vec<(InstanceId, u64)>,
     thaw: Vec<InstanceId>,
     pub(super) next: Option<Timestamp>,
 }
 
 impl Steps {
     pub(super) fn count(&self) -> usize {
-        self.freeze.len() + self.thaw.len()
+        self.freeze.len() + self.reclaim.len() + self.thaw.len()
     }
 }
 
@@ -75,10 +76,7 @@ pub(super) fn look(state: &mut RevisionState, views: &[InstanceView], now: Times
                 tier: record.rest.tier,
                 under_way: record.rest.steps > 0,
                 not_before: record.rest.not_before.max(boost_ends),
-                barred: record.rest.barred.clone().or_else(|| {
-                    let why = "this build does not give memory back";
-                    Some((Tier::Reclaimed, why.to_owned()))
-                }),
+                barred: record.rest.barred.clone(),
             })
         })
         .collect();
@@ -97,12 +95,16 @@ pub(super) fn look(state: &mut RevisionState, views: &[InstanceView], now: Times
         next: plan.next,
         ..Steps::default()
     };
-    for id in plan.freeze {
-        if let Some(record) = state.instances.get_mut(&id) {
-            record.rest.steps += 1;
-            steps.freeze.push((id, record.rest.thaws));
-        }
-    }
+    let mut begin = |ids: Vec<InstanceId>| {
+        let begun = ids.into_iter().filter_map(|id| {
+            let rest = &mut state.instances.get_mut(&id)?.rest;
+            rest.steps += 1;
+            Some((id, rest.thaws))
+        });
+        begun.collect::<Vec<_>>()
+    };
+    steps.freeze = begin(plan.freeze);
+    steps.reclaim = begin(plan.reclaim);
     state.because.extend(plan.because);
     steps
 }
@@ -115,6 +117,10 @@ impl Core {
         for (id, thaws) in steps.freeze {
             let key = key.clone();
             self.spawn(|core| async move { core.freeze(&key, &id, thaws).await });
+        }
+        for (id, thaws) in steps.reclaim {
+            let key = key.clone();
+            self.spawn(|core| async move { core.reclaim(&key, &id, thaws).await });
         }
     }
 
@@ -164,6 +170,44 @@ impl Core {
         }
     }
 
+    /// Gives the memory of a frozen instance back. A thaw doesn't wait for that: it makes it end.
+    async fn reclaim(&self, key: &RevisionKey, id: &InstanceId, thaws: u64) {
+        let result = self.driver.reclaim(id).await;
+        let now = self.env.now();
+        let asleep = self.world.revision(key, |state| {
+            let rest = &mut state.instances.get_mut(id)?.rest;
+            rest.steps = rest.steps.saturating_sub(1);
+            if rest.thaws != thaws {
+                return None;
+            }
+            match &result {
+                Ok(reclaimed) => {
+                    rest.tier = Tier::Reclaimed;
+                    rest.kept_bytes = Some(reclaimed.after_bytes);
+                }
+                Err(DriverError::Refused(why)) => {
+                    rest.barred = Some((Tier::Reclaimed, why.clone()));
+                }
+                Err(_) => rest.not_before = Some(now.plus(RETRY)),
+            }
+            Some(())
+        });
+        match &result {
+            Ok(reclaimed) => {
+                tracing::debug!(revision = %key, instance = %id, ?reclaimed, "gave memory back");
+            }
+            Err(DriverError::Refused(why)) => {
+                tracing::debug!(revision = %key, instance = %id, why, "memory of the idle is kept");
+            }
+            // Thawed or gone meanwhile.
+            Err(_) if asleep.flatten().is_none() => {}
+            Err(error) => {
+                tracing::warn!(revision = %key, instance = %id, %error, "give memory back, will be repeated");
+            }
+        }
+        self.ask_instances(key, Priority::Soon);
+    }
+
     /// A request was let into an instance that is or may be frozen. Never waits.
     pub(crate) fn thaw(&self, key: &RevisionKey, id: &InstanceId) {
         let known = self.world.revision(key, |state| {
@@ -173,6 +217,7 @@ impl Core {
             let rest = &mut record.rest;
             rest.thaws += 1;
             let frozen = std::mem::take(&mut rest.tier) != Tier::Awake || rest.steps > 0;
+            rest.kept_bytes = None;
             if frozen {
                 rest.steps += 1;
             }

@@ -19,7 +19,7 @@ use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 use crate::network::NetInfo;
 
 /// Version of this protocol. 2: [`Op::ReleaseIds`], [`Op::RemoveLogs`], [`Op::SetCpu`], [`Op::EndServer`], [`FromKeeper::Leave`].
-/// 3: [`Op::Freeze`], [`Op::Thaw`].
+/// 3: [`Op::Freeze`], [`Op::Thaw`], [`Op::Reclaim`].
 pub const VERSION: u32 = 3;
 /// Oldest version still answered.
 pub const OLDEST: u32 = 1;
@@ -108,6 +108,10 @@ pub enum Op {
     },
     /// Gives it back; no error for one that isn't frozen.
     Thaw {
+        id: InstanceId,
+    },
+    /// Gives back the memory of a frozen instance. Reply [`Reply::Reclaimed`]. Refused without swap that may hold it.
+    Reclaim {
         id: InstanceId,
     },
     Prepare {
@@ -225,6 +229,11 @@ pub enum Reply {
         memory_bytes: u64,
         cpu_us: u64,
         pids: u32,
+    },
+    /// What it had in memory before and after.
+    Reclaimed {
+        before_bytes: u64,
+        after_bytes: u64,
     },
     Unpacked {
         entries: u64,

@@ -1,18 +1,23 @@
-//! Instances without CPU: frozen and thawed as the server asks.
+//! Instances without CPU, and without their memory: as the server asks.
 //!
-//! What is frozen is read from the cgroup, never remembered: a keeper after this one sees the same.
+//! What is frozen is read from the cgroup, never remembered: a keeper after this one sees the same. That memory was given back
+//! is forgotten with the keeper; giving it back once more costs little.
 //!
 //! Invariants:
 //! 1. Nothing starting or stopping is frozen, and what stops or is killed is thawed: on v1 no signal reaches the frozen.
-//! 2. With a server that can't thaw, nothing stays frozen.
+//! 2. Only the frozen give memory back.
+//! 3. With a server that can't thaw, nothing stays frozen.
 
 use utsuwa_model::InstanceId;
 use utsuwa_model::instance::Tier;
 
 use super::core::Keeper;
-use super::instances::Phase;
+use super::instances::{Instance, Phase};
 use super::protocol::{KeeperError, Reply};
-use crate::sandbox::cgroup::FreezeError;
+use super::spawners::{HOUSEKEEPER, Pending};
+use crate::sandbox::cgroup::{FreezeError, SandboxCgroup};
+use crate::sandbox::reclaim;
+use crate::spawner::protocol::Op as SpawnOp;
 
 impl Keeper {
     pub(crate) fn freeze(&mut self, id: &InstanceId) -> Result<Reply, KeeperError> {
@@ -38,8 +43,9 @@ impl Keeper {
     pub(crate) fn thaw(&mut self, id: &InstanceId) -> Result<Reply, KeeperError> {
         let instance = self
             .instances
-            .get(id)
+            .get_mut(id)
             .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
+        instance.reclaimed = false;
         self.cgroups.as_ref().map_or(Ok(Reply::Done), |cgroups| {
             cgroups
                 .sandbox(instance.record.sandbox)
@@ -47,6 +53,81 @@ impl Keeper {
                 .map(|()| Reply::Done)
                 .map_err(|error| KeeperError::Internal(error.to_string()))
         })
+    }
+
+    /// Has the memory of a frozen instance written out, which takes a while; [`Keeper::reclaimed`] answers.
+    pub(crate) fn reclaim(
+        &mut self,
+        session: u32,
+        request: u64,
+        id: &InstanceId,
+    ) -> Result<(), KeeperError> {
+        let before_bytes = self.frozen_bytes(id)?;
+        reclaim::swap().map_err(KeeperError::Refused)?;
+        let pending = Pending::Reclaim {
+            session,
+            request,
+            id: id.clone(),
+            before_bytes,
+        };
+        let sandbox = self.allow_swap(id, true)?;
+        let op = SpawnOp::Reclaim { sandbox };
+        self.ask(HOUSEKEEPER, op, Vec::new(), pending);
+        Ok(())
+    }
+
+    /// It is done, unless it was thawed meanwhile.
+    pub(crate) fn reclaimed(
+        &mut self,
+        id: &InstanceId,
+        before_bytes: u64,
+        result: Result<(), KeeperError>,
+    ) -> Result<Reply, KeeperError> {
+        self.allow_swap(id, false)?;
+        result?;
+        let after_bytes = self.frozen_bytes(id)?;
+        if let Some(instance) = self.instances.get_mut(id) {
+            instance.reclaimed = true;
+        }
+        Ok(Reply::Reclaimed {
+            before_bytes,
+            after_bytes,
+        })
+    }
+
+    /// Whether the kernel may write out pages of it: only while we ask for that. Answers its sandbox.
+    pub(super) fn allow_swap(&self, id: &InstanceId, allowed: bool) -> Result<u32, KeeperError> {
+        let instance = self
+            .instances
+            .get(id)
+            .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
+        let number = instance.record.sandbox;
+        let set = self.cgroups.as_ref().map_or(Ok(()), |cgroups| {
+            cgroups.sandbox(number).allow_swap(allowed)
+        });
+        set.map(|()| number)
+            .map_err(|error| KeeperError::Internal(error.to_string()))
+    }
+
+    /// What a frozen instance has in memory.
+    fn frozen_bytes(&self, id: &InstanceId) -> Result<u64, KeeperError> {
+        let instance = self
+            .instances
+            .get(id)
+            .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
+        let cgroup = self
+            .cgroups
+            .as_ref()
+            .map(|cgroups| cgroups.sandbox(instance.record.sandbox))
+            .filter(SandboxCgroup::is_frozen);
+        let Some(cgroup) = cgroup else {
+            let text = format!("instance {id} is awake and needs its memory");
+            return Err(KeeperError::Internal(text));
+        };
+        let usage = cgroup.usage();
+        usage
+            .map(|usage| usage.memory_bytes)
+            .map_err(|error| KeeperError::Internal(error.to_string()))
     }
 
     /// So that a signal reaches what is in it.
@@ -68,11 +149,16 @@ impl Keeper {
     }
 
     /// As its cgroup says.
-    pub(crate) fn tier(&self, number: u32) -> Tier {
+    pub(crate) fn tier(&self, instance: &Instance) -> Tier {
+        let number = instance.record.sandbox;
         let frozen = self
             .cgroups
             .as_ref()
             .is_some_and(|cgroups| cgroups.sandbox(number).is_frozen());
-        if frozen { Tier::Frozen } else { Tier::Awake }
+        match (frozen, instance.reclaimed) {
+            (false, _) => Tier::Awake,
+            (true, false) => Tier::Frozen,
+            (true, true) => Tier::Reclaimed,
+        }
     }
 }

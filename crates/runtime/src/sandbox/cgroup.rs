@@ -321,6 +321,34 @@ impl SandboxCgroup {
             .map_err(|e| SpawnError::sys("write", e, format!("set {} to {text}", path.display())))
     }
 
+    /// The processes in it, as the host numbers them.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the file.
+    pub(crate) fn processes(&self) -> Result<Vec<u32>, SpawnError> {
+        let directory = match &self.tree {
+            Tree::V2 { root } => root,
+            Tree::V1 { memory, .. } => memory,
+        };
+        let file = directory.join("cgroup.procs");
+        let text = fs::read_to_string(&file)
+            .map_err(|e| SpawnError::sys("read", e, file.display().to_string()))?;
+        Ok(text.lines().filter_map(|pid| pid.parse().ok()).collect())
+    }
+
+    /// v2: whether its pages may go to swap. On v1 they always may: memory and swap together have the limit.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the file.
+    pub(crate) fn allow_swap(&self, allowed: bool) -> Result<(), SpawnError> {
+        let Tree::V2 { root } = &self.tree else {
+            return Ok(());
+        };
+        // The limit of memory holds what can be there to go.
+        let most = if allowed { "max" } else { "0" };
+        optional(write_file(root.join("memory.swap.max"), most), root)
+    }
+
     /// Kills everything in it with one write (v2, kernel 5.14); `false` where that isn't possible: kill the sandbox's PID 1.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use utsuwa_runtime::{Driver, DriverError};
 
 use crate::busybox::possible;
 use crate::keeper_world::{Server, World, kill, until};
+use crate::skip::skip;
 
 /// Counts as fast as it can, and says goodbye.
 const BUSY: &str = "trap 'echo bye; exit 3' TERM; while :; do :; done";
@@ -211,5 +212,62 @@ async fn a_new_keeper_and_a_new_server_see_what_is_frozen() {
         .await
         .unwrap();
     assert_eq!(server.exit().await.1, Exit::Code(3));
+    world.down();
+}
+
+/// Pages of memory that `pid` has in swap.
+fn swapped_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmSwap:"));
+    let words = line.and_then(|line| line.split_whitespace().nth(1));
+    words.map_or(0, |number| number.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_is_given_back_only_while_frozen_and_only_to_swap_that_may_hold_it() {
+    const NAME: &str = "memory_is_given_back_only_while_frozen_and_only_to_swap_that_may_hold_it";
+    if !possible(NAME) {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    // 16 MiB in a variable of the shell.
+    let spec = world.spec(
+        "x=$(head -c 16000000 /dev/zero | tr '\\0' x); echo there; trap 'echo ${#x}; exit 3' TERM; while :; do sleep 0.01; done",
+    );
+    let id = spec.id.clone();
+    server.driver.start(spec).await.unwrap();
+    ready(&server, &id).await;
+    let listed = server.driver.list().await.unwrap();
+    let pid = listed[0].pid;
+    let awake = server.driver.reclaim(&id).await;
+    assert!(matches!(awake, Err(DriverError::Internal(_))), "{awake:?}");
+    server.driver.freeze(&id).await.unwrap();
+    stands_still(&server, &id).await;
+    let given = server.driver.reclaim(&id).await;
+    match utsuwa_runtime::sandbox::reclaim::swap() {
+        Err(why) => {
+            assert!(matches!(&given, Err(DriverError::Refused(said)) if *said == why));
+            assert_eq!(tier(&server, &id).await, Tier::Frozen);
+            skip(
+                NAME,
+                "the half about giving back needs zram or encrypted swap",
+            );
+        }
+        Ok(_) => {
+            let given = given.unwrap();
+            println!("{given:?}, {} KiB in swap", swapped_kib(pid));
+            assert!(swapped_kib(pid) > 12 << 10, "{given:?}");
+            assert!(given.after_bytes < given.before_bytes / 2, "{given:?}");
+            assert_eq!(tier(&server, &id).await, Tier::Reclaimed);
+        }
+    }
+    server.driver.thaw(&id).await.unwrap();
+    assert_eq!(tier(&server, &id).await, Tier::Awake);
+    let stop = server.driver.stop(id.clone(), Duration::from_secs(30));
+    stop.await.unwrap();
+    let (_, exit, lines) = server.exit().await;
+    assert_eq!(exit, Exit::Code(3));
+    assert_eq!(lines, ["there", "16000000"], "all of it came back");
     world.down();
 }
