@@ -146,24 +146,7 @@ fn utsuwa(
     rounds: usize,
 ) -> anyhow::Result<(Series, Option<Series>)> {
     let server = Server::start(settings, "cold", &[])?;
-    let image = match &app.archive {
-        None => "utsuwa.local/hello".to_owned(),
-        Some(archive) => {
-            let loaded = Command::new(&settings.utsuwa)
-                .args([
-                    "images",
-                    "load",
-                    &format!("oci-archive:{}", archive.display()),
-                    "--api",
-                    &format!("http://{}", server.api),
-                ])
-                .output()?;
-            if !loaded.status.success() {
-                bail!("images load: {}", String::from_utf8_lossy(&loaded.stderr));
-            }
-            String::from_utf8(loaded.stdout)?.trim().to_owned()
-        }
-    };
+    let image = image_of(settings, app, &server)?;
     let names: Vec<String> = (0..rounds).map(|i| format!("cold-{i}")).collect();
     for name in &names {
         server.deploy(name, &image, "6s", "512Mi")?;
@@ -186,6 +169,26 @@ fn utsuwa(
         in_a_row.push(server.call(name, app.path)?);
     }
     Ok((samples, Some(in_a_row)))
+}
+
+/// The app's image, loaded into `server` if it isn't built in.
+pub(super) fn image_of(settings: &Settings, app: &App, server: &Server) -> anyhow::Result<String> {
+    let Some(archive) = &app.archive else {
+        return Ok("utsuwa.local/hello".to_owned());
+    };
+    let loaded = Command::new(&settings.utsuwa)
+        .args([
+            "images",
+            "load",
+            &format!("oci-archive:{}", archive.display()),
+            "--api",
+            &format!("http://{}", server.api),
+        ])
+        .output()?;
+    if !loaded.status.success() {
+        bail!("images load: {}", String::from_utf8_lossy(&loaded.stderr));
+    }
+    Ok(String::from_utf8(loaded.stdout)?.trim().to_owned())
 }
 
 fn drop_caches() -> anyhow::Result<()> {
@@ -265,7 +268,7 @@ pub(crate) fn hello(settings: &Settings) -> anyhow::Result<App> {
 }
 
 /// The Flask app's root file system, unpacked from its archive.
-pub(crate) fn flask(settings: &Settings, archive: &Path) -> anyhow::Result<App> {
+pub(super) fn flask(settings: &Settings, archive: &Path) -> anyhow::Result<App> {
     let layout = settings.work.join("flask-oci");
     let root = settings.work.join("flask-root");
     if !root.join("app/main.py").exists() {

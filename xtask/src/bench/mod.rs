@@ -12,6 +12,7 @@ mod pull;
 mod rest;
 mod server;
 mod stats;
+mod tiers;
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +33,7 @@ pub(crate) struct Settings {
     pub flask: Option<PathBuf>,
 }
 
-const SECTIONS: &[&str] = &["cold", "pull", "rest", "twenty", "many"];
+const SECTIONS: &[&str] = &["cold", "tiers", "pull", "rest", "twenty", "many"];
 
 pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
     let settings = parse(args)?;
@@ -46,13 +47,14 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
     for section in &settings.sections {
         let text = match section.as_str() {
             "cold" => cold::run(&settings),
+            "tiers" => tiers::run(&settings),
             "pull" => pull::run(&settings),
             "rest" => rest::run(&settings),
             "twenty" => many::twenty(&settings),
             _ => many::run(&settings),
         }
         .with_context(|| format!("section {section}"))?;
-        if section != "cold" {
+        if section != "cold" && section != "tiers" {
             crate::say(&text);
         }
         report.push_str(&text);

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use utsuwa_model::instance::Limits;
 
-pub use freeze::FreezeError;
+pub use freeze::{FreezeError, freezer};
 pub(crate) use tree::{Hierarchy, hierarchies};
 use tree::{
     NEEDED, Tree, enable_controllers, make_directory, remove_directories, remove_directory,

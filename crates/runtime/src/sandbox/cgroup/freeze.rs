@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use super::{SandboxCgroup, Tree};
+use super::{SandboxCgroup, Tree, hierarchies};
 use crate::sandbox::process::write_file;
 use crate::spawner::SpawnError;
 
@@ -22,6 +22,28 @@ pub enum FreezeError {
     Sys(#[from] SpawnError),
 }
 
+/// Whether this host can freeze instances.
+///
+/// # Errors
+/// What it lacks, and what to do about it.
+pub fn freezer() -> Result<(), String> {
+    let found = hierarchies().unwrap_or_default();
+    let v1 = |controller: &str| {
+        found
+            .iter()
+            .any(|h| h.controllers.iter().any(|c| c == controller))
+    };
+    // As in `Cgroups::open`: where v1 has the controllers we use, its freezer is needed too.
+    if v1("freezer") || !v1("memory") {
+        Ok(())
+    } else {
+        Err(NO_FREEZER.to_owned())
+    }
+}
+
+const NO_FREEZER: &str = "this host has no cgroup freezer beside its other v1 controllers: \
+    mkdir /sys/fs/cgroup/freezer && mount -t cgroup -o freezer none /sys/fs/cgroup/freezer";
+
 impl SandboxCgroup {
     /// Takes the CPU away from everything in it. Freezing the frozen changes nothing.
     ///
@@ -29,8 +51,7 @@ impl SandboxCgroup {
     /// [`FreezeError::Impossible`] on a host without a freezer, and for a sandbox that was made before there was one.
     pub fn freeze(&self) -> Result<(), FreezeError> {
         let Some((file, words)) = self.freezer() else {
-            let text = "this host has no cgroup freezer (v1); mount it: mount -t cgroup -o freezer none /sys/fs/cgroup/freezer";
-            return Err(FreezeError::Impossible(text.to_owned()));
+            return Err(FreezeError::Impossible(NO_FREEZER.to_owned()));
         };
         write_file(&file, words.frozen).map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
