@@ -525,6 +525,27 @@ async fn a_restart_adopts_the_rightful_and_stops_the_rest() {
     assert_eq!(house.driver.running(), rightful);
 }
 
+/// The keeper goes on with a start when the server that asked for it ends, and has nobody to tell.
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_server_was_starting_is_stopped_soon() {
+    let (mut house, _, revision) = hello().await;
+    let proof = house.driver.running().pop().expect("the proof");
+    let spec = house.driver.spec(&proof).expect("spec");
+    house.pass_time(Duration::from_secs(15)).await;
+    house.restart(None).await;
+    let late = utsuwa_model::instance::InstanceSpec {
+        id: "f".repeat(32).parse().expect("id"),
+        revision,
+        ..spec
+    };
+    utsuwa_runtime::Driver::start(&house.driver, late)
+        .await
+        .expect("starts");
+    house.pass_time(Duration::from_secs(20)).await;
+    assert!(house.driver.running().is_empty());
+    assert_eq!(house.control.sweep_found(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn at_rest_a_pass_does_nothing() {
     let (house, ..) = hello().await;
