@@ -99,7 +99,7 @@ fn boosts_steps_under_way_and_bars_are_respected() {
         not_before: Some(at(20.0)),
         ..view(Tier::Awake)
     };
-    let early = plan(&[boosted.clone()], &SETTINGS, at(15.0));
+    let early = plan(std::slice::from_ref(&boosted), &SETTINGS, at(15.0));
     assert!(early.is_rest());
     assert_eq!(early.next, Some(at(20.0)));
     assert_eq!(plan(&[boosted], &SETTINGS, at(20.0)).freeze.len(), 1);
