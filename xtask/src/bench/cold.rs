@@ -35,14 +35,7 @@ impl Condition {
 
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
     let mut report = String::from("\n## Cold start (ms)\n");
-    let mut apps = vec![hello(settings)?];
-    match &settings.flask {
-        Some(archive) => apps.push(flask(settings, archive)?),
-        None => report.push_str(
-            "The Flask app was left out: its image was not built (see scripts/test-inputs.sh).\n",
-        ),
-    }
-    for app in &apps {
+    for app in &apps(settings, &mut report)? {
         let all = [
             ("quiet", Condition::Quiet),
             ("busy", Condition::Busy),
@@ -59,6 +52,23 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
         }
     }
     Ok(report)
+}
+
+/// The programs to start; says in `report` which one is left out and why.
+pub(super) fn apps(settings: &Settings, report: &mut String) -> anyhow::Result<Vec<App>> {
+    let wanted = |name: &str| settings.apps.iter().any(|app| app == name);
+    let mut apps = Vec::new();
+    if wanted("hello") {
+        apps.push(hello(settings)?);
+    }
+    match &settings.flask {
+        Some(archive) if wanted("flask") => apps.push(flask(settings, archive)?),
+        None if wanted("flask") => report.push_str(
+            "The Flask app was left out: its image was not built (see scripts/test-inputs.sh).\n",
+        ),
+        _ => {}
+    }
+    Ok(apps)
 }
 
 /// One table: everybody under one condition.
@@ -268,7 +278,7 @@ pub(crate) fn hello(settings: &Settings) -> anyhow::Result<App> {
 }
 
 /// The Flask app's root file system, unpacked from its archive.
-pub(super) fn flask(settings: &Settings, archive: &Path) -> anyhow::Result<App> {
+fn flask(settings: &Settings, archive: &Path) -> anyhow::Result<App> {
     let layout = settings.work.join("flask-oci");
     let root = settings.work.join("flask-root");
     if !root.join("app/main.py").exists() {

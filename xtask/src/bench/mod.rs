@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub sections: Vec<String>,
     /// Conditions of the cold starts: `quiet`, `busy`, `dropped`.
     pub conditions: Vec<String>,
+    /// Programs that are started: `hello`, `flask`.
+    pub apps: Vec<String>,
     /// OCI archive of examples/flask-chat, if it was built.
     pub flask: Option<PathBuf>,
 }
@@ -73,6 +75,7 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
         many: 1000,
         sections: SECTIONS.iter().map(|s| (*s).to_owned()).collect(),
         conditions: ["quiet", "busy", "dropped"].map(str::to_owned).to_vec(),
+        apps: ["hello", "flask"].map(str::to_owned).to_vec(),
         flask: std::env::var_os("UTSUWA_TEST_FLASK_IMAGE").map(PathBuf::from),
     };
     let mut rest = args.iter();
@@ -87,9 +90,10 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
             "--many" => settings.many = value.parse().context("--many")?,
             "--flask" => settings.flask = Some(PathBuf::from(value)),
             "--conditions" => settings.conditions = value.split(',').map(str::to_owned).collect(),
+            "--apps" => settings.apps = value.split(',').map(str::to_owned).collect(),
             "--only" => settings.sections = value.split(',').map(str::to_owned).collect(),
             other => bail!(
-                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --flask, --conditions quiet,busy,dropped, --only {}",
+                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --flask, --conditions quiet,busy,dropped, --apps hello,flask, --only {}",
                 SECTIONS.join(",")
             ),
         }

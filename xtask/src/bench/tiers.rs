@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::Settings;
-use super::cold::{flask, hello, image_of};
+use super::cold::{apps, image_of};
 use super::peers::App;
 use super::server::Server;
 use super::stats::{Series, table};
@@ -21,14 +21,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
     let mut report = String::from("\n## Waking (ms)\n");
-    let mut apps = vec![hello(settings)?];
-    match &settings.flask {
-        Some(archive) => apps.push(flask(settings, archive)?),
-        None => report.push_str(
-            "The Flask app was left out: its image was not built (see scripts/test-inputs.sh).\n",
-        ),
-    }
-    for app in &apps {
+    for app in &apps(settings, &mut report)? {
         let table = one(settings, app)?;
         crate::say(&table);
         report.push_str(&table);

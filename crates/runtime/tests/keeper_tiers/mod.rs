@@ -211,7 +211,10 @@ async fn a_new_keeper_and_a_new_server_see_what_is_frozen() {
         .stop(id.clone(), Duration::from_secs(30))
         .await
         .unwrap();
-    assert_eq!(server.exit().await.1, Exit::Code(3));
+    let (_, exit, lines) = server.exit().await;
+    // Before Linux 6.15 only its parent, the keeper that was killed, could have learnt its status.
+    let learnt = matches!(exit, Exit::Code(3) | Exit::Unknown { .. });
+    assert!(learnt && lines == ["bye"], "{exit:?} {lines:?}");
     world.down();
 }
 
