@@ -4,6 +4,7 @@
 mod house;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -200,5 +201,66 @@ async fn without_swap_memory_is_kept_and_the_reason_told() {
     assert!(
         why.contains("memory of the idle is kept: this host has no swap"),
         "{why}"
+    );
+}
+
+/// One at a time; who is called while he waits for his turn keeps his memory.
+#[tokio::test(start_paused = true)]
+async fn memory_is_given_back_one_instance_after_the_other() {
+    let (house, key, id) = one(template("hello:1")).await;
+    let other = house.create("other", template("hello:1")).await;
+    house.update(&other, |s| s.spec.scaling.min = Some(1)).await;
+    house.until_ready(&other).await;
+    let second = house
+        .driver
+        .running()
+        .into_iter()
+        .find(|found| *found != id);
+    let second = second.expect("two run");
+    let other = house.routed("other.localhost").expect("it is routed");
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let begun = Arc::new(AtomicUsize::new(0));
+    let begun_there = Arc::clone(&begun);
+    house.driver.gate(Some(Arc::new(move |what: &str| {
+        let mut gate = gate.clone();
+        let held = what.starts_with("reclaim");
+        begun_there.fetch_add(usize::from(held), Ordering::SeqCst);
+        async move {
+            if held {
+                drop(gate.wait_for(|open| *open).await);
+            }
+        }
+        .boxed()
+    })));
+    house.pass_time(Duration::from_secs(70)).await;
+    assert_eq!(
+        [tier(&house, &id), tier(&house, &second)],
+        [Tier::Frozen; 2]
+    );
+    assert_eq!(begun.load(Ordering::SeqCst), 1, "one has its turn");
+    // Both are called, then the gate opens.
+    for key in [&key, &other] {
+        house.door.arrive(key, 1);
+    }
+    house
+        .until("both thawed", |h| {
+            [tier(h, &id), tier(h, &second)] == [Tier::Awake; 2]
+        })
+        .await;
+    open.send(true).expect("somebody waits");
+    house.rest().await;
+    assert_eq!(begun.load(Ordering::SeqCst), 1, "the other is awake");
+    let log = house.driver.log();
+    assert!(
+        !log.iter().any(|call| call.starts_with("reclaim")),
+        "{log:?}"
+    );
+    for key in [&key, &other] {
+        house.door.finish(key);
+    }
+    house.pass_time(Duration::from_secs(100)).await;
+    assert_eq!(
+        [tier(&house, &id), tier(&house, &second)],
+        [Tier::Reclaimed; 2]
     );
 }

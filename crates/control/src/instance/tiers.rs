@@ -172,7 +172,11 @@ impl Core {
 
     /// Gives the memory of a frozen instance back. A thaw doesn't wait for that: it makes it end.
     async fn reclaim(&self, key: &RevisionKey, id: &InstanceId, thaws: u64) {
-        let result = self.driver.reclaim(id).await;
+        let result = match self.reclaiming.acquire().await {
+            Ok(_permit) if self.still_asleep(key, id, thaws) => self.driver.reclaim(id).await,
+            // Called while it waited for its turn; the turns are never closed.
+            _ => Err(DriverError::NotFound(id.clone())),
+        };
         let now = self.env.now();
         let asleep = self.world.revision(key, |state| {
             let rest = &mut state.instances.get_mut(id)?.rest;
@@ -206,6 +210,15 @@ impl Core {
             }
         }
         self.ask_instances(key, Priority::Soon);
+    }
+
+    /// Whether no request came since there were `thaws`.
+    fn still_asleep(&self, key: &RevisionKey, id: &InstanceId, thaws: u64) -> bool {
+        let asleep = self.world.revision(key, |state| {
+            let record = state.instances.get(id)?;
+            Some(record.rest.thaws == thaws)
+        });
+        asleep.flatten() == Some(true)
     }
 
     /// A request was let into an instance that is or may be frozen. Never waits.
