@@ -19,6 +19,29 @@ fn ticks(server: &Server, name: &str) -> u64 {
     text.trim().parse().unwrap()
 }
 
+/// Waits until the service has counted `more`.
+fn until_ticks(server: &Server, name: &str, more: u64) {
+    let first = ticks(server, name);
+    until("the ticks", Duration::from_secs(60), || {
+        (ticks(server, name) > first + more).then_some(())
+    });
+}
+
+/// How often the threads of a process were given a CPU.
+fn context_switches(pid: u64) -> u64 {
+    let mut all = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let counts = status
+            .lines()
+            .filter(|line| line.contains("ctxt_switches:"));
+        all += counts
+            .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+            .sum::<u64>();
+    }
+    all
+}
+
 /// One that stays, frozen as soon as it is idle: a boost would be used first.
 const STAYS: [&str; 3] = ["--min-instances", "1", "--no-cpu-boost"];
 const TICKS: [&str; 2] = ["--set-env-vars", "HELLO_TICK=5"];
@@ -32,25 +55,28 @@ fn an_idle_instance_stands_still_and_answers_when_called() {
     let ticking = [&STAYS[..], &TICKS].concat();
     server.deploy("idle", &ticking);
     server.deploy("steady", &[&ticking[..], &["--no-cpu-throttling"]].concat());
+    let before = ticks(&server, "idle");
     until_frozen(&server, "idle");
-    let idle = ticks(&server, "idle");
-    until_frozen(&server, "idle");
-    // As long as the other one needs for 400 ticks, this one makes none but those of the second before it is frozen.
-    let steady = ticks(&server, "steady");
-    until("the other to count on", Duration::from_secs(60), || {
-        (ticks(&server, "steady") > steady + 400).then_some(())
-    });
+    // The other one's ticks are the clock: a few, so that what was running has come to rest, then two seconds of them.
+    until_ticks(&server, "steady", 20);
+    let pid = server.instance_pids("idle")[0];
+    let switches = context_switches(pid);
+    until_ticks(&server, "steady", 400);
+    assert_eq!(
+        context_switches(pid),
+        switches,
+        "it had CPU while it was idle"
+    );
     assert_eq!(server.instance_states("steady"), ["ready"]);
     assert_eq!(server.instance_states("idle"), ["frozen"]);
     let asked = Instant::now();
-    let counted = ticks(&server, "idle") - idle;
+    let after = ticks(&server, "idle");
     let took = asked.elapsed();
-    println!("frozen: {counted} ticks while the other counted 400, first answer after {took:?}");
-    assert!(
-        counted < 320,
-        "{counted} ticks: it had CPU while it was idle"
-    );
+    println!("first answer of a frozen one after {took:?}");
     assert!(took < Duration::from_millis(500), "{took:?}");
+    until("it to count on", Duration::from_secs(60), || {
+        (ticks(&server, "idle") > after.max(before) + 10).then_some(())
+    });
     let why = server.ok(&["services", "describe", "idle", "--why"]);
     assert!(why.contains("awake, "), "{why}");
     server.finish();
