@@ -22,7 +22,7 @@ use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec};
 use utsuwa_model::quantity::MilliCpu;
-use utsuwa_model::route::{HostRoute, RevisionRoute, RouteTable};
+use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable};
 use utsuwa_model::scaling::ScalingSettings;
 use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
 use utsuwa_model::{Because, InstanceId, RevisionId, RevisionKey, ServiceKey, Timestamp};
@@ -184,12 +184,39 @@ pub(crate) struct ServiceRoutes {
 #[derive(Debug, Default)]
 pub(crate) struct Inner {
     pub(crate) revisions: BTreeMap<RevisionKey, RevisionState>,
+    /// The revisions above, by service: work for one service must not cost more when there are a thousand.
+    members: BTreeMap<ServiceKey, BTreeSet<RevisionId>>,
     pub(crate) owners: BTreeMap<InstanceId, RevisionKey>,
     pub(crate) services: BTreeMap<ServiceKey, ServiceRoutes>,
     /// Since when this process tries to get the image of a revision that is not startable yet.
     pub(crate) image_since: BTreeMap<RevisionKey, Timestamp>,
     /// Instances that the driver was asked to start and hasn't answered for.
     pub(crate) starting: BTreeMap<InstanceId, RevisionKey>,
+}
+
+impl Inner {
+    /// Takes a revision out of the picture.
+    pub(crate) fn remove_revision(&mut self, key: &RevisionKey) {
+        self.revisions.remove(key);
+        if let Some(members) = self.members.get_mut(&key.service) {
+            members.remove(&key.revision);
+            if members.is_empty() {
+                self.members.remove(&key.service);
+            }
+        }
+    }
+
+    /// The revisions of a service that are in the picture.
+    fn members(&self, service: &ServiceKey) -> impl Iterator<Item = (RevisionKey, &RevisionState)> {
+        let ids = self.members.get(service).into_iter().flatten();
+        ids.filter_map(move |revision| {
+            let key = RevisionKey {
+                service: service.clone(),
+                revision: revision.clone(),
+            };
+            self.revisions.get(&key).map(|state| (key, state))
+        })
+    }
 }
 
 /// The shared picture.
@@ -221,24 +248,34 @@ impl World {
             }
             let state = make();
             inner.revisions.insert(key.clone(), state);
+            let members = inner.members.entry(key.service.clone()).or_default();
+            members.insert(key.revision.clone());
             true
         })
     }
 
-    /// The table the ingress shall route by.
-    pub(crate) fn table(&self) -> RouteTable {
-        self.with(|inner| RouteTable {
-            hosts: inner
-                .services
-                .values()
-                .flat_map(|service| service.hosts.iter().cloned())
-                .collect(),
-            revisions: inner
-                .revisions
-                .iter()
-                .filter(|(_, state)| state.is_published())
-                .map(|(key, state)| (key.clone(), Arc::clone(&state.route)))
-                .collect(),
+    /// What the ingress shall route by for each of `services`.
+    pub(crate) fn routes(&self, services: BTreeSet<ServiceKey>) -> Vec<RouteChange> {
+        self.with(|inner| {
+            let routes = |service: &ServiceKey| RouteTable {
+                hosts: inner
+                    .services
+                    .get(service)
+                    .map(|routes| routes.hosts.iter().cloned().collect())
+                    .unwrap_or_default(),
+                revisions: inner
+                    .members(service)
+                    .filter(|(_, state)| state.is_published())
+                    .map(|(key, state)| (key, Arc::clone(&state.route)))
+                    .collect(),
+            };
+            services
+                .into_iter()
+                .map(|service| RouteChange {
+                    routes: Arc::new(routes(&service)),
+                    service,
+                })
+                .collect()
         })
     }
 

@@ -18,7 +18,8 @@ use utsuwa_ingress::seam::{Clock, Connect, RequestLog, RequestRecord, Wake};
 use utsuwa_ingress::{Ingress, IngressSettings, Scheme};
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{
-    Access, HostRoute, InstanceRoute, Protocol, RevisionRoute, RouteTable, StartupProbe, Target,
+    Access, HostRoute, InstanceRoute, Protocol, RevisionRoute, RouteChange, RouteTable,
+    StartupProbe, Target,
 };
 use utsuwa_model::scaling::Ceiling;
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
@@ -102,7 +103,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Arc::new(Wall),
         settings,
     );
-    ingress.publish(Arc::new(table));
+    ingress.publish(vec![RouteChange {
+        service: key.service.clone(),
+        routes: Arc::new(table),
+    }]);
     let id: InstanceId = "00000000000000000000000000000001".parse()?;
     ingress.admit(
         InstanceRoute {

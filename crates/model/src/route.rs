@@ -1,4 +1,4 @@
-//! What the ingress routes by: one immutable snapshot, made by `control`, replaced whole.
+//! What the ingress routes by: for each service one immutable table, made by `control`, replaced whole.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,12 +7,19 @@ use std::time::Duration;
 use crate::scaling::Ceiling;
 use crate::{InstanceId, RevisionKey, ServiceKey};
 
-/// Host name (lower case, no port) → route. The table is exact: a host that isn't here is a 404.
+/// All routes of one service: host name (lower case, no port) → route. A host that is in no service's table is a 404.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RouteTable {
     pub hosts: BTreeMap<String, Arc<HostRoute>>,
     /// Settings of every revision that some host can reach, or that has instances being proven.
     pub revisions: BTreeMap<RevisionKey, Arc<RevisionRoute>>,
+}
+
+/// From now on these, and no others, are the routes of the service. An empty table: none leads to it any more.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteChange {
+    pub service: ServiceKey,
+    pub routes: Arc<RouteTable>,
 }
 
 /// Where requests for one host go.

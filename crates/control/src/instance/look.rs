@@ -178,7 +178,7 @@ pub(super) fn decide(
         report,
     };
     if gone {
-        inner.revisions.remove(key);
+        inner.remove_revision(key);
     }
     for id in start {
         inner.starting.insert(id.clone(), key.clone());

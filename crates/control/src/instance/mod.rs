@@ -84,7 +84,7 @@ impl Core {
         }
         if report.gone {
             // Nothing leads to it any more: the ingress may hear of it together with what comes next.
-            self.publish_soon();
+            self.publish_soon(&key.service);
             self.ask_service(&key.service);
         }
         report

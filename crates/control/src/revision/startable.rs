@@ -126,7 +126,7 @@ impl Core {
             self.state_of(revision, plan, stage, &scaling)
         });
         if new {
-            self.mark_routes();
+            self.mark_routes(&revision.key.service);
         }
         Ok(rootfs)
     }

@@ -59,7 +59,7 @@ impl Core {
                 .world
                 .with(|inner| inner.services.remove(key).is_some());
             if had {
-                self.mark_routes();
+                self.mark_routes(key);
                 self.publish();
             }
             return Ok(Report {
@@ -244,7 +244,7 @@ impl Core {
             Ok(changed)
         })?;
         if changed || !touched.is_empty() {
-            self.mark_routes();
+            self.mark_routes(key);
             self.publish();
         }
         for revision in &touched {

@@ -22,7 +22,7 @@ impl fmt::Debug for Door {
 #[derive(Debug, Default)]
 pub(super) struct DoorInner {
     pub(super) handle: Option<ControlHandle>,
-    pub(super) table: Arc<RouteTable>,
+    pub(super) tables: BTreeMap<ServiceKey, Arc<RouteTable>>,
     pub(super) published: usize,
     pub(super) demand: BTreeMap<RevisionKey, RevisionDemand>,
     pub(super) counted: BTreeMap<RevisionKey, Timestamp>,
@@ -53,7 +53,9 @@ impl DoorInner {
 
     /// Gives waiting requests to ready instances.
     pub(super) fn hand_out(&mut self, key: &RevisionKey) {
-        let limit = self.table.revisions.get(key).map_or(80, |r| r.concurrency);
+        let table = self.tables.get(&key.service);
+        let route = table.and_then(|table| table.revisions.get(key));
+        let limit = route.map_or(80, |r| r.concurrency);
         let Some(demand) = self.demand.get_mut(key) else {
             return;
         };
@@ -115,8 +117,14 @@ impl Door {
         }
     }
 
-    pub(crate) fn table(&self) -> Arc<RouteTable> {
-        Arc::clone(&self.inner.lock().table)
+    /// The routes of all services.
+    pub(crate) fn table(&self) -> RouteTable {
+        let mut all = RouteTable::default();
+        for table in self.inner.lock().tables.values() {
+            all.hosts.extend(table.hosts.clone());
+            all.revisions.extend(table.revisions.clone());
+        }
+        all
     }
 
     /// `hook` runs before each admission.
@@ -197,11 +205,15 @@ impl Door {
 }
 
 impl FrontDoor for Door {
-    fn publish(&self, table: Arc<RouteTable>) {
-        assert_eq!(invariant::table_is_whole(&table), Ok(()));
+    fn publish(&self, changes: Vec<RouteChange>) {
+        for change in &changes {
+            assert_eq!(invariant::table_is_whole(&change.routes), Ok(()));
+        }
         if self.alive("publish") {
             let mut inner = self.inner.lock();
-            inner.table = table;
+            for RouteChange { service, routes } in changes {
+                inner.tables.insert(service, routes);
+            }
             inner.published += 1;
         }
     }

@@ -268,7 +268,7 @@ async fn a_revision_without_instances_answers_at_once() {
         max_instances: Ceiling::AtMost(0),
         ..route()
     };
-    scene.ingress.publish(table(off, Access::Public));
+    scene.publish(table(off, Access::Public));
     while let Some(reply) = waiting.join_next().await {
         let reply = reply.unwrap();
         assert_eq!((reply.status, reply.reason()), (503, "disabled"));
@@ -546,7 +546,7 @@ async fn a_client_comes_back_to_its_revision() {
     let mut host = (*split.hosts[HOST]).clone();
     host.target = Target::Split(keys.iter().map(|key| (key.clone(), 50)).collect());
     split.hosts.insert(HOST.to_owned(), Arc::new(host));
-    scene.ingress.publish(Arc::new(split));
+    scene.publish(Arc::new(split));
     let app = App::new().await;
     for (number, revision) in keys.iter().enumerate() {
         let id: InstanceId = format!("{:032x}", 100 + number).parse().unwrap();

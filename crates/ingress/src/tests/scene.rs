@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{
-    Access, HostRoute, InstanceRoute, Protocol, RevisionRoute, RouteTable, StartupProbe, Target,
+    Access, HostRoute, InstanceRoute, Protocol, RevisionRoute, RouteChange, RouteTable,
+    StartupProbe, Target,
 };
 use utsuwa_model::scaling::Ceiling;
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
@@ -134,7 +135,19 @@ pub(super) fn table(route: RevisionRoute, access: Access) -> Arc<RouteTable> {
     Arc::new(table)
 }
 
+fn change(routes: Arc<RouteTable>) -> RouteChange {
+    RouteChange {
+        service: key().service,
+        routes,
+    }
+}
+
 impl Scene {
+    /// The routes of the scene's one service.
+    pub(super) fn publish(&self, routes: Arc<RouteTable>) {
+        self.ingress.publish(vec![change(routes)]);
+    }
+
     pub(super) async fn new(route: RevisionRoute) -> Self {
         Self::with(route, IngressSettings::default()).await
     }
@@ -150,7 +163,7 @@ impl Scene {
             Arc::new(WallClock(tokio::time::Instant::now())),
             settings,
         );
-        ingress.publish(table(route, Access::Public));
+        ingress.publish(vec![change(table(route, Access::Public))]);
         // The default backlog of 256 drops packets when hundreds connect at once; each costs its client a second.
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
