@@ -90,6 +90,8 @@ pub(crate) struct Record {
     pub(crate) settling: bool,
     /// When a pass first saw it ready.
     pub(crate) ready_since: Option<Timestamp>,
+    /// It leaves because this revision has no memory.
+    pub(crate) makes_room_for: Option<RevisionKey>,
 }
 
 /// What the `Active` condition follows.

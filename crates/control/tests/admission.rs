@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use house::{House, template};
 use utsuwa_model::InstanceId;
 use utsuwa_model::instance::Exit;
+use utsuwa_model::revision::{Outcome, Revision};
 
 /// Lets other tasks run on this thread's place until `done`.
 fn block_until(what: &str, done: impl Fn() -> bool) {
@@ -125,5 +126,56 @@ async fn nothing_is_published_while_nothing_changed() {
     assert_eq!(
         house.door.table().revisions.keys().collect::<Vec<_>>(),
         [&routed]
+    );
+}
+
+/// An outcome is in the store a moment before whoever wrote it goes on: the service may look in between.
+#[tokio::test(start_paused = true)]
+async fn an_outcome_that_is_seen_before_its_writer_goes_on_moves_the_traffic_once() {
+    let house = House::new().await;
+    house.images.put("hello:1");
+    house.images.put("hello:2");
+    let key = house.create("hello", template("hello:1")).await;
+    house.until_ready(&key).await;
+    house.pass_time(Duration::from_secs(20)).await;
+    let first = house.routed("hello.localhost").expect("routed");
+
+    let before = house.door.published();
+    let hold = house.hold("revision outcome");
+    house
+        .update(&key, |s| s.spec.template = template("hello:2"))
+        .await;
+    house.until("it is proven", |_| hold.is_reached()).await;
+    let all = house.store.revisions_of(&key).expect("store");
+    let second = all
+        .iter()
+        .find(|r| r.key != first)
+        .expect("made")
+        .key
+        .clone();
+    let outcome = |stored: &mut Revision| {
+        stored.status.outcome = Outcome::Ready;
+        true
+    };
+    house
+        .store
+        .update_revision(&second, outcome)
+        .await
+        .expect("written");
+    house.control.look_at_everything();
+    house
+        .until("traffic moves", |h| {
+            h.routed("hello.localhost") == Some(second.clone())
+        })
+        .await;
+    let route = Arc::clone(&house.door.table().revisions[&second]);
+    assert!(route.usual_start.is_some(), "the whole route at once");
+    hold.open();
+    house.until_ready(&key).await;
+    house.rest().await;
+    let tables = house.door.published() - before;
+    assert_eq!(
+        tables, 2,
+        "one to prove the revision, one to move the traffic"
     );
 }

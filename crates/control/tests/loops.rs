@@ -632,6 +632,56 @@ async fn a_shortage_sends_nobody_away_and_is_looked_at_more_seldom() {
         .await;
 }
 
+/// Deploys `names`, each with one instance that has served and is idle now. Answers their revisions.
+async fn idle_ones(house: &House, names: &[&str]) -> Vec<utsuwa_model::RevisionKey> {
+    let mut revisions = Vec::new();
+    for name in names {
+        house.images.put("hello:1");
+        let key = house.create(name, template("hello:1")).await;
+        house.until_ready(&key).await;
+        let host = format!("{name}.localhost");
+        let revision = house.routed(&host).expect("routed");
+        house.door.arrive(&revision, 1);
+        house
+            .until("in flight", |h| h.door_in_flight(&revision) == 1)
+            .await;
+        house.door.finish(&revision);
+        revisions.push(revision);
+    }
+    revisions
+}
+
+/// A start that finds no memory sends one idle instance away, however long that one takes to end; whoever waits beside it gets
+/// one of his own.
+#[tokio::test(start_paused = true)]
+async fn as_many_give_way_as_are_needed_however_slowly_they_end() {
+    let house = House::new().await;
+    let waiting = idle_ones(&house, &["one", "two"]).await;
+    house.pass_time(Duration::from_secs(16 * 60)).await;
+    assert!(house.driver.running().is_empty(), "those two sleep");
+    idle_ones(&house, &["a", "b", "c", "d", "e", "f"]).await;
+    assert_eq!(house.driver.running().len(), 6);
+
+    house.driver.stop_takes(Duration::from_secs(5));
+    let before = house.door.retired().len();
+    let gave_way = |h: &House| h.door.retired().len() - before;
+    *house.clock.memory.lock() = Some(0);
+    house.door.arrive(&waiting[0], 1);
+    house.pass_time(Duration::from_secs(2)).await;
+    assert_eq!(gave_way(&house), 1, "one start, one that gives way");
+    house.door.arrive(&waiting[1], 1);
+    house.pass_time(Duration::from_secs(2)).await;
+    assert_eq!(gave_way(&house), 2, "and one for who came later");
+    assert_eq!(house.driver.running().len(), 6, "both still end");
+
+    *house.clock.memory.lock() = Some(8 << 30);
+    house.pass_time(Duration::from_secs(5)).await;
+    for revision in &waiting {
+        assert_eq!(house.door_in_flight(revision), 1, "{revision} is served");
+    }
+    assert_eq!((gave_way(&house), house.driver.running().len()), (2, 6));
+}
+
 #[tokio::test(start_paused = true)]
 async fn explained_for_those_who_ask_why() {
     let (house, key, revision) = hello().await;

@@ -7,6 +7,7 @@
 //! 1. A busy instance, one that starts, and one that holds a minimum never give way.
 //! 2. The longest idle gives way first.
 //! 3. The longer memory is short, the more seldom it is looked at.
+//! 4. Nobody gives way for room that is already on its way.
 
 use std::time::Duration;
 
@@ -44,8 +45,8 @@ pub const QUIET_LOOK: Duration = Duration::from_secs(10);
 pub struct Shortage {
     /// Started all the same.
     pub start: u32,
-    /// Idle instances of others that are asked to give way.
-    pub evict: u32,
+    /// Not started: memory for so many must be freed first.
+    pub missing: u32,
     pub look_after: Duration,
     pub summary: String,
 }
@@ -53,7 +54,7 @@ pub struct Shortage {
 /// `wanted` starts of which `fits` fit, `short_for` a while already, with `waiting` requests. `None`: no shortage.
 #[must_use]
 pub fn shortage(wanted: u32, fits: u32, waiting: u32, short_for: Duration) -> Option<Shortage> {
-    let evict = wanted.checked_sub(fits).filter(|missing| *missing > 0)?;
+    let missing = wanted.checked_sub(fits).filter(|missing| *missing > 0)?;
     let most = if waiting > 0 {
         WAITING_LOOK
     } else {
@@ -61,10 +62,34 @@ pub fn shortage(wanted: u32, fits: u32, waiting: u32, short_for: Duration) -> Op
     };
     Some(Shortage {
         start: fits,
-        evict,
+        missing,
         look_after: (short_for / 2).clamp(FIRST_LOOK, most),
-        summary: format!("start {fits} now; memory for {evict} more must be freed first"),
+        summary: format!("start {fits} now; memory for {missing} more must be freed first"),
     })
+}
+
+/// An instance that is being retired and stopped: its memory is still taken, and comes free when it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaving {
+    /// What it is taken to free.
+    pub bytes: u64,
+    pub in_flight: u32,
+    /// It makes room for another revision, which still waits for it.
+    pub for_another: bool,
+}
+
+/// How many must give way so that `missing` starts of `each` bytes fit, beside those that leave anyway. Who leaves with
+/// requests inside may need as long as these take, so he isn't waited for.
+#[must_use]
+pub fn still_missing(missing: u32, each: u64, leaving: &[Leaving]) -> u32 {
+    let coming = leaving
+        .iter()
+        .filter(|l| l.in_flight == 0 && !l.for_another)
+        .fold(0, |sum: u64, l| sum.saturating_add(l.bytes));
+    let bytes = u64::from(missing)
+        .saturating_mul(each)
+        .saturating_sub(coming);
+    u32::try_from(bytes.div_ceil(each.max(1))).unwrap_or(u32::MAX)
 }
 
 /// An instance that might give way.
@@ -127,12 +152,43 @@ mod tests {
         let looks = |waiting| {
             [0, 1, 4, 60].map(|seconds| {
                 let short = shortage(3, 1, waiting, Duration::from_secs(seconds)).unwrap();
-                assert_eq!((short.start, short.evict), (1, 2));
+                assert_eq!((short.start, short.missing), (1, 2));
                 short.look_after.as_millis()
             })
         };
         assert_eq!(looks(1), [50, 500, 1000, 1000]);
         assert_eq!(looks(0), [50, 500, 2000, 10_000]);
+    }
+
+    #[test]
+    fn nobody_gives_way_for_room_that_comes_anyway() {
+        let leaving = |bytes| Leaving {
+            bytes,
+            in_flight: 0,
+            for_another: false,
+        };
+        let busy = Leaving {
+            in_flight: 1,
+            ..leaving(64)
+        };
+        let taken = Leaving {
+            for_another: true,
+            ..leaving(64)
+        };
+        for (missing, all, want) in [
+            (2, vec![], 2),
+            (2, vec![leaving(64)], 1),
+            (2, vec![leaving(64), leaving(64)], 0),
+            (2, vec![leaving(64), leaving(64), leaving(64)], 0),
+            (1, vec![leaving(16)], 1),
+            (2, vec![leaving(16), leaving(48)], 1),
+            (1, vec![busy, taken], 1),
+            (0, vec![], 0),
+        ] {
+            assert_eq!(still_missing(missing, 64, &all), want, "{missing} {all:?}");
+        }
+        assert_eq!(still_missing(3, 0, &[]), 0);
+        assert_eq!(still_missing(u32::MAX, u64::MAX, &[leaving(1)]), 1);
     }
 
     #[test]

@@ -56,6 +56,7 @@ struct World {
     prepared: BTreeSet<RootfsSpec>,
     failures: BTreeMap<Call, VecDeque<DriverError>>,
     start_takes: Duration,
+    stop_takes: Duration,
     exit_at_start: Option<(Exit, Vec<String>)>,
     log: Vec<String>,
     next_pid: u32,
@@ -102,6 +103,11 @@ impl FakeDriver {
     /// How long every start takes.
     pub fn start_takes(&self, time: Duration) {
         self.inner.world.lock().start_takes = time;
+    }
+
+    /// How long every stop takes: until then it runs.
+    pub fn stop_takes(&self, time: Duration) {
+        self.inner.world.lock().stop_takes = time;
     }
 
     /// Programs end like this as soon as they were started; `None`: they run.
@@ -223,6 +229,10 @@ impl Driver for FakeDriver {
     fn stop(&self, id: InstanceId, _grace: Duration) -> BoxFuture<'_, Result<(), DriverError>> {
         async move {
             self.before(Call::Stop, &format!("stop {id}")).await?;
+            let takes = self.inner.world.lock().stop_takes;
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
             let was = self.inner.world.lock().running.remove(&id);
             if was.is_some() {
                 self.inner.world.lock().log.push(format!("stop {id}"));

@@ -9,6 +9,8 @@
 
 mod busybox;
 mod keeper_lets_go;
+mod keeper_protocol;
+mod keeper_spawners;
 mod keeper_world;
 #[path = "../../../tests/skip.rs"]
 mod skip;

@@ -33,6 +33,7 @@ impl Core {
                     cpu: found.limits.cpu,
                     settling: false,
                     ready_since: None,
+                    makes_room_for: None,
                 };
                 state.instances.insert(found.id.clone(), record);
                 inner

@@ -1,11 +1,15 @@
 //! Making room in memory (decision 20).
 
-use utsuwa_decide::capacity::{self, Candidate};
+use std::collections::BTreeSet;
+
+use utsuwa_decide::capacity::{self, Candidate, Leaving};
+use utsuwa_decide::instances::InstanceView;
 use utsuwa_model::RevisionKey;
-use utsuwa_model::demand::Reach;
+use utsuwa_model::demand::{Reach, RevisionDemand};
 
 use crate::core::Core;
-use crate::world::{Inner, Phase};
+use crate::rounds::Priority;
+use crate::world::{Inner, Phase, RevisionState};
 
 /// Bytes on their way to instances that are starting.
 pub(crate) fn promised(inner: &Inner) -> u64 {
@@ -21,45 +25,93 @@ pub(crate) fn promised(inner: &Inner) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
+/// What came of a wish for room.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// So many were asked to give way now.
+    pub(crate) gave_way: usize,
+    /// Somebody leaves, now or already.
+    pub(crate) comes: bool,
+}
+
+/// Its ready instances, of which some may give way.
+fn candidates(state: &RevisionState, demand: &RevisionDemand) -> Vec<Candidate> {
+    let live: Vec<InstanceView> = state
+        .views(demand)
+        .into_iter()
+        .filter(|v| v.reach == Reach::Ready)
+        .collect();
+    let least = if state.routed {
+        state.settings.manual.unwrap_or(state.settings.min)
+    } else {
+        0
+    };
+    let holds_minimum = u32::try_from(live.len()).unwrap_or(u32::MAX) <= least;
+    let candidate = |v: InstanceView| Candidate {
+        id: v.id,
+        in_flight: v.in_flight,
+        idle_since: v.idle_since,
+        holds_minimum,
+    };
+    live.into_iter().map(candidate).collect()
+}
+
+/// Its instances that are on their way out. `waits`: whether another revision still waits for room.
+fn leaving(
+    state: &RevisionState,
+    demand: &RevisionDemand,
+    waits: impl Fn(&RevisionKey) -> bool,
+) -> Vec<Leaving> {
+    let bytes = capacity::expected(state.plan.limits.memory.0);
+    let views = state.views(demand);
+    let with_record = views.iter().filter_map(|view| {
+        let record = state.instances.get(&view.id)?;
+        (record.phase == Phase::Leaving).then_some((view, record))
+    });
+    with_record
+        .map(|(view, record)| Leaving {
+            bytes,
+            // The ingress has given up those that were too slow.
+            in_flight: if record.retired { 0 } else { view.in_flight },
+            for_another: record.makes_room_for.as_ref().is_some_and(&waits),
+        })
+        .collect()
+}
+
 impl Core {
-    /// Lets up to `count` idle instances of other revisions go, least valuable first. Answers how many.
-    pub(crate) fn evict(&self, for_whom: &RevisionKey, count: u32) -> usize {
-        let others: Vec<RevisionKey> = self.world.with(|inner| {
-            let with_instances = inner
-                .revisions
-                .iter()
-                .filter(|(key, state)| *key != for_whom && !state.instances.is_empty());
-            with_instances.map(|(key, _)| key.clone()).collect()
+    /// Lets idle instances of other revisions go, least valuable first, until with those that leave already there is room for
+    /// `missing` starts with a limit of `limit` bytes.
+    pub(crate) fn make_room(&self, for_whom: &RevisionKey, missing: u32, limit: u64) -> Room {
+        let (with_instances, short) = self.world.with(|inner| {
+            let keys = |wanted: fn(&RevisionState) -> bool| {
+                let found = inner.revisions.iter().filter(move |(_, s)| wanted(s));
+                found.map(|(key, _)| key.clone()).collect::<BTreeSet<_>>()
+            };
+            (
+                keys(|state| !state.instances.is_empty()),
+                keys(|state| state.short_since.is_some()),
+            )
         });
-        let mut candidates = Vec::new();
-        for key in &others {
+        let waits = |key: &RevisionKey| key != for_whom && short.contains(key);
+        let (mut idle, mut on_their_way) = (Vec::new(), Vec::new());
+        for key in &with_instances {
             let demand = self.door.demand(key).unwrap_or_default();
             self.world.revision(key, |state| {
-                let live = state
-                    .views(&demand)
-                    .into_iter()
-                    .filter(|v| v.reach == Reach::Ready)
-                    .collect::<Vec<_>>();
-                let least = if state.routed {
-                    state.settings.manual.unwrap_or(state.settings.min)
-                } else {
-                    0
-                };
-                let holds_minimum = u32::try_from(live.len()).unwrap_or(u32::MAX) <= least;
-                candidates.extend(live.into_iter().map(|v| Candidate {
-                    id: v.id,
-                    in_flight: v.in_flight,
-                    idle_since: v.idle_since,
-                    holds_minimum,
-                }));
+                on_their_way.extend(leaving(state, &demand, waits));
+                if key != for_whom {
+                    idle.extend(candidates(state, &demand));
+                }
             });
         }
-        let victims = capacity::victims(&candidates, count);
+        let count = capacity::still_missing(missing, capacity::expected(limit), &on_their_way);
+        let victims = capacity::victims(&idle, count);
         for id in &victims {
             let owner = self.world.with(|inner| {
                 let key = inner.owners.get(id)?.clone();
                 let state = inner.revisions.get_mut(&key)?;
-                state.instances.get_mut(id)?.phase = Phase::Leaving;
+                let record = state.instances.get_mut(id)?;
+                record.phase = Phase::Leaving;
+                record.makes_room_for = Some(for_whom.clone());
                 Some((key, state.route.timeout))
             });
             if let Some((key, timeout)) = owner {
@@ -67,6 +119,23 @@ impl Core {
                 self.leave(&key, id.clone(), timeout);
             }
         }
-        victims.len()
+        Room {
+            gave_way: victims.len(),
+            comes: count == 0 || !victims.is_empty(),
+        }
+    }
+
+    /// Memory came free: whoever waits for some looks at once.
+    pub(crate) fn ask_who_is_short(&self) {
+        let short: Vec<RevisionKey> = self.world.with(|inner| {
+            let short = inner
+                .revisions
+                .iter()
+                .filter(|(_, s)| s.short_since.is_some());
+            short.map(|(key, _)| key.clone()).collect()
+        });
+        for key in &short {
+            self.ask_instances(key, Priority::Soon);
+        }
     }
 }

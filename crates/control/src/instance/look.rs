@@ -29,7 +29,8 @@ pub(super) struct Decided {
     pub(super) failed: Vec<(InstanceId, String)>,
     /// Their startup boost is over.
     pub(super) settle: Vec<InstanceId>,
-    pub(super) evict: u32,
+    /// So many starts don't fit.
+    pub(super) missing: u32,
     pub(super) refuse: Option<Refusal>,
     /// What `Active` follows is something else now.
     pub(super) active_changed: bool,
@@ -89,7 +90,7 @@ pub(super) fn decide(
             refuse = Some(Refusal::StartFailed { message });
         }
     }
-    let mut evict = 0;
+    let mut missing = 0;
     let short = match (memory, state.stage) {
         (Some(memory), Stage::Serving) if plan.start > 0 => {
             let each = utsuwa_decide::capacity::expected(state.plan.limits.memory.0);
@@ -101,7 +102,7 @@ pub(super) fn decide(
     };
     if let Some(short) = short {
         state.short_since.get_or_insert(now);
-        (plan.start, evict) = (short.start, short.evict);
+        (plan.start, missing) = (short.start, short.missing);
         wake_at = Some(now.plus(short.look_after));
         plan.because = Because::new(short.summary);
         if demand.queued > 0 {
@@ -138,6 +139,7 @@ pub(super) fn decide(
             cpu: state.plan.startup_cpu,
             settling: false,
             ready_since: None,
+            makes_room_for: None,
         };
         state.instances.insert(id.clone(), record);
     }
@@ -167,7 +169,7 @@ pub(super) fn decide(
         leave,
         failed,
         settle,
-        evict,
+        missing,
         refuse,
         active_changed,
         timeout: if state.stage == Stage::Ended {

@@ -68,10 +68,10 @@ impl Core {
         for id in decided.leave {
             self.leave(key, id, decided.timeout);
         }
-        if decided.evict > 0 {
-            let made_room = self.evict(key, decided.evict);
-            report.actions += made_room;
-            if made_room > 0 {
+        if decided.missing > 0 {
+            let room = self.make_room(key, decided.missing, decided.plan.limits.memory.0);
+            report.actions += room.gave_way;
+            if room.gave_way > 0 {
                 // It comes free soon: the next looks are the first ones again.
                 self.world.revision(key, |state| state.short_since = None);
             }
@@ -128,6 +128,7 @@ impl Core {
         self.world.forget(id);
         self.ask_instances(key, Priority::Soon);
         self.after_count_changed(key);
+        self.ask_who_is_short();
     }
 
     /// The `Active` condition follows later: nothing waits for it, and a wake shall not share the disk with it.

@@ -79,7 +79,9 @@ impl Core {
         }
         let now = self.env.now();
         self.world.forget(id);
+        let mut limit = 0;
         let refusal = self.world.revision(key, |state| {
+            limit = state.plan.limits.memory.0;
             state.last_failure = Some(error.to_string());
             state.crashes = state.crashes.saturating_add(1);
             let message = error.to_string();
@@ -121,7 +123,7 @@ impl Core {
         });
         match refusal.flatten() {
             // Somebody idle may give way; who waits is only refused when nobody does.
-            Some(Refusal::NoCapacity { .. }) if self.evict(key, 1) > 0 => {}
+            Some(Refusal::NoCapacity { .. }) if self.make_room(key, 1, limit).comes => {}
             Some(why) => self.door.refuse(key, why),
             None => self.ask_revision(key),
         }

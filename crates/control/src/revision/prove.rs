@@ -139,15 +139,18 @@ impl Core {
         };
         let image = self.world.revision(key, |_| ()).is_some();
         let took = if ready { self.start_took(key) } else { None };
+        if ready {
+            // Known before it is written: its service may look, and make its route, before this pass hears that it is.
+            self.world.revision(key, |state| state.usual_start = took);
+        }
         self.write_outcome(revision, outcome, image, took).await?;
         self.world.with(|inner| inner.image_since.remove(key));
         if ready {
             self.world.revision(key, |state| {
-                // Not one that its service gave up meanwhile: nobody would end it again.
+                // Not one that its service gave up meanwhile: nobody would end it again. Nor one that it looked at already.
                 if state.stage == Stage::Proving {
                     state.stage = Stage::Proven;
                 }
-                state.usual_start = took;
                 state.crashes = 0;
             });
         } else {

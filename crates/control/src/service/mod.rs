@@ -221,7 +221,11 @@ impl Core {
                 .take_while(|(k, _)| k.service == *key);
             for (revision, state) in own {
                 let was = state.stage;
-                if was == Stage::Proven && ready.contains(&revision.revision) {
+                // proven → serving, because its service looks now; proving → serving, because the outcome is written and the
+                // pass that wrote it hasn't gone on yet. Once, so that one table tells all of it.
+                if matches!(was, Stage::Proving | Stage::Proven)
+                    && ready.contains(&revision.revision)
+                {
                     state.stage = Stage::Serving;
                 }
                 let share = routes.shares.get(&revision.revision);

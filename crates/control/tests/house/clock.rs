@@ -9,6 +9,26 @@ pub(crate) struct Clock {
     pub(super) dice: AtomicU64,
     pub(crate) memory: Mutex<Option<u64>>,
     pub(crate) gate: Mutex<Option<Arc<Gate>>>,
+    pub(super) hold: Mutex<Option<(&'static str, Arc<Hold>)>>,
+}
+
+/// Where one kind of write waits until it is let through.
+#[derive(Debug, Default)]
+pub(crate) struct Hold {
+    waits: AtomicBool,
+    open: tokio::sync::Notify,
+}
+
+impl Hold {
+    /// Whether a write waits.
+    pub(crate) fn is_reached(&self) -> bool {
+        self.waits.load(Ordering::SeqCst)
+    }
+
+    /// Lets the one that waits through.
+    pub(crate) fn open(&self) {
+        self.open.notify_one();
+    }
 }
 
 const BIRTH: i64 = 1_700_000_000_000_000;
@@ -33,7 +53,13 @@ impl Environment for Clock {
 
     fn before(&self, write: &'static str) -> BoxFuture<'_, ()> {
         let gate = self.gate.lock().clone();
+        let mut hold = self.hold.lock();
+        let held = hold.take_if(|(held, _)| *held == write);
         async move {
+            if let Some((_, hold)) = held {
+                hold.waits.store(true, Ordering::SeqCst);
+                hold.open.notified().await;
+            }
             if let Some(gate) = gate {
                 gate.pass(write).await;
             }

@@ -38,7 +38,7 @@ use utsuwa_runtime::Driver;
 use utsuwa_runtime::fake::FakeDriver;
 use utsuwa_store::Store;
 
-pub(crate) use self::clock::{Clock, Gate};
+pub(crate) use self::clock::{Clock, Gate, Hold};
 pub(crate) use self::door::Door;
 pub(crate) use self::shelf::Shelf;
 
@@ -128,6 +128,7 @@ impl House {
             dice: AtomicU64::new(42),
             memory: Mutex::new(None),
             gate: Mutex::new(None),
+            hold: Mutex::new(None),
         });
         let now = Arc::clone(&clock);
         let driver = FakeDriver::new(move || now.now());
@@ -189,6 +190,13 @@ impl House {
             // Died while it started: the old handle stays; the next restart replaces it.
             () = dead => {}
         }
+    }
+
+    /// The next write of this kind waits.
+    pub(crate) fn hold(&self, write: &'static str) -> Arc<Hold> {
+        let hold = Arc::<Hold>::default();
+        *self.clock.hold.lock() = Some((write, Arc::clone(&hold)));
+        hold
     }
 
     fn set_gate(&self, gate: Option<Arc<Gate>>) {

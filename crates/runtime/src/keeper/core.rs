@@ -135,6 +135,8 @@ pub(crate) struct Keeper {
 
     pub(crate) sandboxes: BTreeMap<u32, Sandbox>,
     pub(crate) making: BTreeSet<u32>,
+    /// Of which something is left to be removed, also those that were never finished.
+    pub(crate) removing: BTreeSet<u32>,
     pub(crate) next_sandbox: u32,
     pub(crate) ready: VecDeque<u32>,
     pub(crate) demand: Demand,
@@ -200,6 +202,7 @@ impl Keeper {
             host_netns: std::fs::File::open("/proc/thread-self/ns/net")?.into(),
             sandboxes: BTreeMap::new(),
             making: BTreeSet::new(),
+            removing: BTreeSet::new(),
             next_sandbox: 1,
             ready: VecDeque::new(),
             pool_error: String::new(),
@@ -301,7 +304,11 @@ impl Keeper {
                 Timer::Kill(id) => self.grace_ended(&id),
                 Timer::StartQueue => self.expire_queue(),
                 Timer::Learn { sandbox, attempts } => self.sandbox_ended(sandbox, attempts),
-                Timer::Destroy { sandbox, attempts } => self.destroy(sandbox, attempts),
+                Timer::Destroy { sandbox, attempts } => {
+                    if self.removing.contains(&sandbox) {
+                        self.destroy(sandbox, attempts);
+                    }
+                }
                 Timer::OutOfMemory { sandbox, attempts } => self.memory_ran_out(sandbox, attempts),
                 Timer::Refill => self.refill(),
                 Timer::Shrink => self.shrink(),

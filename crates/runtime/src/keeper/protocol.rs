@@ -22,6 +22,8 @@ use crate::network::NetInfo;
 pub const VERSION: u32 = 2;
 /// Oldest version still answered.
 pub const OLDEST: u32 = 1;
+/// The version that brought [`FromKeeper::Leave`]; servers of earlier ones get a signal instead.
+pub(crate) const LEAVE_SINCE: u32 = 2;
 /// Instances in one page of [`Reply::List`].
 pub const LIST_PAGE: usize = 128;
 
@@ -178,7 +180,7 @@ pub enum FromKeeper {
     Superseded {
         by: String,
     },
-    /// To the server: another one waits for its place. It goes on being served until it has drained and ended.
+    /// To a server from version 2 on: another one waits for its place. It goes on being served until it has drained and ended.
     Leave {
         by: String,
     },

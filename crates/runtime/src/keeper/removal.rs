@@ -8,7 +8,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use super::core::{Keeper, Timer, now};
 use super::exit::{self, Ending};
 use super::protocol::Event;
-use super::sandboxes::{Sandbox, SandboxRole, held_name};
+use super::sandboxes::{SandboxRole, held_name};
 use super::spawners::{HOUSEKEEPER, Pending, STARTER};
 use crate::spawner::protocol::{Op, Reply, SpawnError};
 
@@ -99,6 +99,7 @@ impl Keeper {
 
     /// After the process was reaped: closes what we hold and has the rest removed.
     pub(crate) fn destroy(&mut self, number: u32, attempts: u32) {
+        self.removing.insert(number);
         if let Some(sandbox) = self.sandboxes.get_mut(&number).filter(|_| attempts == 0) {
             sandbox.role = SandboxRole::Ending;
             sandbox.netns = None;
@@ -133,14 +134,7 @@ impl Keeper {
 
     /// A new housekeeper knows nothing of what the one before it was asked.
     pub(crate) fn retry_destroys(&mut self) {
-        let ending =
-            |sandbox: &Sandbox| sandbox.role == SandboxRole::Ending && sandbox.netns.is_none();
-        let numbers: Vec<u32> = self
-            .sandboxes
-            .iter()
-            .filter(|(_, s)| ending(s))
-            .map(|(number, _)| *number)
-            .collect();
+        let numbers: Vec<u32> = self.removing.iter().copied().collect();
         for number in numbers {
             self.destroy(number, 1);
         }
@@ -177,6 +171,7 @@ impl Keeper {
                 ending.removed_sandbox();
             }
         }
+        self.removing.remove(&number);
         self.sandboxes.remove(&number);
         self.last_sandbox.retain(|_, sandbox| *sandbox != number);
         for (session, request) in self.stop_waiters.remove(&number).unwrap_or_default() {

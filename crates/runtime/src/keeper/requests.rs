@@ -8,7 +8,7 @@ use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 
 use super::core::Keeper;
 use super::listeners;
-use super::protocol::{FromKeeper, KeeperError, LIST_PAGE, Op, Reply, Status};
+use super::protocol::{KeeperError, LIST_PAGE, Op, Reply, Status};
 use super::spawners::{HOUSEKEEPER, Pending, STARTER};
 use crate::spawner::protocol::Op as SpawnOp;
 
@@ -119,11 +119,8 @@ impl Keeper {
                 Err(KeeperError::NotPermitted)
             }
             Op::EndServer { by } => {
-                if let Some(server) = self.server {
-                    tracing::info!(by, "asking the server to make place for another one");
-                    self.say(server, FromKeeper::Leave { by }, Vec::new());
-                }
-                Ok(Reply::Done)
+                tracing::info!(by, "asking the server to make place for another one");
+                self.end_server(by).map(|()| Reply::Done)
             }
             Op::Upgrade { build } => match descriptors.pop() {
                 Some(executable) => {

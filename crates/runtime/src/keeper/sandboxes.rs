@@ -102,7 +102,10 @@ impl Keeper {
         loop {
             let number = self.next_sandbox;
             self.next_sandbox = number % NUMBERS + 1;
-            if !self.sandboxes.contains_key(&number) && !self.making.contains(&number) {
+            let taken = self.sandboxes.contains_key(&number)
+                || self.making.contains(&number)
+                || self.removing.contains(&number);
+            if !taken {
                 return number;
             }
         }

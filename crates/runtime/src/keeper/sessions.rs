@@ -3,13 +3,17 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::value::RawValue;
 
 use super::core::{Keeper, Token, Watch};
 use super::link::Link;
 use super::protocol::{
-    ClientKind, Event, FromKeeper, KeeperError, OLDEST, Op, Reply, ToKeeper, VERSION, agree,
+    ClientKind, Event, FromKeeper, KeeperError, LEAVE_SINCE, OLDEST, Op, Reply, ToKeeper, VERSION,
+    agree,
 };
 use crate::network::Gateway;
 use crate::spawner::protocol::Channel;
@@ -22,6 +26,34 @@ pub(crate) struct Session {
     link: Link<FromKeeper>,
     pub(crate) uid: u32,
     kind: Option<ClientKind>,
+    /// The protocol that was agreed on.
+    version: u32,
+    /// The process that connected; 0 for one that can't be seen from here.
+    pid: i32,
+    /// It was sent a signal to end: a second one would mean at once.
+    signalled: bool,
+}
+
+impl Session {
+    /// Sends SIGTERM to the process that connected, unless it has hung up: then its number may be another's.
+    fn terminate(&self) -> io::Result<()> {
+        let pid = Pid::from_raw(self.pid).ok_or(Errno::SRCH)?;
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(Errno::SRCH) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        // It held its end all the while until now, so that the number was its own when it was opened.
+        let mut polled = [PollFd::new(&self.link, PollFlags::empty())];
+        poll(&mut polled, Some(&Timespec::default()))?;
+        if polled[0].revents().intersects(PollFlags::HUP) {
+            return Ok(());
+        }
+        match pidfd_send_signal(&pidfd, Signal::TERM) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
 }
 
 impl Keeper {
@@ -44,7 +76,8 @@ impl Keeper {
     }
 
     fn add_session(&mut self, socket: OwnedFd) -> io::Result<()> {
-        let uid = rustix::net::sockopt::socket_peercred(&socket)?.uid.as_raw();
+        let peer = rustix::net::sockopt::socket_peercred(&socket)?;
+        let uid = peer.uid.as_raw();
         if uid != 0 && uid != self.config.server_uid {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
@@ -64,6 +97,9 @@ impl Keeper {
                 link,
                 uid,
                 kind: None,
+                version: OLDEST,
+                pid: peer.pid.as_raw_nonzero().get(),
+                signalled: false,
             },
         );
         Ok(())
@@ -134,6 +170,26 @@ impl Keeper {
         }
     }
 
+    /// Asks the server, if one is connected, to drain and end.
+    pub(crate) fn end_server(&mut self, by: String) -> Result<(), KeeperError> {
+        let Some(id) = self.server else { return Ok(()) };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return Ok(());
+        };
+        if session.version >= LEAVE_SINCE {
+            self.say(id, FromKeeper::Leave { by }, Vec::new());
+            return Ok(());
+        }
+        // It would take the message for a broken connection. Every server ends in order at its first SIGTERM.
+        if !session.signalled {
+            session.terminate().map_err(|error| {
+                KeeperError::Internal(format!("end the server (process {}): {error}", session.pid))
+            })?;
+            session.signalled = true;
+        }
+        Ok(())
+    }
+
     fn other_protocol(&self, build: &str, version: u32) -> String {
         format!(
             "this keeper ({}) speaks protocol {OLDEST} to {VERSION}, the client ({build}) {version}: \
@@ -159,6 +215,7 @@ impl Keeper {
         }
         if let Some(session) = self.sessions.get_mut(&id) {
             session.kind = Some(kind);
+            session.version = version;
         }
         let pid = rustix::process::getpid()
             .as_raw_nonzero()

@@ -224,21 +224,64 @@ fn own_mount_namespace() -> Result<(), SpawnError> {
     .map_err(|e| SpawnError::sys("mount", e, "make mounts private"))
 }
 
-/// Sends a response; a keeper that is gone is noticed by the loop.
+/// Sends a response; a keeper that is gone is noticed by the loop. What can't be sent is answered with the reason instead, since
+/// the keeper waits for each answer as long as this process lives; where even that fails, it doesn't.
 fn respond(
     channel: &Channel,
     id: u64,
     result: Result<protocol::Reply, SpawnError>,
     descriptors: &[BorrowedFd<'_>],
 ) {
-    if let Err(error) = channel.send(&Response { id, result }, descriptors) {
-        tracing::warn!(%error, request = id, "spawner: an answer did not reach the keeper");
+    let Err(error) = channel.send(&Response { id, result }, descriptors) else {
+        return;
+    };
+    tracing::warn!(%error, request = id, "spawner: an answer did not reach the keeper");
+    if is_gone(&error) {
+        return;
     }
+    let result = Err(SpawnError::sys("sendmsg", error, "answer the keeper"));
+    if let Err(error) = channel.send(&Response { id, result }, &[])
+        && !is_gone(&error)
+    {
+        tracing::error!(%error, request = id, "spawner: the keeper can't be answered; another one takes over");
+        sys::leave(1);
+    }
+}
+
+fn is_gone(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+    )
 }
 
 fn wrong_role(op: &str, role: Role) -> SpawnError {
     SpawnError::WrongRole {
         op: op.to_owned(),
         role: role.name().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_not_be_sent_is_answered_with_the_reason() {
+        let (ours, keepers) = Channel::pair().unwrap();
+        let too_many = vec![ours.as_fd(); protocol::DESCRIPTOR_LIMIT + 1];
+        respond(&ours, 7, Ok(protocol::Reply::Done), &too_many);
+        drop(ours);
+        let (answer, descriptors) = keepers.receive::<Response>().unwrap().expect("an answer");
+        assert_eq!((answer.id, descriptors.len()), (7, 0));
+        assert!(answer.result.is_err(), "{answer:?}");
+    }
+
+    #[test]
+    fn a_keeper_that_is_gone_is_left_to_the_loop() {
+        let (ours, keepers) = Channel::pair().unwrap();
+        drop(keepers);
+        respond(&ours, 7, Ok(protocol::Reply::Done), &[]);
     }
 }

@@ -128,14 +128,19 @@ impl World {
         }
     }
 
-    /// Packets sent on a connection of their own, as a program of any version may; answers what came back to each, until
-    /// the keeper hung up.
-    pub fn speak(&self, packets: &[serde_json::Value]) -> Vec<serde_json::Value> {
+    /// A connection on which nothing was said.
+    pub fn connect(&self) -> Channel {
         let kind = rustix::net::SocketType::SEQPACKET;
         let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, kind, None).unwrap();
         let address = rustix::net::SocketAddrUnix::new(self.config.socket()).unwrap();
         rustix::net::connect(&socket, &address).unwrap();
-        let channel = Channel::from(socket);
+        Channel::from(socket)
+    }
+
+    /// Packets sent on a connection of their own, as a program of any version may; answers what came back to each, until
+    /// the keeper hung up.
+    pub fn speak(&self, packets: &[serde_json::Value]) -> Vec<serde_json::Value> {
+        let channel = self.connect();
         let answers = packets.iter().map_while(|packet| {
             channel.send(packet, &[]).ok()?;
             Some(channel.receive().ok()??.0)

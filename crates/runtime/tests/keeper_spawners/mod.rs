@@ -1,0 +1,66 @@
+//! Spawners that die or can't work, and what becomes of what they were doing.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, kill_process};
+use utsuwa_runtime::Driver;
+use utsuwa_runtime::sandbox::cgroup::Cgroups;
+
+use super::busybox::possible;
+use super::keeper_world::{World, until};
+
+/// Numbers of sandboxes that were begun and have no process yet.
+fn unfinished(sandboxes: &Path) -> Vec<u32> {
+    let all = fs::read_dir(sandboxes).unwrap().flatten();
+    let begun = all.filter(|entry| !entry.path().join("process.json").exists());
+    begun
+        .map(|entry| entry.file_name().to_str().unwrap().parse().unwrap())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_housekeeper_was_making_is_removed_by_the_next() {
+    if !possible("what_a_killed_housekeeper_was_making_is_removed_by_the_next") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    until("a full pool", async || {
+        let status = server.driver.status().await.unwrap();
+        status.pool_ready >= status.pool_target && status.pool_making == 0
+    })
+    .await;
+    let status = server.driver.status().await.unwrap();
+    let housekeeper = Pid::from_raw(i32::try_from(status.spawner_pids[1]).unwrap()).unwrap();
+    kill_process(housekeeper, Signal::STOP).unwrap();
+    // Takes a sandbox, so that another one is asked for.
+    let spec = world.spec("while :; do sleep 1; done");
+    server.driver.start(spec).await.unwrap();
+    let sandboxes = world.config.runtime_dir().join("sandboxes");
+    until("a sandbox to be asked for", async || {
+        !unfinished(&sandboxes).is_empty()
+    })
+    .await;
+    let begun = unfinished(&sandboxes);
+    // So far it has come when it dies.
+    let cgroups = Cgroups::open(&world.config.id).unwrap();
+    for number in &begun {
+        cgroups.sandbox(*number).create().unwrap();
+    }
+    kill_process(housekeeper, Signal::KILL).unwrap();
+    until("nothing of them is left", async || {
+        let left = cgroups.list();
+        begun
+            .iter()
+            .all(|n| !left.contains(n) && !sandboxes.join(n.to_string()).exists())
+    })
+    .await;
+    until("a full pool again", async || {
+        let status = server.driver.status().await.unwrap();
+        status.pool_ready >= status.pool_target
+    })
+    .await;
+    server.no_more_exits().await;
+    world.down();
+}
