@@ -161,6 +161,7 @@ impl Ingress {
             id,
             revision: key,
             port,
+            age,
         } = instance;
         let instance = {
             let mut instances = shared.instances.lock();
@@ -170,7 +171,7 @@ impl Ingress {
             let made = Instance::new(
                 id.clone(),
                 key.clone(),
-                port,
+                (port, age),
                 phases,
                 Arc::clone(&shared.outside),
             );
