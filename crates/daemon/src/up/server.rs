@@ -316,7 +316,8 @@ async fn no_sandboxes(driver: &SandboxDriver) -> Option<String> {
     tokio::time::timeout(POOL_PATIENCE, look).await.ok()?
 }
 
-/// The configuration in force: what was read, with the ports that were chosen.
+/// The configuration in force: what was read, with the ports that were chosen, and a data directory that means the same
+/// wherever it is read.
 fn running(layers: &Layers, config: &crate::config::Config) -> Vec<serde_json::Value> {
     let mut rows = layers.rows();
     for (option, listen) in [
@@ -326,6 +327,11 @@ fn running(layers: &Layers, config: &crate::config::Config) -> Vec<serde_json::V
         for row in rows.iter_mut().filter(|row| row["option"] == option) {
             row["value"] = listen.to_string().into();
         }
+    }
+    let data = std::path::absolute(&config.data_dir);
+    let data = data.as_deref().unwrap_or(&config.data_dir);
+    for row in rows.iter_mut().filter(|row| row["option"] == "data-dir") {
+        row["value"] = data.display().to_string().into();
     }
     rows
 }
