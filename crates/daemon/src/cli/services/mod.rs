@@ -51,8 +51,17 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                     ("URL", &|i| text_at(i, "uri")),
                     ("LAST DEPLOYED BY", &|i| text_at(i, "lastModifier")),
                     ("LAST DEPLOYED AT", &|i| moment(&text_at(i, "updateTime"))),
+                    ("STATE", &show::state),
                 ],
-            )
+            )?;
+            let lame = |i: &&Value| ready_word(i) == "failed" && !show::can_serve(i);
+            if client.format == Format::Table
+                && let Some(service) = all.iter().find(lame)
+            {
+                let name = short(&text_at(service, "name"));
+                note(&format!("hint: {}", show::repair(&name)));
+            }
+            Ok(())
         }
         ServicesCommand::Describe { name, why } => {
             let service = existing(&api, name).await?;
