@@ -113,6 +113,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             id,
             revision: key,
             port: target.port(),
+            age: Duration::ZERO,
         },
         StartPhases::default(),
     );

@@ -179,6 +179,7 @@ impl Ingress {
             id,
             revision: key,
             port,
+            age,
         } = instance;
         let instance = {
             let mut instances = shared.instances.lock();
@@ -188,7 +189,7 @@ impl Ingress {
             let made = Instance::new(
                 id.clone(),
                 key.clone(),
-                port,
+                (port, age),
                 phases,
                 Arc::clone(&shared.outside),
             );

@@ -11,6 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -33,6 +34,8 @@ pub(crate) struct Instance {
     pub(crate) id: InstanceId,
     pub(crate) revision: RevisionKey,
     pub(crate) port: u16,
+    /// How long it had been running when it was admitted.
+    pub(crate) age: Duration,
     pub(crate) phases: StartPhases,
     pub(crate) admitted: Instant,
     /// When the ingress first reached it.
@@ -54,7 +57,7 @@ impl Instance {
     pub(crate) fn new(
         id: InstanceId,
         revision: RevisionKey,
-        port: u16,
+        (port, age): (u16, Duration),
         phases: StartPhases,
         outside: Arc<Outside>,
     ) -> Arc<Self> {
@@ -63,6 +66,7 @@ impl Instance {
             id,
             revision,
             port,
+            age,
             phases,
             admitted: Instant::now(),
             reached: OnceLock::new(),

@@ -5,7 +5,8 @@
 //! Invariants:
 //! 1. An instance becomes ready only through a connection the ingress made itself, and that connection serves its first
 //!    request where it can.
-//! 2. A probe ends: at its deadline, at success, or when the instance leaves.
+//! 2. A probe ends: at its deadline, at success, or when the instance leaves. The deadline counts from the instance's start,
+//!    so that a restart of the server gives no new time.
 //!
 //! While nothing listens, attempts follow each other quickly at first (a fast app must not wait for us) and more slowly the
 //! longer it takes: the pause is a fiftieth of the time gone, so waiting costs at most 2 % more than the app needs.
@@ -32,6 +33,10 @@ use crate::upstream::Upstream;
 /// The shortest time an attempt to connect gets: a first packet that is lost (the interface comes up) must not cost TCP's
 /// own second.
 const SHORT_ATTEMPT: Duration = Duration::from_millis(50);
+
+/// What an instance that was found running gets at least: most have been ready for long, and a busy one must not be given up
+/// for one packet that was lost while the server was replaced.
+const FOUND_RUNNING: Duration = Duration::from_secs(10);
 
 /// Probes `instance` and tells the revision how it came out.
 pub(crate) async fn run(
@@ -74,10 +79,11 @@ async fn check(
 ) -> Result<(), String> {
     let probe = &route.startup;
     // Not even a sleep of zero where none is asked for: tokio's timers tick in milliseconds, and it would take one.
-    if !probe.initial_delay.is_zero() {
-        tokio::time::sleep(probe.initial_delay).await;
+    let delay = probe.initial_delay.saturating_sub(instance.age);
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
     }
-    let end = instance.admitted + probe.deadline();
+    let end = instance.admitted + remaining(probe, instance.age);
     let port = match &probe.check {
         StartupCheck::None => return Ok(()),
         StartupCheck::Tcp { port }
@@ -117,6 +123,22 @@ async fn check(
         }
         tokio::time::sleep_until(next).await;
     }
+}
+
+/// The time from now on for an instance that has been running for `age`. One that was found running gets two checks of HTTP or
+/// gRPC at least, as far as a new one would.
+fn remaining(probe: &StartupProbe, age: Duration) -> Duration {
+    let whole = probe.deadline();
+    if age.is_zero() {
+        return whole;
+    }
+    let least = match &probe.check {
+        StartupCheck::None | StartupCheck::Tcp { .. } => FOUND_RUNNING,
+        StartupCheck::Http { .. } | StartupCheck::Grpc { .. } => {
+            FOUND_RUNNING.max(probe.period * 2)
+        }
+    };
+    whole.saturating_sub(age).max(least.min(whole))
 }
 
 /// One HTTP or gRPC check.
@@ -188,9 +210,15 @@ async fn reach(
             Err(_) => format!("no answer within {patience:?}"),
         };
         if Instant::now() >= end {
+            let mut time = format!("{:?}", remaining(probe, instance.age));
+            if !instance.age.is_zero() {
+                time = format!(
+                    "the last {time} (it had been running for {} s when the server began)",
+                    instance.age.as_secs()
+                );
+            }
             return Err(format!(
-                "connecting to port {port} of the instance's address for {:?}, {attempts} times; the last: {last}",
-                probe.deadline()
+                "connecting to port {port} of the instance's address for {time}, {attempts} times; the last: {last}"
             ));
         }
         pause

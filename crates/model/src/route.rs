@@ -129,4 +129,7 @@ pub struct InstanceRoute {
     pub id: InstanceId,
     pub revision: RevisionKey,
     pub port: u16,
+    /// How long it has been running when it is handed over: zero for one that was just started, more for one that was found
+    /// running. What the start may take counts from there.
+    pub age: Duration,
 }

@@ -35,6 +35,8 @@ impl Core {
                     ready_since: None,
                     makes_room_for: None,
                 };
+                // Its proof began with it at the latest: a restart gives no new time.
+                state.proving_since = state.proving_since.min(found.started);
                 state.instances.insert(found.id.clone(), record);
                 inner
                     .owners
@@ -46,6 +48,7 @@ impl Core {
                     id: found.id,
                     revision: found.revision,
                     port: found.port,
+                    age: now.since(found.started),
                 });
             } else {
                 tracing::info!(revision = %found.revision, instance = %found.id, "stop an instance that nothing leads to");
@@ -67,7 +70,7 @@ impl Core {
         admitted
     }
 
-    /// Gives adopted instances to the ingress, which probes them as if they had just started.
+    /// Gives adopted instances to the ingress, which probes them: whether one was ready before, nobody wrote down.
     pub(crate) fn admit_adopted(&self, admitted: Vec<InstanceRoute>) {
         for route in admitted {
             let key = route.revision.clone();

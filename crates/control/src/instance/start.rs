@@ -41,6 +41,7 @@ impl Core {
                         id: id.clone(),
                         revision: key.clone(),
                         port: plan.port,
+                        age: Duration::ZERO,
                     };
                     self.door.admit(route, phases);
                     self.take_back_unless_running(key, &id);

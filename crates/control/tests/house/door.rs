@@ -28,6 +28,7 @@ pub(super) struct DoorInner {
     pub(super) counted: BTreeMap<RevisionKey, Timestamp>,
     pub(super) owners: BTreeMap<InstanceId, RevisionKey>,
     pub(super) listens: Listens,
+    pub(super) ages: BTreeMap<InstanceId, Duration>,
     pub(super) retired: BTreeSet<InstanceId>,
     pub(super) forgotten: BTreeSet<InstanceId>,
     pub(super) refused: Vec<(RevisionKey, Refusal)>,
@@ -147,6 +148,11 @@ impl Door {
         self.inner.lock().owners.keys().cloned().collect()
     }
 
+    /// How long it ran when it was handed over.
+    pub(crate) fn age(&self, id: &InstanceId) -> Option<Duration> {
+        self.inner.lock().ages.get(id).copied()
+    }
+
     pub(crate) fn retired(&self) -> BTreeSet<InstanceId> {
         self.inner.lock().retired.clone()
     }
@@ -231,6 +237,7 @@ impl FrontDoor for Door {
             let mut inner = self.inner.lock();
             let key = instance.revision;
             inner.owners.insert(instance.id.clone(), key.clone());
+            inner.ages.insert(instance.id.clone(), instance.age);
             let reach = match &inner.listens {
                 Listens::AtOnce => Reach::Ready,
                 Listens::NotYet => Reach::Starting,

@@ -171,7 +171,10 @@ impl House {
     pub(crate) async fn restart(&mut self, gate: Option<Arc<Gate>>) {
         self.control.shutdown(Duration::ZERO).await;
         self.set_gate(gate.clone());
+        // Programs go on as they did.
+        let listens = self.door.inner.lock().listens.clone();
         self.door = Door::new(Arc::clone(&self.clock), gate.clone());
+        self.door.listens(listens);
         let starting = start(
             &self.store,
             &self.driver,

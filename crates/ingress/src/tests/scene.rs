@@ -192,6 +192,11 @@ impl Scene {
 
     /// An instance that is there but does not listen yet.
     pub(super) fn admit(&self) -> InstanceId {
+        self.admit_aged(Duration::ZERO)
+    }
+
+    /// The same, found running since `age`.
+    pub(super) fn admit_aged(&self, age: Duration) -> InstanceId {
         let number = self.next.fetch_add(1, Ordering::SeqCst);
         let id: InstanceId = format!("{number:032x}").parse().unwrap();
         let phases = StartPhases {
@@ -204,6 +209,7 @@ impl Scene {
                 id: id.clone(),
                 revision: key(),
                 port: 8080,
+                age,
             },
             phases,
         );

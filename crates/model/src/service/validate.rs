@@ -13,6 +13,8 @@ mod container;
 mod template;
 mod traffic;
 
+pub use traffic::tag_problem;
+
 #[cfg(test)]
 mod tests;
 

@@ -81,6 +81,11 @@ pub enum PullError {
         doing: String,
         why: String,
     },
+    #[error(
+        "Registry '{registry}' can't be found: {why}. Check how its name is spelt, and what this machine's resolver (/etc/resolv.conf) \
+         says to it: getent hosts NAME. Then deploy again."
+    )]
+    NoAddress { registry: String, why: String },
     #[error("Registry '{registry}' can't be used to {doing}: {why}.")]
     Registry {
         registry: String,
@@ -169,6 +174,8 @@ impl PullError {
             Self::BadReference { .. }
             | Self::Architecture { .. }
             | Self::Unsupported { .. }
+            // The resolvers were asked as often as anybody waits for.
+            | Self::NoAddress { .. }
             | Self::Archive { .. }
             | Self::NoSample { .. } => ErrorClass::Caller,
             Self::DiskReserve { .. } => ErrorClass::Exhausted,

@@ -52,7 +52,10 @@ impl Registry {
             error.is_connect() && !self.is_insecure(&image.registry) && transport::is_tls(error);
         let registry = image.registry.clone();
         let doing = doing.to_owned();
-        if tls {
+        if let Some(name) = transport::name_error(error) {
+            let why = name.to_string();
+            PullError::NoAddress { registry, why }
+        } else if tls {
             let why = transport::chain(error);
             PullError::NoTls { registry, why }
         } else if error.is_connect() {
