@@ -40,6 +40,9 @@ impl From<PassError> for ControlError {
 #[derive(Debug)]
 pub struct Control;
 
+/// What an earlier server asked for right before it ended runs by then: a start waits ten seconds for a sandbox at most.
+const LATE_STARTS: Duration = Duration::from_secs(15);
+
 impl Control {
     /// Recalls, adopts, publishes, and starts the loops. Must be called inside a tokio runtime.
     ///
@@ -87,6 +90,9 @@ impl Control {
             .spawn(async move { me.follow(changes, seen).await });
         let me = Arc::clone(&core);
         core.tracker.spawn(async move { me.sweep().await });
+        let me = Arc::clone(&core);
+        core.tracker
+            .spawn(async move { me.look_for_late_starts().await });
         let (rounds, me) = (Arc::clone(&core.rounds), Arc::clone(&core));
         rounds.open(&me);
         core.tracker.spawn(rounds.drive(me));
@@ -232,6 +238,17 @@ impl Core {
             self.ask_service(key);
         }
         Ok(())
+    }
+
+    /// Once, when all that an earlier server asked for runs.
+    async fn look_for_late_starts(&self) {
+        tokio::select! {
+            () = self.cancel.cancelled() => return,
+            () = tokio::time::sleep(LATE_STARTS) => {}
+        }
+        if let Err(error) = self.stop_late_starts().await {
+            tracing::warn!(%error, "list instances; the next sweep tries again");
+        }
     }
 
     async fn sweep(&self) {

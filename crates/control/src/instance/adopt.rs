@@ -79,6 +79,23 @@ impl Core {
         }
     }
 
+    /// Stops what an earlier server asked for and did not see run: it was on its way when we listed what runs, and whoever
+    /// needs an instance has been given another one by now.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(crate) async fn stop_late_starts(&self) -> Result<(), DriverError> {
+        let listed = self.driver.list().await?;
+        let known = self.world.instance_ids();
+        for found in listed {
+            if !known.contains(&found.id) {
+                tracing::info!(revision = %found.revision, instance = %found.id, "stop an instance that an earlier server was starting when it ended");
+                self.remove_stray(found);
+            }
+        }
+        Ok(())
+    }
+
     /// Compares what runs with what is recorded. Finds nothing unless an event was lost.
     ///
     /// # Errors

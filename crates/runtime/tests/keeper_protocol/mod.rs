@@ -65,3 +65,33 @@ async fn a_server_is_asked_to_make_place_in_its_own_version() {
     assert!(terminate.recv().now_or_never().is_none(), "signalled twice");
     world.down();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_of_another_version_is_answered() {
+    if !possible("a_client_of_another_version_is_answered") {
+        return;
+    }
+    let world = World::new();
+    let hello = |version: u32, oldest: u32| {
+        json!({"hello": {
+            "version": version, "oldest": oldest, "build": "later", "data_id": world.config.id, "kind": "visitor",
+            "something_new": true,
+        }})
+    };
+    let refused = world.speak(&[hello(VERSION + 1, VERSION + 1)]);
+    let reason = refused[0]["refused"]["reason"].as_str().unwrap();
+    assert!(reason.contains("speaks protocol"), "{reason}");
+    assert_eq!(refused.len(), 1, "the connection ended");
+    let answers = world.speak(&[
+        hello(VERSION + 1, VERSION),
+        json!({"request": {"id": 7, "op": {"levitate": {"height": 3}}}}),
+        json!({"request": {"id": 8, "op": {"stop": {"identity": "x"}}}}),
+        json!({"request": {"id": 9, "op": "status"}}),
+    ]);
+    assert_eq!(answers[0]["welcome"]["version"], VERSION);
+    let of = |index: usize| &answers[index]["reply"]["result"]["Err"]["not_understood"]["op"];
+    assert_eq!((of(1), of(2)), (&json!("levitate"), &json!("stop")));
+    let status = &answers[3]["reply"]["result"]["Ok"]["status"];
+    assert!(status["pid"].is_u64(), "the session goes on: {answers:?}");
+    world.down();
+}

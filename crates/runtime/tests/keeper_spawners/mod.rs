@@ -64,3 +64,55 @@ async fn what_a_killed_housekeeper_was_making_is_removed_by_the_next() {
     server.no_more_exits().await;
     world.down();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pool_refills_and_a_bad_start_says_why() {
+    if !possible("the_pool_refills_and_a_bad_start_says_why") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    let specs: Vec<_> = (0..6)
+        .map(|_| world.spec("while :; do sleep 1; done"))
+        .collect();
+    let starts = specs.iter().map(|spec| server.driver.start(spec.clone()));
+    for phases in futures_util::future::join_all(starts).await {
+        println!("{:?}", phases.unwrap());
+    }
+    until("a larger pool", async || {
+        let status = server.driver.status().await.unwrap();
+        status.pool_target >= 8 && status.pool_ready >= 8
+    })
+    .await;
+    let bad = world.spec_of(&["no-such-program"]);
+    let error = server
+        .driver
+        .start(bad)
+        .await
+        .expect_err("not there")
+        .to_string();
+    assert!(error.contains("no-such-program"), "{error}");
+    server.no_more_exits().await;
+    assert_eq!(server.driver.list().await.unwrap().len(), 6);
+    let report = world.down();
+    assert_eq!(report.instances_stopped, 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_housekeeper_that_can_not_begin_says_why() {
+    if !possible("a_housekeeper_that_can_not_begin_says_why") {
+        return;
+    }
+    // No network can be made under this name.
+    let world = World::with(|config| {
+        if let Some(net) = &mut config.net {
+            net.id = "Not An Id".to_owned();
+        }
+    });
+    until("an error of the pool", async || {
+        world
+            .status()
+            .is_some_and(|status| status.pool_error.contains("Not An Id"))
+    })
+    .await;
+}

@@ -1,0 +1,189 @@
+//! How many instances run, and why.
+
+use std::time::Duration;
+
+use utsuwa_control::seam::Refusal;
+use utsuwa_model::instance::Exit;
+use utsuwa_model::operation::GenerationOutcome;
+use utsuwa_model::route::Access;
+
+use crate::hello;
+use crate::house::door::Listens;
+use crate::house::{House, template};
+
+#[tokio::test(start_paused = true)]
+async fn deploy_wake_sleep() {
+    let (house, key, revision) = hello().await;
+    let service = house.service(&key);
+    assert!(revision.revision.as_str().starts_with("hello-00001-"));
+    assert_eq!(service.status.url, "http://hello.localhost:8080");
+    assert_eq!(service.status.latest_ready, Some(revision.revision.clone()));
+    assert_eq!(service.status.traffic[0].percent, Some(100));
+    let (_, outcome) = house
+        .store
+        .operation("uid-hello-1")
+        .expect("store")
+        .expect("operation");
+    assert_eq!(outcome, Some(GenerationOutcome::Succeeded));
+    assert_eq!(
+        house.door.table().hosts["hello.localhost"].access,
+        Access::Public
+    );
+    assert_eq!(house.driver.running().len(), 1, "the proof");
+    let spec = house.driver.spec(&house.driver.running()[0]).expect("spec");
+    assert!(spec.process.env.contains(&"K_SERVICE=hello".to_owned()));
+    assert_eq!(spec.process.args, ["/app"]);
+
+    house.pass_time(Duration::from_secs(15)).await;
+    assert!(
+        house.driver.running().is_empty(),
+        "started only to prove the deploy"
+    );
+
+    house.door.arrive(&revision, 1);
+    house
+        .until("woken", |h| h.driver.running().len() == 1)
+        .await;
+    house
+        .until("served", |h| h.door_in_flight(&revision) == 1)
+        .await;
+    house.door.finish(&revision);
+    house.pass_time(Duration::from_secs(14 * 60)).await;
+    assert_eq!(house.driver.running().len(), 1, "kept while idle");
+    house.pass_time(Duration::from_secs(70)).await;
+    assert!(house.driver.running().is_empty(), "asleep after 15 min");
+    let retired = house.door.retired();
+    for stopped in house
+        .driver
+        .log()
+        .iter()
+        .filter_map(|line| line.strip_prefix("stop "))
+    {
+        let id = stopped.parse().expect("an id");
+        assert_eq!(
+            utsuwa_decide::invariant::stops_after_retirement(&id, &retired),
+            Ok(())
+        );
+    }
+    assert_eq!(house.control.sweep_found(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_hundred_at_once_wake_at_most_two() {
+    let house = House::new().await;
+    house.images.put("hello:1");
+    let mut two = template("hello:1");
+    two.max_instances = Some(2);
+    let key = house.create("hello", two).await;
+    house.until_ready(&key).await;
+    let revision = house.routed("hello.localhost").expect("routed");
+    house.pass_time(Duration::from_secs(15)).await;
+    house.door.arrive(&revision, 200);
+    house.until("two", |h| h.driver.running().len() == 2).await;
+    house.pass_time(Duration::from_secs(2)).await;
+    assert_eq!(house.driver.running().len(), 2);
+    let starts = house
+        .driver
+        .log()
+        .iter()
+        .filter(|l| l.starts_with("start"))
+        .count();
+    assert_eq!(starts, 3, "one proof and two");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_is_replaced_and_a_loop_of_crashes_slows_down() {
+    let (house, _, revision) = hello().await;
+    house.door.arrive(&revision, 1);
+    house
+        .until("in flight", |h| h.door_in_flight(&revision) == 1)
+        .await;
+    let id = house.driver.running()[0].clone();
+    house.driver.exit(&id, Exit::Signal(11), Vec::new());
+    house
+        .until("noticed", |h| h.door_in_flight(&revision) == 0)
+        .await;
+    house.door.arrive(&revision, 1);
+    house
+        .until("replaced", |h| {
+            h.driver.running().first().is_some_and(|new| *new != id)
+        })
+        .await;
+
+    house
+        .driver
+        .exit_at_start(Some((Exit::Code(1), Vec::new())));
+    house.door.listens(Listens::NotYet);
+    let id = house.driver.running()[0].clone();
+    house.driver.exit(&id, Exit::Code(1), Vec::new());
+    for _ in 0..40 {
+        house.door.arrive(&revision, 1);
+        house.pass_time(Duration::from_secs(1)).await;
+    }
+    let starts = house
+        .driver
+        .log()
+        .iter()
+        .filter(|l| l.starts_with("start"))
+        .count();
+    assert!(starts <= 10, "{starts} starts in 40 s of crashes");
+    assert!(
+        house
+            .door
+            .refused()
+            .iter()
+            .any(|(_, why)| matches!(why, Refusal::StartFailed { .. }))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn explained_for_those_who_ask_why() {
+    let (house, key, revision) = hello().await;
+    house.door.arrive(&revision, 1);
+    house
+        .until("in flight", |h| h.door_in_flight(&revision) == 1)
+        .await;
+    house.rest().await;
+    let explained = house.control.explain(&key);
+    assert_eq!(explained.len(), 1);
+    assert_eq!((explained[0].percent, explained[0].in_flight), (100, 1));
+    assert_eq!(explained[0].instances[0].state, "ready");
+    assert!(
+        explained[0].because[0].summary.starts_with("keep 1")
+            || explained[0].because[0].summary.starts_with("want 1")
+    );
+    assert!(
+        house
+            .control
+            .loops()
+            .iter()
+            .any(|l| l.name == "instances" && l.passes > 0)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_minimum_is_there_without_a_request_and_manual_means_that_many() {
+    let (house, key, revision) = hello().await;
+    house.update(&key, |s| s.spec.scaling.min = Some(2)).await;
+    house.until("two", |h| h.driver.running().len() == 2).await;
+    house.pass_time(Duration::from_secs(1800)).await;
+    assert_eq!(house.driver.running().len(), 2, "kept while routed");
+    assert_eq!(
+        house.routed("hello.localhost"),
+        Some(revision),
+        "no new revision"
+    );
+    house
+        .update(&key, |s| {
+            s.spec.scaling.mode = utsuwa_model::service::ScalingMode::Manual;
+            s.spec.scaling.manual = Some(3);
+        })
+        .await;
+    house
+        .until("three", |h| h.driver.running().len() == 3)
+        .await;
+    house
+        .update(&key, |s| s.spec.scaling.manual = Some(0))
+        .await;
+    house.until("none", |h| h.driver.running().is_empty()).await;
+}

@@ -1,0 +1,79 @@
+//! What a server finds when it starts, and that at rest it does nothing.
+
+use std::time::Duration;
+
+use utsuwa_model::ConditionState;
+
+use crate::hello;
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_adopts_the_rightful_and_stops_the_rest() {
+    let (mut house, key, revision) = hello().await;
+    house.door.arrive(&revision, 1);
+    house
+        .until("in flight", |h| h.door_in_flight(&revision) == 1)
+        .await;
+    let rightful = house.driver.running();
+    let spec = house.driver.spec(&rightful[0]).expect("spec");
+    let stray = utsuwa_model::instance::InstanceSpec {
+        id: "f".repeat(32).parse().expect("id"),
+        revision: "demo/here/gone/gone-00001-abc".parse().expect("key"),
+        ..spec
+    };
+    utsuwa_runtime::Driver::start(&house.driver, stray)
+        .await
+        .expect("starts");
+    house.restart(None).await;
+    house
+        .until("the stray is gone", |h| h.driver.running() == rightful)
+        .await;
+    assert_eq!(
+        house.routed("hello.localhost"),
+        Some(revision.clone()),
+        "published at once"
+    );
+    house.rest().await;
+    assert_eq!(house.ready(&key), Some(ConditionState::True));
+    house.door.arrive(&revision, 1);
+    house
+        .until("served by the adopted one", |h| {
+            h.door_in_flight(&revision) == 1
+        })
+        .await;
+    assert_eq!(house.driver.running(), rightful);
+}
+
+/// The keeper goes on with a start when the server that asked for it ends, and has nobody to tell.
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_server_was_starting_is_stopped_soon() {
+    let (mut house, _, revision) = hello().await;
+    let proof = house.driver.running().pop().expect("the proof");
+    let spec = house.driver.spec(&proof).expect("spec");
+    house.pass_time(Duration::from_secs(15)).await;
+    house.restart(None).await;
+    let late = utsuwa_model::instance::InstanceSpec {
+        id: "f".repeat(32).parse().expect("id"),
+        revision,
+        ..spec
+    };
+    utsuwa_runtime::Driver::start(&house.driver, late)
+        .await
+        .expect("starts");
+    house.pass_time(Duration::from_secs(20)).await;
+    assert!(house.driver.running().is_empty());
+    assert_eq!(house.control.sweep_found(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_rest_a_pass_does_nothing() {
+    let (house, ..) = hello().await;
+    house.pass_time(Duration::from_secs(30)).await;
+    let before = (house.driver.log(), *house.store.changes().borrow());
+    house.control.look_at_everything();
+    house.rest().await;
+    assert_eq!(
+        (house.driver.log(), *house.store.changes().borrow()),
+        before
+    );
+    assert_eq!(house.control.sweep_found(), 0);
+}
