@@ -165,7 +165,7 @@ fn new_tags(mut tags: Vec<Value>, args: &TrafficArgs) -> Result<Vec<Value>, Fail
         if tags.len() == before {
             // Not refused: gcloud doesn't either, and a script may run twice.
             note(&format!(
-                "--remove-tags: [{}] has no tag {tag:?}.",
+                "note: --remove-tags: [{}] has no tag {tag:?}.",
                 args.name
             ));
         }
