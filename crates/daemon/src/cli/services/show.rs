@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use utsuwa_model::quantity::MilliCpu;
+use utsuwa_model::scaling::DEFAULT_MAX_INSTANCES;
 use utsuwa_model::service::defaults;
 
 use super::super::short;
@@ -166,7 +167,7 @@ fn template_lines(template: &Value) -> Vec<String> {
     add("Min instances:", or(of("scaling.minInstanceCount"), &0));
     add(
         "Max instances:",
-        or(of("scaling.maxInstanceCount"), &"no limit"),
+        or(of("scaling.maxInstanceCount"), &DEFAULT_MAX_INSTANCES),
     );
     if of("sessionAffinity") == "true" {
         add("Affinity:", "a client goes to the same instance".to_owned());
@@ -358,7 +359,7 @@ mod tests {
             "CPU:             500m",
             "Concurrency:     1",
             "Timeout:         300s",
-            "Max instances:   no limit",
+            "Max instances:   100",
         ] {
             assert!(text.contains(part), "{part:?} in {text}");
         }
