@@ -234,7 +234,9 @@ pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            if let Some(failure) = gcloud_flags::refusal(&error) {
+            let ours = gcloud_flags::refusal(&error)
+                .or_else(|| suggest::misplaced(&error, &Cli::command()));
+            if let Some(failure) = ours {
                 return told(&failure);
             }
             drop(error.print());

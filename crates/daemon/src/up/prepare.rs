@@ -68,6 +68,7 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
     }
     let held = known.as_deref().map(keeper::held_listeners);
     ports::check(&config, &held.unwrap_or_default())?;
+    folders::can_be_entered(&config.data_dir, &user)?;
     // All that can be found wrong was looked for: only now something is made, and the one that serves is asked to go.
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("make the directory {}", config.data_dir.display()))?;

@@ -1,6 +1,9 @@
 //! Services and revisions for people.
 
 use serde_json::{Value, json};
+use utsuwa_model::quantity::MilliCpu;
+use utsuwa_model::scaling::DEFAULT_MAX_INSTANCES;
+use utsuwa_model::service::defaults;
 
 use super::super::short;
 use super::traffic::LATEST;
@@ -69,7 +72,7 @@ pub(in crate::cli) fn state(service: &Value) -> String {
 /// What to do about a service that serves nothing because its deploys failed.
 pub(in crate::cli) fn repair(name: &str) -> String {
     format!(
-        "`utsuwa logs {name}` shows what it wrote; deploy it again to repair it, or `utsuwa services delete {name}` removes it"
+        "`utsuwa logs {name}` shows what it wrote, if it came so far; deploy it again to repair it, or `utsuwa services delete {name}` removes it"
     )
 }
 
@@ -122,7 +125,7 @@ fn service_lines(service: &Value) -> Vec<String> {
     lines
 }
 
-/// What the next revision has, as gcloud shows it.
+/// What the next revision has, as gcloud shows it: with the defaults of what isn't written.
 fn template_lines(template: &Value) -> Vec<String> {
     let container = &template["containers"][0];
     let mut lines = vec!["Template:".to_owned()];
@@ -132,55 +135,72 @@ fn template_lines(template: &Value) -> Vec<String> {
         }
     };
     let at = |path: &str| text_at(container, path);
+    let of = |path: &str| text_at(template, path);
     add("Image:", at("image"));
-    let port = match (at("ports.0.containerPort"), at("ports.0.name").as_str()) {
-        (port, _) if port.is_empty() => "8080".to_owned(),
-        (port, "h2c") => format!("{port} (HTTP/2)"),
-        (port, _) => port,
-    };
-    add("Port:", port);
-    add("Memory:", at("resources.limits.memory"));
-    add("CPU:", at("resources.limits.cpu"));
+    let port = or(at("ports.0.containerPort"), &defaults::PORT);
+    add(
+        "Port:",
+        match at("ports.0.name").as_str() {
+            "h2c" => format!("{port} (HTTP/2)"),
+            _ => port,
+        },
+    );
+    let cpu = or(at("resources.limits.cpu"), &defaults::CPU);
+    let least = cpu.parse().is_ok_and(|cpu: MilliCpu| cpu < defaults::CPU);
+    let concurrency = if least { 1 } else { defaults::CONCURRENCY };
+    add(
+        "Memory:",
+        or(at("resources.limits.memory"), &defaults::MEMORY),
+    );
+    add("CPU:", cpu);
     for (label, key) in [("Command:", "command"), ("Args:", "args")] {
         let words = container[key].as_array().into_iter().flatten();
         let words: Vec<&str> = words.filter_map(Value::as_str).collect();
         add(label, words.join(" "));
     }
-    let default = |text: String, default: &str| {
-        if text.is_empty() {
-            default.to_owned()
-        } else {
-            text
-        }
-    };
-    let of = |path: &str| text_at(template, path);
-    add("Concurrency:", of("maxInstanceRequestConcurrency"));
-    add("Timeout:", of("timeout"));
     add(
-        "Min instances:",
-        default(of("scaling.minInstanceCount"), "0"),
+        "Concurrency:",
+        or(of("maxInstanceRequestConcurrency"), &concurrency),
     );
+    let timeout = format!("{}s", defaults::TIMEOUT_SECS);
+    add("Timeout:", or(of("timeout"), &timeout));
+    add("Min instances:", or(of("scaling.minInstanceCount"), &0));
     add(
         "Max instances:",
-        default(of("scaling.maxInstanceCount"), "no limit"),
+        or(of("scaling.maxInstanceCount"), &DEFAULT_MAX_INSTANCES),
     );
     if of("sessionAffinity") == "true" {
         add("Affinity:", "a client goes to the same instance".to_owned());
     }
-    let variables = container["env"].as_array();
-    if variables.is_some_and(|all| !all.is_empty()) {
-        lines.push("  Env vars:".to_owned());
+    lines.extend(environment_lines(container));
+    lines
+}
+
+/// What is written, or the default.
+fn or(written: String, default: &dyn std::fmt::Display) -> String {
+    if written.is_empty() || written == "0" {
+        default.to_string()
+    } else {
+        written
     }
-    for variable in variables.into_iter().flatten() {
-        let value = match variable["value"].as_str() {
-            Some(value) => value.to_owned(),
-            None if variable["valueSource"].is_null() => String::new(),
-            None => format!(
-                "(secret {})",
-                text_at(variable, "valueSource.secretKeyRef.secret")
-            ),
+}
+
+fn environment_lines(container: &Value) -> Vec<String> {
+    let variables = container["env"].as_array().cloned().unwrap_or_default();
+    if variables.is_empty() {
+        return Vec::new();
+    }
+    let names = variables.iter().map(|v| text_at(v, "name").len());
+    let width = names.max().unwrap_or(0).max(14);
+    let mut lines = vec!["  Env vars:".to_owned()];
+    for variable in &variables {
+        let value = if variable["valueSource"].is_null() {
+            text_at(variable, "value")
+        } else {
+            let secret = text_at(variable, "valueSource.secretKeyRef.secret");
+            format!("(secret {secret})")
         };
-        lines.push(format!("    {:<14} {value}", text_at(variable, "name")));
+        lines.push(format!("    {:<width$} {value}", text_at(variable, "name")));
     }
     lines
 }
@@ -228,9 +248,12 @@ fn traffic_lines(service: &Value) -> Vec<String> {
             Some(tag) => format!("  tag {tag}: {}", text_at(target, "uri")),
             None => String::new(),
         };
+        let percent = match target["percent"].as_u64().unwrap_or(0) {
+            0 if !tag.is_empty() => String::new(),
+            percent => format!("{percent}%"),
+        };
         lines.push(format!(
-            "  {:>3}% {}{latest}{tag}",
-            target["percent"].as_u64().unwrap_or(0),
+            "  {percent:>4} {}{latest}{tag}",
             short(&text_at(target, "revision"))
         ));
     }
@@ -325,6 +348,21 @@ mod tests {
             assert!(text.contains(part), "{part:?} in {text}");
         }
         assert!(!text.contains("serves"), "{text}");
+
+        let mut bare = service.clone();
+        bare["template"] =
+            json!({"containers": [{"image": "x", "resources": {"limits": {"cpu": "500m"}}}]});
+        let text = service_lines(&bare).join("\n");
+        for part in [
+            "Port:            8080",
+            "Memory:          512Mi",
+            "CPU:             500m",
+            "Concurrency:     1",
+            "Timeout:         300s",
+            "Max instances:   100",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use utsuwa_model::service::validate::tag_problem;
 
 use super::super::progress::Progress;
-use super::super::{ClientArgs, suggest, wait};
+use super::super::{ClientArgs, short, suggest, wait};
 use super::existing;
 use super::show::print_traffic;
 use crate::client::{Api, Failure};
@@ -62,14 +62,13 @@ pub(super) async fn run(args: &TrafficArgs, api: &Api, client: &ClientArgs) -> R
     let old = service["traffic"].as_array().cloned().unwrap_or_default();
     let targets = new_traffic(old, args)?;
     let body = json!({"traffic": targets, "etag": service["etag"].take()});
-    let operation = api
+    let patched = api
         .patch(&format!("{path}?updateMask=traffic"), &body)
-        .await
-        .map_err(|f| {
-            f.hint(format!(
-                "`utsuwa revisions list --service {name}` shows the revisions there are"
-            ))
-        })?;
+        .await;
+    let operation = match patched {
+        Ok(operation) => operation,
+        Err(failure) => return Err(with_meant(api, name, failure, &body["traffic"]).await),
+    };
     if args.no_wait {
         note(&format!(
             "Changing the traffic of [{name}]; follow it with `utsuwa services describe {name}`."
@@ -86,6 +85,28 @@ pub(super) async fn run(args: &TrafficArgs, api: &Api, client: &ClientArgs) -> R
     } else {
         value(&client.format, &service["trafficStatuses"])
     }
+}
+
+/// The refusal, with the revision that was probably meant by one that isn't there.
+async fn with_meant(api: &Api, name: &str, failure: Failure, targets: &Value) -> Failure {
+    let path = format!("{}/revisions", api.service(name));
+    let there = api.list(&path, "revisions").await.unwrap_or_default();
+    let there: Vec<String> = there.iter().map(|r| short(&text_at(r, "name"))).collect();
+    let hint = match meant(targets, &there) {
+        Some((wrong, right)) => format!("there is no revision {wrong}; did you mean {right}?"),
+        None => format!("`utsuwa revisions list --service {name}` shows the revisions there are"),
+    };
+    failure.hint(hint)
+}
+
+/// The first revision of `targets` that is not `there`, and the one most like it.
+fn meant<'a>(targets: &Value, there: &'a [String]) -> Option<(String, &'a str)> {
+    let named = targets.as_array()?.iter();
+    let wrong = named
+        .map(|target| text_at(target, "revision"))
+        .find(|revision| !revision.is_empty() && !there.contains(revision))?;
+    let right = suggest::nearest(&wrong, there.iter().map(String::as_str))?;
+    Some((wrong, right))
 }
 
 impl TrafficArgs {
@@ -165,7 +186,7 @@ fn new_tags(mut tags: Vec<Value>, args: &TrafficArgs) -> Result<Vec<Value>, Fail
         if tags.len() == before {
             // Not refused: gcloud doesn't either, and a script may run twice.
             note(&format!(
-                "--remove-tags: [{}] has no tag {tag:?}.",
+                "note: --remove-tags: [{}] has no tag {tag:?}.",
                 args.name
             ));
         }

@@ -137,3 +137,16 @@ fn an_entry_with_both_becomes_two() {
     let new = new_traffic(both, &args("s --clear-tags")).ok().unwrap();
     assert_eq!(new, [json!({"type": LATEST, "percent": 100})]);
 }
+
+#[test]
+fn the_revision_that_was_meant_is_named() {
+    let there = ["s-00001-abc".to_owned(), "s-00002-xyz".to_owned()];
+    let targets = json!([
+        {"type": LATEST, "percent": 10},
+        {"revision": "s-00002-xyz", "percent": 20},
+        {"revision": "s-00001", "percent": 70},
+    ]);
+    let found = meant(&targets, &there);
+    assert_eq!(found, Some(("s-00001".to_owned(), "s-00001-abc")));
+    assert_eq!(meant(&json!([{"revision": "other"}]), &there), None);
+}
