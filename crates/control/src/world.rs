@@ -186,8 +186,6 @@ pub(crate) struct ServiceRoutes {
 #[derive(Debug, Default)]
 pub(crate) struct Inner {
     pub(crate) revisions: BTreeMap<RevisionKey, RevisionState>,
-    /// The revisions above, by service: work for one service must not cost more when there are a thousand.
-    members: BTreeMap<ServiceKey, BTreeSet<RevisionId>>,
     pub(crate) owners: BTreeMap<InstanceId, RevisionKey>,
     pub(crate) services: BTreeMap<ServiceKey, ServiceRoutes>,
     /// Since when this process tries to get the image of a revision that is not startable yet.
@@ -197,30 +195,34 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// Takes a revision out of the picture.
-    pub(crate) fn remove_revision(&mut self, key: &RevisionKey) {
-        self.revisions.remove(key);
-        if let Some(members) = self.members.get_mut(&key.service) {
-            members.remove(&key.revision);
-            if members.is_empty() {
-                self.members.remove(&key.service);
-            }
-        }
+    /// The revisions of a service that are in the picture. Costs what the service has, whatever others have.
+    pub(crate) fn revisions_of(
+        &self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = (&RevisionKey, &RevisionState)> {
+        self.revisions
+            .range(first_of(service)..)
+            .take_while(move |(key, _)| key.service == *service)
     }
 
-    /// The revisions of a service that are in the picture.
-    fn members(&self, service: &ServiceKey) -> impl Iterator<Item = (RevisionKey, &RevisionState)> {
-        let ids = self.members.get(service).into_iter().flatten();
-        ids.filter_map(move |revision| {
-            let key = RevisionKey {
-                service: service.clone(),
-                revision: revision.clone(),
-            };
-            self.revisions.get(&key).map(|state| (key, state))
-        })
+    /// The same, to be changed.
+    pub(crate) fn revisions_of_mut(
+        &mut self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = (&RevisionKey, &mut RevisionState)> {
+        self.revisions
+            .range_mut(first_of(service)..)
+            .take_while(move |(key, _)| key.service == *service)
     }
 }
 
+/// The least key a revision of `service` can have.
+fn first_of(service: &ServiceKey) -> RevisionKey {
+    RevisionKey {
+        service: service.clone(),
+        revision: "a".parse().expect("a letter is a revision id"),
+    }
+}
 /// The shared picture.
 #[derive(Debug, Default)]
 pub(crate) struct World {
@@ -250,14 +252,12 @@ impl World {
             }
             let state = make();
             inner.revisions.insert(key.clone(), state);
-            let members = inner.members.entry(key.service.clone()).or_default();
-            members.insert(key.revision.clone());
             true
         })
     }
 
     /// What the ingress shall route by for each of `services`.
-    pub(crate) fn routes(&self, services: BTreeSet<ServiceKey>) -> Vec<RouteChange> {
+    pub(crate) fn routes(&self, services: &BTreeSet<ServiceKey>) -> Vec<RouteChange> {
         self.with(|inner| {
             let routes = |service: &ServiceKey| RouteTable {
                 hosts: inner
@@ -266,16 +266,16 @@ impl World {
                     .map(|routes| routes.hosts.iter().cloned().collect())
                     .unwrap_or_default(),
                 revisions: inner
-                    .members(service)
+                    .revisions_of(service)
                     .filter(|(_, state)| state.is_published())
-                    .map(|(key, state)| (key, Arc::clone(&state.route)))
+                    .map(|(key, state)| (key.clone(), Arc::clone(&state.route)))
                     .collect(),
             };
             services
-                .into_iter()
+                .iter()
                 .map(|service| RouteChange {
-                    routes: Arc::new(routes(&service)),
-                    service,
+                    service: service.clone(),
+                    routes: Arc::new(routes(service)),
                 })
                 .collect()
         })

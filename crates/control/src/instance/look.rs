@@ -180,7 +180,7 @@ pub(super) fn decide(
         report,
     };
     if gone {
-        inner.remove_revision(key);
+        inner.revisions.remove(key);
     }
     for id in start {
         inner.starting.insert(id.clone(), key.clone());
