@@ -16,6 +16,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{EgressRule, HOST_ADDRESS, INTERNAL_ADDRESS, NetError};
+use crate::sandbox::walls::Wall;
 
 /// Names of cables in the gateway namespace start so.
 pub(super) const CABLE_PREFIX: &str = "sb";
@@ -52,6 +53,10 @@ impl Policy<'_> {
     /// The table in the gateway namespace.
     pub(super) fn gateway(&self) -> String {
         let mut text = self.open_table();
+        if !Wall::Egress.stands() {
+            text.push_str("}\n");
+            return text;
+        }
         let _ = write!(
             text,
             "set counted4 {{ type ipv4_addr; flags dynamic; size 65535; }}
@@ -89,6 +94,13 @@ chain through {{ type filter hook forward priority filter; policy drop;
     pub(super) fn host(&self) -> String {
         let (uplink, (range, prefix), (range6, prefix6)) = (self.uplink, self.range, self.range6);
         let mut text = self.open_table();
+        if !Wall::Egress.stands() {
+            let _ = write!(
+                text,
+                "chain out {{ type nat hook postrouting priority srcnat; policy accept; oifname != \"{uplink}\" masquerade }}\n}}\n"
+            );
+            return text;
+        }
         // The destination is judged before any port forwarding (-100) and after connection tracking (-200).
         let _ = write!(
             text,

@@ -9,14 +9,25 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Flags of `clone3` that make a sandbox: every namespace there is, except time.
-pub(crate) const SANDBOX_NAMESPACES: u64 = (libc::CLONE_NEWUSER
-    | libc::CLONE_NEWNET
+use super::walls::Wall;
+
+const USER_NAMESPACE: u64 = libc::CLONE_NEWUSER as u64;
+/// All others there are, except time, and cgroup which comes later.
+const OTHER_NAMESPACES: u64 = (libc::CLONE_NEWNET
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS) as u64;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Flags of `clone3` that make a sandbox.
+pub(crate) fn sandbox_namespaces() -> u64 {
+    if Wall::UserNamespace.stands() {
+        OTHER_NAMESPACES | USER_NAMESPACE
+    } else {
+        OTHER_NAMESPACES
+    }
+}
 
 /// Which side of a clone we are on.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use super::protocol::{Channel, NetInfo, Reply, SpawnError};
 use super::respond;
 use crate::sandbox::cgroup::SandboxCgroup;
 use crate::sandbox::inside::{self, FromSandbox, ToSandbox};
-use crate::sandbox::sys::{self, Cloned, SANDBOX_NAMESPACES};
+use crate::sandbox::sys::{self, Cloned};
 
 /// A sandbox that isn't ready after this long never will be.
 const MAKE_DEADLINE_S: i64 = 10;
@@ -66,8 +66,12 @@ impl Housekeeper {
         let (ours, theirs) =
             Channel::pair().map_err(|e| SpawnError::sys("socketpair", e, "control socket"))?;
         let target = cgroup.clone_target()?;
-        let cloned = sys::clone_process(SANDBOX_NAMESPACES, true, target.as_ref().map(AsFd::as_fd))
-            .map_err(|e| SpawnError::sys("clone3", e, "make a sandbox"))?;
+        let cloned = sys::clone_process(
+            sys::sandbox_namespaces(),
+            true,
+            target.as_ref().map(AsFd::as_fd),
+        )
+        .map_err(|e| SpawnError::sys("clone3", e, "make a sandbox"))?;
         let (pid, pidfd) = match cloned {
             Cloned::Child => inside::run(&theirs, &self.plan),
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
