@@ -97,7 +97,7 @@ chain through {{ type filter hook forward priority filter; policy drop;
         if !Wall::Egress.stands() {
             let _ = write!(
                 text,
-                "chain out {{ type nat hook postrouting priority srcnat; policy accept; oifname != \"{uplink}\" masquerade }}\n}}\n"
+                "chain out {{ type nat hook postrouting priority srcnat; policy accept; oifname != \"{uplink}\" masquerade\n}}\n}}\n"
             );
             return text;
         }
