@@ -158,6 +158,16 @@ static void cgroup_view(void) {
     refused("/proc/self/cgroup shows nothing of the host");
 }
 
+/* A terminal pair is a kernel object; the kernel has a few thousand for everybody. */
+static void terminal_bomb(void) {
+    long made = 0;
+    while (made <= 1024) {
+        if (open("/dev/ptmx", O_RDWR | O_NOCTTY) < 0) contained("%ld terminals, then %s", made, strerror(errno));
+        made++;
+    }
+    escaped("%ld terminals of the host's 4,096", made);
+}
+
 /* Counted for the user and again for whoever made its user namespace. */
 static void inotify_bomb(void) {
     long made = 0;
@@ -166,6 +176,18 @@ static void inotify_bomb(void) {
         made++;
     }
     escaped("%ld watchers", made);
+}
+
+static void signal_bomb(void) {
+    sigset_t all;
+    long made = 0;
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, NULL);
+    while (made <= 200000) {
+        if (sigqueue(getpid(), SIGRTMIN, (union sigval){0}) < 0) contained("%ld signals, then %s", made, strerror(errno));
+        made++;
+    }
+    escaped("%ld signals waiting", made);
 }
 
 static void queue_bomb(void) {
@@ -208,8 +230,10 @@ const struct attempt bomb_attempts[] = {
     {"memfd-bomb", CGROUP, "", "as much in an unnamed file as it gets", memfd_bomb, 30},
     {"inode-bomb", CGROUP, "", "as many files as it gets", inode_bomb, 30},
     {"descriptor-bomb", CGROUP, "", "as many descriptors as it gets", descriptor_bomb, 30},
-    {"inotify-bomb", CGROUP, "", "as many watchers of files as it gets", inotify_bomb, 30},
-    {"queue-bomb", CGROUP, "", "as many message queues as it gets", queue_bomb, 30},
+    {"terminal-bomb", CGROUP, "", "as many terminals as it gets", terminal_bomb, 30},
+    {"inotify-bomb", KERNEL, "", "as many watchers of files as it gets", inotify_bomb, 30},
+    {"signal-bomb", KERNEL, "", "as many waiting signals as it gets", signal_bomb, 30},
+    {"queue-bomb", KERNEL, "", "as many message queues as it gets", queue_bomb, 30},
     {"cpu-bomb", KERNEL, "", "all processors for two seconds", cpu_bomb, 30},
     {"log-bomb", KERNEL, "CVE-2022-1708 CVE-2022-31030", "a log that never ends", log_bomb, 60},
     {"line-bomb", KERNEL, "CVE-2022-1708", "a log of empty lines", line_bomb, 60},

@@ -26,7 +26,7 @@ enum {
     EGRESS = 32,      /* packet rules */
     NAMESPACES = 64,  /* mount, pid, network, IPC, UTS namespace: in every build; the control is the same program without a sandbox */
     START = 128,      /* what the launcher leaves open or lets the image decide; control as above */
-    KERNEL = 256,     /* a mended kernel bug: nothing of ours to take away */
+    KERNEL = 256,     /* the kernel's own limit, or a mended bug of it: nothing of ours to take away */
 };
 
 struct attempt {

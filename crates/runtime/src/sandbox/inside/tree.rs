@@ -42,6 +42,9 @@ const READ_ONLY: [&str; 5] = [
     "proc/sysrq-trigger",
 ];
 
+/// Terminals of one instance: room for every shell somebody debugs with, while the kernel has 3,072 for all instances.
+const TERMINALS: &str = "64";
+
 /// The trees prepared in the waiting room, by descriptors on their roots.
 pub(super) struct Prepared {
     proc: OwnedFd,
@@ -197,12 +200,15 @@ pub(super) fn enter(root: &OwnedFd, shm: &OwnedFd, prepared: &Prepared) -> Resul
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let pts_options = [
+    let mut pts_options = vec![
         ("newinstance", None),
         ("ptmxmode", Some("0666")),
         ("mode", Some("0620")),
         ("gid", Some("5")),
     ];
+    if Wall::Cgroup.stands() {
+        pts_options.push(("max", Some(TERMINALS)));
+    }
     let pts = new_mount(
         "devpts",
         &pts_options,
