@@ -5,9 +5,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::attempts::{deploy, make, table};
-use super::inputs;
+use super::attempts::{deploy, make, make_bare, table};
 use super::world::World;
+use super::{Verdict, inputs};
 use crate::harness::{Server, until};
 use crate::skip::here;
 
@@ -71,6 +71,38 @@ fn each_hits_its_own_limit() {
     let kept = bytes_in(&server.data_dir().join("logs"));
     println!("logs kept: {} MiB", kept >> 20);
     assert!(kept <= LOG_KEPT, "{kept} bytes of logs");
+    server.finish();
+    drop(world);
+}
+
+/// What the kernel counts per user: one instance holds all it gets, and another, and root of the host, still get theirs.
+#[test]
+fn what_one_takes_nobody_else_lacks() {
+    let Some(folder) = inputs(here!()) else {
+        return;
+    };
+    let program = folder.join("hostile");
+    let world = World::new(&program);
+    let server = Server::start(&[]);
+    deploy(&server, &folder);
+    let count = |verdict: Verdict| -> u64 {
+        let number = verdict.detail.split(' ').next().unwrap_or_default();
+        number.parse().unwrap_or_else(|_| panic!("{verdict:?}"))
+    };
+    let mut wrong = Vec::new();
+    for bomb in ["inotify-bomb", "signal-bomb", "queue-bomb", "terminal-bomb"] {
+        let held = count(make(&server, "hostile", bomb, "hold=3"));
+        let peer = count(make(&server, "peer", bomb, ""));
+        let host = count(make_bare(&program, bomb, ""));
+        let line =
+            format!("{bomb}: one instance holds {held}; another got {peer}, the host {host}");
+        println!("{line}");
+        // Everybody has the same limit; the host's own use counts too.
+        if peer < held || host < held / 2 {
+            wrong.push(line);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     server.finish();
     drop(world);
 }

@@ -25,7 +25,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::walls::Wall;
-use super::{files, process, program, seccomp, sys, user};
+use super::{files, program, seccomp, sys, user};
 use crate::spawner::SpawnError;
 use crate::spawner::protocol::Channel;
 
@@ -45,8 +45,6 @@ pub(crate) const KEPT: CapabilitySet = CapabilitySet::CHOWN
 
 /// Open files per container (Cloud Run's limit).
 const OPEN_FILES: u64 = 25_000;
-/// Above the default 0, so that an app is chosen before the host's own services when the host runs out of memory.
-const OOM_SCORE_ADJUSTMENT: &str = "500";
 const SELF: i32 = 3;
 
 /// To the process in the sandbox.
@@ -188,8 +186,6 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
 
 /// Everything that can be done before the service is known.
 fn waiting_room(plan: &Plan) -> Result<tree::Prepared, SpawnError> {
-    process::write_file("/proc/self/oom_score_adj", OOM_SCORE_ADJUSTMENT)
-        .map_err(|e| SpawnError::sys("write", e, "/proc/self/oom_score_adj"))?;
     // Until exec this is a copy of a privileged process's memory.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|e| SpawnError::sys("prctl", e, "dumpable"))?;
