@@ -156,6 +156,8 @@ static void nat64(void) { reach("64:ff9b::a42:1", port()); }
 static void metadata(void) { reach("169.254.169.254", "80"); }
 static void metadata_tasks(void) { reach("169.254.170.2", port()); }
 static void metadata_carrier(void) { reach("100.100.100.200", port()); }
+static void metadata_wire(void) { reach("168.63.129.16", port()); }
+static void six_to_four(void) { reach("2002:a42:1::1", port()); }
 static void metadata_legacy(void) { reach("192.0.0.192", port()); }
 static void metadata_six(void) { reach("fd00:ec2::254", port()); }
 static void public_control(void) { reach("203.0.113.1", port()); }
@@ -194,10 +196,12 @@ const struct attempt network_attempts[] = {
     {"private-fd", EGRESS, "", "fc00::/7", private_ula, 0},
     {"private-mapped", EGRESS, "", "10.0.0.0/8 written as an IPv6 address", mapped, 0},
     {"private-nat64", EGRESS, "", "10.0.0.0/8 behind a translating gateway", nat64, 0},
+    {"private-6to4", EGRESS, "", "10.0.0.0/8 inside an IPv6 address that looks public", six_to_four, 0},
     {"link-local", EGRESS, "", "169.254.0.0/16", link_local, 0},
     {"metadata", NAMESPACES, "", "the cloud's metadata at 169.254.169.254", metadata, 0},
     {"metadata-tasks", EGRESS, "", "credentials of tasks at 169.254.170.2", metadata_tasks, 0},
     {"metadata-100", EGRESS, "", "the cloud's metadata at 100.100.100.200", metadata_carrier, 0},
+    {"metadata-168", EGRESS, "", "the cloud's wire server at 168.63.129.16, a public address", metadata_wire, 0},
     {"metadata-192", EGRESS, "", "the cloud's metadata at 192.0.0.192", metadata_legacy, 0},
     {"metadata-fd", EGRESS, "", "the cloud's metadata at fd00:ec2::254", metadata_six, 0},
     {"public", 0, "", "control: an ordinary public address must be reached", public_control, 0},

@@ -37,7 +37,7 @@ const ADDRESSES: [&str; 12] = [
     "192.0.0.192",
     "fd66::1",
 ];
-const MORE_ADDRESSES: [&str; 2] = ["fd00:ec2::254", "64:ff9b::a42:1"];
+const MORE_ADDRESSES: [&str; 3] = ["fd00:ec2::254", "64:ff9b::a42:1", "2002:a42:1::1"];
 
 /// See above. Dropped last.
 #[derive(Debug)]
