@@ -238,7 +238,7 @@ const struct attempt bomb_attempts[] = {
     {"log-bomb", KERNEL, "CVE-2022-1708 CVE-2022-31030", "a log that never ends", log_bomb, 60},
     {"line-bomb", KERNEL, "CVE-2022-1708", "a log of empty lines", line_bomb, 60},
     {"cgroup-bomb", CGROUP | USER, "", "cgroups of its own below its cgroup", cgroup_bomb, 0},
-    {"release-agent", CGROUP | USER | NAMESPACES, "CVE-2022-0492", "release_agent for writing: a program the host runs as root", release_agent, 0},
+    {"release-agent", CGROUP | USER, "CVE-2022-0492", "release_agent for writing: a program the host runs as root", release_agent, 0},
     {"notify-on-release", CGROUP | USER, "CVE-2022-0492", "notify_on_release for writing", notify_on_release, 0},
     {"cgroup-procs", CGROUP | USER, "CVE-2023-25809", "cgroup.procs for writing: leave its limits", cgroup_procs, 0},
     {"cgroup-memory", CGROUP | USER, "CVE-2023-25809", "its own memory limit for writing", cgroup_limits, 0},

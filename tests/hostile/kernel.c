@@ -117,7 +117,15 @@ static void core_pattern(void) { sys_write("/proc/sys/kernel/core_pattern"); }
 static void modprobe_path(void) { sys_write("/proc/sys/kernel/modprobe"); }
 static void sys_net(void) { sys_write("/proc/sys/net/ipv4/ip_forward"); }
 static void sys_vm(void) { sys_write("/proc/sys/vm/overcommit_memory"); }
-static void ns_last_pid(void) { sys_write("/proc/sys/kernel/ns_last_pid"); }
+/* Anybody may open it; writes what is there already. */
+static void ns_last_pid(void) {
+    char text[16];
+    int file = open("/proc/sys/kernel/ns_last_pid", O_RDWR);
+    if (file < 0 && errno == ENOENT) absent("no ns_last_pid");
+    if (file < 0) refused("open ns_last_pid: %s", strerror(errno));
+    ssize_t length = read(file, text, sizeof text);
+    judge(pwrite(file, text, (size_t)(length > 0 ? length : 0), 0), "write ns_last_pid");
+}
 static void sysrq(void) { sys_write("/proc/sysrq-trigger"); }
 static void irq(void) { sys_write("/proc/irq/default_smp_affinity"); }
 static void uevent_helper(void) { sys_write("/sys/kernel/uevent_helper"); }
@@ -127,7 +135,13 @@ static void sysfs_net(void) { sys_write("/sys/class/net/lo/ifalias"); }
 static void binfmt(void) { sys_write("/proc/sys/fs/binfmt_misc/register"); }
 static void kcore(void) { judge_readable("/proc/kcore"); }
 static void kmsg(void) { judge_readable("/proc/kmsg"); }
-static void proc_keys(void) { judge_readable("/proc/keys"); }
+/* Shows no keys but those one may see: that it is there at all is what counts. */
+static void proc_keys(void) {
+    struct stat there;
+    if (stat("/proc/keys", &there) < 0) absent("no /proc/keys");
+    if (S_ISREG(there.st_mode)) escaped("/proc/keys is not covered");
+    refused("/proc/keys is covered");
+}
 static void timer_list(void) { judge_readable("/proc/timer_list"); }
 static void interrupts(void) { judge_readable("/proc/interrupts"); }
 static void firmware(void) { judge_readable("/sys/firmware"); }
@@ -157,8 +171,8 @@ const struct attempt kernel_attempts[] = {
     {"settimeofday", OF_THE_HOST, "", "settimeofday(2)", settimeofday_call, 0},
     {"adjtimex", CAPABILITIES | USER, "", "adjtimex(2) setting the host's clock", adjtimex_call, 0},
     {"syslog", OF_THE_HOST, "", "syslog(2): the kernel's messages", syslog_call, 0},
-    {"quotactl", OF_THE_HOST, "", "quotactl(2)", quotactl_call, 0},
-    {"vhangup", SECCOMP | CAPABILITIES, "", "vhangup(2)", vhangup_call, 0},
+    {"quotactl", SECCOMP, "", "quotactl(2)", quotactl_call, 0},
+    {"vhangup", OF_THE_HOST, "", "vhangup(2)", vhangup_call, 0},
     {"fanotify", SECCOMP, "", "fanotify_init(2)", fanotify_call, 0},
     {"personality", SECCOMP, "", "personality(2) that makes all memory executable", personality_call, 0},
     {"file-handle", OF_THE_HOST, "", "open_by_handle_at(2): files by number instead of by path", lookup_handle, 0},
@@ -169,7 +183,7 @@ const struct attempt kernel_attempts[] = {
     {"kallsyms", CAPABILITIES | USER, "", "addresses of the kernel in /proc/kallsyms", kallsyms, 0},
     {"core-pattern", MASKS | USER, "CVE-2022-0811 CVE-2025-31133 CVE-2025-52881", "/proc/sys/kernel/core_pattern for writing: a program the host runs as root", core_pattern, 0},
     {"modprobe-path", MASKS | USER, "", "/proc/sys/kernel/modprobe for writing", modprobe_path, 0},
-    {"sys-net", MASKS, "CVE-2022-0811", "/proc/sys/net for writing, which belongs to the namespace's root", sys_net, 0},
+    {"sys-net", MASKS | CAPABILITIES, "CVE-2022-0811", "/proc/sys/net for writing, which belongs to the namespace's administrator", sys_net, 0},
     {"sys-vm", MASKS | USER, "", "/proc/sys/vm for writing", sys_vm, 0},
     {"ns-last-pid", MASKS | CAPABILITIES, "", "/proc/sys/kernel/ns_last_pid for writing", ns_last_pid, 0},
     {"binfmt-misc", MASKS | USER | NAMESPACES, "", "/proc/sys/fs/binfmt_misc/register for writing", binfmt, 0},
@@ -178,7 +192,7 @@ const struct attempt kernel_attempts[] = {
     {"uevent-helper", MASKS | USER, "", "/sys/kernel/uevent_helper for writing: a program the host runs as root", uevent_helper, 0},
     {"sysfs-kernel", MASKS | USER, "", "/sys/kernel for writing", sysfs_write, 0},
     {"sysfs-module", MASKS | USER, "", "/sys/module for writing", sysfs_module, 0},
-    {"sysfs-net", MASKS | CAPABILITIES, "", "/sys/class/net for writing", sysfs_net, 0},
+    {"sysfs-net", MASKS | USER, "", "/sys/class/net for writing", sysfs_net, 0},
     {"kcore", MASKS | USER | CAPABILITIES, "", "the host's memory in /proc/kcore", kcore, 0},
     {"kmsg", USER | CAPABILITIES, "", "the kernel's messages in /proc/kmsg", kmsg, 0},
     {"proc-keys", MASKS, "", "/proc/keys", proc_keys, 0},

@@ -143,7 +143,7 @@ const struct attempt privilege_attempts[] = {
     {"setuid-made", CAPABILITIES | MASKS, "", "a setuid file made inside, as an ordinary user", setuid_made, 0},
     {"regain-root", KERNEL, "", "root again after giving it up", regain_root, 0},
     {"image-owner", USER, "CVE-2021-41091", "become the user who owns unpacked images on the host", unmapped_user, 0},
-    {"realtime", USER | CAPABILITIES, "", "real-time scheduling", realtime, 0},
+    {"realtime", USER | CAPABILITIES | NAMESPACES, "", "real-time scheduling", realtime, 0},
     {"nice", USER | CAPABILITIES, "", "priority above the host's services", niceness, 0},
     {"ioprio", USER | CAPABILITIES, "", "real-time input and output", io_priority, 0},
     {"mlock", USER | CAPABILITIES, "", "memory that can't be taken back", lock_memory, 0},

@@ -276,7 +276,7 @@ fn become_user(identity: &user::Identity) -> Result<(), SpawnError> {
     rustix::thread::set_thread_res_uid(uid, uid, uid)
         .map_err(|e| SpawnError::sys("setresuid", e, context()))?;
     if !Wall::Capabilities.stands() {
-        return Ok(());
+        return inherit_everything();
     }
     let held = if identity.uid == 0 {
         KEPT
@@ -290,6 +290,15 @@ fn become_user(identity: &user::Identity) -> Result<(), SpawnError> {
     };
     rustix::thread::set_capabilities(None, sets)
         .map_err(|e| SpawnError::sys("capset", e, context()))
+}
+
+/// Instead of giving up: what CVE-2022-29162 was about.
+fn inherit_everything() -> Result<(), SpawnError> {
+    let context = "inherit capabilities";
+    let mut sets =
+        rustix::thread::capabilities(None).map_err(|e| SpawnError::sys("capget", e, context))?;
+    sets.inheritable = sets.permitted;
+    rustix::thread::set_capabilities(None, sets).map_err(|e| SpawnError::sys("capset", e, context))
 }
 
 fn strings(field: &str, values: &[String]) -> Result<Vec<CString>, SpawnError> {
