@@ -1,11 +1,13 @@
 //! A server under test, and what tests ask of it.
 
+mod archive;
 mod exchange;
 mod kernel;
 mod load;
 mod registry;
 mod roles;
 
+pub(crate) use archive::{host_architecture, pack};
 pub(crate) use exchange::{api_request, try_exchange};
 pub(crate) use kernel::KernelObjects;
 pub(crate) use load::{Count, Tally};
