@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use utsuwa_model::revision::Outcome;
-use utsuwa_model::{RevisionKey, ServiceKey};
+use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 use utsuwa_runtime::{Driver, DriverError};
 use utsuwa_store::{Changed, Store, StoreError};
 
@@ -129,6 +129,11 @@ impl ControlHandle {
         {
             self.core.ask_revision(revision);
         }
+    }
+
+    /// A request was let into an instance that the ingress had agreed to have frozen. Never blocks.
+    pub fn thaw(&self, revision: &RevisionKey, instance: &InstanceId) {
+        self.core.thaw(revision, instance);
     }
 
     /// Why things are as they are: every revision of the service that is routed, being proven or running.

@@ -20,7 +20,7 @@ use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
-use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec};
+use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec, Tier};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable};
 use utsuwa_model::scaling::ScalingSettings;
@@ -92,6 +92,41 @@ pub(crate) struct Record {
     pub(crate) ready_since: Option<Timestamp>,
     /// It leaves because this revision has no memory.
     pub(crate) makes_room_for: Option<RevisionKey>,
+    pub(crate) rest: Rest,
+}
+
+impl Record {
+    /// One that runs or is about to, as it is when nothing is known of it but that.
+    pub(crate) fn new(phase: Phase, started: Timestamp, cpu: MilliCpu) -> Self {
+        Self {
+            phase,
+            started,
+            pid: 0,
+            retired: false,
+            cpu,
+            settling: false,
+            ready_since: None,
+            makes_room_for: None,
+            rest: Rest::default(),
+        }
+    }
+}
+
+/// How much of an instance is awake.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rest {
+    /// As it is once the steps under way are done.
+    pub(crate) tier: Tier,
+    /// Steps under way: the driver was asked and hasn't answered.
+    pub(crate) steps: u32,
+    /// Counts thaws. A step that began before one is undone when it ends after it.
+    pub(crate) thaws: u64,
+    /// No step before this: the last one failed.
+    pub(crate) not_before: Option<Timestamp>,
+    /// What it kept in memory when the rest was given back.
+    pub(crate) kept_bytes: Option<u64>,
+    /// A tier it can't reach, and why.
+    pub(crate) barred: Option<(Tier, String)>,
 }
 
 /// What the `Active` condition follows.

@@ -140,10 +140,13 @@ impl Instance {
         drop(dropped);
     }
 
-    /// Closes idle connections, as when the instance is retired.
+    /// Closes idle connections, as when the instance is retired or may be frozen: woken late, an app's own timers would close
+    /// them under the next request.
     pub(crate) fn close_idle(&self) {
         let idle = std::mem::take(&mut *self.idle.lock());
         drop(idle);
+        let http2 = self.http2.lock().take();
+        drop(http2);
     }
 
     /// A new TCP connection.

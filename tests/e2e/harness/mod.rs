@@ -287,6 +287,17 @@ impl Server {
             .collect()
     }
 
+    /// The state of each instance of a service, as `--why` shows it.
+    pub(crate) fn instance_states(&self, name: &str) -> Vec<String> {
+        let explained = self.explain(name);
+        let revisions = explained["revisions"].as_array().into_iter().flatten();
+        revisions
+            .filter_map(|revision| revision["instances"].as_array())
+            .flatten()
+            .filter_map(|instance| instance["state"].as_str().map(str::to_owned))
+            .collect()
+    }
+
     pub(crate) fn until_instances(&self, name: &str, wanted: usize) {
         until(
             &format!("{name} to have {wanted} instances"),

@@ -13,7 +13,7 @@ use utsuwa_decide::{invariant, revision};
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::{Because, InstanceId, RevisionKey, Timestamp};
 
-use super::{boost, capacity, ended};
+use super::{boost, capacity, ended, tiers};
 use crate::rounds::Report;
 use crate::seam::Refusal;
 use crate::world::{Activity, Inner, Phase, Record, RevisionState, Stage, StartPlan};
@@ -29,6 +29,7 @@ pub(super) struct Decided {
     pub(super) failed: Vec<(InstanceId, String)>,
     /// Their startup boost is over.
     pub(super) settle: Vec<InstanceId>,
+    pub(super) tiers: tiers::Steps,
     /// So many starts don't fit.
     pub(super) missing: u32,
     pub(super) refuse: Option<Refusal>,
@@ -131,19 +132,14 @@ pub(super) fn decide(
     );
     let start: Vec<InstanceId> = (0..plan.start).map(|_| fresh()).collect();
     for id in &start {
-        let record = Record {
-            phase: Phase::Starting,
-            started: now,
-            pid: 0,
-            retired: false,
-            cpu: state.plan.startup_cpu,
-            settling: false,
-            ready_since: None,
-            makes_room_for: None,
-        };
+        let record = Record::new(Phase::Starting, now, state.plan.startup_cpu);
         state.instances.insert(id.clone(), record);
     }
     let failed = mark_leaving(state, &plan, &views);
+    let tiers = tiers::look(state, &views, now);
+    if let Some(next) = tiers.next {
+        wake_at = Some(wake_at.map_or(next, |at| at.min(next)));
+    }
     let mut leave = plan.retire;
     for (id, record) in &mut state.instances {
         if record.phase == Phase::Stuck {
@@ -169,6 +165,7 @@ pub(super) fn decide(
         leave,
         failed,
         settle,
+        tiers,
         missing,
         refuse,
         active_changed,

@@ -7,7 +7,8 @@
 //! 1. A pass reads only memory: between a wake and the driver's start there is no disk and no wait.
 //! 2. An instance stops only after the ingress has confirmed its retirement.
 //! 3. What could not be stopped is tried again; what ended by itself is forgotten everywhere.
-//! 4. A deploy is never refused for memory, a wake may be (decision 20), but only when its own time is up (§2.6): until then
+//! 4. What is frozen is thawed with the next request, and stopped like any other.
+//! 5. A deploy is never refused for memory, a wake may be (decision 20), but only when its own time is up (§2.6): until then
 //!    it waits, whether or not others of its revision run.
 
 pub(crate) mod adopt;
@@ -16,6 +17,7 @@ mod capacity;
 mod ended;
 mod look;
 mod start;
+mod tiers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +54,8 @@ impl Core {
         let mut report = decided.report;
         report.actions =
             decided.start.len() + decided.leave.len() + decided.failed.len() + decided.settle.len();
+        report.actions += decided.tiers.count();
+        self.take_steps(key, decided.tiers);
         for id in decided.settle {
             self.end_boost(key, id);
         }

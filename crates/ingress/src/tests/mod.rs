@@ -7,4 +7,5 @@ mod errors;
 mod life;
 mod protocols;
 mod queue;
+mod rest;
 mod scene;

@@ -116,7 +116,7 @@ async fn http1_clients_are_served_by_h2c_apps_over_one_connection() {
 }
 
 /// A WebSocket app by hand: upgrades, then echoes frames.
-async fn websocket_app() -> (std::net::SocketAddr, JoinSet<()>) {
+pub(super) async fn websocket_app() -> (std::net::SocketAddr, JoinSet<()>) {
     raw_app(|_, stream| async move {
         // The probe's connection is the first; one that says nothing is left alone.
         let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else {
@@ -131,7 +131,7 @@ async fn websocket_app() -> (std::net::SocketAddr, JoinSet<()>) {
     .await
 }
 
-async fn websocket(scene: &Scene) -> tokio_tungstenite::WebSocketStream<TcpStream> {
+pub(super) async fn websocket(scene: &Scene) -> tokio_tungstenite::WebSocketStream<TcpStream> {
     let stream = TcpStream::connect(scene.address).await.unwrap();
     let request = format!("ws://{HOST}/ws").into_client_request().unwrap();
     let (socket, response) =

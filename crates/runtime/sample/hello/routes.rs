@@ -4,11 +4,15 @@ use std::hint::black_box;
 use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::process::exit;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::http::{Answer, Body, Request};
 use crate::{json, page, system};
+
+/// Counted by the background work of `HELLO_TICK`.
+pub static TICKS: AtomicU64 = AtomicU64::new(0);
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -39,6 +43,7 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
         }
         "/echo" => return echo(request, body, answer),
         "/healthz" => Ok("ok\n".to_owned()),
+        "/ticks" => Ok(format!("{}\n", TICKS.load(Ordering::Relaxed))),
         "/sleep" => number("ms", 1000).map(|ms| {
             sleep(Duration::from_millis(ms.min(LONGEST_MS)));
             format!("slept {ms} ms\n")

@@ -21,7 +21,7 @@ use super::internal::InternalEvent;
 use super::link::{ConnectError, KeeperLink};
 use super::shared::{Answer, Call, Shared, superseded};
 use super::sockets::{READY, SocketCache};
-use crate::driver::{Driver, DriverError, InstanceEvent, Usage};
+use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 use crate::keeper::protocol::{Op, Reply, Status};
 
 /// Requests that may wait for the connection's task.
@@ -346,6 +346,35 @@ impl Driver for SandboxDriver {
             cpu,
         };
         Box::pin(async move { self.call(op, Vec::new()).await.map(|_| ()) })
+    }
+
+    fn freeze(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        let op = Op::Freeze { id: id.clone() };
+        Box::pin(async move { self.call(op, Vec::new()).await.map(|_| ()) })
+    }
+
+    fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        let op = Op::Thaw { id: id.clone() };
+        Box::pin(async move { self.call(op, Vec::new()).await.map(|_| ()) })
+    }
+
+    fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>> {
+        let op = Op::Reclaim { id: id.clone() };
+        Box::pin(async move {
+            match self.call(op, Vec::new()).await? {
+                (
+                    Reply::Reclaimed {
+                        before_bytes,
+                        after_bytes,
+                    },
+                    _,
+                ) => Ok(Reclaimed {
+                    before_bytes,
+                    after_bytes,
+                }),
+                other => Err(unexpected(&other.0)),
+            }
+        })
     }
 
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>> {

@@ -36,6 +36,13 @@ pub(crate) enum Pending {
         session: u32,
         request: u64,
     },
+    /// Memory that is being given back.
+    Reclaim {
+        session: u32,
+        request: u64,
+        id: InstanceId,
+        before_bytes: u64,
+    },
     /// After success, ask the spawner `index` for `op`, and pass its answer on.
     Then {
         session: u32,
@@ -339,6 +346,16 @@ impl Keeper {
                     Ok(_) => Ok(ServerReply::Done),
                     Err(error) => Err(to_keeper_error(&error)),
                 };
+                self.reply(session, request, reply, Vec::new());
+            }
+            Pending::Reclaim {
+                session,
+                request,
+                id,
+                before_bytes,
+            } => {
+                let result = result.map(drop).map_err(|error| to_keeper_error(&error));
+                let reply = self.reclaimed(&id, before_bytes, result);
                 self.reply(session, request, reply, Vec::new());
             }
             Pending::Then {

@@ -10,6 +10,7 @@ pub(crate) mod layers;
 pub mod probe;
 pub mod process;
 pub(crate) mod program;
+pub mod reclaim;
 pub(crate) mod rootfs;
 pub(crate) mod seccomp;
 pub(crate) mod shift;

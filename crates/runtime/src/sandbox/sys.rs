@@ -216,6 +216,35 @@ pub(crate) fn cloexec_from(first: RawFd) -> io::Result<()> {
     }
 }
 
+/// Asks the kernel to write `length` bytes of another process's memory from `start` on to swap. Its addresses, not ours: nothing
+/// here is read or written.
+///
+/// # Errors
+/// What `process_madvise` says; the pages are then where they were.
+pub(crate) fn page_out(process: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<()> {
+    let range = libc::iovec {
+        iov_base: start as *mut libc::c_void,
+        iov_len: usize::try_from(length).unwrap_or(usize::MAX),
+    };
+    // SAFETY: the kernel reads one iovec of ours, which outlives the call, and takes its address for one of the other process,
+    // whose memory keeps its contents.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_process_madvise,
+            process.as_raw_fd(),
+            &raw const range,
+            1_usize,
+            libc::MADV_PAGEOUT,
+            0_u32,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// Every signal to its default action, none blocked.
 ///
 /// By system call: the C library keeps 32 and 33 to itself and would leave them as they were inherited.

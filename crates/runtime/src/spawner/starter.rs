@@ -256,6 +256,7 @@ impl Worker for Starter {
             Op::DestroySandbox { .. } => Err(wrong_role("DestroySandbox", Role::Starter)),
             Op::Unpack { .. } => Err(wrong_role("Unpack", Role::Starter)),
             Op::RefusalSockets => Err(wrong_role("RefusalSockets", Role::Starter)),
+            Op::Reclaim { .. } => Err(wrong_role("Reclaim", Role::Starter)),
             Op::RemoveOldLogs => Err(wrong_role("RemoveOldLogs", Role::Starter)),
         };
         respond(channel, request.id, result, &[]);
