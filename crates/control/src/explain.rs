@@ -67,6 +67,8 @@ fn word(reach: &Reach) -> &'static str {
         Reach::Starting => "starting",
         Reach::Ready => "ready",
         Reach::Retiring => "retiring",
+        Reach::Unready { .. } => "not ready",
         Reach::Failed { .. } => "failed",
+        Reach::Unhealthy { .. } => "unhealthy",
     }
 }

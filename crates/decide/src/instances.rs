@@ -29,7 +29,7 @@ impl InstanceView {
     /// Takes requests or will.
     #[must_use]
     pub const fn is_live(&self) -> bool {
-        matches!(self.reach, Reach::Starting | Reach::Ready)
+        self.reach.is_live()
     }
 }
 
@@ -39,7 +39,7 @@ pub struct InstancePlan {
     pub start: u32,
     /// To retire, in this order.
     pub retire: Vec<InstanceId>,
-    /// Failed their startup: to stop and forget.
+    /// Given up by a probe: to stop and forget.
     pub discard: Vec<InstanceId>,
     pub because: Because,
 }
@@ -63,7 +63,7 @@ pub fn plan(desired: u32, max: Ceiling, instances: &[InstanceView]) -> InstanceP
     };
     let discard: Vec<InstanceId> = instances
         .iter()
-        .filter(|i| matches!(i.reach, Reach::Failed { .. }))
+        .filter(|i| i.reach.is_given_up())
         .map(|i| i.id.clone())
         .collect();
     let mut plan = InstancePlan {
@@ -80,7 +80,7 @@ pub fn plan(desired: u32, max: Ceiling, instances: &[InstanceView]) -> InstanceP
     plan
 }
 
-/// Those without a request inside, first to go first: not started yet before ready, longer idle before shorter, newer before
+/// Those without a request inside, first to go first: not ready before ready, longer idle before shorter, newer before
 /// older (an old one has shown that it lives).
 fn candidates(live: &[&InstanceView]) -> Vec<InstanceId> {
     let mut idle: Vec<&&InstanceView> = live.iter().filter(|i| i.in_flight == 0).collect();
@@ -115,7 +115,7 @@ fn explain(desired: u32, count: u32, plan: &InstancePlan) -> Because {
         "nothing to do".to_owned()
     } else {
         format!(
-            "remove {} that did not start",
+            "remove {} that a probe gave up",
             many(
                 u32::try_from(plan.discard.len()).unwrap_or(u32::MAX),
                 "instance"

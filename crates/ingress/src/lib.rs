@@ -22,6 +22,7 @@ mod front;
 mod grpc;
 mod handle;
 mod headers;
+mod health;
 mod instance;
 mod outside;
 mod pause;
