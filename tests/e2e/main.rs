@@ -19,6 +19,7 @@ mod endurance;
 mod flask;
 mod gcloud;
 mod harness;
+mod health;
 mod lifecycle;
 mod limits;
 mod private_registry;

@@ -196,6 +196,35 @@ mod tests {
     }
 
     #[test]
+    fn unready_ones_count_as_there_and_go_before_ready_ones() {
+        let unready = || Reach::Unready {
+            message: String::new(),
+        };
+        let there = [
+            view(1, Reach::Ready, 0, Some(40), 10),
+            view(2, unready(), 0, Some(50), 20),
+            view(3, unready(), 1, None, 30),
+        ];
+        assert!(plan(3, Ceiling::Unlimited, &there).is_rest());
+        let fewer = plan(1, Ceiling::Unlimited, &there);
+        assert_eq!(fewer.retire, [id(2), id(1)], "none with a request inside");
+        assert_eq!(plan(2, Ceiling::Unlimited, &there).retire, [id(2)]);
+    }
+
+    #[test]
+    fn unhealthy_ones_are_removed_and_replaced() {
+        let unhealthy = Reach::Unhealthy {
+            message: String::new(),
+        };
+        let there = [
+            view(1, unhealthy, 2, None, 1),
+            view(2, Reach::Ready, 0, Some(1), 1),
+        ];
+        let p = plan(2, Ceiling::Unlimited, &there);
+        assert_eq!((p.start, p.discard, p.retire), (1, vec![id(1)], vec![]));
+    }
+
+    #[test]
     fn failed_ones_are_removed_and_replaced() {
         let there = [view(
             1,

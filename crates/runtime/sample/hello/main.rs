@@ -6,6 +6,8 @@
 //! `HELLO_LISTEN=HOST:PORT` listens there instead of at `PORT` on all addresses (`127.0.0.1:8080` is reachable from inside
 //! alone, `0.0.0.0:9999` is not where it is looked for); `HELLO_START=exit:CODE` exits, `HELLO_START=never-listen` lives
 //! without listening, `HELLO_START=sleep:MS` listens that much later.
+//! `/health?set=sick` has the instance that takes it answer 503 at `/healthz`, `/health?set=well` 200 again
+//! (`&ms=N`: well again after that time).
 
 mod http;
 mod json;

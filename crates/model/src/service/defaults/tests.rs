@@ -1,4 +1,5 @@
 //! Tests of the module above.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
 
