@@ -42,6 +42,10 @@ pub(crate) enum Answer {
         bytes: u64,
     },
     QueueFull,
+    /// Its client has as many requests under way as are left for all others.
+    OverShare,
+    /// As many requests are under way as there may be.
+    NoRoom,
     AtMax,
     NoInstance,
     /// Instances are there, but the readiness probe of each fails.
@@ -68,7 +72,7 @@ impl Answer {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthenticated { .. } => StatusCode::FORBIDDEN,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::QueueFull | Self::AtMax => StatusCode::TOO_MANY_REQUESTS,
+            Self::QueueFull | Self::OverShare | Self::AtMax => StatusCode::TOO_MANY_REQUESTS,
             Self::ResponseTooLarge { .. }
             | Self::NoInstance
             | Self::Refused(Refusal::NoCapacity { .. })
@@ -77,6 +81,7 @@ impl Answer {
             | Self::Unready { .. }
             | Self::Refused(Refusal::StartFailed { .. } | Refusal::Disabled)
             | Self::Broken { .. }
+            | Self::NoRoom
             | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -96,6 +101,7 @@ impl Answer {
             Self::ClientGone => "client_gone",
             Self::ResponseTooLarge { .. } => "response_too_large",
             Self::QueueFull => "queue_full",
+            Self::OverShare | Self::NoRoom => "too_many_requests",
             Self::AtMax => "max_instances",
             Self::NoInstance => "no_instance",
             Self::Unready { .. } => "instances_not_ready",
@@ -135,6 +141,8 @@ impl Answer {
                 "Response size was too large. Please consider reducing response size. (Content-Length: {bytes})"
             ),
             Self::QueueFull => format!("{NO_INSTANCE} Too many requests wait for the revision already."),
+            Self::OverShare => "The client has as many requests under way as its share of what this server can hold.".to_owned(),
+            Self::NoRoom => "As many requests are under way as this server can hold.".to_owned(),
             Self::AtMax => format!("{NO_INSTANCE} All instances are busy and the maximum number is reached."),
             Self::NoInstance => NO_INSTANCE.to_owned(),
             Self::Unready { message } => {
@@ -194,6 +202,12 @@ impl Answer {
                 text("Response size was too large. Please consider reducing response size.")
             }
             Self::QueueFull | Self::AtMax => text("Rate exceeded."),
+            Self::OverShare => text(
+                "Rate exceeded. This client has as many requests under way as its share of what this server can hold.",
+            ),
+            Self::NoRoom => {
+                text("As many requests are under way as this server can hold. Please try again.")
+            }
             Self::NoInstance | Self::Refused(Refusal::NoCapacity { .. }) => html(
                 "Server error",
                 "The server encountered an error and could not complete your request. Please try again in 30 seconds.",

@@ -6,6 +6,7 @@
 //! Invariants:
 //! 1. A connection belongs to one instance id for ever, so a request can't reach another instance through it.
 //! 2. Once dead, no new connection is made and nothing returns to the pool.
+//! 3. Whatever is idle has a place in the budget that all instances share.
 
 use std::io;
 use std::sync::Arc;
@@ -23,11 +24,19 @@ use utsuwa_model::instance::StartPhases;
 use utsuwa_model::{InstanceId, RevisionKey};
 
 use crate::body::RequestBody;
+use crate::budget::{Place, Share};
 use crate::outside::Outside;
 use crate::upstream::Upstream;
 
 /// An HTTP/2 connection, shared by all requests of the instance.
 pub(crate) type Http2 = http2::SendRequest<RequestBody>;
+
+/// An idle connection and its place among all.
+#[derive(Debug)]
+struct Idle {
+    upstream: Upstream,
+    _place: Place,
+}
 
 #[derive(Debug)]
 pub(crate) struct Instance {
@@ -49,7 +58,9 @@ pub(crate) struct Instance {
     ending: OnceLock<Ending>,
     outside: Arc<Outside>,
     /// Last in, first out: the warmest connection is used again, the others age and are closed by the app.
-    idle: Mutex<Vec<Upstream>>,
+    idle: Mutex<Vec<Idle>>,
+    /// Its share of the idle connections of all instances.
+    idle_share: Arc<Share>,
     http2: Mutex<Option<Http2>>,
 }
 
@@ -62,6 +73,7 @@ impl Instance {
         outside: Arc<Outside>,
     ) -> Arc<Self> {
         let dead = CancellationToken::new();
+        let idle_share = outside.idle.share();
         Arc::new(Self {
             id,
             revision,
@@ -76,6 +88,7 @@ impl Instance {
             ending: OnceLock::new(),
             outside,
             idle: Mutex::default(),
+            idle_share,
             http2: Mutex::default(),
         })
     }
@@ -96,22 +109,35 @@ impl Instance {
 
     /// An idle connection that was alive a moment ago, newest first.
     pub(crate) fn idle(&self) -> Option<Upstream> {
-        self.idle.lock().pop()
+        self.idle.lock().pop().map(|idle| idle.upstream)
     }
 
-    /// Keeps `upstream` for a later request.
+    /// Keeps `upstream` for a later request; the oldest makes way where no more may be kept.
     pub(crate) fn keep(&self, upstream: Upstream) {
+        let mut idle = self.idle.lock();
+        // With the lock held: `kill` cancels before it clears.
         if self.dead.is_cancelled() {
             return;
         }
-        let mut idle = self.idle.lock();
-        let dropped =
-            if idle.len() >= self.outside.settings.max_idle_per_instance && !idle.is_empty() {
-                Some(idle.remove(0))
-            } else {
+        let room = idle.len() < self.outside.settings.max_idle_per_instance;
+        let place = room.then(|| self.idle_share.take().ok()).flatten();
+        let dropped = match place {
+            Some(place) => {
+                idle.push(Idle {
+                    upstream,
+                    _place: place,
+                });
                 None
-            };
-        idle.push(upstream);
+            }
+            // Its place goes on to the one that comes.
+            None if !idle.is_empty() => {
+                let mut oldest = idle.remove(0);
+                let dropped = std::mem::replace(&mut oldest.upstream, upstream);
+                idle.push(oldest);
+                Some(dropped)
+            }
+            None => Some(upstream),
+        };
         drop(idle);
         drop(dropped);
     }

@@ -15,6 +15,7 @@
 mod affinity;
 mod answer;
 mod body;
+mod budget;
 mod counts;
 mod deadline;
 mod forward;

@@ -80,6 +80,9 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
             max_connections: shares.public,
             max_connections_per_instance: shares.per_instance,
             max_instance_connections: shares.instances,
+            max_requests: shares.public,
+            max_instance_requests: shares.instances,
+            max_idle: shares.idle,
             ..IngressSettings::default()
         },
     );

@@ -34,7 +34,7 @@ pub struct Internal {
 }
 
 /// Serves the sockets of one sandbox, as made by [`super::Gateway::attach`]. `forwards` are the connections to the host that all
-/// sandboxes together may have. Call within a tokio runtime.
+/// sandboxes together may have, this one its share of them. Call within a tokio runtime.
 ///
 /// # Errors
 /// When a descriptor can't be watched; nothing runs then.
@@ -45,6 +45,7 @@ pub fn serve_internal(
 ) -> io::Result<Internal> {
     let mut tasks = JoinSet::new();
     let mut ingress = Vec::new();
+    let share = forward::Share::of(forwards);
     for (role, socket) in sockets {
         if role == SocketRole::DnsUdp {
             let socket = std::net::UdpSocket::from(socket);
@@ -64,7 +65,7 @@ pub fn serve_internal(
             }
             SocketRole::Ingress { port } => ingress.push((port, listener)),
             SocketRole::HostForward { port } => {
-                tasks.spawn(forward::serve(listener, port, Arc::clone(forwards)));
+                tasks.spawn(forward::serve(listener, port, share.clone()));
             }
         }
     }
