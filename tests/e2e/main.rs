@@ -19,6 +19,7 @@ mod endurance;
 mod flask;
 mod gcloud;
 mod harness;
+mod health;
 mod hostile;
 mod lifecycle;
 mod limits;

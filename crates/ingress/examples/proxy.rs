@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
-use utsuwa_ingress::seam::{Clock, Connect, RequestLog, RequestRecord, Wake};
+use utsuwa_ingress::seam::{Clock, Connect, InstanceNote, RequestLog, RequestRecord, Wake};
 use utsuwa_ingress::{Ingress, IngressSettings, Scheme};
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{
@@ -49,6 +49,7 @@ impl RequestLog for Count {
     fn record(&self, _: RequestRecord) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
+    fn noticed(&self, _: InstanceNote) {}
 }
 
 #[derive(Debug)]
@@ -91,6 +92,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         session_affinity: false,
         usual_start: None,
         startup: StartupProbe::tcp(target.port()),
+        liveness: None,
+        readiness: None,
     };
     table.revisions.insert(key.clone(), Arc::new(revision));
 

@@ -48,6 +48,10 @@ pub(crate) enum Answer {
     NoRoom,
     AtMax,
     NoInstance,
+    /// Instances are there, but the readiness probe of each fails.
+    Unready {
+        message: String,
+    },
     Refused(Refusal),
     Timeout,
     Broken {
@@ -74,6 +78,7 @@ impl Answer {
             | Self::Refused(Refusal::NoCapacity { .. })
             | Self::OutOfMemory => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady { .. }
+            | Self::Unready { .. }
             | Self::Refused(Refusal::StartFailed { .. } | Refusal::Disabled)
             | Self::Broken { .. }
             | Self::NoRoom
@@ -99,6 +104,7 @@ impl Answer {
             Self::OverShare | Self::NoRoom => "too_many_requests",
             Self::AtMax => "max_instances",
             Self::NoInstance => "no_instance",
+            Self::Unready { .. } => "instances_not_ready",
             Self::Refused(Refusal::NoCapacity { .. }) => "no_capacity",
             Self::Refused(Refusal::StartFailed { .. }) => "start_failed",
             Self::Refused(Refusal::Disabled) => "disabled",
@@ -139,6 +145,9 @@ impl Answer {
             Self::NoRoom => "As many requests are under way as this server can hold.".to_owned(),
             Self::AtMax => format!("{NO_INSTANCE} All instances are busy and the maximum number is reached."),
             Self::NoInstance => NO_INSTANCE.to_owned(),
+            Self::Unready { message } => {
+                format!("{NO_INSTANCE} Instances are there, but none is ready: {message}")
+            }
             Self::Refused(Refusal::NoCapacity { message }) => format!("{NO_INSTANCE} {message}"),
             Self::Refused(Refusal::StartFailed { message }) => {
                 format!("The request failed because the instance could not be started: {message}")
@@ -206,7 +215,9 @@ impl Answer {
             Self::Refused(Refusal::Disabled) => {
                 html("Service unavailable", "The service is disabled.")
             }
-            Self::Refused(Refusal::StartFailed { .. }) | Self::ShuttingDown => html(
+            Self::Refused(Refusal::StartFailed { .. })
+            | Self::Unready { .. }
+            | Self::ShuttingDown => html(
                 "Service unavailable",
                 "The service can't answer at the moment. Please try again.",
             ),

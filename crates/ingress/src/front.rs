@@ -20,7 +20,7 @@ use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{InstanceRoute, RevisionRoute, RouteChange, RouteTable};
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 
-use crate::instance::Instance;
+use crate::instance::{Ending, Instance};
 use crate::outside::Outside;
 use crate::places::{self, Crowded};
 use crate::probe;
@@ -248,7 +248,11 @@ impl Ingress {
         let Some(instance) = self.shared.instances.lock().remove(id) else {
             return;
         };
-        instance.kill(out_of_memory);
+        instance.kill(if out_of_memory {
+            Ending::OutOfMemory
+        } else {
+            Ending::Dead
+        });
         if let Some(revision) = self.shared.revisions.get(&instance.revision) {
             revision.remove(id);
         }

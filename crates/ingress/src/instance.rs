@@ -11,7 +11,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use hyper::client::conn::http2;
@@ -55,7 +55,7 @@ pub(crate) struct Instance {
     pub(crate) leaving: CancellationToken,
     /// Whether a startup probe runs or ran for it.
     pub(crate) probed: AtomicBool,
-    out_of_memory: AtomicBool,
+    ending: OnceLock<Ending>,
     outside: Arc<Outside>,
     /// Last in, first out: the warmest connection is used again, the others age and are closed by the app.
     idle: Mutex<Vec<Idle>>,
@@ -85,7 +85,7 @@ impl Instance {
             leaving: dead.child_token(),
             dead,
             probed: AtomicBool::new(false),
-            out_of_memory: AtomicBool::new(false),
+            ending: OnceLock::new(),
             outside,
             idle: Mutex::default(),
             idle_share,
@@ -94,15 +94,17 @@ impl Instance {
     }
 
     /// Ends everything that is going on inside; what was idle is closed.
-    pub(crate) fn kill(&self, out_of_memory: bool) {
-        self.out_of_memory.store(out_of_memory, Ordering::Release);
+    pub(crate) fn kill(&self, ending: Ending) {
+        // The first reason is the true one: what is ended for its health is dead a moment later, too.
+        self.ending.get_or_init(|| ending);
         self.dead.cancel();
         self.idle.lock().clear();
         self.http2.lock().take();
     }
 
-    pub(crate) fn ran_out_of_memory(&self) -> bool {
-        self.out_of_memory.load(Ordering::Acquire)
+    /// Why it was killed, if it was.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        self.ending.get().copied()
     }
 
     /// An idle connection that was alive a moment ago, newest first.
@@ -205,6 +207,15 @@ impl Instance {
         });
         Ok(sender)
     }
+}
+
+/// Why nothing may go on inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Dead,
+    OutOfMemory,
+    /// It still runs, but its liveness probe failed: it is being ended.
+    Unhealthy,
 }
 
 /// Why there is no connection.

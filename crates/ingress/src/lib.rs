@@ -23,6 +23,7 @@ mod front;
 mod grpc;
 mod handle;
 mod headers;
+mod health;
 mod instance;
 mod outside;
 mod pause;

@@ -1,6 +1,7 @@
 //! The startup probe: whether the ingress itself can reach an instance (`cloud-run-spec.md` §2.7).
 //!
-//! Owns: the pace of attempts and the words of failure. Deliberately not here: liveness and readiness.
+//! Owns: the pace of attempts and the words of failure. Deliberately not here: liveness and readiness (`health`), which
+//! begin when this has succeeded.
 //!
 //! Invariants:
 //! 1. An instance becomes ready only through a connection the ingress made itself, and that connection serves its first
@@ -24,11 +25,14 @@ use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
 
 use crate::body::RequestBody;
+use crate::health;
 use crate::instance::Instance;
 use crate::outside::Outside;
 use crate::pause::Pause;
 use crate::revision::Revision;
 use crate::upstream::Upstream;
+
+const AGENT: &str = "utsuwa-startup-probe";
 
 /// The shortest time an attempt to connect gets: a first packet that is lost (the interface comes up) must not cost TCP's
 /// own second.
@@ -63,6 +67,7 @@ pub(crate) async fn run(
             // One that ran before this process began has no phases: its start wasn't seen.
             let seen = (phases != StartPhases::default()).then_some(took);
             revision.set_ready(&instance.id, seen);
+            health::watch(outside, revision, instance, route).await;
         }
         Err(tried) => {
             let message = words(route, &tried);
@@ -160,7 +165,7 @@ async fn ask(
     match &route.startup.check {
         StartupCheck::None | StartupCheck::Tcp { .. } => Ok(()),
         StartupCheck::Http { path, headers, .. } => {
-            let upstream = get(outside, stream, path, headers).await?;
+            let upstream = get(outside, stream, path, headers, AGENT).await?;
             if let Some(upstream) = upstream
                 && same_port
                 && route.protocol == Protocol::Http1
@@ -252,11 +257,12 @@ async fn keep(
 }
 
 /// GET `path`; success is 2xx and 3xx. Answers the connection if it may be used again.
-async fn get(
+pub(crate) async fn get(
     outside: &Outside,
     stream: TcpStream,
     path: &str,
     headers: &[(String, String)],
+    agent: &'static str,
 ) -> Result<Option<Upstream>, String> {
     let mut upstream = Upstream::handshake(stream, outside.settings.max_header_bytes)
         .await
@@ -271,7 +277,7 @@ async fn get(
         .insert(HOST, HeaderValue::from_static("localhost"));
     request
         .headers_mut()
-        .insert(USER_AGENT, HeaderValue::from_static("utsuwa-startup-probe"));
+        .insert(USER_AGENT, HeaderValue::from_static(agent));
     for (name, value) in headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             request.headers_mut().insert(name, value);

@@ -66,6 +66,10 @@ pub struct RevisionRoute {
     /// How long a start took when the revision was proven; `None` while that isn't known.
     pub usual_start: Option<Duration>,
     pub startup: StartupProbe,
+    /// Failing it ends the instance.
+    pub liveness: Option<HealthProbe>,
+    /// Failing it keeps new requests away from the instance.
+    pub readiness: Option<HealthProbe>,
 }
 
 /// How the instance wants to be spoken to.
@@ -120,6 +124,54 @@ impl StartupProbe {
     #[must_use]
     pub fn deadline(&self) -> Duration {
         self.initial_delay + self.period * self.failure_threshold.max(1)
+    }
+}
+
+/// What a started instance is asked again and again. There is none unless a template has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthProbe {
+    /// From the instance's start on.
+    pub initial_delay: Duration,
+    pub timeout: Duration,
+    pub period: Duration,
+    /// Failures in a row until it counts as failing.
+    pub failure_threshold: u32,
+    /// Successes in a row until it counts as succeeding again.
+    pub success_threshold: u32,
+    pub check: HealthCheck,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthCheck {
+    Http {
+        port: u16,
+        path: String,
+        headers: Vec<(String, String)>,
+    },
+    Grpc {
+        port: u16,
+        service: String,
+    },
+}
+
+impl HealthCheck {
+    /// Where it asks.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        match self {
+            Self::Http { port, .. } | Self::Grpc { port, .. } => *port,
+        }
+    }
+
+    /// What it asks, in the user's words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Http { port, path, .. } => format!("GET {path} on port {port}"),
+            Self::Grpc { port, service } => {
+                format!("grpc.health.v1.Health/Check for service {service:?} on port {port}")
+            }
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod tiers;
 use std::sync::Arc;
 use std::time::Duration;
 
+use utsuwa_model::demand::Reach;
 use utsuwa_model::{InstanceId, RevisionKey};
 
 use crate::core::Core;
@@ -52,8 +53,10 @@ impl Core {
 
     fn act(&self, key: &RevisionKey, decided: Decided) -> Report {
         let mut report = decided.report;
-        report.actions =
-            decided.start.len() + decided.leave.len() + decided.failed.len() + decided.settle.len();
+        report.actions = decided.start.len()
+            + decided.leave.len()
+            + decided.given_up.len()
+            + decided.settle.len();
         report.actions += decided.tiers.count();
         self.take_steps(key, decided.tiers);
         for id in decided.settle {
@@ -65,8 +68,12 @@ impl Core {
             let key = key.clone();
             self.spawn(|core| async move { core.start_one(&key, id, &plan).await });
         }
-        for (id, message) in decided.failed {
-            self.not_listening(key, &id, &message);
+        for (id, reach) in decided.given_up {
+            match &reach {
+                Reach::Unhealthy { message } => self.unhealthy(key, &id, message),
+                Reach::Failed { message } => self.not_listening(key, &id, message),
+                Reach::Starting | Reach::Ready | Reach::Unready { .. } | Reach::Retiring => {}
+            }
             self.leave(key, id, Duration::ZERO);
         }
         for id in decided.leave {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use utsuwa_decide::revision::{ImageState, Proof, ProofInstance, judge, never_achieved};
-use utsuwa_model::demand::Reach;
 use utsuwa_model::revision::{Outcome, Revision};
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
@@ -104,7 +103,7 @@ impl Core {
             let reached = demand
                 .instances
                 .iter()
-                .filter(|load| load.reach == Reach::Ready && state.instances.contains_key(&load.id))
+                .filter(|load| load.reach.is_up() && state.instances.contains_key(&load.id))
                 .count();
             let wanted = usize::try_from(state.settings.initial_scale).unwrap_or(usize::MAX);
             let instance = match &state.proof {
@@ -171,7 +170,7 @@ impl Core {
         let demand = self.door.demand(key)?;
         let reached = |id: &InstanceId| {
             let load = demand.instances.iter().find(|load| load.id == *id);
-            load.is_some_and(|load| load.reach == Reach::Ready)
+            load.is_some_and(|load| load.reach.is_up())
         };
         self.world.revision(key, |state| {
             let proved = state.instances.iter().filter(|(id, _)| reached(id));

@@ -305,5 +305,7 @@ pub(crate) fn route_of(
         session_affinity: template.session_affinity == Some(true),
         usual_start,
         startup: template.startup(),
+        liveness: template.liveness(),
+        readiness: template.readiness(),
     }
 }

@@ -125,6 +125,20 @@ impl Door {
         }
     }
 
+    /// A probe of the instance turned, as the ingress tells of it.
+    pub(crate) fn turned(&self, id: &InstanceId, reach: Reach) {
+        let now = self.clock.now();
+        let mut inner = self.inner.lock();
+        let key = inner.owners[id].clone();
+        let demand = inner.demand(&key, now);
+        let load = demand.instances.iter_mut().find(|load| load.id == *id);
+        load.expect("known").reach = reach;
+        inner.hand_out(&key);
+        let handle = inner.handle.clone();
+        drop(inner);
+        handle.expect("started").changed(&key);
+    }
+
     /// The routes of all services.
     pub(crate) fn table(&self) -> RouteTable {
         let mut all = RouteTable::default();

@@ -30,7 +30,7 @@ use utsuwa_model::scaling::Ceiling;
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use super::app::App;
-use crate::seam::{Clock, Connect, RequestLog, RequestRecord, Wake};
+use crate::seam::{Clock, Connect, InstanceNote, RequestLog, RequestRecord, Wake};
 use crate::{Ingress, IngressSettings, Scheme};
 
 /// No state in these tests takes longer to come about, however busy the machine.
@@ -77,11 +77,17 @@ impl Wake for Loops {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Records(Mutex<Vec<RequestRecord>>);
+pub(super) struct Records(
+    Mutex<Vec<RequestRecord>>,
+    pub(super) Mutex<Vec<InstanceNote>>,
+);
 
 impl RequestLog for Records {
     fn record(&self, record: RequestRecord) {
         self.0.lock().push(record);
+    }
+    fn noticed(&self, note: InstanceNote) {
+        self.1.lock().push(note);
     }
 }
 
@@ -123,6 +129,8 @@ pub(super) fn route() -> RevisionRoute {
         session_affinity: false,
         usual_start: None,
         startup: StartupProbe::tcp(8080),
+        liveness: None,
+        readiness: None,
     }
 }
 

@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::process::exit;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::sleep;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use crate::http::{Answer, Body, Request};
@@ -13,6 +13,8 @@ use crate::{json, page, system};
 
 /// Counted by the background work of `HELLO_TICK`.
 pub static TICKS: AtomicU64 = AtomicU64::new(0);
+/// Whether `/healthz` answers 503.
+pub static SICK: AtomicBool = AtomicBool::new(false);
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -42,8 +44,25 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
             return answer.send("200 OK", JSON, json::object(headers).as_bytes());
         }
         "/echo" => return echo(request, body, answer),
+        "/healthz" if SICK.load(Ordering::Relaxed) => {
+            return answer.send("503 Service Unavailable", TEXT, b"sick as asked\n");
+        }
         "/healthz" => Ok("ok\n".to_owned()),
         "/ticks" => Ok(format!("{}\n", TICKS.load(Ordering::Relaxed))),
+        "/health" => match request.parameter("set") {
+            Some(wish @ ("sick" | "well")) => number("ms", 0).map(|ms| {
+                SICK.store(wish == "sick", Ordering::Relaxed);
+                system::log("NOTICE", &format!("hello is {wish} as asked"));
+                if ms > 0 {
+                    thread::spawn(move || {
+                        sleep(Duration::from_millis(ms.min(LONGEST_MS)));
+                        SICK.store(false, Ordering::Relaxed);
+                    });
+                }
+                format!("{wish} from now on\n")
+            }),
+            _ => Err("say what to be: /health?set=sick or /health?set=well\n".to_owned()),
+        },
         "/sleep" => number("ms", 1000).map(|ms| {
             sleep(Duration::from_millis(ms.min(LONGEST_MS)));
             format!("slept {ms} ms\n")

@@ -109,6 +109,8 @@ fn probe(mut at: Reader<'_>, wire: v2::Probe) -> Option<model::Probe> {
         timeout_secs: at.count("timeoutSeconds", wire.timeout_seconds),
         period_secs: at.count("periodSeconds", wire.period_seconds),
         failure_threshold: at.count("failureThreshold", wire.failure_threshold),
+        // v2 has no field for it.
+        success_threshold: None,
         action,
     })
 }

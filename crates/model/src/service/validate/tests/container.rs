@@ -241,7 +241,15 @@ fn volumes_and_probes() {
             timeout_secs: None,
             period_secs: None,
             failure_threshold: None,
+            success_threshold: None,
             action,
+        }
+    }
+    fn get(path: &str) -> ProbeAction {
+        ProbeAction::Http {
+            path: path.to_owned(),
+            port: None,
+            headers: Vec::new(),
         }
     }
     refused(&[
@@ -327,9 +335,67 @@ fn volumes_and_probes() {
             },
         ),
         (
-            "template.containers[0].livenessProbe: liveness probes are not built",
+            "template.containers[0].startupProbe.httpGet.path: \"/a b\" has characters that a URL can't have",
+            |s| {
+                container(s).startup_probe = Some(probe(get("/a b")));
+            },
+        ),
+        (
+            "template.containers[0].startupProbe.successThreshold: must be 1, not 2",
+            |s| {
+                container(s).startup_probe = Some(Probe {
+                    success_threshold: Some(2),
+                    ..probe(get("/"))
+                });
+            },
+        ),
+        (
+            "template.containers[0].livenessProbe.tcpSocket: is for startup probes only",
             |s| {
                 container(s).liveness_probe = Some(probe(ProbeAction::Tcp { port: None }));
+            },
+        ),
+        (
+            "template.containers[0].readinessProbe.tcpSocket: is for startup probes only",
+            |s| {
+                container(s).readiness_probe = Some(probe(ProbeAction::Tcp { port: None }));
+            },
+        ),
+        (
+            "template.containers[0].livenessProbe.periodSeconds: expected 0 <= 3601 <= 3600",
+            |s| {
+                container(s).liveness_probe = Some(Probe {
+                    period_secs: Some(3601),
+                    ..probe(get("/"))
+                });
+            },
+        ),
+        (
+            "template.containers[0].readinessProbe.timeoutSeconds: must not be longer than periodSeconds: 4 > 3",
+            |s| {
+                container(s).readiness_probe = Some(Probe {
+                    period_secs: Some(3),
+                    timeout_secs: Some(4),
+                    ..probe(get("/"))
+                });
+            },
+        ),
+        (
+            "template.containers[0].livenessProbe.successThreshold: must be 1, not 2",
+            |s| {
+                container(s).liveness_probe = Some(Probe {
+                    success_threshold: Some(2),
+                    ..probe(get("/"))
+                });
+            },
+        ),
+        (
+            "template.containers[0].readinessProbe.successThreshold: expected 0 <= 1001 <= 1000",
+            |s| {
+                container(s).readiness_probe = Some(Probe {
+                    success_threshold: Some(1001),
+                    ..probe(get("/"))
+                });
             },
         ),
     ]);
@@ -338,6 +404,18 @@ fn volumes_and_probes() {
             initial_delay_secs: Some(240),
             failure_threshold: Some(24),
             ..probe(ProbeAction::Tcp { port: None })
+        });
+        container(s).liveness_probe = Some(Probe {
+            initial_delay_secs: Some(3600),
+            period_secs: Some(3600),
+            ..probe(get("/live?deep=1"))
+        });
+        container(s).readiness_probe = Some(Probe {
+            success_threshold: Some(3),
+            ..probe(ProbeAction::Grpc {
+                port: Some(9000),
+                service: String::new(),
+            })
         });
     }]);
 }
