@@ -19,7 +19,9 @@ fn ticks(server: &Server, name: &str) -> u64 {
     text.trim().parse().unwrap()
 }
 
-const TICKING: [&str; 4] = ["--min-instances", "1", "--set-env-vars", "HELLO_TICK=5"];
+/// One that stays, frozen as soon as it is idle: a boost would be used first.
+const STAYS: [&str; 3] = ["--min-instances", "1", "--no-cpu-boost"];
+const TICKS: [&str; 2] = ["--set-env-vars", "HELLO_TICK=5"];
 
 #[test]
 fn an_idle_instance_stands_still_and_answers_when_called() {
@@ -27,8 +29,9 @@ fn an_idle_instance_stands_still_and_answers_when_called() {
         return;
     }
     let server = Server::start(&[]);
-    server.deploy("idle", &TICKING);
-    server.deploy("steady", &[&TICKING[..], &["--no-cpu-throttling"]].concat());
+    let ticking = [&STAYS[..], &TICKS].concat();
+    server.deploy("idle", &ticking);
+    server.deploy("steady", &[&ticking[..], &["--no-cpu-throttling"]].concat());
     until_frozen(&server, "idle");
     let idle = ticks(&server, "idle");
     until_frozen(&server, "idle");
@@ -59,7 +62,7 @@ fn a_stream_keeps_its_instance_awake() {
         return;
     }
     let server = Server::start(&[]);
-    server.deploy("stream", &["--min-instances", "1"]);
+    server.deploy("stream", &STAYS);
     until_frozen(&server, "stream");
     let text = std::thread::scope(|scope| {
         let stream = scope.spawn(|| server.get("stream", "/stream?n=40&ms=100").1);
@@ -83,7 +86,7 @@ fn a_frozen_instance_outlives_its_server_and_is_stopped_in_order() {
         return;
     }
     let mut server = Server::start(&[]);
-    server.deploy("kept", &["--min-instances", "1"]);
+    server.deploy("kept", &STAYS);
     until_frozen(&server, "kept");
     let pids = server.instance_pids("kept");
     server.kill_9();
@@ -92,7 +95,7 @@ fn a_frozen_instance_outlives_its_server_and_is_stopped_in_order() {
     assert_eq!(server.instance_pids("kept"), pids);
     until_frozen(&server, "kept");
     // Another revision takes its place: it is told to end, and says so.
-    server.deploy("kept", &["--min-instances", "1", "--set-env-vars", "V=2"]);
+    server.deploy("kept", &[&STAYS[..], &["--set-env-vars", "V=2"]].concat());
     until("the farewell", Duration::from_secs(20), || {
         let lines = server.ok(&["logs", "kept", "--tail", "1000"]);
         lines.contains("hello received SIGTERM").then_some(())

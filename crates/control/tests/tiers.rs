@@ -264,3 +264,17 @@ async fn memory_is_given_back_one_instance_after_the_other() {
         [Tier::Reclaimed; 2]
     );
 }
+
+/// An instance that the driver doesn't know any more, before its end was told, is not asked for again and again.
+#[tokio::test(start_paused = true)]
+async fn a_freeze_of_what_is_gone_is_not_repeated_at_once() {
+    let (house, _, id) = one(template("hello:1")).await;
+    for _ in 0..50 {
+        let gone = DriverError::NotFound(id.clone());
+        house.driver.fail_next(Call::Freeze, gone);
+    }
+    house.pass_time(Duration::from_secs(5)).await;
+    // One failed; the other 49 are still to come, each after a pause.
+    house.pass_time(Duration::from_secs(20)).await;
+    assert_eq!(tier(&house, &id), Tier::Awake);
+}

@@ -141,7 +141,9 @@ impl Core {
             let mut undo = rest.thaws != thaws && !matches!(result, Ok(false));
             match &result {
                 Ok(true) if !undo => rest.tier = Tier::Frozen,
-                Ok(_) | Err(DriverError::NotFound(_)) => {}
+                Ok(_) => {}
+                // Its end is about to be told.
+                Err(DriverError::NotFound(_)) => rest.not_before = Some(now.plus(RETRY)),
                 Err(DriverError::Refused(why)) => rest.barred = Some((Tier::Frozen, why.clone())),
                 // Whether it is frozen now is not known.
                 Err(_) => {
@@ -244,12 +246,14 @@ impl Core {
 
     /// Ends a step that was counted.
     async fn thaw_until_done(&self, key: &RevisionKey, id: &InstanceId) {
+        let mut told = false;
         loop {
             match self.driver.thaw(id).await {
                 Ok(()) | Err(DriverError::NotFound(_)) => break,
-                Err(error) => {
+                Err(error) if !std::mem::replace(&mut told, true) => {
                     tracing::warn!(revision = %key, instance = %id, %error, "thaw an instance, will be repeated");
                 }
+                Err(_) => {}
             }
             let gone = self
                 .world

@@ -13,6 +13,7 @@ use utsuwa_model::InstanceId;
 use super::core::{Keeper, Timer, Token, Watch};
 use super::link::{Link, LinkError};
 use super::protocol::{KeeperError, Reply as ServerReply};
+use super::tiers::Reclaim;
 use crate::driver::DriverError;
 use crate::spawner::protocol::{Channel, NO_REQUEST, Op, Reply, Request, Response, SpawnError};
 use crate::spawner::{CHANNEL_FD, Role, SpawnerConfig};
@@ -37,12 +38,7 @@ pub(crate) enum Pending {
         request: u64,
     },
     /// Memory that is being given back.
-    Reclaim {
-        session: u32,
-        request: u64,
-        id: InstanceId,
-        before_bytes: u64,
-    },
+    Reclaim(Reclaim),
     /// After success, ask the spawner `index` for `op`, and pass its answer on.
     Then {
         session: u32,
@@ -348,16 +344,7 @@ impl Keeper {
                 };
                 self.reply(session, request, reply, Vec::new());
             }
-            Pending::Reclaim {
-                session,
-                request,
-                id,
-                before_bytes,
-            } => {
-                let result = result.map(drop).map_err(|error| to_keeper_error(&error));
-                let reply = self.reclaimed(&id, before_bytes, result);
-                self.reply(session, request, reply, Vec::new());
-            }
+            Pending::Reclaim(reclaim) => self.reclaimed(&reclaim, result.map(drop)),
             Pending::Then {
                 session,
                 request,

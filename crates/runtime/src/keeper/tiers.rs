@@ -14,10 +14,20 @@ use utsuwa_model::instance::Tier;
 use super::core::Keeper;
 use super::instances::{Instance, Phase};
 use super::protocol::{KeeperError, Reply};
-use super::spawners::{HOUSEKEEPER, Pending};
+use super::spawners::{HOUSEKEEPER, Pending, to_keeper_error};
 use crate::sandbox::cgroup::{FreezeError, SandboxCgroup};
 use crate::sandbox::reclaim;
+use crate::spawner::SpawnError;
 use crate::spawner::protocol::Op as SpawnOp;
+
+/// Who waits for memory to be given back, and how much there was.
+#[derive(Debug)]
+pub(crate) struct Reclaim {
+    session: u32,
+    request: u64,
+    id: InstanceId,
+    before_bytes: u64,
+}
 
 impl Keeper {
     pub(crate) fn freeze(&mut self, id: &InstanceId) -> Result<Reply, KeeperError> {
@@ -64,12 +74,12 @@ impl Keeper {
     ) -> Result<(), KeeperError> {
         let before_bytes = self.frozen_bytes(id)?;
         reclaim::swap().map_err(KeeperError::Refused)?;
-        let pending = Pending::Reclaim {
+        let pending = Pending::Reclaim(Reclaim {
             session,
             request,
             id: id.clone(),
             before_bytes,
-        };
+        });
         let sandbox = self.allow_swap(id, true)?;
         let op = SpawnOp::Reclaim { sandbox };
         self.ask(HOUSEKEEPER, op, Vec::new(), pending);
@@ -77,22 +87,20 @@ impl Keeper {
     }
 
     /// It is done, unless it was thawed meanwhile.
-    pub(crate) fn reclaimed(
-        &mut self,
-        id: &InstanceId,
-        before_bytes: u64,
-        result: Result<(), KeeperError>,
-    ) -> Result<Reply, KeeperError> {
-        self.allow_swap(id, false)?;
-        result?;
-        let after_bytes = self.frozen_bytes(id)?;
-        if let Some(instance) = self.instances.get_mut(id) {
+    pub(crate) fn reclaimed(&mut self, reclaim: &Reclaim, result: Result<(), SpawnError>) {
+        let id = &reclaim.id;
+        let kept = self
+            .allow_swap(id, false)
+            .and_then(|_| result.map_err(|error| to_keeper_error(&error)))
+            .and_then(|()| self.frozen_bytes(id));
+        if let (Ok(_), Some(instance)) = (&kept, self.instances.get_mut(id)) {
             instance.reclaimed = true;
         }
-        Ok(Reply::Reclaimed {
-            before_bytes,
+        let reply = kept.map(|after_bytes| Reply::Reclaimed {
+            before_bytes: reclaim.before_bytes,
             after_bytes,
-        })
+        });
+        self.reply(reclaim.session, reclaim.request, reply, Vec::new());
     }
 
     /// Whether the kernel may write out pages of it: only while we ask for that. Answers its sandbox.

@@ -79,7 +79,7 @@ pub(crate) fn page_out(cgroup: &SandboxCgroup) -> Result<(), SpawnError> {
             if !cgroup.is_frozen() {
                 return Ok(());
             }
-            // Locked or shared pages stay: nothing to do about those.
+            // What is locked or shared with another process stays: the kernel leaves those alone.
             let _ = sys::page_out(pidfd.as_fd(), start, end - start);
         }
     }

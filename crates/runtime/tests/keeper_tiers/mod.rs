@@ -234,9 +234,9 @@ async fn memory_is_given_back_only_while_frozen_and_only_to_swap_that_may_hold_i
     }
     let mut world = World::new();
     let mut server = world.server().await;
-    // 16 MiB in a variable of the shell.
+    // 16 MB in a variable of the shell, which has no children any more: pages that two share stay.
     let spec = world.spec(
-        "x=$(head -c 16000000 /dev/zero | tr '\\0' x); echo there; trap 'echo ${#x}; exit 3' TERM; while :; do sleep 0.01; done",
+        "x=$(head -c 16000000 /dev/zero | tr '\\0' x); echo there; trap 'echo ${#x}; exit 3' TERM; while :; do :; done",
     );
     let id = spec.id.clone();
     server.driver.start(spec).await.unwrap();
