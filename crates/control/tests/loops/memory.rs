@@ -197,9 +197,7 @@ async fn short_for_long(house: &House) -> [utsuwa_model::RevisionKey; 2] {
     house.pass_time(Duration::from_secs(16 * 60)).await;
     let busy = idle_ones(house, &["a"]).await.remove(0);
     house.door.arrive(&busy, 1);
-    house
-        .until("busy", |h| h.door_in_flight(&busy) == 1)
-        .await;
+    house.until("busy", |h| h.door_in_flight(&busy) == 1).await;
     *house.clock.memory.lock() = Some(0);
     house.door.arrive(&waiting, 1);
     house.pass_time(Duration::from_secs(8)).await;
