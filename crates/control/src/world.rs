@@ -172,6 +172,8 @@ pub(crate) struct RevisionState {
     /// How the attempt to prove it failed, if it did.
     pub(crate) proof: Option<ProofInstance>,
     pub(crate) proving_since: Timestamp,
+    /// Until then the ingress looks at those that were found running: no judgement on time before.
+    pub(crate) looked_at_by: Option<Timestamp>,
     pub(crate) because: Vec<Because>,
     pub(crate) prepared: bool,
     /// Why the last start failed, for those who wait.

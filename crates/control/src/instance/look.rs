@@ -75,12 +75,12 @@ pub(super) fn decide(
         Ok(())
     );
 
-    let mut refuse = None;
+    let (mut refuse, mut put_off) = (None, false);
     let live = views.iter().filter(|view| view.is_live()).count();
     if plan.start > 0
         && let Some(until) = state.not_before.filter(|until| *until > now)
     {
-        plan.start = 0;
+        (plan.start, put_off) = (0, true);
         wake_at = Some(wake_at.map_or(until, |at| at.min(until)));
         let wait = until.since(now);
         plan.because = Because::new(revision::backoff_summary(state.crashes, wait));
@@ -114,7 +114,8 @@ pub(super) fn decide(
             );
             refuse = Some(Refusal::NoCapacity { message });
         }
-    } else {
+    } else if !put_off {
+        // One that is put off may wait for room that it asked for (`start.rs`).
         state.short_since = None;
     }
     if !plan.because.summary.is_empty() {

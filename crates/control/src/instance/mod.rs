@@ -22,6 +22,7 @@ mod tiers;
 use std::sync::Arc;
 use std::time::Duration;
 
+use utsuwa_decide::capacity::FIRST_LOOK;
 use utsuwa_model::demand::Reach;
 use utsuwa_model::{InstanceId, RevisionKey};
 
@@ -83,8 +84,12 @@ impl Core {
             let room = self.make_room(key, decided.missing, decided.plan.limits.memory.0);
             report.actions += room.gave_way;
             if room.gave_way > 0 {
-                // It comes free soon: the next looks are the first ones again.
-                self.world.revision(key, |state| state.short_since = None);
+                // It comes free soon: the next looks are the first ones again. It goes on being short, so that nobody else
+                // counts on the same room, and it is asked when the room is there.
+                let now = self.env.now();
+                self.world
+                    .revision(key, |state| state.short_since = Some(now));
+                report.wake_at = Some(now.plus(FIRST_LOOK));
             }
         }
         if let Some(why) = decided.refuse {

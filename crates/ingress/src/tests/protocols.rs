@@ -257,6 +257,34 @@ async fn http_probes() {
     }
 }
 
+/// Paused time. It may be busy with what it was given before the server was replaced.
+#[tokio::test(start_paused = true)]
+async fn one_found_running_gets_as_many_checks_as_a_new_one() {
+    let check = StartupCheck::Http {
+        port: 8080,
+        path: "/teapot".to_owned(),
+        headers: Vec::new(),
+    };
+    let startup = StartupProbe {
+        timeout: Duration::from_secs(10),
+        period: Duration::from_secs(10),
+        failure_threshold: 5,
+        ..probe(check)
+    };
+    let scene = Scene::new(RevisionRoute { startup, ..route() }).await;
+    let app = App::new().await;
+    let id = scene.admit_aged(Duration::from_secs(100_000));
+    scene.listen(&id, app.address);
+    // `until` has less patience than a probe.
+    let failed = loop {
+        if let Reach::Failed { message } = &scene.demand().instances[0].reach {
+            break message.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(failed.contains("5 times; the last: HTTP"), "{failed}");
+}
+
 /// An app that answers health checks of the service `a.B` with `status`.
 pub(super) async fn grpc_health(status: Arc<AtomicU8>) -> (std::net::SocketAddr, JoinSet<()>) {
     raw_app(move |_, stream| {
