@@ -26,3 +26,4 @@ mod private_registry;
 mod scale;
 #[path = "../skip.rs"]
 mod skip;
+mod volumes;
