@@ -28,3 +28,4 @@ mod scale;
 #[path = "../skip.rs"]
 mod skip;
 mod tiers;
+mod volumes;

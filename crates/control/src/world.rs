@@ -20,7 +20,7 @@ use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
-use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec, Tier};
+use utsuwa_model::instance::{InstanceSpec, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable};
 use utsuwa_model::scaling::ScalingSettings;
@@ -36,6 +36,7 @@ pub(crate) struct StartPlan {
     /// The CPU limit while it starts; as [`Self::limits`] without a boost.
     pub(crate) startup_cpu: MilliCpu,
     pub(crate) port: u16,
+    pub(crate) volumes: Vec<MemoryVolume>,
 }
 
 impl StartPlan {
@@ -50,6 +51,7 @@ impl StartPlan {
                 ..self.limits
             },
             port: self.port,
+            volumes: self.volumes.clone(),
         }
     }
 }

@@ -318,3 +318,53 @@ async fn gcloud_sets_and_clears_probes() {
     assert_eq!((cleared.liveness(), cleared.readiness()), (None, None));
     assert_eq!(cleared.startup().period.as_secs(), 3, "left alone");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gcloud_adds_and_removes_volumes_in_memory() {
+    if !installed("gcloud_adds_and_removes_volumes_in_memory") {
+        return;
+    }
+    let world = World::start().await;
+    let cli = gcloud(&world, false);
+    let said = cli
+        .run(&[
+            "run",
+            "deploy",
+            "cached",
+            "--image",
+            IMAGE,
+            "--no-allow-unauthenticated",
+            "--add-volume=name=cache,type=in-memory,size-limit=64Mi",
+            "--add-volume-mount=volume=cache,mount-path=/cache",
+        ])
+        .await;
+    assert!(said.ok, "{said:?}");
+    let key = "demo/us-central1/cached".parse().expect("a key");
+    let volumes = || {
+        let stored = world.store.service(&key).expect("reads");
+        stored.expect("exists").spec.template.memory_volumes()
+    };
+    let made = volumes();
+    assert_eq!(made.len(), 1);
+    assert_eq!(
+        (made[0].size.0, made[0].mounts[0].path.as_str()),
+        (64 << 20, "/cache")
+    );
+    let shown = cli.json(&["run", "services", "describe", "cached"]).await;
+    assert_eq!(
+        shown["spec"]["template"]["spec"]["volumes"][0]["emptyDir"],
+        serde_json::json!({"medium": "Memory", "sizeLimit": "64Mi"})
+    );
+    let said = cli
+        .run(&[
+            "run",
+            "services",
+            "update",
+            "cached",
+            "--remove-volume-mount=/cache",
+            "--remove-volume=cache",
+        ])
+        .await;
+    assert!(said.ok, "{said:?}");
+    assert_eq!(volumes(), []);
+}

@@ -174,6 +174,7 @@ impl Core {
             limits: process::limits(template, self.settings.pids),
             startup_cpu: process::startup_cpu(template),
             port: template.port(),
+            volumes: template.memory_volumes(),
         })
     }
 

@@ -10,6 +10,7 @@
 
 mod annotations;
 mod container;
+mod mounts;
 mod probe;
 mod template;
 mod traffic;

@@ -1,7 +1,8 @@
 //! What each address does.
 
+use std::fs::File;
 use std::hint::black_box;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -94,6 +95,12 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
             (Ok(count), Ok(ms)) => return stream(count, ms.min(LONGEST_MS), answer),
             (Err(why), _) | (_, Err(why)) => Err(why),
         },
+        "/mounts" => std::fs::read_to_string("/proc/self/mountinfo")
+            .map_err(|error| format!("read the mounts: {error}\n")),
+        "/write" => number("kb", 1).and_then(|kb| match request.parameter("path") {
+            Some(path) => Ok(write_file(path, kb)),
+            None => Err("say where: /write?path=/tmp/file\n".to_owned()),
+        }),
         "/egress" => match request.parameter("url") {
             Some(address) => Ok(egress(address)),
             None => Err("say where to: /egress?url=host:port\n".to_owned()),
@@ -199,6 +206,18 @@ fn allocate(mb: u64) -> Vec<u8> {
         page[0] = 1;
     }
     memory
+}
+
+/// Writes `kb` KiB to `path`, and tells how much of it is there afterwards.
+fn write_file(path: &str, kb: u64) -> String {
+    let written = File::create(path).and_then(|mut file| {
+        (0..kb).try_for_each(|_| file.write_all(&[b'x'; 1 << 10]))
+    });
+    let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    match written {
+        Ok(()) => format!("ok: {size} bytes\n"),
+        Err(error) => format!("error: {error}; {size} bytes\n"),
+    }
 }
 
 fn egress(address: &str) -> String {

@@ -14,6 +14,7 @@
 //! Failure: sent as [`FromSandbox::Failed`], then the process ends.
 
 mod tree;
+mod volumes;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::Mode;
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use serde::{Deserialize, Serialize};
+use utsuwa_model::instance::MemoryVolume;
 
 use super::walls::Wall;
 use super::{files, program, seccomp, sys, user};
@@ -63,6 +65,8 @@ pub(crate) struct Launch {
     pub(crate) env: Vec<String>,
     pub(crate) cwd: String,
     pub(crate) user: String,
+    #[serde(default)]
+    pub(crate) volumes: Vec<MemoryVolume>,
 }
 
 /// From the process in the sandbox.
@@ -71,8 +75,11 @@ pub(crate) enum FromSandbox {
     /// In the waiting room.
     Staged,
     /// The next thing is exec: end of file after this means it happened. `mounts`: time until the root was complete.
+    /// `volumes`: so many it has.
     Executing {
         mounts: Duration,
+        #[serde(default)]
+        volumes: usize,
     },
     Failed(SpawnError),
 }
@@ -139,6 +146,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         .map_err(|_| lost("all of its descriptors"))?;
     become_mapped_root()?;
     tree::enter(&root, &shm, &prepared)?;
+    volumes::mount(&root, &prepared.hidden, &launch.volumes)?;
     files::write_all()?;
     let mounts = begun.elapsed();
     let identity = user::look_up(&launch.user)?;
@@ -174,7 +182,13 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
             .map_err(|e| SpawnError::sys("seccomp", e, "install the filter"))?;
     }
     control
-        .send(&FromSandbox::Executing { mounts }, &[])
+        .send(
+            &FromSandbox::Executing {
+                mounts,
+                volumes: launch.volumes.len(),
+            },
+            &[],
+        )
         .map_err(|e| SpawnError::sys("sendmsg", e, "control socket"))?;
     Err(program::execute(
         &arguments,

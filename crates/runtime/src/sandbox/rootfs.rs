@@ -21,8 +21,8 @@ use crate::spawner::SpawnError;
 /// The kernel takes mount options of the descriptor calls up to this many bytes.
 const OPTION_LIMIT: usize = 255;
 /// One inode per 4 KiB of memory, but enough for a small image's worth of files.
-const BYTES_PER_INODE: u64 = 4096;
-const INODES_AT_LEAST: u64 = 16_384;
+pub(super) const BYTES_PER_INODE: u64 = 4096;
+pub(super) const INODES_AT_LEAST: u64 = 16_384;
 
 /// What the sandbox attaches, and what to let go of afterwards.
 #[derive(Debug)]

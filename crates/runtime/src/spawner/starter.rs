@@ -39,6 +39,8 @@ struct Pending {
     overlay: Duration,
     /// Time the sandbox took for its mounts, once it said that exec is next.
     executing: Option<Duration>,
+    /// How many volumes it shall have.
+    volumes: usize,
     upper: String,
 }
 
@@ -143,6 +145,7 @@ impl Starter {
             env: spec.process.env.clone(),
             cwd: spec.process.cwd.clone(),
             user: spec.process.user.clone(),
+            volumes: spec.volumes.clone(),
         });
         let control = Channel::from(control);
         self.attached.push_back(root.upper.clone());
@@ -167,6 +170,7 @@ impl Starter {
             cgroup,
             overlay,
             executing: None,
+            volumes: spec.volumes.len(),
             upper: root.upper,
         });
         Ok(())
@@ -175,7 +179,13 @@ impl Starter {
     /// The sandbox's socket has something: a message, or the end.
     fn advance(pending: &mut Pending) -> Option<Result<StartPhases, SpawnError>> {
         match pending.control.receive::<FromSandbox>() {
-            Ok(Some((FromSandbox::Executing { mounts }, _))) => {
+            Ok(Some((FromSandbox::Executing { mounts, volumes }, _))) => {
+                if volumes != pending.volumes {
+                    // Pooled by a build that knew no volumes: an app must not write to its root what it believes to be elsewhere.
+                    return Some(Err(SpawnError::SandboxGone {
+                        detail: "it was made by an older build, which mounts no volumes".to_owned(),
+                    }));
+                }
                 pending.executing = Some(mounts);
                 None
             }

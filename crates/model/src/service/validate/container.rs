@@ -1,8 +1,6 @@
 //! Rules of one container (§1.3, §1.9).
 
-use std::collections::BTreeSet;
-
-use super::{dns_1035, not_built, probe};
+use super::{dns_1035, mounts, not_built, probe};
 use crate::Violations;
 use crate::quantity::{MemoryBytes, MilliCpu};
 use crate::service::{Container, EnvValue, RevisionTemplate};
@@ -18,8 +16,6 @@ const MOST_MEMORY: u64 = 32 << 30;
 /// Knative's own ports inside an instance: its two HTTP backends, the queue's administration, metrics of the autoscaler and of
 /// users, profiling (§1.9). Refused as there, so that what runs here runs there.
 const RESERVED_PORTS: [u16; 6] = [8008, 8012, 8013, 8022, 9090, 9091];
-/// Directories that belong to the system.
-const RESERVED_PATHS: [&str; 5] = ["/", "/dev", "/dev/log", "/proc", "/sys"];
 
 pub(super) fn check(
     index: usize,
@@ -70,7 +66,7 @@ pub(super) fn check(
     env(&base, container, found);
     limits(&base, container, found);
     ports(&base, container, found);
-    mounts(&base, container, template, found);
+    mounts::check(&base, container, template, found);
     probe::check(&base, container, found);
     if !container.depends_on.is_empty() {
         found.add(
@@ -184,42 +180,6 @@ fn ports(base: &str, container: &Container, found: &mut Violations) {
                     "invalid value: {:?}: write h2c, http1 or nothing",
                     port.name
                 ),
-            );
-        }
-    }
-}
-
-fn mounts(base: &str, container: &Container, template: &RevisionTemplate, found: &mut Violations) {
-    let mut paths = BTreeSet::new();
-    for (index, mount) in container.volume_mounts.iter().enumerate() {
-        let field = format!("{base}.volumeMounts[{index}]");
-        let path = mount.mount_path.as_str();
-        let trimmed = if path == "/" {
-            path
-        } else {
-            path.trim_end_matches('/')
-        };
-        if !path.starts_with('/') || path.contains(':') || path.split('/').any(|part| part == "..")
-        {
-            found.add(
-                format!("{field}.mountPath"),
-                format!("invalid value: {path:?} must be an absolute path without ':' and '..'"),
-            );
-        } else if RESERVED_PATHS.contains(&trimmed) {
-            found.add(
-                format!("{field}.mountPath"),
-                format!("mountPath {path:?} is a reserved path"),
-            );
-        } else if !paths.insert(trimmed) {
-            found.add(
-                format!("{field}.mountPath"),
-                format!("{path:?} must be unique"),
-            );
-        }
-        if !template.volumes.iter().any(|v| v.name == mount.name) {
-            found.add(
-                format!("{field}.name"),
-                format!("volumeMount has no matching volume: {:?}", mount.name),
             );
         }
     }

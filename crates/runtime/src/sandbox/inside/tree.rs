@@ -50,6 +50,8 @@ pub(super) struct Prepared {
     proc: OwnedFd,
     sys: OwnedFd,
     dev: OwnedFd,
+    /// A directory of the stage, which nobody can reach by a path once the image's root lies over it.
+    pub(super) hidden: OwnedFd,
 }
 
 /// Makes the stage the root of this mount namespace and attaches proc, sys and dev, masks included.
@@ -106,6 +108,12 @@ pub(super) fn build(plan: &Plan) -> Result<Prepared, SpawnError> {
         proc: at_root_of("/proc")?,
         sys: at_root_of("/sys")?,
         dev: at_root_of("/dev")?,
+        hidden: rustix::fs::open(
+            "/empty",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| SpawnError::sys("open", e, "/empty"))?,
     })
 }
 
@@ -262,6 +270,20 @@ fn new_mount(
     options: &[(&str, Option<&str>)],
     extra: MountAttrFlags,
 ) -> Result<OwnedFd, SpawnError> {
+    let mut attributes =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC | extra;
+    if kind != "devpts" {
+        attributes |= MountAttrFlags::MOUNT_ATTR_NODEV;
+    }
+    mount_with(kind, options, attributes)
+}
+
+/// A file system that is attached nowhere yet.
+pub(super) fn mount_with(
+    kind: &str,
+    options: &[(&str, Option<&str>)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, SpawnError> {
     let context = || format!("mount {kind}");
     let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|e| SpawnError::sys("fsopen", e, context()))?;
@@ -274,11 +296,6 @@ fn new_mount(
     }
     rustix::mount::fsconfig_create(fs.as_fd())
         .map_err(|e| SpawnError::sys("fsconfig", e, context()))?;
-    let mut attributes =
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC | extra;
-    if kind != "devpts" {
-        attributes |= MountAttrFlags::MOUNT_ATTR_NODEV;
-    }
     rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|e| SpawnError::sys("fsmount", e, context()))
 }
@@ -304,7 +321,7 @@ fn attach(tree: &OwnedFd, at: impl AsFd, path: impl AsRef<Path>) -> Result<(), S
         .map_err(|e| SpawnError::sys("move_mount", e, path.display().to_string()))
 }
 
-fn attach_at(tree: &OwnedFd, target: &OwnedFd, name: &str) -> Result<(), SpawnError> {
+pub(super) fn attach_at(tree: &OwnedFd, target: &OwnedFd, name: &str) -> Result<(), SpawnError> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(tree, c"", target, c"", flags)
         .map_err(|e| SpawnError::sys("move_mount", e, format!("/{name}")))

@@ -227,6 +227,14 @@ fn volumes_and_probes() {
             source: VolumeSource::EmptyDir { size_limit: None },
         }
     }
+    fn sized(name: &str, limit: &str) -> Volume {
+        Volume {
+            name: name.to_owned(),
+            source: VolumeSource::EmptyDir {
+                size_limit: Some(limit.to_owned()),
+            },
+        }
+    }
     fn mount(name: &str, path: &str) -> VolumeMount {
         VolumeMount {
             name: name.to_owned(),
@@ -257,9 +265,56 @@ fn volumes_and_probes() {
             "template.volumes[0].name: volume with name \"v\" not mounted",
             |s| s.spec.template.volumes = vec![volume("v")],
         ),
-        ("template.volumes[0].emptyDir: volumes are not built", |s| {
-            s.spec.template.volumes = vec![volume("v")]
-        }),
+        (
+            "template.volumes[0].emptyDir.sizeLimit: \"0\" leaves no room",
+            |s| {
+                s.spec.template.volumes = vec![sized("v", "0")];
+            },
+        ),
+        (
+            "template.volumes[0].emptyDir.sizeLimit: \"much\" is not a quantity",
+            |s| {
+                s.spec.template.volumes = vec![sized("v", "much")];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[0].subPath: \"../x\" must be a path inside",
+            |s| {
+                let mut sub = mount("v", "/v");
+                sub.sub_path = Some("../x".to_owned());
+                container(s).volume_mounts = vec![sub];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[0].mountPath: mountPath \"//./proc/self\" is a reserved path",
+            |s| {
+                container(s).volume_mounts = vec![mount("v", "//./proc/self")];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[0].mountPath: mountPath \"/./\" is a reserved path",
+            |s| {
+                container(s).volume_mounts = vec![mount("v", "/./")];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[0].mountPath: invalid value: \"/a/../proc\"",
+            |s| {
+                container(s).volume_mounts = vec![mount("v", "/a/../proc")];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[0].mountPath: must be at most 1024 bytes",
+            |s| {
+                container(s).volume_mounts = vec![mount("v", &format!("/{}", "d/".repeat(2000)))];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[1].mountPath: \"/v/./\" must be unique",
+            |s| {
+                container(s).volume_mounts = vec![mount("v", "/v"), mount("v", "/v/./")];
+            },
+        ),
         ("template.volumes[1].name: duplicate volume name", |s| {
             s.spec.template.volumes = vec![volume("v"), volume("v")]
         }),
@@ -399,6 +454,10 @@ fn volumes_and_probes() {
             },
         ),
     ]);
+    accepted(&[|s| {
+        s.spec.template.volumes = vec![sized("v", "64Mi"), volume("w")];
+        container(s).volume_mounts = vec![mount("v", "/cache"), mount("w", "/cache/deep")];
+    }]);
     accepted(&[|s| {
         container(s).startup_probe = Some(Probe {
             initial_delay_secs: Some(240),
