@@ -18,7 +18,8 @@ else
   setsid "$utsuwa" up </dev/null >"$out" 2>>"$log" &
   server=$!
   # Readiness is a line on stdout; the loop only ends the wait when the server itself has ended.
-  for _ in $(seq 600); do
+  for look in $(seq 600); do
+    [ "$look" -ne 11 ] || echo "Waiting for the server (process $server) to be ready, up to 60 s; its log: $log" >&2
     grep -qx ready "$out" && break
     kill -0 "$server" 2>/dev/null || { cat "$out"; tail -n 20 "$log" >&2; echo "hint: $utsuwa doctor" >&2; rm -f "$out"; exit 1; }
     sleep 0.1

@@ -42,11 +42,8 @@ fn ask(address: SocketAddr, host: &str) -> (Option<TcpStream>, String) {
     (Some(stream), String::from_utf8_lossy(&answer).into_owned())
 }
 
-#[test]
-fn an_instance_cannot_take_the_servers_descriptors() {
-    if !can_run("limits::an_instance_cannot_take_the_servers_descriptors") {
-        return;
-    }
+/// A server with [`OPEN_FILES`].
+fn limited() -> Server {
     let mut server = Server::start(&[]);
     server.kill_9();
     // Beside the data directory, so that it is there as long as the server may have to be taken down.
@@ -59,6 +56,15 @@ fn an_instance_cannot_take_the_servers_descriptors() {
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     server.use_program(&program);
     server.up();
+    server
+}
+
+#[test]
+fn an_instance_cannot_take_the_servers_descriptors() {
+    if !can_run("limits::an_instance_cannot_take_the_servers_descriptors") {
+        return;
+    }
+    let server = limited();
     server.deploy("greedy", &["--min-instances", "1"]);
     server.deploy("other", &["--min-instances", "1"]);
     server.until_instances("greedy", 1);
@@ -129,6 +135,79 @@ fn an_instance_cannot_take_the_servers_descriptors() {
         1,
         "{told}"
     );
+    server.finish();
+}
+
+/// An HTTP/2 connection with `count` requests for `path` under way, written by hand: nothing here needs its answers.
+fn streams(address: SocketAddr, host: &str, path: &str, count: u32) -> TcpStream {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    // HPACK: GET and http from the static table, :path and :authority as literals that are not remembered.
+    let literal = |name: u8, value: &str| {
+        [
+            &[name, u8::try_from(value.len()).unwrap()],
+            value.as_bytes(),
+        ]
+        .concat()
+    };
+    let head = [vec![0x82, 0x86], literal(0x04, path), literal(0x01, host)].concat();
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    sent.extend(frame(0x4, 0, 0, &[]));
+    for number in 0..count {
+        // END_STREAM and END_HEADERS.
+        sent.extend(frame(0x1, 0x5, 2 * number + 1, &head));
+    }
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
+    stream.write_all(&sent).unwrap();
+    stream
+}
+
+#[test]
+fn a_client_with_many_streams_cannot_take_the_servers_descriptors() {
+    if !can_run("limits::a_client_with_many_streams_cannot_take_the_servers_descriptors") {
+        return;
+    }
+    let mut server = limited();
+    server.expect_warning("refused requests");
+    // Room for all of them, were there no other limit.
+    server.deploy("slow", &["--min-instances", "1", "--concurrency", "1000"]);
+    server.deploy("other", &["--min-instances", "1"]);
+    server.until_instances("slow", 1);
+    server.until_instances("other", 1);
+    let before = open_files(server.pid());
+    // Eight times 240 requests that take half a minute: with a socket each, nearly all open files there are.
+    let greedy: Vec<TcpStream> = (0..8)
+        .map(|_| streams(server.http, "slow.localhost", "/sleep?ms=30000", 240))
+        .collect();
+    until("refusals to be told", Duration::from_secs(20), || {
+        server.log().contains("refused requests").then_some(())
+    });
+    until("the service's log to tell", Duration::from_secs(20), || {
+        let log = server.ok(&["logs", "slow", "--tail", "1000"]);
+        log.contains("its share of what this server can hold")
+            .then_some(())
+    });
+    for _ in 0..50 {
+        assert_eq!(server.get("other", "/").0, 200, "others are served");
+    }
+    let files = open_files(server.pid());
+    println!("open files of the server: {before} before, {files} with eight times 240 streams");
+    // Fourteen of sixty-four for requests of clients.
+    let public = usize::try_from(OPEN_FILES / 64 * 14).unwrap();
+    assert!(
+        files <= before + public + 64,
+        "{before} before, now {files}"
+    );
+    assert!(
+        files > before + public / 2,
+        "the requests were under way: {before} before, now {files}"
+    );
+    drop(greedy);
+    until("sockets to be closed", Duration::from_secs(20), || {
+        (open_files(server.pid()) <= before + 140).then_some(())
+    });
     server.finish();
 }
 

@@ -19,6 +19,8 @@ mod endurance;
 mod flask;
 mod gcloud;
 mod harness;
+mod health;
+mod hostile;
 mod lifecycle;
 mod limits;
 mod private_registry;
@@ -26,3 +28,4 @@ mod scale;
 #[path = "../skip.rs"]
 mod skip;
 mod tiers;
+mod volumes;

@@ -78,6 +78,8 @@ fn word(reach: &Reach, tier: Tier) -> &'static str {
             Tier::Reclaimed => "reclaimed",
         },
         Reach::Retiring => "retiring",
+        Reach::Unready { .. } => "not ready",
         Reach::Failed { .. } => "failed",
+        Reach::Unhealthy { .. } => "unhealthy",
     }
 }

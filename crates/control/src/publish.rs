@@ -1,20 +1,22 @@
 //! Giving the ingress the routes, once for many changes.
 //!
-//! Owns: when the table is made and handed over. Deliberately not here: what is in it ([`crate::world::World::table`]).
+//! Owns: when a service's table is made and handed over. Deliberately not here: what is in it ([`crate::world::World::routes`]).
 //!
 //! Invariants:
-//! 1. When [`Core::publish`] returns, the ingress has a table that holds everything marked before the call: what follows
-//!    (a status, the start of a proof) may depend on it.
-//! 2. Tables are handed over one at a time, never an older one after a newer one.
-//! 3. Nothing is made or handed over while nothing was marked since the last time; callers that wait for each other share one.
-//! 4. Until everything stored is loaded nothing is published: a half table would answer 404 for what exists.
+//! 1. When [`Core::publish`] returns, the ingress has the routes of every service that was marked before the call: what
+//!    follows (a status, the start of a proof) may depend on it.
+//! 2. Changes are handed over one after the other, never an older table of a service after a newer one.
+//! 3. Only what was marked since the last time is made and handed over; callers that wait for each other share one change.
+//! 4. Until everything stored is loaded nothing is published, and then all at once: half of it would answer 404 for what
+//!    exists.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use utsuwa_decide::invariant;
+use utsuwa_model::ServiceKey;
 
 use crate::core::Core;
 
@@ -22,36 +24,43 @@ use crate::core::Core;
 const SOON: Duration = Duration::from_millis(5);
 
 /// What was marked and what was published of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Publisher {
     loaded: AtomicBool,
-    /// Counts changes of what the table is made of. The first table is always new.
-    marked: AtomicU64,
-    /// The mark that the ingress has. Held while a table is made and handed over.
-    published: Mutex<u64>,
+    /// Services whose routes changed and whom nobody has published since.
+    marked: Mutex<BTreeSet<ServiceKey>>,
+    /// Held while tables are made and handed over.
+    publishing: Mutex<()>,
     soon: AtomicBool,
 }
 
-impl Default for Publisher {
-    fn default() -> Self {
-        Self {
-            loaded: AtomicBool::new(false),
-            marked: AtomicU64::new(1),
-            published: Mutex::new(0),
-            soon: AtomicBool::new(false),
-        }
+/// Marks that are being published. Whoever panics meanwhile gives them back: nobody else would publish these services again.
+struct Marks<'a> {
+    of: BTreeSet<ServiceKey>,
+    publisher: &'a Publisher,
+}
+
+impl Marks<'_> {
+    fn honoured(mut self) {
+        self.of.clear();
+    }
+}
+
+impl Drop for Marks<'_> {
+    fn drop(&mut self) {
+        self.publisher.marked.lock().append(&mut self.of);
     }
 }
 
 impl Core {
-    /// From now on the table is whole.
+    /// From now on everything stored is in the picture.
     pub(crate) fn set_loaded(&self) {
         self.publisher.loaded.store(true, Ordering::Release);
     }
 
-    /// The picture changed, and the table with it. To be said after the change was made.
-    pub(crate) fn mark_routes(&self) {
-        self.publisher.marked.fetch_add(1, Ordering::AcqRel);
+    /// The picture changed, and the routes of `service` with it. To be said after the change was made.
+    pub(crate) fn mark_routes(&self, service: &ServiceKey) {
+        self.publisher.marked.lock().insert(service.clone());
     }
 
     /// Gives the ingress the routes as they are now, unless it has them.
@@ -59,21 +68,26 @@ impl Core {
         if !self.publisher.loaded.load(Ordering::Acquire) {
             return;
         }
-        let mut published = self.publisher.published.lock();
-        // Before the table is made: a change that comes meanwhile may be missing in it, and is published by who marks it.
-        let marked = self.publisher.marked.load(Ordering::Acquire);
-        if *published == marked {
+        let _one_at_a_time = self.publisher.publishing.lock();
+        // Before the tables are made: a change that comes meanwhile may be missing in them, and is published by who marks it.
+        let marks = Marks {
+            of: std::mem::take(&mut *self.publisher.marked.lock()),
+            publisher: &self.publisher,
+        };
+        if marks.of.is_empty() {
             return;
         }
-        let table = self.world.table();
-        debug_assert_eq!(invariant::table_is_whole(&table), Ok(()));
-        self.door.publish(Arc::new(table));
-        *published = marked;
+        let changes = self.world.routes(&marks.of);
+        for change in &changes {
+            debug_assert_eq!(invariant::table_is_whole(&change.routes), Ok(()));
+        }
+        self.door.publish(changes);
+        marks.honoured();
     }
 
     /// As [`Core::publish`], a little later and together with what else changes until then: for changes nobody depends on.
-    pub(crate) fn publish_soon(&self) {
-        self.mark_routes();
+    pub(crate) fn publish_soon(&self, service: &ServiceKey) {
+        self.mark_routes(service);
         if self.publisher.soon.swap(true, Ordering::AcqRel) {
             return;
         }

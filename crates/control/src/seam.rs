@@ -1,20 +1,19 @@
 //! What the loops need from outside besides the store and the runtime. Joined to ingress and images in `daemon`.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use utsuwa_model::demand::RevisionDemand;
 use utsuwa_model::image::ResolvedImage;
 use utsuwa_model::instance::StartPhases;
-use utsuwa_model::route::{InstanceRoute, RouteTable};
+use utsuwa_model::route::{InstanceRoute, RouteChange};
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 /// The ingress, as the loops see it.
 pub trait FrontDoor: fmt::Debug + Send + Sync + 'static {
-    /// Replaces the route table whole.
-    fn publish(&self, table: Arc<RouteTable>);
+    /// Replaces the routes of each of these services whole; all of it is one change to those who ask for a route.
+    fn publish(&self, changes: Vec<RouteChange>);
 
     /// Hands over a started instance: the ingress runs its startup probe and takes it into choice once it reached it.
     /// Repeating it for a known id changes nothing.

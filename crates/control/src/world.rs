@@ -20,9 +20,9 @@ use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
-use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec, Tier};
+use utsuwa_model::instance::{InstanceSpec, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier};
 use utsuwa_model::quantity::MilliCpu;
-use utsuwa_model::route::{HostRoute, RevisionRoute, RouteTable};
+use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable};
 use utsuwa_model::scaling::ScalingSettings;
 use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
 use utsuwa_model::{Because, InstanceId, RevisionId, RevisionKey, ServiceKey, Timestamp};
@@ -36,6 +36,7 @@ pub(crate) struct StartPlan {
     /// The CPU limit while it starts; as [`Self::limits`] without a boost.
     pub(crate) startup_cpu: MilliCpu,
     pub(crate) port: u16,
+    pub(crate) volumes: Vec<MemoryVolume>,
 }
 
 impl StartPlan {
@@ -50,6 +51,7 @@ impl StartPlan {
                 ..self.limits
             },
             port: self.port,
+            volumes: self.volumes.clone(),
         }
     }
 }
@@ -172,6 +174,8 @@ pub(crate) struct RevisionState {
     /// How the attempt to prove it failed, if it did.
     pub(crate) proof: Option<ProofInstance>,
     pub(crate) proving_since: Timestamp,
+    /// Until then the ingress looks at those that were found running: no judgement on time before.
+    pub(crate) looked_at_by: Option<Timestamp>,
     pub(crate) because: Vec<Because>,
     pub(crate) prepared: bool,
     /// Why the last start failed, for those who wait.
@@ -229,6 +233,35 @@ pub(crate) struct Inner {
     pub(crate) starting: BTreeMap<InstanceId, RevisionKey>,
 }
 
+impl Inner {
+    /// The revisions of a service that are in the picture. Costs what the service has, whatever others have.
+    pub(crate) fn revisions_of(
+        &self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = (&RevisionKey, &RevisionState)> {
+        self.revisions
+            .range(first_of(service)..)
+            .take_while(move |(key, _)| key.service == *service)
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn revisions_of_mut(
+        &mut self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = (&RevisionKey, &mut RevisionState)> {
+        self.revisions
+            .range_mut(first_of(service)..)
+            .take_while(move |(key, _)| key.service == *service)
+    }
+}
+
+/// The least key a revision of `service` can have.
+fn first_of(service: &ServiceKey) -> RevisionKey {
+    RevisionKey {
+        service: service.clone(),
+        revision: "a".parse().expect("a letter is a revision id"),
+    }
+}
 /// The shared picture.
 #[derive(Debug, Default)]
 pub(crate) struct World {
@@ -262,20 +295,28 @@ impl World {
         })
     }
 
-    /// The table the ingress shall route by.
-    pub(crate) fn table(&self) -> RouteTable {
-        self.with(|inner| RouteTable {
-            hosts: inner
-                .services
-                .values()
-                .flat_map(|service| service.hosts.iter().cloned())
-                .collect(),
-            revisions: inner
-                .revisions
+    /// What the ingress shall route by for each of `services`.
+    pub(crate) fn routes(&self, services: &BTreeSet<ServiceKey>) -> Vec<RouteChange> {
+        self.with(|inner| {
+            let routes = |service: &ServiceKey| RouteTable {
+                hosts: inner
+                    .services
+                    .get(service)
+                    .map(|routes| routes.hosts.iter().cloned().collect())
+                    .unwrap_or_default(),
+                revisions: inner
+                    .revisions_of(service)
+                    .filter(|(_, state)| state.is_published())
+                    .map(|(key, state)| (key.clone(), Arc::clone(&state.route)))
+                    .collect(),
+            };
+            services
                 .iter()
-                .filter(|(_, state)| state.is_published())
-                .map(|(key, state)| (key.clone(), Arc::clone(&state.route)))
-                .collect(),
+                .map(|service| RouteChange {
+                    service: service.clone(),
+                    routes: Arc::new(routes(service)),
+                })
+                .collect()
         })
     }
 

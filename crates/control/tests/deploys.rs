@@ -178,6 +178,30 @@ async fn an_outcome_that_somebody_else_wrote_is_taken_in() {
     assert!(house.driver.running().is_empty(), "asleep like any other");
 }
 
+/// The time a proof may take counts from the start of its instance, which the driver knows, however often the server begins.
+#[tokio::test(start_paused = true)]
+async fn a_restart_gives_a_proof_no_new_time() {
+    let mut house = House::new().await;
+    house.images.put("mute:1");
+    house.door.listens(Listens::NotYet);
+    let key = house.create("mute", template("mute:1")).await;
+    house
+        .until("started", |h| h.driver.running().len() == 1)
+        .await;
+    let id = house.driver.running()[0].clone();
+    for age in [150, 300] {
+        house.pass_time(Duration::from_secs(150)).await;
+        house.restart(None).await;
+        let found = house.door.age(&id).expect("admitted").as_secs();
+        assert!((age..age + 5).contains(&found), "{found}");
+    }
+    // 240 s of the probe and 120 s for all that comes before.
+    house.pass_time(Duration::from_secs(50)).await;
+    assert_eq!(house.ready(&key), Some(ConditionState::Unknown));
+    house.pass_time(Duration::from_secs(20)).await;
+    assert_eq!(house.ready(&key), Some(ConditionState::False));
+}
+
 /// The proof's start is kept, and is what a server knows of the revision after a restart.
 #[tokio::test(start_paused = true)]
 async fn how_long_the_proof_took_survives_a_restart() {

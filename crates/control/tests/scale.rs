@@ -50,13 +50,13 @@ async fn one_more_deploy(services: usize) -> Duration {
     took.into_iter().min().unwrap_or_default()
 }
 
-/// What grows with the number of services is the route table alone (and, where assertions are on, looking it over twice), so
-/// a deploy among a thousand services is not much slower than one among ten. A look at all rows after each commit would show.
+/// Nothing in a deploy grows with the number of services: a look at all rows after each commit, or a copy of all routes, would
+/// show.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deploy_among_a_thousand_services_is_like_one_among_ten() {
     let few = one_more_deploy(10).await;
     let many = one_more_deploy(1000).await;
     let ratio = many.as_secs_f64() / few.as_secs_f64();
     println!("one deploy among 10 services: {few:?}, among 1,000: {many:?}, {ratio:.1} times");
-    assert!(ratio <= 10.0, "{few:?} among 10, {many:?} among 1,000");
+    assert!(ratio <= 5.0, "{few:?} among 10, {many:?} among 1,000");
 }

@@ -29,7 +29,7 @@ impl InstanceView {
     /// Takes requests or will.
     #[must_use]
     pub const fn is_live(&self) -> bool {
-        matches!(self.reach, Reach::Starting | Reach::Ready)
+        self.reach.is_live()
     }
 }
 
@@ -39,7 +39,7 @@ pub struct InstancePlan {
     pub start: u32,
     /// To retire, in this order.
     pub retire: Vec<InstanceId>,
-    /// Failed their startup: to stop and forget.
+    /// Given up by a probe: to stop and forget.
     pub discard: Vec<InstanceId>,
     pub because: Because,
 }
@@ -63,7 +63,7 @@ pub fn plan(desired: u32, max: Ceiling, instances: &[InstanceView]) -> InstanceP
     };
     let discard: Vec<InstanceId> = instances
         .iter()
-        .filter(|i| matches!(i.reach, Reach::Failed { .. }))
+        .filter(|i| i.reach.is_given_up())
         .map(|i| i.id.clone())
         .collect();
     let mut plan = InstancePlan {
@@ -80,7 +80,7 @@ pub fn plan(desired: u32, max: Ceiling, instances: &[InstanceView]) -> InstanceP
     plan
 }
 
-/// Those without a request inside, first to go first: not started yet before ready, longer idle before shorter, newer before
+/// Those without a request inside, first to go first: not ready before ready, longer idle before shorter, newer before
 /// older (an old one has shown that it lives).
 fn candidates(live: &[&InstanceView]) -> Vec<InstanceId> {
     let mut idle: Vec<&&InstanceView> = live.iter().filter(|i| i.in_flight == 0).collect();
@@ -115,7 +115,7 @@ fn explain(desired: u32, count: u32, plan: &InstancePlan) -> Because {
         "nothing to do".to_owned()
     } else {
         format!(
-            "remove {} that did not start",
+            "remove {} that a probe gave up",
             many(
                 u32::try_from(plan.discard.len()).unwrap_or(u32::MAX),
                 "instance"
@@ -193,6 +193,35 @@ mod tests {
             [id(5)],
             "a lowered maximum takes idle ones"
         );
+    }
+
+    #[test]
+    fn unready_ones_count_as_there_and_go_before_ready_ones() {
+        let unready = || Reach::Unready {
+            message: String::new(),
+        };
+        let there = [
+            view(1, Reach::Ready, 0, Some(40), 10),
+            view(2, unready(), 0, Some(50), 20),
+            view(3, unready(), 1, None, 30),
+        ];
+        assert!(plan(3, Ceiling::Unlimited, &there).is_rest());
+        let fewer = plan(1, Ceiling::Unlimited, &there);
+        assert_eq!(fewer.retire, [id(2), id(1)], "none with a request inside");
+        assert_eq!(plan(2, Ceiling::Unlimited, &there).retire, [id(2)]);
+    }
+
+    #[test]
+    fn unhealthy_ones_are_removed_and_replaced() {
+        let unhealthy = Reach::Unhealthy {
+            message: String::new(),
+        };
+        let there = [
+            view(1, unhealthy, 2, None, 1),
+            view(2, Reach::Ready, 0, Some(1), 1),
+        ];
+        let p = plan(2, Ceiling::Unlimited, &there);
+        assert_eq!((p.start, p.discard, p.retire), (1, vec![id(1)], vec![]));
     }
 
     #[test]

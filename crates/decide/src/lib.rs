@@ -11,6 +11,7 @@ pub mod admit;
 pub mod boost;
 pub mod capacity;
 pub mod demand;
+pub mod health;
 pub mod instances;
 pub mod invariant;
 pub mod kpa;

@@ -14,11 +14,12 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
-use utsuwa_ingress::seam::{Clock, Connect, RequestLog, RequestRecord, Wake};
+use utsuwa_ingress::seam::{Clock, Connect, InstanceNote, RequestLog, RequestRecord, Wake};
 use utsuwa_ingress::{Ingress, IngressSettings, Scheme};
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{
-    Access, HostRoute, InstanceRoute, Protocol, RevisionRoute, RouteTable, StartupProbe, Target,
+    Access, HostRoute, InstanceRoute, Protocol, RevisionRoute, RouteChange, RouteTable,
+    StartupProbe, Target,
 };
 use utsuwa_model::scaling::Ceiling;
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
@@ -48,6 +49,7 @@ impl RequestLog for Count {
     fn record(&self, _: RequestRecord) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
+    fn noticed(&self, _: InstanceNote) {}
 }
 
 #[derive(Debug)]
@@ -90,6 +92,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         session_affinity: false,
         usual_start: None,
         startup: StartupProbe::tcp(target.port()),
+        liveness: None,
+        readiness: None,
     };
     table.revisions.insert(key.clone(), Arc::new(revision));
 
@@ -103,13 +107,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Arc::new(Wall),
         settings,
     );
-    ingress.publish(Arc::new(table));
+    ingress.publish(vec![RouteChange {
+        service: key.service.clone(),
+        routes: Arc::new(table),
+    }]);
     let id: InstanceId = "00000000000000000000000000000001".parse()?;
     ingress.admit(
         InstanceRoute {
             id,
             revision: key,
             port: target.port(),
+            age: Duration::ZERO,
         },
         StartPhases::default(),
     );

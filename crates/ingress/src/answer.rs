@@ -42,8 +42,16 @@ pub(crate) enum Answer {
         bytes: u64,
     },
     QueueFull,
+    /// Its client has as many requests under way as are left for all others.
+    OverShare,
+    /// As many requests are under way as there may be.
+    NoRoom,
     AtMax,
     NoInstance,
+    /// Instances are there, but the readiness probe of each fails.
+    Unready {
+        message: String,
+    },
     Refused(Refusal),
     Timeout,
     Broken {
@@ -64,14 +72,16 @@ impl Answer {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthenticated { .. } => StatusCode::FORBIDDEN,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::QueueFull | Self::AtMax => StatusCode::TOO_MANY_REQUESTS,
+            Self::QueueFull | Self::OverShare | Self::AtMax => StatusCode::TOO_MANY_REQUESTS,
             Self::ResponseTooLarge { .. }
             | Self::NoInstance
             | Self::Refused(Refusal::NoCapacity { .. })
             | Self::OutOfMemory => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady { .. }
+            | Self::Unready { .. }
             | Self::Refused(Refusal::StartFailed { .. } | Refusal::Disabled)
             | Self::Broken { .. }
+            | Self::NoRoom
             | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -91,8 +101,10 @@ impl Answer {
             Self::ClientGone => "client_gone",
             Self::ResponseTooLarge { .. } => "response_too_large",
             Self::QueueFull => "queue_full",
+            Self::OverShare | Self::NoRoom => "too_many_requests",
             Self::AtMax => "max_instances",
             Self::NoInstance => "no_instance",
+            Self::Unready { .. } => "instances_not_ready",
             Self::Refused(Refusal::NoCapacity { .. }) => "no_capacity",
             Self::Refused(Refusal::StartFailed { .. }) => "start_failed",
             Self::Refused(Refusal::Disabled) => "disabled",
@@ -129,8 +141,13 @@ impl Answer {
                 "Response size was too large. Please consider reducing response size. (Content-Length: {bytes})"
             ),
             Self::QueueFull => format!("{NO_INSTANCE} Too many requests wait for the revision already."),
+            Self::OverShare => "The client has as many requests under way as its share of what this server can hold.".to_owned(),
+            Self::NoRoom => "As many requests are under way as this server can hold.".to_owned(),
             Self::AtMax => format!("{NO_INSTANCE} All instances are busy and the maximum number is reached."),
             Self::NoInstance => NO_INSTANCE.to_owned(),
+            Self::Unready { message } => {
+                format!("{NO_INSTANCE} Instances are there, but none is ready: {message}")
+            }
             Self::Refused(Refusal::NoCapacity { message }) => format!("{NO_INSTANCE} {message}"),
             Self::Refused(Refusal::StartFailed { message }) => {
                 format!("The request failed because the instance could not be started: {message}")
@@ -185,6 +202,12 @@ impl Answer {
                 text("Response size was too large. Please consider reducing response size.")
             }
             Self::QueueFull | Self::AtMax => text("Rate exceeded."),
+            Self::OverShare => text(
+                "Rate exceeded. This client has as many requests under way as its share of what this server can hold.",
+            ),
+            Self::NoRoom => {
+                text("As many requests are under way as this server can hold. Please try again.")
+            }
             Self::NoInstance | Self::Refused(Refusal::NoCapacity { .. }) => html(
                 "Server error",
                 "The server encountered an error and could not complete your request. Please try again in 30 seconds.",
@@ -192,7 +215,9 @@ impl Answer {
             Self::Refused(Refusal::Disabled) => {
                 html("Service unavailable", "The service is disabled.")
             }
-            Self::Refused(Refusal::StartFailed { .. }) | Self::ShuttingDown => html(
+            Self::Refused(Refusal::StartFailed { .. })
+            | Self::Unready { .. }
+            | Self::ShuttingDown => html(
                 "Service unavailable",
                 "The service can't answer at the moment. Please try again.",
             ),

@@ -156,7 +156,7 @@ impl Counts {
                 ..Nudge::default()
             };
         }
-        if starting == 0 && self.ready.is_empty() {
+        if !self.is_hopeful() {
             let wake = !self.wake_raised;
             self.wake_raised = true;
             return Nudge {
@@ -181,6 +181,22 @@ impl Counts {
             changed,
             thaw,
         }
+    }
+
+    /// Somebody is there who serves those that wait, or will, or may again.
+    pub(crate) fn is_hopeful(&self) -> bool {
+        !self.ready.is_empty() || self.seats.iter().any(|seat| seat.reach.is_live())
+    }
+
+    /// Why requests wait although instances are there: the readiness probe of each fails.
+    pub(crate) fn none_is_ready(&self) -> Option<String> {
+        if !self.ready.is_empty() || self.starting() > 0 {
+            return None;
+        }
+        self.seats.iter().find_map(|seat| match &seat.reach {
+            Reach::Unready { message } => Some(message.clone()),
+            _ => None,
+        })
     }
 
     /// How long a start of the revision takes: as seen by this process, else as it took when the revision was proven.

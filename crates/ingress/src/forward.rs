@@ -28,7 +28,7 @@ use crate::Shared;
 use crate::answer::Answer;
 use crate::body::{BodyError, Meter, RequestBody};
 use crate::handle::content_length;
-use crate::instance::{ConnectFailure, Instance};
+use crate::instance::{ConnectFailure, Ending, Instance};
 use crate::record::Exchange;
 use crate::serve::Door;
 use crate::slot::Slot;
@@ -317,10 +317,12 @@ async fn explain(
     };
     // The connection breaks a moment before we are told how the instance ended.
     drop(tokio::time::timeout(CAUSE, instance.dead.cancelled()).await);
-    if instance.ran_out_of_memory() {
-        Answer::OutOfMemory
-    } else {
-        Answer::Broken { message }
+    match instance.ending() {
+        Some(Ending::OutOfMemory) => Answer::OutOfMemory,
+        Some(Ending::Unhealthy) => Answer::Broken {
+            message: "The instance was ended because its liveness probe failed.".to_owned(),
+        },
+        Some(Ending::Dead) | None => Answer::Broken { message },
     }
 }
 

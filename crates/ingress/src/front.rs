@@ -17,10 +17,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use utsuwa_model::demand::RevisionDemand;
 use utsuwa_model::instance::StartPhases;
-use utsuwa_model::route::{InstanceRoute, RevisionRoute, RouteTable};
-use utsuwa_model::{InstanceId, RevisionKey};
+use utsuwa_model::route::{InstanceRoute, RevisionRoute, RouteChange, RouteTable};
+use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 
-use crate::instance::Instance;
+use crate::instance::{Ending, Instance};
 use crate::outside::Outside;
 use crate::places::{self, Crowded};
 use crate::probe;
@@ -53,6 +53,8 @@ pub enum Refusal {
 pub(crate) struct Shared {
     pub(crate) outside: Arc<Outside>,
     pub(crate) table: ArcSwap<Table>,
+    /// What the table was made of. Held while it is changed.
+    published: Mutex<HashMap<ServiceKey, Arc<RouteTable>>>,
     revisions: Revisions,
     instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pub(crate) places: places::Shared,
@@ -92,6 +94,7 @@ impl Ingress {
             accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),
+            published: Mutex::default(),
             revisions: Revisions::default(),
             instances: Mutex::default(),
         };
@@ -120,22 +123,37 @@ impl Ingress {
         serve::serve(self.clone(), listener, Scheme::Http, places, shutdown).await;
     }
 
-    /// Replaces the route table whole.
-    pub fn publish(&self, table: Arc<RouteTable>) {
+    /// Replaces the routes of each of these services whole. Requests see all of it or nothing of it.
+    pub fn publish(&self, changes: Vec<RouteChange>) {
         let shared = &self.shared;
-        for (key, route) in &table.revisions {
-            let revision = shared.revisions.get_or_make(key, &shared.outside);
-            revision.set_route(route);
+        let mut published = shared.published.lock();
+        let mut table = Table::clone(&shared.table.load());
+        let none = Arc::new(RouteTable::default());
+        for RouteChange { service, routes } in &changes {
+            for (key, route) in &routes.revisions {
+                let revision = shared.revisions.publish(key, &shared.outside);
+                revision.set_route(route);
+            }
+            let before = published.get(service).unwrap_or(&none);
+            table.change(service, before, routes, |route| {
+                shared.revisions.publish(&route.key, &shared.outside)
+            });
         }
-        let before = shared.table.load();
-        let compiled = Table::compile(&table, &before, |route| {
-            shared.revisions.get_or_make(&route.key, &shared.outside)
-        });
-        shared.table.store(Arc::new(compiled));
-        for left in shared
-            .revisions
-            .prune(|key| table.revisions.contains_key(key))
-        {
+        shared.table.store(Arc::new(table));
+        for RouteChange { service, routes } in changes {
+            let now = Arc::clone(&routes);
+            let before = if routes.hosts.is_empty() && routes.revisions.is_empty() {
+                published.remove(&service)
+            } else {
+                published.insert(service, routes)
+            };
+            let gone = before.iter().flat_map(|before| before.revisions.keys());
+            for key in gone.filter(|key| !now.revisions.contains_key(*key)) {
+                shared.revisions.unpublish(key);
+            }
+        }
+        drop(published);
+        for left in shared.revisions.prune() {
             left.abandon();
         }
         // Instances that were handed over before their revision's settings.
@@ -161,6 +179,7 @@ impl Ingress {
             id,
             revision: key,
             port,
+            age,
         } = instance;
         let instance = {
             let mut instances = shared.instances.lock();
@@ -170,14 +189,14 @@ impl Ingress {
             let made = Instance::new(
                 id.clone(),
                 key.clone(),
-                port,
+                (port, age),
                 phases,
                 Arc::clone(&shared.outside),
             );
             instances.insert(id, Arc::clone(&made));
             made
         };
-        let revision = shared.revisions.get_or_make(&key, &shared.outside);
+        let revision = shared.revisions.of_instance(&key, &shared.outside);
         revision.add(Arc::clone(&instance));
         start_probe(shared, &revision, &instance);
     }
@@ -229,7 +248,11 @@ impl Ingress {
         let Some(instance) = self.shared.instances.lock().remove(id) else {
             return;
         };
-        instance.kill(out_of_memory);
+        instance.kill(if out_of_memory {
+            Ending::OutOfMemory
+        } else {
+            Ending::Dead
+        });
         if let Some(revision) = self.shared.revisions.get(&instance.revision) {
             revision.remove(id);
         }

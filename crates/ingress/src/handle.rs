@@ -4,7 +4,8 @@
 //! 1. Rejections before the slot (404, 403, 405, 413) never wake anything.
 //! 2. The timeout runs from arrival, waiting included. When it strikes the client gets 504 (or a cut body), the slot is
 //!    free again and the app is left alone: its handler may go on, as on Cloud Run.
-//! 3. Every request ends in one record ([`Exchange`]), whatever way it takes.
+//! 3. Nothing is connected to an instance for a request that has no place in the budget of requests under way.
+//! 4. Every request ends in one record ([`Exchange`]), whatever way it takes.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -210,7 +211,10 @@ async fn route(
     let ahead = body.read_ahead(parts.headers.contains_key(EXPECT));
     let instance = before.as_ref().map(|before| &before.instance);
     let admission = revision.admit(exchange.at(), instance, shared.outside.dice());
-    let (slot, waited) = slot(door, revision, admission, exchange, &mut deadline, ahead).await?;
+    let (mut slot, waited) =
+        slot(door, revision, admission, exchange, &mut deadline, ahead).await?;
+    // Only now: who waits holds no socket, and what one service keeps waiting must not be refused to another.
+    slot.hold(client.requests.take_or_tell()?);
     exchange.note(|record| record.instance = Some(slot.instance().id.clone()));
     let cookie = settings
         .session_affinity

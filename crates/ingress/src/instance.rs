@@ -6,11 +6,13 @@
 //! Invariants:
 //! 1. A connection belongs to one instance id for ever, so a request can't reach another instance through it.
 //! 2. Once dead, no new connection is made and nothing returns to the pool.
+//! 3. Whatever is idle has a place in the budget that all instances share.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -22,17 +24,27 @@ use utsuwa_model::instance::StartPhases;
 use utsuwa_model::{InstanceId, RevisionKey};
 
 use crate::body::RequestBody;
+use crate::budget::{Place, Share};
 use crate::outside::Outside;
 use crate::upstream::Upstream;
 
 /// An HTTP/2 connection, shared by all requests of the instance.
 pub(crate) type Http2 = http2::SendRequest<RequestBody>;
 
+/// An idle connection and its place among all.
+#[derive(Debug)]
+struct Idle {
+    upstream: Upstream,
+    _place: Place,
+}
+
 #[derive(Debug)]
 pub(crate) struct Instance {
     pub(crate) id: InstanceId,
     pub(crate) revision: RevisionKey,
     pub(crate) port: u16,
+    /// How long it had been running when it was admitted.
+    pub(crate) age: Duration,
     pub(crate) phases: StartPhases,
     pub(crate) admitted: Instant,
     /// When the ingress first reached it.
@@ -43,10 +55,12 @@ pub(crate) struct Instance {
     pub(crate) leaving: CancellationToken,
     /// Whether a startup probe runs or ran for it.
     pub(crate) probed: AtomicBool,
-    out_of_memory: AtomicBool,
+    ending: OnceLock<Ending>,
     outside: Arc<Outside>,
     /// Last in, first out: the warmest connection is used again, the others age and are closed by the app.
-    idle: Mutex<Vec<Upstream>>,
+    idle: Mutex<Vec<Idle>>,
+    /// Its share of the idle connections of all instances.
+    idle_share: Arc<Share>,
     http2: Mutex<Option<Http2>>,
 }
 
@@ -54,58 +68,76 @@ impl Instance {
     pub(crate) fn new(
         id: InstanceId,
         revision: RevisionKey,
-        port: u16,
+        (port, age): (u16, Duration),
         phases: StartPhases,
         outside: Arc<Outside>,
     ) -> Arc<Self> {
         let dead = CancellationToken::new();
+        let idle_share = outside.idle.share();
         Arc::new(Self {
             id,
             revision,
             port,
+            age,
             phases,
             admitted: Instant::now(),
             reached: OnceLock::new(),
             leaving: dead.child_token(),
             dead,
             probed: AtomicBool::new(false),
-            out_of_memory: AtomicBool::new(false),
+            ending: OnceLock::new(),
             outside,
             idle: Mutex::default(),
+            idle_share,
             http2: Mutex::default(),
         })
     }
 
     /// Ends everything that is going on inside; what was idle is closed.
-    pub(crate) fn kill(&self, out_of_memory: bool) {
-        self.out_of_memory.store(out_of_memory, Ordering::Release);
+    pub(crate) fn kill(&self, ending: Ending) {
+        // The first reason is the true one: what is ended for its health is dead a moment later, too.
+        self.ending.get_or_init(|| ending);
         self.dead.cancel();
         self.idle.lock().clear();
         self.http2.lock().take();
     }
 
-    pub(crate) fn ran_out_of_memory(&self) -> bool {
-        self.out_of_memory.load(Ordering::Acquire)
+    /// Why it was killed, if it was.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        self.ending.get().copied()
     }
 
     /// An idle connection that was alive a moment ago, newest first.
     pub(crate) fn idle(&self) -> Option<Upstream> {
-        self.idle.lock().pop()
+        self.idle.lock().pop().map(|idle| idle.upstream)
     }
 
-    /// Keeps `upstream` for a later request.
+    /// Keeps `upstream` for a later request; the oldest makes way where no more may be kept.
     pub(crate) fn keep(&self, upstream: Upstream) {
+        let mut idle = self.idle.lock();
+        // With the lock held: `kill` cancels before it clears.
         if self.dead.is_cancelled() {
             return;
         }
-        let mut idle = self.idle.lock();
-        let dropped =
-            if idle.len() >= self.outside.settings.max_idle_per_instance && !idle.is_empty() {
-                Some(idle.remove(0))
-            } else {
+        let room = idle.len() < self.outside.settings.max_idle_per_instance;
+        let place = room.then(|| self.idle_share.take().ok()).flatten();
+        let dropped = match place {
+            Some(place) => {
+                idle.push(Idle {
+                    upstream,
+                    _place: place,
+                });
                 None
-            };
-        idle.push(upstream);
+            }
+            // Its place goes on to the one that comes.
+            None if !idle.is_empty() => {
+                let mut oldest = idle.remove(0);
+                let dropped = std::mem::replace(&mut oldest.upstream, upstream);
+                idle.push(oldest);
+                Some(dropped)
+            }
+            None => Some(upstream),
+        };
         drop(idle);
         drop(dropped);
     }
@@ -175,6 +207,15 @@ impl Instance {
         });
         Ok(sender)
     }
+}
+
+/// Why nothing may go on inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Dead,
+    OutOfMemory,
+    /// It still runs, but its liveness probe failed: it is being ended.
+    Unhealthy,
 }
 
 /// Why there is no connection.

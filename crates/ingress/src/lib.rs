@@ -15,6 +15,7 @@
 mod affinity;
 mod answer;
 mod body;
+mod budget;
 mod counts;
 mod deadline;
 mod forward;
@@ -22,6 +23,7 @@ mod front;
 mod grpc;
 mod handle;
 mod headers;
+mod health;
 mod instance;
 mod outside;
 mod pause;

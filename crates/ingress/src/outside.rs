@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_util::task::TaskTracker;
 
+use crate::budget::Budget;
 use crate::seam::{Clock, Connect, RequestLog, Wake};
 use crate::settings::IngressSettings;
 
@@ -18,6 +19,8 @@ pub(crate) struct Outside {
     pub(crate) log: Arc<dyn RequestLog>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) settings: IngressSettings,
+    /// Idle connections of all instances.
+    pub(crate) idle: Arc<Budget>,
     /// Startup probes and HTTP/2 connections to instances. Each ends with its instance.
     pub(crate) tasks: TaskTracker,
     dice: AtomicU64,
@@ -38,6 +41,7 @@ impl Outside {
             wake,
             log,
             clock,
+            idle: Budget::new("idle connections", settings.max_idle),
             settings,
             tasks: TaskTracker::new(),
             dice: AtomicU64::new(seed),

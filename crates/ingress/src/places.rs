@@ -1,6 +1,7 @@
 //! How many connections clients may have open, and what happens to one too many.
 //!
-//! Owns: the places of all listeners. Deliberately not here: accepting and serving (`serve`).
+//! Owns: the places of all listeners, and whose share of the requests under way a connection draws on. Deliberately not here:
+//! accepting and serving (`serve`), how requests are shared out (`budget`).
 //!
 //! Invariants:
 //! 1. All public listeners together have `max_connections` places: one more waits in the kernel's queue, where a client of
@@ -8,6 +9,7 @@
 //! 2. An instance that calls others has `max_connections_per_instance`, and all instances together
 //!    `max_instance_connections`: one more is answered at once and closed. So no instance can use up the descriptors that
 //!    others are served with.
+//! 3. Of the requests under way each public connection has a share of its own, all connections of an instance have one.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -20,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::answer::ANSWERED_BY;
+use crate::budget::{Budget, Share};
 use crate::settings::IngressSettings;
 
 /// An instance that has too many connections is told of once in this time.
@@ -35,6 +38,8 @@ pub type Crowded = Arc<dyn Fn(u64) + Send + Sync>;
 pub(crate) struct Shared {
     public: Arc<Semaphore>,
     instances: Arc<Semaphore>,
+    public_requests: Arc<Budget>,
+    instance_requests: Arc<Budget>,
 }
 
 impl Shared {
@@ -42,11 +47,16 @@ impl Shared {
         Self {
             public: Arc::new(Semaphore::new(settings.max_connections)),
             instances: Arc::new(Semaphore::new(settings.max_instance_connections)),
+            public_requests: Budget::new("clients from outside", settings.max_requests),
+            instance_requests: Budget::new("instances", settings.max_instance_requests),
         }
     }
 
     pub(crate) fn for_public(&self) -> Places {
-        Places::Public(Arc::clone(&self.public))
+        Places::Public {
+            places: Arc::clone(&self.public),
+            requests: Arc::clone(&self.public_requests),
+        }
     }
 
     pub(crate) fn for_instance(&self, settings: &IngressSettings, tell: Crowded) -> Places {
@@ -54,6 +64,7 @@ impl Shared {
         Places::Instance(InstancePlaces {
             all: Arc::clone(&self.instances),
             own: Arc::new(Semaphore::new(own)),
+            requests: self.instance_requests.share(),
             limit: own,
             tell,
             refused: 0,
@@ -65,7 +76,10 @@ impl Shared {
 /// The places of one listener.
 #[derive(Debug)]
 pub(crate) enum Places {
-    Public(Arc<Semaphore>),
+    Public {
+        places: Arc<Semaphore>,
+        requests: Arc<Budget>,
+    },
     Instance(InstancePlaces),
 }
 
@@ -82,7 +96,7 @@ impl Places {
         match self {
             Self::Instance(_) => None,
             // Never closed.
-            Self::Public(places) => {
+            Self::Public { places, .. } => {
                 Arc::clone(places)
                     .acquire_owned()
                     .await
@@ -104,7 +118,15 @@ impl Places {
         match (self, before) {
             (_, Some(place)) => Some((place, stream)),
             (Self::Instance(places), None) => places.take(stream),
-            (Self::Public(_), None) => None,
+            (Self::Public { .. }, None) => None,
+        }
+    }
+
+    /// What the requests of a new connection draw on.
+    pub(crate) fn requests(&self) -> Arc<Share> {
+        match self {
+            Self::Public { requests, .. } => requests.share(),
+            Self::Instance(places) => Arc::clone(&places.requests),
         }
     }
 }
@@ -113,6 +135,7 @@ impl Places {
 pub(crate) struct InstancePlaces {
     all: Arc<Semaphore>,
     own: Arc<Semaphore>,
+    requests: Arc<Share>,
     limit: usize,
     tell: Crowded,
     refused: u64,

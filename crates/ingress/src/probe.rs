@@ -1,11 +1,13 @@
 //! The startup probe: whether the ingress itself can reach an instance (`cloud-run-spec.md` §2.7).
 //!
-//! Owns: the pace of attempts and the words of failure. Deliberately not here: liveness and readiness.
+//! Owns: the pace of attempts and the words of failure. Deliberately not here: liveness and readiness (`health`), which
+//! begin when this has succeeded.
 //!
 //! Invariants:
 //! 1. An instance becomes ready only through a connection the ingress made itself, and that connection serves its first
 //!    request where it can.
-//! 2. A probe ends: at its deadline, at success, or when the instance leaves.
+//! 2. A probe ends: at its deadline, at success, or when the instance leaves. The deadline counts from the instance's start,
+//!    so that a restart of the server gives no new time, beyond what it takes to look at all ([`StartupProbe::remaining`]).
 //!
 //! While nothing listens, attempts follow each other quickly at first (a fast app must not wait for us) and more slowly the
 //! longer it takes: the pause is a fiftieth of the time gone, so waiting costs at most 2 % more than the app needs.
@@ -23,11 +25,14 @@ use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
 
 use crate::body::RequestBody;
+use crate::health;
 use crate::instance::Instance;
 use crate::outside::Outside;
 use crate::pause::Pause;
 use crate::revision::Revision;
 use crate::upstream::Upstream;
+
+const AGENT: &str = "utsuwa-startup-probe";
 
 /// The shortest time an attempt to connect gets: a first packet that is lost (the interface comes up) must not cost TCP's
 /// own second.
@@ -58,6 +63,7 @@ pub(crate) async fn run(
             // One that ran before this process began has no phases: its start wasn't seen.
             let seen = (phases != StartPhases::default()).then_some(took);
             revision.set_ready(&instance.id, seen);
+            health::watch(outside, revision, instance, route).await;
         }
         Err(tried) => {
             let message = words(route, &tried);
@@ -74,10 +80,11 @@ async fn check(
 ) -> Result<(), String> {
     let probe = &route.startup;
     // Not even a sleep of zero where none is asked for: tokio's timers tick in milliseconds, and it would take one.
-    if !probe.initial_delay.is_zero() {
-        tokio::time::sleep(probe.initial_delay).await;
+    let delay = probe.initial_delay.saturating_sub(instance.age);
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
     }
-    let end = instance.admitted + probe.deadline();
+    let end = instance.admitted + probe.remaining(instance.age);
     let port = match &probe.check {
         StartupCheck::None => return Ok(()),
         StartupCheck::Tcp { port }
@@ -138,7 +145,7 @@ async fn ask(
     match &route.startup.check {
         StartupCheck::None | StartupCheck::Tcp { .. } => Ok(()),
         StartupCheck::Http { path, headers, .. } => {
-            let upstream = get(outside, stream, path, headers).await?;
+            let upstream = get(outside, stream, path, headers, AGENT).await?;
             if let Some(upstream) = upstream
                 && same_port
                 && route.protocol == Protocol::Http1
@@ -188,9 +195,15 @@ async fn reach(
             Err(_) => format!("no answer within {patience:?}"),
         };
         if Instant::now() >= end {
+            let mut time = format!("{:?}", probe.remaining(instance.age));
+            if !instance.age.is_zero() {
+                time = format!(
+                    "the last {time} (it had been running for {} s when the server began)",
+                    instance.age.as_secs()
+                );
+            }
             return Err(format!(
-                "connecting to port {port} of the instance's address for {:?}, {attempts} times; the last: {last}",
-                probe.deadline()
+                "connecting to port {port} of the instance's address for {time}, {attempts} times; the last: {last}"
             ));
         }
         pause
@@ -224,11 +237,12 @@ async fn keep(
 }
 
 /// GET `path`; success is 2xx and 3xx. Answers the connection if it may be used again.
-async fn get(
+pub(crate) async fn get(
     outside: &Outside,
     stream: TcpStream,
     path: &str,
     headers: &[(String, String)],
+    agent: &'static str,
 ) -> Result<Option<Upstream>, String> {
     let mut upstream = Upstream::handshake(stream, outside.settings.max_header_bytes)
         .await
@@ -243,7 +257,7 @@ async fn get(
         .insert(HOST, HeaderValue::from_static("localhost"));
     request
         .headers_mut()
-        .insert(USER_AGENT, HeaderValue::from_static("utsuwa-startup-probe"));
+        .insert(USER_AGENT, HeaderValue::from_static(agent));
     for (name, value) in headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             request.headers_mut().insert(name, value);

@@ -12,6 +12,8 @@
 //! 5. The first request in an instance that may be frozen calls [`Wake::thaw`](crate::seam::Wake::thaw), before it is sent.
 //! 6. Nothing is called out of this module with the lock held, except waking tasks.
 
+mod reach;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,51 +149,6 @@ impl Revision {
         self.tell(nudge);
     }
 
-    /// The ingress reached it: requests may go there. `took` is the time from its start on, if that was seen.
-    pub(crate) fn set_ready(self: &Arc<Self>, id: &InstanceId, took: Option<Duration>) {
-        let now = self.outside.clock.now();
-        let mut inner = self.inner.lock();
-        let Some(seat) = inner.seats.iter_mut().find(|seat| seat.instance.id == *id) else {
-            return;
-        };
-        if seat.reach != Reach::Starting {
-            return; // retired or dead meanwhile
-        }
-        seat.reach = Reach::Ready;
-        seat.idle_since = Some(now);
-        // Weighs the newest start with a quarter: slow to forget, quick enough to follow a new disk cache.
-        if let Some(took) = took {
-            let usual = inner.usual_start();
-            inner.average_start = Some(usual.map_or(took, |average| (average * 3 + took) / 4));
-        }
-        inner.integrate(now);
-        inner.rebuild();
-        let nudge = self.hand_out(&mut inner);
-        drop(inner);
-        self.tell(Nudge {
-            changed: true,
-            ..nudge
-        });
-    }
-
-    /// The startup probe gave up.
-    pub(crate) fn set_failed(&self, id: &InstanceId, message: String) {
-        let mut inner = self.inner.lock();
-        let Some(seat) = inner.seats.iter_mut().find(|seat| seat.instance.id == *id) else {
-            return;
-        };
-        if seat.reach != Reach::Starting {
-            return;
-        }
-        seat.reach = Reach::Failed { message };
-        let nudge = inner.weigh();
-        drop(inner);
-        self.tell(Nudge {
-            changed: true,
-            ..nudge
-        });
-    }
-
     /// Out of choice at once. `None`: nothing is in flight; else the receiver fires when the last request has ended.
     pub(crate) fn retire(&self, id: &InstanceId) -> Option<oneshot::Receiver<()>> {
         let mut inner = self.inner.lock();
@@ -199,7 +156,7 @@ impl Revision {
             .seats
             .iter_mut()
             .find(|seat| seat.instance.id == *id)?;
-        if !matches!(seat.reach, Reach::Failed { .. }) {
+        if !seat.reach.is_given_up() {
             seat.reach = Reach::Retiring;
         }
         let waiting = (seat.in_flight > 0).then(|| {
@@ -265,7 +222,7 @@ impl Revision {
     pub(crate) fn abandon(&self) {
         let hopeless = {
             let inner = self.inner.lock();
-            inner.ready.is_empty() && inner.starting() == 0 && !inner.queue.is_empty()
+            !inner.is_hopeful() && !inner.queue.is_empty()
         };
         if hopeless {
             self.refuse(&Refusal::StartFailed {
@@ -284,7 +241,7 @@ impl Revision {
             concurrency_us: inner.concurrency_us,
             arrivals: inner.arrivals,
             last_active: inner.last_active,
-            wake: !inner.queue.is_empty() && inner.starting() == 0 && inner.ready.is_empty(),
+            wake: !inner.queue.is_empty() && !inner.is_hopeful(),
             instances: inner
                 .seats
                 .iter()
@@ -300,6 +257,9 @@ impl Revision {
 
     /// What is said to a request that has waited long enough (§2.6).
     pub(crate) fn time_is_up(&self) -> Answer {
+        if let Some(message) = self.inner.lock().none_is_ready() {
+            return Answer::Unready { message };
+        }
         if self.at_max() {
             return Answer::AtMax;
         }
@@ -317,7 +277,7 @@ impl Revision {
         let there = inner
             .seats
             .iter()
-            .filter(|seat| matches!(seat.reach, Reach::Starting | Reach::Ready))
+            .filter(|seat| seat.reach.is_live())
             .count();
         match inner.route.as_ref().map(|route| route.max_instances) {
             Some(Ceiling::AtMost(max)) => u32::try_from(there).is_ok_and(|there| there >= max),

@@ -1,6 +1,8 @@
 //! All revisions the ingress knows of, by name.
+//!
+//! Invariant: a revision that no published route knows is in `unpublished`, and forgotten once nothing uses it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -11,37 +13,71 @@ use crate::revision::Revision;
 
 /// Every revision the ingress knows of.
 #[derive(Debug, Default)]
-pub(crate) struct Revisions(Mutex<HashMap<RevisionKey, Arc<Revision>>>);
+pub(crate) struct Revisions(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    all: HashMap<RevisionKey, Arc<Revision>>,
+    unpublished: HashSet<RevisionKey>,
+}
 
 impl Revisions {
     pub(crate) fn get(&self, key: &RevisionKey) -> Option<Arc<Revision>> {
-        self.0.lock().get(key).cloned()
+        self.0.lock().all.get(key).cloned()
     }
 
-    pub(crate) fn get_or_make(&self, key: &RevisionKey, outside: &Arc<Outside>) -> Arc<Revision> {
-        let mut all = self.0.lock();
-        if let Some(known) = all.get(key) {
-            return Arc::clone(known);
+    /// The revision of an instance that was handed over, perhaps before its settings.
+    pub(crate) fn of_instance(&self, key: &RevisionKey, outside: &Arc<Outside>) -> Arc<Revision> {
+        let mut known = self.0.lock();
+        if let Some(revision) = known.all.get(key) {
+            return Arc::clone(revision);
         }
-        let made = all
-            .entry(key.clone())
-            .or_insert_with(|| Revision::new(key.clone(), Arc::clone(outside)));
-        Arc::clone(made)
+        known.unpublished.insert(key.clone());
+        known.make(key, outside)
     }
 
-    /// Keeps those that `wanted` names or that are in use; answers the ones in use that are not wanted.
-    pub(crate) fn prune(&self, wanted: impl Fn(&RevisionKey) -> bool) -> Vec<Arc<Revision>> {
-        let mut unwanted = Vec::new();
-        self.0.lock().retain(|key, revision| {
-            if wanted(key) {
-                return true;
+    /// The revision of a route.
+    pub(crate) fn publish(&self, key: &RevisionKey, outside: &Arc<Outside>) -> Arc<Revision> {
+        let mut known = self.0.lock();
+        known.unpublished.remove(key);
+        match known.all.get(key) {
+            Some(revision) => Arc::clone(revision),
+            None => known.make(key, outside),
+        }
+    }
+
+    /// No route knows `key` any more.
+    pub(crate) fn unpublish(&self, key: &RevisionKey) {
+        let mut known = self.0.lock();
+        if known.all.contains_key(key) {
+            known.unpublished.insert(key.clone());
+        }
+    }
+
+    /// Forgets those that no route knows and nothing uses; answers the ones that are still used.
+    pub(crate) fn prune(&self) -> Vec<Arc<Revision>> {
+        let mut used = Vec::new();
+        let mut known = self.0.lock();
+        let Known { all, unpublished } = &mut *known;
+        unpublished.retain(|key| {
+            let Some(revision) = all.get(key) else {
+                return false;
+            };
+            if revision.is_unused() {
+                all.remove(key);
+                return false;
             }
-            let used = !revision.is_unused();
-            if used {
-                unwanted.push(Arc::clone(revision));
-            }
-            used
+            used.push(Arc::clone(revision));
+            true
         });
-        unwanted
+        used
+    }
+}
+
+impl Known {
+    fn make(&mut self, key: &RevisionKey, outside: &Arc<Outside>) -> Arc<Revision> {
+        let made = Revision::new(key.clone(), Arc::clone(outside));
+        self.all.insert(key.clone(), Arc::clone(&made));
+        made
     }
 }

@@ -27,14 +27,35 @@ pub trait Wake: fmt::Debug + Send + Sync + 'static {
     fn changed(&self, revision: &RevisionKey);
 }
 
-/// Takes one record per request. Must not block; drops (and counts) what it can't take.
+/// Takes one record per request, and notes. Must not block; drops (and counts) what it can't take.
 pub trait RequestLog: fmt::Debug + Send + Sync + 'static {
     fn record(&self, record: RequestRecord);
+    /// What the owner of a service should know about one of its instances.
+    fn noticed(&self, note: InstanceNote);
 }
 
 /// Time as the ingress sees it; paused in tests.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     fn now(&self) -> Timestamp;
+}
+
+/// Something that the ingress found out about an instance.
+#[derive(Debug, Clone)]
+pub struct InstanceNote {
+    pub at: Timestamp,
+    pub revision: RevisionKey,
+    pub instance: InstanceId,
+    pub weight: Weight,
+    /// In the user's words.
+    pub text: String,
+}
+
+/// How much a note matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    Info,
+    Warning,
+    Error,
 }
 
 /// One request, ended.

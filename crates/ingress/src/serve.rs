@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Ingress;
+use crate::budget::Share;
 use crate::deadline;
 use crate::handle::handle;
 use crate::places::Places;
@@ -78,6 +79,8 @@ pub(crate) struct Door {
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) remote: IpAddr,
+    /// What its requests under way are counted in.
+    pub(crate) requests: Arc<Share>,
     /// A request was answered before its body was read: read on for a moment when closing.
     pub(crate) unread: AtomicBool,
 }
@@ -123,8 +126,9 @@ pub(crate) async fn serve(
             continue;
         };
         let (ingress, served) = (ingress.clone(), Arc::clone(&door));
+        let requests = places.requests();
         door.tasks.spawn(async move {
-            deadline::with_one(connection(ingress, served, stream, peer)).await;
+            deadline::with_one(connection(ingress, served, requests, stream, peer)).await;
             drop(place);
         });
     }
@@ -144,7 +148,13 @@ pub(crate) async fn serve(
     }
 }
 
-async fn connection(ingress: Ingress, door: Arc<Door>, stream: TcpStream, peer: SocketAddr) {
+async fn connection(
+    ingress: Ingress,
+    door: Arc<Door>,
+    requests: Arc<Share>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) {
     let settings = &ingress.shared.outside.settings;
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, %peer, "client connection ended at once");
@@ -157,6 +167,7 @@ async fn connection(ingress: Ingress, door: Arc<Door>, stream: TcpStream, peer: 
     let Ok(Ok(http2)) = first else { return };
     let client = Arc::new(Client {
         remote: peer.ip().to_canonical(),
+        requests,
         unread: AtomicBool::new(false),
     });
     let io = TokioIo::new(ClientStream {

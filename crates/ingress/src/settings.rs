@@ -12,6 +12,11 @@ pub struct IngressSettings {
     pub max_connections_per_instance: usize,
     /// The same of all instances together. Beyond it new ones are answered 503 and closed.
     pub max_instance_connections: usize,
+    /// Requests under way in instances, of clients from outside, all public listeners together. Each may hold a socket, and one
+    /// connection may carry `max_streams` of them. Beyond it new ones are answered 503; who has as many as are left, 429.
+    pub max_requests: usize,
+    /// The same of instances that call services.
+    pub max_instance_requests: usize,
     /// How long a client may take to send the head of a request; also how long a kept-alive connection may idle.
     pub header_timeout: Duration,
     /// The head of a request, in bytes; beyond it 431.
@@ -22,6 +27,8 @@ pub struct IngressSettings {
     pub max_message_bytes: u64,
     /// Idle connections kept per instance.
     pub max_idle_per_instance: usize,
+    /// Idle connections kept of all instances together.
+    pub max_idle: usize,
     /// At shutdown: how long requests in flight may go on.
     pub drain: Duration,
     /// Shortest and longest pause between two attempts to reach a starting instance.
@@ -35,11 +42,14 @@ impl Default for IngressSettings {
             // Twelve times the default concurrency: room for an app that calls several others for each request.
             max_connections_per_instance: 1_000,
             max_instance_connections: 8_192,
+            max_requests: 16_384,
+            max_instance_requests: 8_192,
             header_timeout: Duration::from_secs(60),
             max_header_bytes: 64 << 10,
             max_streams: 250,
             max_message_bytes: 32 << 20,
             max_idle_per_instance: 256,
+            max_idle: 4_096,
             drain: Duration::from_secs(10),
             // Measured: an attempt costs some 20 µs; 150 µs keeps the expected loss per cold start under 100 µs.
             probe_pause: (Duration::from_micros(150), Duration::from_millis(20)),

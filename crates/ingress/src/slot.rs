@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::Refusal;
+use crate::budget::Place;
 use crate::instance::Instance;
 use crate::revision::Revision;
 
@@ -26,6 +27,8 @@ pub(crate) enum Admitted {
 pub(crate) struct Slot {
     revision: Arc<Revision>,
     instance: Arc<Instance>,
+    /// Among all requests under way; as long as the slot, since both last as long as the socket.
+    place: Option<Place>,
     /// Already given back under the revision's lock.
     spent: bool,
 }
@@ -46,8 +49,14 @@ impl Slot {
         Self {
             revision,
             instance,
+            place: None,
             spent: false,
         }
+    }
+
+    /// Keeps `place` as long as the slot.
+    pub(crate) fn hold(&mut self, place: Place) {
+        self.place = Some(place);
     }
 
     /// Makes dropping it mean nothing; the caller gives the slot back itself.
@@ -63,6 +72,8 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        // First: whoever gets the slot next wants a place too.
+        self.place = None;
         if !self.spent {
             self.revision.release(&self.instance);
         }

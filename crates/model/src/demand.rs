@@ -41,6 +41,30 @@ pub enum Reach {
     Ready,
     /// Taken out of choice, waiting for its last requests.
     Retiring,
+    /// Reached once, but its readiness probe fails now: it is kept and gets no new requests.
+    Unready { message: String },
     /// The startup probe gave up; the text says what was tried.
     Failed { message: String },
+    /// The liveness probe failed too often: to be ended.
+    Unhealthy { message: String },
+}
+
+impl Reach {
+    /// Takes requests now or may later.
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        matches!(self, Self::Starting | Self::Ready | Self::Unready { .. })
+    }
+
+    /// Started: the ingress has reached it, whatever its readiness probe says now.
+    #[must_use]
+    pub const fn is_up(&self) -> bool {
+        matches!(self, Self::Ready | Self::Unready { .. })
+    }
+
+    /// A probe gave it up: the ingress will never send it a request again.
+    #[must_use]
+    pub const fn is_given_up(&self) -> bool {
+        matches!(self, Self::Failed { .. } | Self::Unhealthy { .. })
+    }
 }

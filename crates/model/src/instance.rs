@@ -17,6 +17,27 @@ pub struct InstanceSpec {
     pub limits: Limits,
     /// The container's port: where the ingress will dial `eth0`.
     pub port: u16,
+    /// Directories in memory that the instance has besides its root.
+    #[serde(default)]
+    pub volumes: Vec<MemoryVolume>,
+}
+
+/// A file system in memory, as long-lived as its instance and charged to its memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryVolume {
+    pub size: MemoryBytes,
+    /// Where it is seen; never empty.
+    pub mounts: Vec<MountPoint>,
+}
+
+/// One place where a volume is seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountPoint {
+    /// Absolute, in the instance.
+    pub path: String,
+    /// The directory of the volume that is seen there; empty for all of it.
+    pub sub_path: String,
+    pub read_only: bool,
 }
 
 /// What the root file system is made of: read-only layers under a memory-backed upper directory.

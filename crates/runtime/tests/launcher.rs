@@ -2,6 +2,7 @@
 
 mod busybox;
 mod launcher_layers;
+mod launcher_volumes;
 mod launcher_world;
 #[path = "../../../tests/skip.rs"]
 mod skip;

@@ -158,12 +158,10 @@ impl Drop for Server {
         let down = Command::new(&self.program)
             .args(["down", "--data-dir"])
             .arg(&self.data)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        if !down.is_ok_and(|s| s.success()) {
+            .output();
+        if !down.as_ref().is_ok_and(|down| down.status.success()) {
             crate::say(&format!(
-                "utsuwa down did not succeed for {}",
+                "utsuwa down did not succeed for {}: {down:?}",
                 self.data.display()
             ));
         }

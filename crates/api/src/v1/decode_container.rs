@@ -143,12 +143,7 @@ fn probe(json: &Object<'_>) -> Option<Probe> {
         g.forbid_rest();
         read
     });
-    if json
-        .number("successThreshold", u32::MAX)
-        .is_some_and(|n| n > 1)
-    {
-        json.wrong("successThreshold", "must be 1");
-    }
+    let success_threshold = json.number("successThreshold", u32::MAX);
     let times = (
         json.number("initialDelaySeconds", u32::MAX),
         json.number("timeoutSeconds", u32::MAX),
@@ -163,6 +158,7 @@ fn probe(json: &Object<'_>) -> Option<Probe> {
             timeout_secs: times.1,
             period_secs: times.2,
             failure_threshold: times.3,
+            success_threshold,
             action,
         }),
         (None, _) => {

@@ -94,6 +94,7 @@ fn probe(probe: &Probe) -> Value {
         ("timeoutSeconds", probe.timeout_secs),
         ("periodSeconds", probe.period_secs),
         ("failureThreshold", probe.failure_threshold),
+        ("successThreshold", probe.success_threshold),
     ] {
         out.number(name, seconds);
     }

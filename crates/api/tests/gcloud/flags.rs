@@ -260,3 +260,111 @@ async fn gcloud_sets_every_flag_we_have() {
     let said = cli.run(&["run", "jobs", "list"]).await;
     assert!(!said.ok && said.err.contains("not built"), "{said:?}");
 }
+
+/// The flag for readiness is in gcloud's alpha track only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gcloud_sets_and_clears_probes() {
+    if !installed("gcloud_sets_and_clears_probes") {
+        return;
+    }
+    let world = World::start().await;
+    let cli = gcloud(&world, false);
+    let said = cli
+        .run(&[
+            "alpha",
+            "run",
+            "deploy",
+            "probed",
+            "--image",
+            IMAGE,
+            "--no-allow-unauthenticated",
+            "--startup-probe=httpGet.path=/up,periodSeconds=3,timeoutSeconds=2",
+            "--liveness-probe=httpGet.path=/live,httpGet.port=9001,periodSeconds=5,failureThreshold=2",
+            "--readiness-probe=grpc.port=9002,grpc.service=a.B,successThreshold=4",
+        ])
+        .await;
+    assert!(said.ok, "{said:?}");
+    let key = "demo/us-central1/probed".parse().expect("a key");
+    let template = || {
+        let stored = world.store.service(&key).expect("reads");
+        stored.expect("exists").spec.template
+    };
+    let probed = template();
+    let live = probed.liveness().expect("a liveness probe");
+    assert_eq!(live.check.describe(), "GET /live on port 9001");
+    assert_eq!((live.period.as_secs(), live.failure_threshold), (5, 2));
+    let ready = probed.readiness().expect("a readiness probe");
+    assert_eq!((ready.check.port(), ready.success_threshold), (9002, 4));
+    assert_eq!(probed.startup().period.as_secs(), 3);
+
+    let said = cli.run(&["run", "services", "describe", "probed"]).await;
+    assert!(
+        said.ok && said.out.contains("HTTP every 5s") && said.out.contains("GRPC every 10s"),
+        "{said:?}"
+    );
+    let said = cli
+        .run(&[
+            "alpha",
+            "run",
+            "services",
+            "update",
+            "probed",
+            "--liveness-probe=",
+            "--readiness-probe=",
+        ])
+        .await;
+    assert!(said.ok, "{said:?}");
+    let cleared = template();
+    assert_eq!((cleared.liveness(), cleared.readiness()), (None, None));
+    assert_eq!(cleared.startup().period.as_secs(), 3, "left alone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gcloud_adds_and_removes_volumes_in_memory() {
+    if !installed("gcloud_adds_and_removes_volumes_in_memory") {
+        return;
+    }
+    let world = World::start().await;
+    let cli = gcloud(&world, false);
+    let said = cli
+        .run(&[
+            "run",
+            "deploy",
+            "cached",
+            "--image",
+            IMAGE,
+            "--no-allow-unauthenticated",
+            "--add-volume=name=cache,type=in-memory,size-limit=64Mi",
+            "--add-volume-mount=volume=cache,mount-path=/cache",
+        ])
+        .await;
+    assert!(said.ok, "{said:?}");
+    let key = "demo/us-central1/cached".parse().expect("a key");
+    let volumes = || {
+        let stored = world.store.service(&key).expect("reads");
+        stored.expect("exists").spec.template.memory_volumes()
+    };
+    let made = volumes();
+    assert_eq!(made.len(), 1);
+    assert_eq!(
+        (made[0].size.0, made[0].mounts[0].path.as_str()),
+        (64 << 20, "/cache")
+    );
+    let shown = cli.json(&["run", "services", "describe", "cached"]).await;
+    assert_eq!(
+        shown["spec"]["template"]["spec"]["volumes"][0]["emptyDir"],
+        serde_json::json!({"medium": "Memory", "sizeLimit": "64Mi"})
+    );
+    let said = cli
+        .run(&[
+            "run",
+            "services",
+            "update",
+            "cached",
+            "--remove-volume-mount=/cache",
+            "--remove-volume=cache",
+        ])
+        .await;
+    assert!(said.ok, "{said:?}");
+    assert_eq!(volumes(), []);
+}

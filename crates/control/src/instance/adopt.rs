@@ -28,6 +28,10 @@ impl Core {
                 let mut record = Record::new(Phase::Running, found.started, found.limits.cpu);
                 record.pid = found.pid;
                 record.rest.tier = found.tier;
+                // Its proof began with it at the latest: a restart gives no new time, but the ingress looks once.
+                state.proving_since = state.proving_since.min(found.started);
+                let looks = state.route.startup.ends_within(now.since(found.started));
+                state.looked_at_by = state.looked_at_by.max(Some(now.plus(looks)));
                 state.instances.insert(found.id.clone(), record);
                 inner
                     .owners
@@ -39,6 +43,7 @@ impl Core {
                     id: found.id,
                     revision: found.revision,
                     port: found.port,
+                    age: now.since(found.started),
                 });
             } else {
                 tracing::info!(revision = %found.revision, instance = %found.id, "stop an instance that nothing leads to");
@@ -60,7 +65,7 @@ impl Core {
         admitted
     }
 
-    /// Gives adopted instances to the ingress, which probes them as if they had just started.
+    /// Gives adopted instances to the ingress, which probes them: whether one was ready before, nobody wrote down.
     pub(crate) fn admit_adopted(&self, admitted: Vec<InstanceRoute>) {
         for route in admitted {
             let key = route.revision.clone();

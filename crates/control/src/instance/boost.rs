@@ -2,7 +2,6 @@
 
 use utsuwa_decide::boost::{self, CpuView};
 use utsuwa_decide::instances::InstanceView;
-use utsuwa_model::demand::Reach;
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 use utsuwa_runtime::DriverError;
 
@@ -17,7 +16,7 @@ pub(super) fn look(
     now: Timestamp,
 ) -> (Vec<InstanceId>, Option<Timestamp>) {
     let mut seen = Vec::new();
-    for view in views.iter().filter(|view| view.reach == Reach::Ready) {
+    for view in views.iter().filter(|view| view.reach.is_up()) {
         if let Some(record) = state.instances.get_mut(&view.id)
             && record.phase == Phase::Running
             && !record.settling

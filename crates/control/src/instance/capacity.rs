@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use utsuwa_decide::capacity::{self, Candidate, Leaving};
 use utsuwa_decide::instances::InstanceView;
-use utsuwa_model::demand::{Reach, RevisionDemand};
+use utsuwa_model::demand::RevisionDemand;
 use utsuwa_model::{InstanceId, RevisionKey};
 
 use crate::core::Core;
@@ -39,7 +39,7 @@ fn candidates(state: &RevisionState, demand: &RevisionDemand) -> Vec<Candidate> 
     let live: Vec<InstanceView> = state
         .views(demand)
         .into_iter()
-        .filter(|v| v.reach == Reach::Ready)
+        .filter(|v| v.reach.is_up())
         .collect();
     let least = if state.routed {
         state.settings.manual.unwrap_or(state.settings.min)

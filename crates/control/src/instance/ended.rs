@@ -52,10 +52,9 @@ impl Core {
             return;
         };
         let demand = self.door.demand(&key).unwrap_or_default();
-        let reached = demand
-            .instances
-            .iter()
-            .any(|load| load.id == *id && load.reach == Reach::Ready);
+        let reached = demand.instances.iter().any(|load| {
+            load.id == *id && !matches!(load.reach, Reach::Starting | Reach::Failed { .. })
+        });
         // The record first: an admission that comes between finds it gone and takes itself back.
         let forgotten = self.world.forget(id);
         self.door
@@ -63,6 +62,8 @@ impl Core {
         let Some((key, record)) = forgotten else {
             return;
         };
+        // Whatever it ended of, its memory is free.
+        self.ask_who_is_short();
         if matches!(record.phase, Phase::Leaving | Phase::Stuck) {
             self.ask_instances(&key, Priority::Soon);
             return;
@@ -108,6 +109,23 @@ impl Core {
         } else {
             self.refuse_if_alone(key, tried.to_owned());
         }
+    }
+
+    /// The liveness probe gave up on an instance that was ready once. Who waits goes on waiting: it is replaced, at once the
+    /// first time and later and later when it happens again (§2.7).
+    pub(crate) fn unhealthy(&self, key: &RevisionKey, id: &InstanceId, why: &str) {
+        tracing::info!(revision = %key, instance = %id, why, "instance failed its liveness probe");
+        let now = self.env.now();
+        self.world.revision(key, |state| {
+            let record = state.instances.get(id);
+            let lived = record.map(|record| now.since(record.started));
+            self.crashed(
+                state,
+                why.to_owned(),
+                lived.is_some_and(|lived| lived >= SETTLED),
+            );
+        });
+        self.after_count_changed(key);
     }
 
     /// Counts an end; the first one is replaced at once, the next ones later and later.

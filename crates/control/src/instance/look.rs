@@ -26,7 +26,8 @@ pub(super) struct Decided {
     pub(super) plan: Arc<StartPlan>,
     pub(super) start: Vec<InstanceId>,
     pub(super) leave: Vec<InstanceId>,
-    pub(super) failed: Vec<(InstanceId, String)>,
+    /// Given up by a probe, with which one and why.
+    pub(super) given_up: Vec<(InstanceId, Reach)>,
     /// Their startup boost is over.
     pub(super) settle: Vec<InstanceId>,
     pub(super) tiers: tiers::Steps,
@@ -74,12 +75,12 @@ pub(super) fn decide(
         Ok(())
     );
 
-    let mut refuse = None;
+    let (mut refuse, mut put_off) = (None, false);
     let live = views.iter().filter(|view| view.is_live()).count();
     if plan.start > 0
         && let Some(until) = state.not_before.filter(|until| *until > now)
     {
-        plan.start = 0;
+        (plan.start, put_off) = (0, true);
         wake_at = Some(wake_at.map_or(until, |at| at.min(until)));
         let wait = until.since(now);
         plan.because = Because::new(revision::backoff_summary(state.crashes, wait));
@@ -113,7 +114,8 @@ pub(super) fn decide(
             );
             refuse = Some(Refusal::NoCapacity { message });
         }
-    } else {
+    } else if !put_off {
+        // One that is put off may wait for room that it asked for (`start.rs`).
         state.short_since = None;
     }
     if !plan.because.summary.is_empty() {
@@ -135,7 +137,7 @@ pub(super) fn decide(
         let record = Record::new(Phase::Starting, now, state.plan.startup_cpu);
         state.instances.insert(id.clone(), record);
     }
-    let failed = mark_leaving(state, &plan, &views);
+    let given_up = mark_leaving(state, &plan, &views);
     let tiers = tiers::look(state, &views, now);
     if let Some(next) = tiers.next {
         wake_at = Some(wake_at.map_or(next, |at| at.min(next)));
@@ -163,7 +165,7 @@ pub(super) fn decide(
         plan: Arc::clone(&state.plan),
         start: start.clone(),
         leave,
-        failed,
+        given_up,
         settle,
         tiers,
         missing,
@@ -186,12 +188,10 @@ pub(super) fn decide(
     Some(decided)
 }
 
-/// Whose startup probe gave up: to discard.
-fn never_listened(views: &[InstanceView]) -> Vec<InstanceId> {
-    let failed = views
-        .iter()
-        .filter(|view| matches!(view.reach, Reach::Failed { .. }));
-    failed.map(|view| view.id.clone()).collect()
+/// Whom a probe gave up: to discard.
+fn given_up(views: &[InstanceView]) -> Vec<InstanceId> {
+    let given_up = views.iter().filter(|view| view.reach.is_given_up());
+    given_up.map(|view| view.id.clone()).collect()
 }
 
 /// The count and the choice, with their reasons noted.
@@ -204,15 +204,12 @@ fn wanted(
     let count = |wanted: fn(&Reach) -> bool| {
         u32::try_from(views.iter().filter(|v| wanted(&v.reach)).count()).unwrap_or(u32::MAX)
     };
-    let (ready, starting) = (
-        count(|r| *r == Reach::Ready),
-        count(|r| *r == Reach::Starting),
-    );
+    let (ready, starting) = (count(Reach::is_up), count(|r| *r == Reach::Starting));
     if ready > 0
         && state.crashes > 0
         && views
             .iter()
-            .any(|v| v.reach == Reach::Ready && now.since(v.started) >= ended::SETTLED)
+            .any(|v| v.reach.is_up() && now.since(v.started) >= ended::SETTLED)
     {
         state.crashes = 0;
         state.not_before = None;
@@ -229,7 +226,7 @@ fn wanted(
             InstancePlan {
                 start: 0,
                 retire: live,
-                discard: never_listened(views),
+                discard: given_up(views),
                 because,
             },
             None,
@@ -243,7 +240,7 @@ fn wanted(
             InstancePlan {
                 start: 0,
                 retire: Vec::new(),
-                discard: never_listened(views),
+                discard: given_up(views),
                 because: Because::default(),
             },
             None,
@@ -284,24 +281,20 @@ fn wanted(
     (plan, decision.wake_at)
 }
 
-/// Marks what goes; answers those that never listened, with what was tried.
+/// Marks what goes; answers those that a probe gave up.
 fn mark_leaving(
     state: &mut RevisionState,
     plan: &InstancePlan,
     views: &[InstanceView],
-) -> Vec<(InstanceId, String)> {
-    let mut failed = Vec::new();
+) -> Vec<(InstanceId, Reach)> {
     for id in plan.retire.iter().chain(&plan.discard) {
         if let Some(record) = state.instances.get_mut(id) {
             record.phase = Phase::Leaving;
         }
     }
-    for view in views {
-        if let Reach::Failed { message } = &view.reach
-            && plan.discard.contains(&view.id)
-        {
-            failed.push((view.id.clone(), message.clone()));
-        }
-    }
-    failed
+    views
+        .iter()
+        .filter(|view| view.reach.is_given_up() && plan.discard.contains(&view.id))
+        .map(|view| (view.id.clone(), view.reach.clone()))
+        .collect()
 }

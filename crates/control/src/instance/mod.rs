@@ -22,6 +22,8 @@ mod tiers;
 use std::sync::Arc;
 use std::time::Duration;
 
+use utsuwa_decide::capacity::FIRST_LOOK;
+use utsuwa_model::demand::Reach;
 use utsuwa_model::{InstanceId, RevisionKey};
 
 use crate::core::Core;
@@ -52,8 +54,10 @@ impl Core {
 
     fn act(&self, key: &RevisionKey, decided: Decided) -> Report {
         let mut report = decided.report;
-        report.actions =
-            decided.start.len() + decided.leave.len() + decided.failed.len() + decided.settle.len();
+        report.actions = decided.start.len()
+            + decided.leave.len()
+            + decided.given_up.len()
+            + decided.settle.len();
         report.actions += decided.tiers.count();
         self.take_steps(key, decided.tiers);
         for id in decided.settle {
@@ -65,8 +69,12 @@ impl Core {
             let key = key.clone();
             self.spawn(|core| async move { core.start_one(&key, id, &plan).await });
         }
-        for (id, message) in decided.failed {
-            self.not_listening(key, &id, &message);
+        for (id, reach) in decided.given_up {
+            match &reach {
+                Reach::Unhealthy { message } => self.unhealthy(key, &id, message),
+                Reach::Failed { message } => self.not_listening(key, &id, message),
+                Reach::Starting | Reach::Ready | Reach::Unready { .. } | Reach::Retiring => {}
+            }
             self.leave(key, id, Duration::ZERO);
         }
         for id in decided.leave {
@@ -76,8 +84,12 @@ impl Core {
             let room = self.make_room(key, decided.missing, decided.plan.limits.memory.0);
             report.actions += room.gave_way;
             if room.gave_way > 0 {
-                // It comes free soon: the next looks are the first ones again.
-                self.world.revision(key, |state| state.short_since = None);
+                // It comes free soon: the next looks are the first ones again. It goes on being short, so that nobody else
+                // counts on the same room, and it is asked when the room is there.
+                let now = self.env.now();
+                self.world
+                    .revision(key, |state| state.short_since = Some(now));
+                report.wake_at = Some(now.plus(FIRST_LOOK));
             }
         }
         if let Some(why) = decided.refuse {
@@ -88,7 +100,7 @@ impl Core {
         }
         if report.gone {
             // Nothing leads to it any more: the ingress may hear of it together with what comes next.
-            self.publish_soon();
+            self.publish_soon(&key.service);
             self.ask_service(&key.service);
         }
         report

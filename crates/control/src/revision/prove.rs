@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use utsuwa_decide::revision::{ImageState, Proof, ProofInstance, judge, never_achieved};
-use utsuwa_model::demand::Reach;
 use utsuwa_model::revision::{Outcome, Revision};
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
@@ -18,6 +17,8 @@ use crate::world::Stage;
 const IMAGE_PATIENCE: Duration = Duration::from_secs(10);
 /// Beyond the startup probe's own deadline, for all that happens before the program runs.
 const START_PATIENCE: Duration = Duration::from_secs(120);
+/// Until the ingress has begun to look at what was found running, and has told what it saw.
+const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Core {
     /// Pending: image, first instance, judgement.
@@ -104,7 +105,7 @@ impl Core {
             let reached = demand
                 .instances
                 .iter()
-                .filter(|load| load.reach == Reach::Ready && state.instances.contains_key(&load.id))
+                .filter(|load| load.reach.is_up() && state.instances.contains_key(&load.id))
                 .count();
             let wanted = usize::try_from(state.settings.initial_scale).unwrap_or(usize::MAX);
             let instance = match &state.proof {
@@ -120,11 +121,12 @@ impl Core {
                 port: state.plan.port,
                 trouble: state.last_failure.clone(),
             };
+            let whole = state.route.startup.deadline() + START_PATIENCE;
+            let deadline = state.proving_since.plus(whole);
+            let looked = state.looked_at_by.map(|by| by.plus(LOOK_PATIENCE));
             (
                 proof,
-                state
-                    .proving_since
-                    .plus(state.route.startup.deadline() + START_PATIENCE),
+                looked.map_or(deadline, |looked| looked.max(deadline)),
             )
         })
     }
@@ -171,7 +173,7 @@ impl Core {
         let demand = self.door.demand(key)?;
         let reached = |id: &InstanceId| {
             let load = demand.instances.iter().find(|load| load.id == *id);
-            load.is_some_and(|load| load.reach == Reach::Ready)
+            load.is_some_and(|load| load.reach.is_up())
         };
         self.world.revision(key, |state| {
             let proved = state.instances.iter().filter(|(id, _)| reached(id));

@@ -126,7 +126,7 @@ impl Core {
             self.state_of(revision, plan, stage, &scaling)
         });
         if new {
-            self.mark_routes();
+            self.mark_routes(&revision.key.service);
         }
         Ok(rootfs)
     }
@@ -174,6 +174,7 @@ impl Core {
             limits: process::limits(template, self.settings.pids),
             startup_cpu: process::startup_cpu(template),
             port: template.port(),
+            volumes: template.memory_volumes(),
         })
     }
 
@@ -205,6 +206,7 @@ impl Core {
             activity: None,
             proof: None,
             proving_since: self.env.now(),
+            looked_at_by: None,
             because: Vec::new(),
             prepared: false,
             last_failure: None,
@@ -305,5 +307,7 @@ pub(crate) fn route_of(
         session_affinity: template.session_affinity == Some(true),
         usual_start,
         startup: template.startup(),
+        liveness: template.liveness(),
+        readiness: template.readiness(),
     }
 }

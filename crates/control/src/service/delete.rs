@@ -20,7 +20,7 @@ impl Core {
             .world
             .with(|inner| inner.services.remove(key).is_some())
         {
-            self.mark_routes();
+            self.mark_routes(key);
             self.publish();
             actions += 1;
         }

@@ -22,12 +22,13 @@ impl fmt::Debug for Door {
 #[derive(Debug, Default)]
 pub(super) struct DoorInner {
     pub(super) handle: Option<ControlHandle>,
-    pub(super) table: Arc<RouteTable>,
+    pub(super) tables: BTreeMap<ServiceKey, Arc<RouteTable>>,
     pub(super) published: usize,
     pub(super) demand: BTreeMap<RevisionKey, RevisionDemand>,
     pub(super) counted: BTreeMap<RevisionKey, Timestamp>,
     pub(super) owners: BTreeMap<InstanceId, RevisionKey>,
     pub(super) listens: Listens,
+    pub(super) ages: BTreeMap<InstanceId, Duration>,
     pub(super) retired: BTreeSet<InstanceId>,
     pub(super) forgotten: BTreeSet<InstanceId>,
     pub(super) refused: Vec<(RevisionKey, Refusal)>,
@@ -56,7 +57,9 @@ impl DoorInner {
     /// Gives waiting requests to ready instances. Answers those among them that may be frozen.
     pub(super) fn hand_out(&mut self, key: &RevisionKey) -> Vec<InstanceId> {
         let mut roused = Vec::new();
-        let limit = self.table.revisions.get(key).map_or(80, |r| r.concurrency);
+        let table = self.tables.get(&key.service);
+        let route = table.and_then(|table| table.revisions.get(key));
+        let limit = route.map_or(80, |r| r.concurrency);
         let Some(demand) = self.demand.get_mut(key) else {
             return roused;
         };
@@ -122,8 +125,28 @@ impl Door {
         }
     }
 
-    pub(crate) fn table(&self) -> Arc<RouteTable> {
-        Arc::clone(&self.inner.lock().table)
+    /// A probe of the instance turned, as the ingress tells of it.
+    pub(crate) fn turned(&self, id: &InstanceId, reach: Reach) {
+        let now = self.clock.now();
+        let mut inner = self.inner.lock();
+        let key = inner.owners[id].clone();
+        let demand = inner.demand(&key, now);
+        let load = demand.instances.iter_mut().find(|load| load.id == *id);
+        load.expect("known").reach = reach;
+        inner.hand_out(&key);
+        let handle = inner.handle.clone();
+        drop(inner);
+        handle.expect("started").changed(&key);
+    }
+
+    /// The routes of all services.
+    pub(crate) fn table(&self) -> RouteTable {
+        let mut all = RouteTable::default();
+        for table in self.inner.lock().tables.values() {
+            all.hosts.extend(table.hosts.clone());
+            all.revisions.extend(table.revisions.clone());
+        }
+        all
     }
 
     /// `hook` runs before each admission.
@@ -144,6 +167,11 @@ impl Door {
     /// Instances that were taken in and not forgotten.
     pub(crate) fn known(&self) -> BTreeSet<InstanceId> {
         self.inner.lock().owners.keys().cloned().collect()
+    }
+
+    /// How long it ran when it was handed over.
+    pub(crate) fn age(&self, id: &InstanceId) -> Option<Duration> {
+        self.inner.lock().ages.get(id).copied()
     }
 
     pub(crate) fn retired(&self) -> BTreeSet<InstanceId> {
@@ -207,11 +235,15 @@ impl Door {
 }
 
 impl FrontDoor for Door {
-    fn publish(&self, table: Arc<RouteTable>) {
-        assert_eq!(invariant::table_is_whole(&table), Ok(()));
+    fn publish(&self, changes: Vec<RouteChange>) {
+        for change in &changes {
+            assert_eq!(invariant::table_is_whole(&change.routes), Ok(()));
+        }
         if self.alive("publish") {
             let mut inner = self.inner.lock();
-            inner.table = table;
+            for RouteChange { service, routes } in changes {
+                inner.tables.insert(service, routes);
+            }
             inner.published += 1;
         }
     }
@@ -229,6 +261,7 @@ impl FrontDoor for Door {
             let mut inner = self.inner.lock();
             let key = instance.revision;
             inner.owners.insert(instance.id.clone(), key.clone());
+            inner.ages.insert(instance.id.clone(), instance.age);
             let reach = match &inner.listens {
                 Listens::AtOnce => Reach::Ready,
                 Listens::NotYet => Reach::Starting,

@@ -29,7 +29,7 @@ use utsuwa_model::iam::{Binding, Policy};
 use utsuwa_model::image::{ImageConfig, ResolvedImage};
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::operation::{Operation, OperationKind};
-use utsuwa_model::route::{InstanceRoute, RouteTable, Target};
+use utsuwa_model::route::{InstanceRoute, RouteChange, RouteTable, Target};
 use utsuwa_model::service::{
     Container, Meta, RevisionTemplate, Service, ServiceSpec, ServiceStatus,
 };
@@ -171,7 +171,10 @@ impl House {
     pub(crate) async fn restart(&mut self, gate: Option<Arc<Gate>>) {
         self.control.shutdown(Duration::ZERO).await;
         self.set_gate(gate.clone());
+        // Programs go on as they did.
+        let listens = self.door.inner.lock().listens.clone();
         self.door = Door::new(Arc::clone(&self.clock), gate.clone());
+        self.door.listens(listens);
         let starting = start(
             &self.store,
             &self.driver,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use utsuwa_control::seam::Refusal;
+use utsuwa_model::demand::Reach;
 use utsuwa_model::instance::Exit;
 use utsuwa_model::operation::GenerationOutcome;
 use utsuwa_model::route::Access;
@@ -134,6 +135,74 @@ async fn a_crash_is_replaced_and_a_loop_of_crashes_slows_down() {
             .iter()
             .any(|(_, why)| matches!(why, Refusal::StartFailed { .. }))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unhealthy_instance_is_replaced_at_once_and_slower_when_it_repeats() {
+    let (house, key, _) = hello().await;
+    house.update(&key, |s| s.spec.scaling.min = Some(1)).await;
+    house.until("one", |h| h.driver.running().len() == 1).await;
+    let unhealthy = || Reach::Unhealthy {
+        message: "The liveness probe failed 3 times in a row".to_owned(),
+    };
+    let first = house.driver.running()[0].clone();
+    house.door.turned(&first, unhealthy());
+    house
+        .until("replaced", |h| {
+            h.driver.running().first().is_some_and(|new| *new != first)
+        })
+        .await;
+    let log = house.driver.log();
+    assert!(log.contains(&format!("stop {first}")), "{log:?}");
+    let starts = |house: &House| {
+        let log = house.driver.log();
+        log.iter().filter(|l| l.starts_with("start")).count()
+    };
+    let before = starts(&house);
+    for _ in 0..40 {
+        for id in house.driver.running() {
+            if house.door.known().contains(&id) {
+                house.door.turned(&id, unhealthy());
+            }
+        }
+        house.pass_time(Duration::from_secs(1)).await;
+    }
+    let more = starts(&house) - before;
+    assert!((2..=8).contains(&more), "{more} starts in 40 s");
+    let why = house.control.explain(&key)[0].because[0].summary.clone();
+    house.pass_time(Duration::from_secs(300)).await;
+    assert_eq!(
+        house.driver.running().len(),
+        1,
+        "tried again in the end: {why}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_not_ready_is_kept_and_counts_as_there() {
+    let (house, key, revision) = hello().await;
+    house.update(&key, |s| s.spec.scaling.min = Some(1)).await;
+    house.until("one", |h| h.driver.running().len() == 1).await;
+    let id = house.driver.running()[0].clone();
+    let log = house.driver.log().len();
+    let message = String::new();
+    house.door.turned(&id, Reach::Unready { message });
+    house.door.arrive(&revision, 1);
+    house.pass_time(Duration::from_secs(8)).await;
+    assert_eq!(
+        house.control.explain(&key)[0].instances[0].state,
+        "not ready"
+    );
+    assert_eq!(
+        house.driver.log().len(),
+        log,
+        "nothing started, nothing stopped"
+    );
+    house.door.turned(&id, Reach::Ready);
+    house
+        .until("served", |h| h.door_in_flight(&revision) == 1)
+        .await;
+    assert_eq!(house.driver.running(), [id]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,9 +16,47 @@ use crate::output::{Format, items, line};
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
-    /// Data directory to look at.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/utsuwa")]
-    data_dir: PathBuf,
+    /// Data directory to look at [default: the running server's, else the one that `utsuwa up` would use]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+/// The data directory that is looked at, and why this one.
+struct Data {
+    dir: PathBuf,
+    whose: &'static str,
+}
+
+impl Data {
+    /// The one that was named, else the running server's, else that of the configuration here.
+    fn choose(named: Option<&Path>, running: Option<PathBuf>) -> Self {
+        let (dir, whose) = match (named, running) {
+            (Some(dir), _) => (dir.to_owned(), "named by --data-dir"),
+            (None, Some(dir)) => (dir, "the running server's"),
+            (None, None) => {
+                let data = super::configured_data_dir(None);
+                // What is wrong with the configuration, `utsuwa config check` tells.
+                let dir = data.unwrap_or_else(|_| PathBuf::from("/var/lib/utsuwa"));
+                (dir, "a server started here would use it")
+            }
+        };
+        Self { dir, whose }
+    }
+
+    /// As far as it is there.
+    fn place(&self) -> &Path {
+        let mut above = self.dir.ancestors();
+        above.find(|p| p.exists()).unwrap_or_else(|| Path::new("/"))
+    }
+
+    fn shown(&self) -> String {
+        let missing = if self.dir.exists() {
+            ""
+        } else {
+            ", not made yet"
+        };
+        format!("{} ({}{missing})", self.dir.display(), self.whose)
+    }
 }
 
 /// One finding: `ok`, `note` (works, but less) or `bad` (instances can't run).
@@ -29,7 +67,9 @@ struct Finding {
 }
 
 pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure> {
-    let mut findings = kernel(&args.data_dir);
+    let (server, running) = server(client);
+    let data = Data::choose(args.data_dir.as_deref(), running);
+    let mut findings = kernel(&data);
     findings.extend(idle());
     findings.push(root());
     findings.push(tool(
@@ -38,8 +78,8 @@ pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure>
         "apt-get install nftables",
     ));
     findings.push(names());
-    findings.push(server(client));
-    findings.push(disk(&args.data_dir));
+    findings.push(server);
+    findings.push(disk(&data));
     findings.push(files());
     let bad = findings.iter().filter(|f| f.state == "bad").count();
     if client.format == Format::Table {
@@ -77,7 +117,7 @@ fn finding(state: &'static str, what: &str, says: impl Into<String>) -> Finding 
     }
 }
 
-fn kernel(data: &Path) -> Vec<Finding> {
+fn kernel(data: &Data) -> Vec<Finding> {
     let features = probe();
     let mode = match features.cgroup {
         CgroupMode::V2 => "v2",
@@ -98,17 +138,14 @@ fn kernel(data: &Path) -> Vec<Finding> {
             Err(missing) => finding("note", name, missing.to_string()),
         });
     }
-    let place = data
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or_else(|| Path::new("/"));
-    all.push(match features.idmapped_overlay_on(place) {
+    let shown = data.shown();
+    all.push(match features.idmapped_overlay_on(data.place()) {
         Ok(()) => finding(
             "ok",
             "data directory",
-            format!("layers in {} need no copies", place.display()),
+            format!("{shown}: layers need no copies"),
         ),
-        Err(missing) => finding("note", "data directory", missing.to_string()),
+        Err(missing) => finding("note", "data directory", format!("{shown}: {missing}")),
     });
     all
 }
@@ -179,33 +216,49 @@ fn names() -> Finding {
     }
 }
 
-fn server(client: &ClientArgs) -> Finding {
+/// Whether the server answers, and its data directory.
+fn server(client: &ClientArgs) -> (Finding, Option<PathBuf>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    match runtime.map(|r| r.block_on(client.connect())) {
-        Ok(Ok(api)) => finding(
-            "ok",
-            "server",
-            format!(
+    let asked = runtime.map(|r| {
+        r.block_on(async {
+            let api = client.connect().await?;
+            // An older server answers without.
+            let configuration = api.get("/utsuwa/v1/config").await;
+            Ok::<_, Failure>((api, configuration.ok()))
+        })
+    });
+    match asked {
+        Ok(Ok((api, configuration))) => {
+            let says = format!(
                 "answers at {} (project {}, region {})",
                 client.api, api.project, api.region
-            ),
-        ),
-        Ok(Err(failure)) => finding(
-            "note",
-            "server",
-            format!("{failure}; start it with: utsuwa up"),
-        ),
-        Err(error) => finding("note", "server", format!("could not be asked: {error}")),
+            );
+            let dir = configuration.as_ref().and_then(data_dir_of);
+            (finding("ok", "server", says), dir)
+        }
+        Ok(Err(failure)) => {
+            let says = format!("{failure}; start it with: utsuwa up");
+            (finding("note", "server", says), None)
+        }
+        Err(error) => {
+            let says = format!("could not be asked: {error}");
+            (finding("note", "server", says), None)
+        }
     }
 }
 
-fn disk(data: &Path) -> Finding {
-    let place = data
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or_else(|| Path::new("/"));
+/// The data directory in a server's answer about its configuration. One that is not absolute means nothing here.
+fn data_dir_of(configuration: &Value) -> Option<PathBuf> {
+    let options = configuration["options"].as_array()?;
+    let option = options.iter().find(|o| o["option"] == "data-dir")?;
+    let dir = PathBuf::from(option["value"].as_str()?);
+    dir.is_absolute().then_some(dir)
+}
+
+fn disk(data: &Data) -> Finding {
+    let place = data.place();
     match rustix::fs::statvfs(place) {
         Ok(stat) => {
             let free = stat.f_bavail * stat.f_frsize;
@@ -231,4 +284,33 @@ fn files() -> Finding {
     let few = hard.parse::<u64>().is_ok_and(|n| n < 65_536);
     let says = format!("{hard} at most; an instance takes about 10");
     finding(if few { "note" } else { "ok" }, "open files", says)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_servers_directory_is_looked_at_unless_one_is_named() {
+        let answer = json!({"options": [
+            {"option": "domain", "value": "localhost"},
+            {"option": "data-dir", "value": "/srv/utsuwa"},
+        ]});
+        let running = data_dir_of(&answer);
+        assert_eq!(running.as_deref(), Some(Path::new("/srv/utsuwa")));
+        let relative = json!({"options": [{"option": "data-dir", "value": "here"}]});
+        assert_eq!(data_dir_of(&relative), None);
+
+        let named = Data::choose(Some(Path::new("/named")), running.clone());
+        assert_eq!(named.shown(), "/named (named by --data-dir, not made yet)");
+        assert_eq!(named.place(), Path::new("/"));
+        let of_server = Data::choose(None, running);
+        assert!(
+            of_server
+                .shown()
+                .starts_with("/srv/utsuwa (the running server's")
+        );
+        let here = Data::choose(None, None);
+        assert!(here.shown().contains("a server started here would use it"));
+    }
 }

@@ -10,7 +10,6 @@ use utsuwa_runtime::privilege;
 
 use super::ClientArgs;
 use crate::client::Failure;
-use crate::config::{Given, Layers};
 use crate::output::note;
 
 #[derive(Debug, Args)]
@@ -30,7 +29,10 @@ pub(crate) struct DownArgs {
 const SERVER_END: Duration = Duration::from_secs(15);
 
 pub(crate) fn run(args: &DownArgs, _client: &ClientArgs) -> Result<(), Failure> {
-    let data = data_dir(args)?;
+    let data = match &args.data_dir {
+        Some(dir) => dir.clone(),
+        None => super::configured_data_dir(args.config.clone())?,
+    };
     if !privilege::is_root() {
         return Err(
             Failure::failed("utsuwa down needs root, as utsuwa up does").hint("sudo utsuwa down")
@@ -90,23 +92,6 @@ pub(crate) fn run(args: &DownArgs, _client: &ClientArgs) -> Result<(), Failure> 
             report.problems.join("\n  ")
         )))
     }
-}
-
-fn data_dir(args: &DownArgs) -> Result<PathBuf, Failure> {
-    if let Some(dir) = &args.data_dir {
-        return Ok(dir.clone());
-    }
-    let file = args.config.clone().or_else(|| {
-        let path = crate::config::default_file();
-        path.exists().then(|| path.to_owned())
-    });
-    let given = Given {
-        file,
-        variables: crate::environment::variables(std::iter::once("data-dir")),
-        ..Given::default()
-    };
-    let layers = Layers::read(&given).map_err(|e| Failure::usage(e.to_string()))?;
-    Ok(PathBuf::from(layers.text("data-dir")))
 }
 
 /// The configuration that the running keeper was started with.

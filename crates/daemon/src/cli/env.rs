@@ -13,7 +13,8 @@ use crate::output::line;
 
 #[derive(Debug, Args)]
 pub(crate) struct EnvArgs {
-    /// Undo it: print lines that give the shell back what it had before.
+    /// Undo it: print lines that give the shell back what it had before, and remove the certificate's file. Other shells that
+    /// talk to the same server run `eval "$(utsuwa env)"` again.
     #[arg(long)]
     unset: bool,
     /// Without TLS: every API over plain HTTP through the proxy. No gRPC.
@@ -45,12 +46,15 @@ const ACTIVE: &str = "UTSUWA_ENV_ACTIVE";
 /// Before the name of a variable: where the user's own value waits meanwhile.
 const SAVED: &str = "UTSUWA_ENV_SAVED_";
 
+/// gcloud believes the proxy's certificates only by an authority in a file: there is no property for its text.
+const CA_FILE: &str = "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE";
+
 const NAMES: &[&str] = &[
     "UTSUWA_API",
     "CLOUDSDK_PROXY_TYPE",
     "CLOUDSDK_PROXY_ADDRESS",
     "CLOUDSDK_PROXY_PORT",
-    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+    CA_FILE,
     "CLOUDSDK_AUTH_DISABLE_CREDENTIALS",
     "CLOUDSDK_CORE_PROJECT",
     "CLOUDSDK_RUN_REGION",
@@ -61,7 +65,9 @@ const NAMES: &[&str] = &[
 
 pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failure> {
     if args.unset {
-        restore();
+        for text in restore() {
+            line(&text);
+        }
         return Ok(());
     }
     let api = client.connect().await?;
@@ -104,10 +110,7 @@ pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failu
                     .hint("use `utsuwa env --no-tls`")
             })?;
         let file = keep_certificate(&cache_dir()?, pem)?;
-        exports.push((
-            "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
-            file.display().to_string(),
-        ));
+        exports.push((CA_FILE, file.display().to_string()));
     }
     save();
     let set = |name: &str, value: &str| line(&format!("export {name}={}", shell_quote(value)));
@@ -115,7 +118,8 @@ pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failu
         set(name, value);
     }
     if args.no_tls {
-        line("unset CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE");
+        line(&remove_certificate());
+        line(&format!("unset {CA_FILE}"));
     }
     for api in OVERRIDES {
         let name = format!("{OVERRIDE}{api}");
@@ -156,16 +160,26 @@ fn save() {
     line("fi");
 }
 
-/// Lines that give back what was remembered. In a shell where nothing was set they do nothing.
-fn restore() {
-    line(&format!("if [ -n \"${{{ACTIVE}-}}\" ]; then"));
+/// A line that removes the file this shell was told of. Only of our own kind: the user may have set another since.
+fn remove_certificate() -> String {
+    format!("case \"${{{CA_FILE}-}}\" in */utsuwa/ca-*.pem) rm -f \"${CA_FILE}\" ;; esac")
+}
+
+/// Lines that remove our copy of the certificate and give back what was remembered. In a shell where nothing was set they do
+/// nothing.
+fn restore() -> Vec<String> {
+    let mut lines = vec![
+        format!("if [ -n \"${{{ACTIVE}-}}\" ]; then"),
+        format!("  {}", remove_certificate()),
+    ];
     for name in names() {
-        line(&format!(
+        lines.push(format!(
             "  if [ -n \"${{{SAVED}{name}+x}}\" ]; then export {name}=\"${SAVED}{name}\"; unset {SAVED}{name}; else unset {name}; fi"
         ));
     }
-    line(&format!("  unset {ACTIVE}"));
-    line("fi");
+    lines.push(format!("  unset {ACTIVE}"));
+    lines.push("fi".to_owned());
+    lines
 }
 
 /// `${XDG_CACHE_HOME:-$HOME/.cache}/utsuwa`. The server's own copy lies in its data directory, which is closed to other users.
@@ -226,6 +240,38 @@ fn shell_quote(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn undoing_it_removes_our_file_and_no_other() {
+        let home = tempfile::tempdir().unwrap();
+        let ours = keep_certificate(&home.path().join("utsuwa"), "one")
+            .ok()
+            .unwrap();
+        let other = home.path().join("own.pem");
+        std::fs::write(&other, "own").unwrap();
+        let script = restore().join("\n") + &format!("\nprintf %s \"${{{CA_FILE}-none}}\"");
+        let run = |set: &[(&str, &Path)]| {
+            let mut shell = std::process::Command::new("sh");
+            shell
+                .env_clear()
+                .env("PATH", "/usr/bin:/bin")
+                .args(["-euc", &script]);
+            let output = shell.envs(set.iter().copied()).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let on = Path::new("1");
+        assert_eq!(run(&[(CA_FILE, &ours)]), ours.to_str().unwrap());
+        assert!(ours.exists(), "not active: nothing is undone");
+        assert_eq!(run(&[(ACTIVE, on), (CA_FILE, &other)]), "none");
+        assert!(other.exists());
+        let saved = format!("{SAVED}{CA_FILE}");
+        assert_eq!(
+            run(&[(ACTIVE, on), (CA_FILE, &ours), (&saved, &other)]),
+            other.to_str().unwrap()
+        );
+        assert!(!ours.exists());
+    }
 
     #[test]
     fn the_certificate_is_kept_once_and_readable() {

@@ -41,8 +41,8 @@ const REFUSED: &[(&[&str], &str)] = &[
         "nothing is built from source yet: build the image yourself and name it with --image",
     ),
     (
-        &["startup-probe"],
-        "not built as a flag yet: the API takes startupProbe, for example with `gcloud run services replace FILE`",
+        &["startup-probe", "liveness-probe", "readiness-probe"],
+        "not built as a flag yet: the API takes probes, for example with `gcloud run services replace FILE`",
     ),
     (
         &[
@@ -86,8 +86,6 @@ const REFUSED: &[(&[&str], &str)] = &[
             "container",
             "remove-containers",
             "depends-on",
-            "liveness-probe",
-            "readiness-probe",
             "gpu",
             "gpu-type",
             "gpu-zonal-redundancy",

@@ -30,9 +30,12 @@ pub(crate) async fn run(command: &ImagesCommand, client: &ClientArgs) -> Result<
     match command {
         ImagesCommand::Load { archive } => {
             if !is_local(archive) {
-                return Err(Failure::usage(format!(
-                    "{archive:?}: must be oci:DIR, oci-archive:FILE or docker-archive:FILE"
-                )));
+                let hinted = path_hint(archive, Path::new(archive));
+                return Err(hinted.unwrap_or_else(|| {
+                    Failure::usage(format!(
+                        "{archive:?}: must be oci:DIR, oci-archive:FILE or docker-archive:FILE"
+                    ))
+                }));
             }
             let progress = Progress::new();
             let loaded = upload(&api, archive, &progress).await?;
@@ -92,6 +95,34 @@ fn is_local(reference: &str) -> bool {
         .any(|prefix| reference.starts_with(prefix))
 }
 
+/// The failure for a reference that is meant as a path: an archive's name, a path as shells write it, or something that lies
+/// there. A name such as `team/api` may be a folder here by chance, so a folder counts only when it is an image.
+fn path_hint(reference: &str, path: &Path) -> Option<Failure> {
+    let ends = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".oci"];
+    let written = ["./", "../", "/", "~/"]
+        .iter()
+        .any(|p| reference.starts_with(p))
+        || ends.iter().any(|end| reference.ends_with(end));
+    let image = path.join("index.json").is_file();
+    if !(written || path.is_file() || image) {
+        return None;
+    }
+    let failure = |why: &str| Failure::usage(format!("{reference}: {why}"));
+    Some(if image {
+        failure("is a directory with an image, and must be named as one")
+            .hint(format!("write oci:{reference}"))
+    } else if path.is_file() {
+        failure("is a file, and must be named as an archive").hint(format!(
+            "write docker-archive:{reference} for what `docker save` writes, oci-archive:{reference} for an OCI archive"
+        ))
+    } else {
+        failure("reads like a path, and there is no such file or image directory here").hint(
+            "archives are named oci-archive:FILE or docker-archive:FILE, image directories oci:DIR, anything else is a reference \
+             such as registry.example.com/team/api:1.4",
+        )
+    })
+}
+
 /// An OCI image directory as one archive in an unnamed temporary file.
 fn pack(dir: &Path, tag: Option<&str>) -> std::io::Result<std::fs::File> {
     let mut file = tempfile::tempfile()?;
@@ -107,7 +138,10 @@ pub(crate) async fn upload_if_local(
     progress: &Progress,
 ) -> Result<String, Failure> {
     if !is_local(reference) {
-        return Ok(reference.to_owned());
+        return match path_hint(reference, Path::new(reference)) {
+            Some(failure) => Err(failure),
+            None => Ok(reference.to_owned()),
+        };
     }
     let loaded = upload(api, reference, progress).await?;
     Ok(text_at(&loaded, "reference"))
@@ -178,5 +212,36 @@ async fn show_upload(
         if sent.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_told_from_a_reference() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x");
+        std::fs::write(&file, "").unwrap();
+        let image = dir.path().join("image");
+        std::fs::create_dir(&image).unwrap();
+        std::fs::write(image.join("index.json"), "{}").unwrap();
+        let hint = |reference: &str, path: &Path| {
+            let failure = path_hint(reference, path)?;
+            Some((failure.status, failure.hint.unwrap_or_default()))
+        };
+        let (status, archive) = hint("x", &file).unwrap();
+        assert_eq!(status, 2);
+        assert!(archive.contains("docker-archive:x") && archive.contains("oci-archive:x"));
+        assert_eq!(hint("image", &image).unwrap().1, "write oci:image");
+        let nowhere = dir.path().join("none");
+        for written in ["./x.tar", "x.tar", "../x", "/tmp/x", "x.tgz"] {
+            let (_, hint) = hint(written, &nowhere).unwrap();
+            assert!(hint.contains("oci-archive:FILE"), "{written}: {hint}");
+        }
+        // A folder that only happens to have the name.
+        assert_eq!(hint("team/api", dir.path()), None);
+        assert_eq!(hint("registry.example.com/team/api:1.4", &nowhere), None);
     }
 }

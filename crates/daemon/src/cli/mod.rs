@@ -26,7 +26,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 pub(crate) use suggest::nearest;
 
 use crate::client::{Api, Failure};
-use crate::config::{Given, OPTIONS};
+use crate::config::{Given, Layers, OPTIONS};
 use crate::output::{Format, note};
 
 /// Cloud Run that you own: give it a container image, get an address; instances start when requests come.
@@ -202,16 +202,31 @@ impl ServerArgs {
                 flags.insert(name, values.clone());
             }
         }
-        let file = self.config.clone().or_else(|| {
-            let path = crate::config::default_file();
-            path.exists().then(|| path.to_owned())
-        });
         Given {
-            file,
+            file: configuration_file(self.config.clone()),
             variables: crate::environment::variables(OPTIONS.iter().map(|o| o.name)),
             flags,
         }
     }
+}
+
+/// The configuration file: the named one, else the default one if it is there.
+fn configuration_file(named: Option<PathBuf>) -> Option<PathBuf> {
+    named.or_else(|| {
+        let path = crate::config::default_file();
+        path.exists().then(|| path.to_owned())
+    })
+}
+
+/// The data directory of a server that is started here without flags.
+fn configured_data_dir(file: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let given = Given {
+        file: configuration_file(file),
+        variables: crate::environment::variables(std::iter::once("data-dir")),
+        ..Given::default()
+    };
+    let layers = Layers::read(&given).map_err(|e| Failure::usage(e.to_string()))?;
+    Ok(PathBuf::from(layers.text("data-dir")))
 }
 
 /// Runs the command line.
@@ -219,7 +234,9 @@ pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            if let Some(failure) = gcloud_flags::refusal(&error) {
+            let ours = gcloud_flags::refusal(&error)
+                .or_else(|| suggest::misplaced(&error, &Cli::command()));
+            if let Some(failure) = ours {
                 return told(&failure);
             }
             drop(error.print());

@@ -1,5 +1,7 @@
 //! "Did you mean …?": the nearest of the names there are.
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
 use crate::client::{Api, Failure};
 use crate::output::text_at;
 
@@ -34,6 +36,27 @@ pub(crate) fn hint(wrong: &str, names: &[String], what: &str, api: &Api) -> Stri
         }
         None => format!("`utsuwa {what} list` shows what there is in {place}"),
     }
+}
+
+/// The failure for a command that was typed without its group, `utsuwa update-traffic` or `utsuwa list`.
+pub(crate) fn misplaced(error: &clap::Error, program: &clap::Command) -> Option<Failure> {
+    if error.kind() != ErrorKind::InvalidSubcommand {
+        return None;
+    }
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    // A slip within a group is clap's to tell.
+    let groups = program.get_subcommands();
+    let has = |group: &&clap::Command| group.find_subcommand(word).is_some();
+    let found: Vec<String> = groups
+        .filter(has)
+        .map(|group| format!("`utsuwa {} {word}`", group.get_name()))
+        .collect();
+    (!found.is_empty()).then(|| {
+        Failure::usage(format!("there is no command utsuwa {word}"))
+            .hint(format!("did you mean {}?", found.join(" or ")))
+    })
 }
 
 /// The name that differs least from `wrong`, unless all differ too much to be meant.
@@ -71,7 +94,26 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::super::Cli;
     use super::*;
+
+    #[test]
+    fn a_command_without_its_group_finds_it() {
+        let hint = |line: &str| {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            misplaced(&error, &Cli::command())?.hint
+        };
+        assert_eq!(
+            hint("utsuwa update-traffic hello").as_deref(),
+            Some("did you mean `utsuwa services update-traffic`?")
+        );
+        let list = hint("utsuwa list").unwrap();
+        assert!(list.contains("`utsuwa services list` or `utsuwa revisions list`"));
+        assert_eq!(hint("utsuwa nonsense"), None);
+        assert_eq!(hint("utsuwa services lst"), None);
+    }
 
     #[test]
     fn what_was_meant_is_found_and_nothing_else() {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::output::waited;
+
 /// Why a command ended without doing it. `hint` says what to try.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -122,13 +124,13 @@ impl Api {
             region: String::new(),
         };
         // Without a server the keeper still holds its socket: connections are made, and nobody answers.
-        let info = api
-            .send(
-                api.http
-                    .get(api.url("/utsuwa/v1/info"))
-                    .timeout(FIRST_ANSWER),
-            )
-            .await?;
+        let question = api.http.get(api.url("/utsuwa/v1/info"));
+        let what = format!(
+            "the server at {} to answer, up to {} s",
+            api.base,
+            FIRST_ANSWER.as_secs()
+        );
+        let info = waited(&what, api.send(question.timeout(FIRST_ANSWER))).await?;
         let text = |key: &str| info[key].as_str().unwrap_or_default().to_owned();
         api.project = project.unwrap_or_else(|| text("project"));
         api.region = region.unwrap_or_else(|| text("region"));

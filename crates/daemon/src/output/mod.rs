@@ -1,6 +1,7 @@
 //! Printing results: data on stdout in the format asked for, everything else on stderr.
 
 use std::io::Write;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -42,6 +43,31 @@ pub(crate) fn line(text: &str) {
 /// Writes one line to stderr: progress, hints.
 pub(crate) fn note(text: &str) {
     drop(writeln!(std::io::stderr(), "{text}"));
+}
+
+/// Long enough that nobody is told who doesn't wait, short enough that nobody wonders.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// The outcome of `work`; says once what is waited for when it takes longer than a moment.
+pub(crate) async fn waited<T>(what: &str, work: impl Future<Output = T>) -> T {
+    told_after(SILENCE, &format!("waiting for {what}"), note, work).await
+}
+
+async fn told_after<T>(
+    silence: Duration,
+    text: &str,
+    tell: impl FnOnce(&str),
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        outcome = &mut work => outcome,
+        () = tokio::time::sleep(silence) => {
+            tell(text);
+            work.await
+        }
+    }
 }
 
 /// Asks on the terminal, the answer in the same line; anything but yes is no.
@@ -160,6 +186,17 @@ mod tests {
         assert_eq!(text_at(&json, "a.b.0"), "x");
         assert_eq!(text_at(&json, "a.b.1.c"), "7");
         assert_eq!(text_at(&json, "a.z.1"), "");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_who_waits_is_told() {
+        for (takes, told) in [(500, 0), (5_000, 1)] {
+            let said = std::cell::RefCell::new(Vec::new());
+            let work = tokio::time::sleep(Duration::from_millis(takes));
+            let tell = |text: &str| said.borrow_mut().push(text.to_owned());
+            told_after(SILENCE, "waiting for it", tell, work).await;
+            assert_eq!(said.into_inner(), vec!["waiting for it"; told]);
+        }
     }
 
     #[test]

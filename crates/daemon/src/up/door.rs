@@ -10,7 +10,7 @@ use utsuwa_ingress::Ingress;
 use utsuwa_ingress::seam::Wake;
 use utsuwa_model::demand::RevisionDemand;
 use utsuwa_model::instance::StartPhases;
-use utsuwa_model::route::{InstanceRoute, RouteTable};
+use utsuwa_model::route::{InstanceRoute, RouteChange};
 use utsuwa_model::{InstanceId, RevisionKey};
 
 /// `control → ingress`.
@@ -18,8 +18,8 @@ use utsuwa_model::{InstanceId, RevisionKey};
 pub(super) struct Door(pub(super) Ingress);
 
 impl FrontDoor for Door {
-    fn publish(&self, table: Arc<RouteTable>) {
-        self.0.publish(table);
+    fn publish(&self, changes: Vec<RouteChange>) {
+        self.0.publish(changes);
     }
 
     fn admit(&self, instance: InstanceRoute, phases: StartPhases) {

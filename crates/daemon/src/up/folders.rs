@@ -21,6 +21,8 @@ use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 use utsuwa_runtime::privilege::ServerUser;
 
+use super::Refusal;
+
 #[cfg(test)]
 mod tests;
 
@@ -56,6 +58,53 @@ const ROOTS_MODE: Mode = Mode::from_raw_mode(0o750);
 const SERVERS_MODE: Mode = Mode::from_raw_mode(0o700);
 /// The deepest of our own trees (logs and journals: project, region, service) has three levels.
 const MAX_DEPTH: usize = 8;
+
+/// Refuses a data directory below a folder that the server's user may not enter, such as a home: root would make it all, and
+/// the server could open nothing. A folder with access lists is left to the kernel.
+///
+/// # Errors
+/// Such a folder, with what opens it.
+pub(super) fn can_be_entered(data: &Path, user: &ServerUser) -> anyhow::Result<()> {
+    let absolute = std::path::absolute(data)
+        .with_context(|| format!("find the directory {}", data.display()))?;
+    // The directory itself is opened to the server at each start.
+    let Some(above) = absolute.ancestors().skip(1).find(|path| path.exists()) else {
+        return Ok(());
+    };
+    let above = above
+        .canonicalize()
+        .with_context(|| format!("find the directory {}", above.display()))?;
+    for folder in above.ancestors() {
+        let stat =
+            rustix::fs::stat(folder).with_context(|| format!("look at {}", folder.display()))?;
+        let lists = rustix::fs::getxattr(folder, c"system.posix_acl_access", &mut [0_u8; 0][..]);
+        if enters(&stat, user) || lists.is_ok() {
+            continue;
+        }
+        let folder = folder.display();
+        return Err(Refusal::new(
+            format!(
+                "the server's user {} may not enter {folder} (mode {:04o}), so that it can't use the data directory {}",
+                user.shown,
+                stat.st_mode & 0o7777,
+                data.display()
+            ),
+            format!("name another directory with --data-dir, or let it pass: chmod o+x {folder}"),
+        ));
+    }
+    Ok(())
+}
+
+fn enters(stat: &Stat, user: &ServerUser) -> bool {
+    let bit = if stat.st_uid == user.uid {
+        0o100
+    } else if stat.st_gid == user.gid {
+        0o010
+    } else {
+        0o001
+    };
+    user.uid == ROOT || stat.st_mode & bit != 0
+}
 
 /// Makes what is missing and gives everything to whom it belongs.
 ///

@@ -15,6 +15,7 @@ use utsuwa_runtime::privilege::{self, ServerUser};
 use super::journal::JournalLimits;
 use super::{Refusal, folders, ports};
 use crate::config::Config;
+use crate::output::note;
 
 /// The journal's part of a service's log budget: a request takes some 300 bytes there, an app writes as much as it likes.
 const JOURNAL_SHARE: u64 = 4;
@@ -47,26 +48,13 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
     utsuwa_runtime::network::check_programs().context(
         "this machine can't run instances: their network needs a program that can't be run",
     )?;
-    std::fs::create_dir_all(&config.data_dir)
-        .with_context(|| format!("make the directory {}", config.data_dir.display()))?;
-    let id = keeper::data_id(&config.data_dir)
-        .with_context(|| format!("identify the data directory {}", config.data_dir.display()))?;
-    if !replace {
-        refuse_second(&id, &config.data_dir)?;
+    // A directory without an id was never anybody's: nothing runs over it, and nothing is made in it before all is checked.
+    let known = config.data_dir.join("id").exists();
+    let known = known.then(|| identify(&config.data_dir)).transpose()?;
+    if let Some(id) = known.as_ref().filter(|_| !replace) {
+        refuse_second(id, &config.data_dir)?;
     }
     let docker = docker_config(&config)?;
-    for listen in [&mut config.listen_api, &mut config.listen_http] {
-        ports::choose(listen)?;
-    }
-    ports::check(&config, &keeper::held_listeners(&id))?;
-    // All that can be found wrong was looked for: only now the one that serves is asked to go.
-    if replace {
-        make_place(&id)?;
-    } else {
-        refuse_second(&id, &config.data_dir)?;
-    }
-    // Not earlier: folders may change owners.
-    folders::make(&config.data_dir, &user)?;
     let egress: Vec<EgressRule> = config
         .allow_egress
         .iter()
@@ -75,6 +63,26 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
                 .with_context(|| format!("--allow-egress {rule}"))
         })
         .collect::<anyhow::Result<_>>()?;
+    for listen in [&mut config.listen_api, &mut config.listen_http] {
+        ports::choose(listen)?;
+    }
+    let held = known.as_deref().map(keeper::held_listeners);
+    ports::check(&config, &held.unwrap_or_default())?;
+    folders::can_be_entered(&config.data_dir, &user)?;
+    // All that can be found wrong was looked for: only now something is made, and the one that serves is asked to go.
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("make the directory {}", config.data_dir.display()))?;
+    let id = match known {
+        Some(id) => id,
+        None => identify(&config.data_dir)?,
+    };
+    if replace {
+        make_place(&id)?;
+    } else {
+        refuse_second(&id, &config.data_dir)?;
+    }
+    // Not earlier: folders may change owners.
+    folders::make(&config.data_dir, &user)?;
     let net = NetConfig {
         id,
         ingress_ports: vec![config.listen_http.port],
@@ -109,6 +117,11 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
         pid_file,
         open_files,
     })
+}
+
+fn identify(data_dir: &Path) -> anyhow::Result<String> {
+    keeper::data_id(data_dir)
+        .with_context(|| format!("identify the data directory {}", data_dir.display()))
 }
 
 /// The file that tells which process is the server: id and start time, so that a reused id is never mistaken.
@@ -171,7 +184,15 @@ const PLACE: Duration = Duration::from_secs(40);
 fn make_place(id: &str) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut asked: Option<Instant> = None;
+    let mut told = false;
     while let Some(pid) = running_server(id) {
+        if !told && started.elapsed() > ASK {
+            told = true;
+            note(&format!(
+                "waiting for the server (process {pid}) to drain and end, up to {} s",
+                PLACE.as_secs()
+            ));
+        }
         if started.elapsed() > PLACE {
             return Err(Refusal::new(
                 format!(

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,8 +18,8 @@ use utsuwa_ingress::{Ingress, IngressSettings, Scheme};
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::client::SandboxDriver;
 use utsuwa_runtime::image::{Credentials, ImageStore, RewriteRule, Settings as ImageSettings};
-use utsuwa_runtime::network::EgressRule;
 use utsuwa_runtime::network::dns::{Resolver, ServerZone};
+use utsuwa_runtime::network::{EgressRule, Forwards};
 use utsuwa_store::{Settings, Store};
 
 use super::connect::Dialer;
@@ -36,6 +36,7 @@ use super::ports::addresses_here;
 use super::prepare::Ground;
 use super::unpacker::KeeperUnpacker;
 use crate::config::{Layers, Listen};
+use crate::output::waited;
 
 /// How long requests in flight may go on after the signal to end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -53,14 +54,16 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let settings = frozen(&store, &ground).await?;
 
     let (internal, internal_events) = mpsc::channel(INTERNAL_EVENTS);
-    let driver = SandboxDriver::connect(
-        &ground.keeper.socket(),
+    let socket = ground.keeper.socket();
+    let connected = SandboxDriver::connect(
+        &socket,
         &ground.keeper.id,
         &ground.keeper.build,
         Some(internal),
-    )
-    .await
-    .context("connect to the keeper")?;
+    );
+    let driver = waited("the keeper to answer", connected)
+        .await
+        .context("connect to the keeper")?;
     let (journal, journal_thread) =
         Journal::start(data.join("journal"), ground.journal).context("start the journal")?;
 
@@ -77,6 +80,9 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
             max_connections: shares.public,
             max_connections_per_instance: shares.per_instance,
             max_instance_connections: shares.instances,
+            max_requests: shares.public,
+            max_instance_requests: shares.instances,
+            max_idle: shares.idle,
             ..IngressSettings::default()
         },
     );
@@ -96,7 +102,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         resolver: Arc::new(Resolver::new(Arc::new(zone))),
         journal: journal.clone(),
         directory: directory.clone(),
-        forwards: Arc::new(Semaphore::new(shares.forwards)),
+        forwards: Forwards::new(shares.forwards),
     };
     // At once: the keeper tells of every sandbox there is, and nothing else comes through its connection until that was taken.
     tracker.spawn(inside.run(internal_events, stop.clone()));
@@ -104,8 +110,8 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let images = open_images(&ground, &driver)?;
     // A power cut may have left layers half written: nothing may start from them, however early its request comes. What can't
     // be mended now is mended, or told, when its revision needs it.
-    images
-        .quarantine()
+    let checked = images.quarantine();
+    waited("layers to be checked after the last stop", checked)
         .await
         .context("take away layers that may not have reached the disk before the last stop")?;
     if let Err(error) = images.recover().await {
@@ -124,7 +130,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         ground.config.listen_http.port,
     );
     control_settings.idle_timeout = ground.config.idle_timeout;
-    let control = Control::start(
+    let started = Control::start(
         store.clone(),
         Arc::clone(&shared),
         Arc::new(Door(ingress.clone())),
@@ -136,9 +142,10 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         }),
         Arc::new(Machine),
         control_settings,
-    )
-    .await
-    .context("start the loops")?;
+    );
+    let control = waited("what runs to be found again", started)
+        .await
+        .context("start the loops")?;
     bell.connect(control.clone());
 
     let http = listen(&driver, "http", &ground.config.listen_http, "--listen-http").await?;
@@ -185,7 +192,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let api_stop = stop.clone();
     let mut api_task = tracker.spawn(utsuwa_api::serve(state, api, api_stop.cancelled_owned()));
 
-    if let Some(why) = no_sandboxes(&driver).await {
+    if let Some(why) = waited("the first sandbox", no_sandboxes(&driver)).await {
         tracing::warn!(%why, "no instance can be started now; it is tried again and again");
         crate::output::note(&format!("warning: no instance can be started now: {why}"));
     }
@@ -316,7 +323,8 @@ async fn no_sandboxes(driver: &SandboxDriver) -> Option<String> {
     tokio::time::timeout(POOL_PATIENCE, look).await.ok()?
 }
 
-/// The configuration in force: what was read, with the ports that were chosen.
+/// The configuration in force: what was read, with the ports that were chosen, and a data directory that means the same
+/// wherever it is read.
 fn running(layers: &Layers, config: &crate::config::Config) -> Vec<serde_json::Value> {
     let mut rows = layers.rows();
     for (option, listen) in [
@@ -326,6 +334,11 @@ fn running(layers: &Layers, config: &crate::config::Config) -> Vec<serde_json::V
         for row in rows.iter_mut().filter(|row| row["option"] == option) {
             row["value"] = listen.to_string().into();
         }
+    }
+    let data = std::path::absolute(&config.data_dir);
+    let data = data.as_deref().unwrap_or(&config.data_dir);
+    for row in rows.iter_mut().filter(|row| row["option"] == "data-dir") {
+        row["value"] = data.display().to_string().into();
     }
     rows
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -23,6 +23,10 @@ pub(super) struct Life {
     pub(super) most: AtomicU32,
     pub(super) served: AtomicU32,
     pub(super) connections: AtomicU32,
+    /// `/health` answers 503 and not 200.
+    pub(super) sick: AtomicBool,
+    /// How often `/health` was asked for.
+    pub(super) checks: AtomicU32,
     /// `/gate` takes one permit and gives it not back.
     pub(super) gate: Option<Arc<Semaphore>>,
 }
@@ -131,6 +135,12 @@ async fn script(life: Arc<Life>, request: Request<Incoming>) -> Response<AppBody
             let gate = life.gate.clone().unwrap();
             gate.acquire().await.unwrap().forget();
             Response::new(full("through"))
+        }
+        "/health" => {
+            life.checks.fetch_add(1, Ordering::SeqCst);
+            let sick = life.sick.load(Ordering::SeqCst);
+            let status = if sick { 503 } else { 200 };
+            Response::builder().status(status).body(full("")).unwrap()
         }
         "/headers" => {
             let mut seen = serde_json::Map::new();

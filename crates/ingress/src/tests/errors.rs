@@ -74,7 +74,7 @@ async fn the_host_is_found_however_it_is_written() {
 #[tokio::test]
 async fn private_and_closed_services_and_ones_that_never_became_ready() {
     let scene = Scene::new(route()).await;
-    scene.ingress.publish(table(route(), Access::Authenticated));
+    scene.publish(table(route(), Access::Authenticated));
     for method in ["GET", "OPTIONS"] {
         let reply = scene.send(Request::builder().method(method).uri("/")).await;
         assert_eq!((reply.status, reply.reason()), (403, "not_authenticated"));
@@ -84,7 +84,7 @@ async fn private_and_closed_services_and_ones_that_never_became_ready() {
         .send(Request::get("/").header("authorization", "Bearer x"))
         .await;
     assert_eq!(reply.status, 403);
-    scene.ingress.publish(table(route(), Access::Closed));
+    scene.publish(table(route(), Access::Closed));
     assert_eq!(scene.get("/").await.status, 404);
 
     let mut never = RouteTable::clone(&table(route(), Access::Public));
@@ -92,7 +92,7 @@ async fn private_and_closed_services_and_ones_that_never_became_ready() {
     Arc::make_mut(host).target = Target::NotReady {
         message: "image not found".to_owned(),
     };
-    scene.ingress.publish(Arc::new(never));
+    scene.publish(Arc::new(never));
     let reply = scene.get("/").await;
     assert_eq!((reply.status, reply.reason()), (503, "not_ready"));
     let reply = scene

@@ -122,12 +122,12 @@ async fn retiring_under_load_loses_nothing() {
 #[tokio::test]
 async fn an_instance_that_comes_before_its_settings_is_probed_when_they_do() {
     let scene = Scene::new(route()).await;
-    scene.ingress.publish(Arc::new(RouteTable::default()));
+    scene.publish(Arc::new(RouteTable::default()));
     let app = App::new().await;
     let id = scene.admit();
     scene.listen(&id, app.address);
     assert_eq!(scene.demand().instances[0].reach, Reach::Starting);
-    scene.ingress.publish(table(route(), Access::Public));
+    scene.publish(table(route(), Access::Public));
     scene
         .until(|demand| demand.instances[0].reach == Reach::Ready)
         .await;
@@ -140,10 +140,10 @@ async fn who_waits_for_a_revision_that_is_removed_is_told() {
     let mut all = JoinSet::new();
     ask(&mut all, &scene, "/hello");
     scene.until(|demand| demand.queued == 1).await;
-    scene.ingress.publish(Arc::new(RouteTable::default()));
+    scene.publish(Arc::new(RouteTable::default()));
     assert_eq!(all.join_next().await.unwrap().unwrap().status, 503);
     assert_eq!(scene.get("/hello").await.status, 404);
-    scene.ingress.publish(Arc::new(RouteTable::default()));
+    scene.publish(Arc::new(RouteTable::default()));
     assert_eq!(scene.ingress.demand(&key()), None, "forgotten once unused");
 }
 

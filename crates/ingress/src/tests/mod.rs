@@ -4,6 +4,7 @@ mod app;
 mod bodies;
 mod crowd;
 mod errors;
+mod health;
 mod life;
 mod protocols;
 mod queue;

@@ -1,5 +1,7 @@
 //! HTTP/2 on either side, gRPC, WebSocket, probes that speak.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -255,34 +257,72 @@ async fn http_probes() {
     }
 }
 
-#[tokio::test]
-async fn grpc_probes() {
-    for (status, ready) in [(1_u8, true), (2, false)] {
-        let (address, _app) = raw_app(move |_, stream| async move {
-            let service = hyper::service::service_fn(
-                move |request: Request<hyper::body::Incoming>| async move {
-                    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
-                    let asked = request.into_body().collect().await.unwrap().to_bytes();
-                    assert_eq!(&asked[..], b"\0\0\0\0\x05\x0a\x03a.B");
-                    let mut trailers = HeaderMap::new();
-                    trailers.insert("grpc-status", "0".parse().unwrap());
-                    let frames = vec![
-                        Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from(vec![
-                            0, 0, 0, 0, 2, 8, status,
-                        ]))),
-                        Ok(Frame::trailers(trailers)),
-                    ];
-                    let body = StreamBody::new(futures_util::stream::iter(frames));
-                    Ok::<_, std::convert::Infallible>(http::Response::new(body))
-                },
-            );
+/// Paused time. It may be busy with what it was given before the server was replaced.
+#[tokio::test(start_paused = true)]
+async fn one_found_running_gets_as_many_checks_as_a_new_one() {
+    let check = StartupCheck::Http {
+        port: 8080,
+        path: "/teapot".to_owned(),
+        headers: Vec::new(),
+    };
+    let startup = StartupProbe {
+        timeout: Duration::from_secs(10),
+        period: Duration::from_secs(10),
+        failure_threshold: 5,
+        ..probe(check)
+    };
+    let scene = Scene::new(RevisionRoute { startup, ..route() }).await;
+    let app = App::new().await;
+    let id = scene.admit_aged(Duration::from_secs(100_000));
+    scene.listen(&id, app.address);
+    // `until` has less patience than a probe.
+    let failed = loop {
+        if let Reach::Failed { message } = &scene.demand().instances[0].reach {
+            break message.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(failed.contains("5 times; the last: HTTP"), "{failed}");
+}
+
+/// An app that answers health checks of the service `a.B` with `status`.
+pub(super) async fn grpc_health(status: Arc<AtomicU8>) -> (std::net::SocketAddr, JoinSet<()>) {
+    raw_app(move |_, stream| {
+        let status = Arc::clone(&status);
+        async move {
+            let service =
+                hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let status = status.load(Ordering::SeqCst);
+                    async move {
+                        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                        let asked = request.into_body().collect().await.unwrap().to_bytes();
+                        assert_eq!(&asked[..], b"\0\0\0\0\x05\x0a\x03a.B");
+                        let mut trailers = HeaderMap::new();
+                        trailers.insert("grpc-status", "0".parse().unwrap());
+                        let frames = vec![
+                            Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from(vec![
+                                0, 0, 0, 0, 2, 8, status,
+                            ]))),
+                            Ok(Frame::trailers(trailers)),
+                        ];
+                        let body = StreamBody::new(futures_util::stream::iter(frames));
+                        Ok::<_, std::convert::Infallible>(http::Response::new(body))
+                    }
+                });
             drop(
                 hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                     .serve_connection(TokioIo::new(stream), service)
                     .await,
             );
-        })
-        .await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn grpc_probes() {
+    for (status, ready) in [(1_u8, true), (2, false)] {
+        let (address, _app) = grpc_health(Arc::new(AtomicU8::new(status))).await;
         let check = StartupCheck::Grpc {
             port: 8080,
             service: "a.B".to_owned(),

@@ -268,7 +268,7 @@ async fn a_revision_without_instances_answers_at_once() {
         max_instances: Ceiling::AtMost(0),
         ..route()
     };
-    scene.ingress.publish(table(off, Access::Public));
+    scene.publish(table(off, Access::Public));
     while let Some(reply) = waiting.join_next().await {
         let reply = reply.unwrap();
         assert_eq!((reply.status, reply.reason()), (503, "disabled"));
@@ -417,6 +417,27 @@ async fn a_probe_that_gives_up_uses_the_spec_s_words_and_says_what_was_tried() {
     assert!(scene.demand().instances.is_empty());
 }
 
+/// Paused time: it passes as soon as nothing else can happen.
+#[tokio::test(start_paused = true)]
+async fn the_deadline_counts_from_the_start_of_one_that_was_found_running() {
+    for (age, least, most) in [(0, 240, 245), (200, 40, 42), (100_000, 10, 11)] {
+        let scene = Scene::new(route()).await;
+        let began = tokio::time::Instant::now();
+        scene.admit_aged(Duration::from_secs(age));
+        // `until` has less patience than a probe.
+        let failed = loop {
+            if let Reach::Failed { message } = &scene.demand().instances[0].reach {
+                break message.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        let took = began.elapsed().as_secs();
+        assert!((least..most).contains(&took), "{age}: {took}");
+        let said = format!("had been running for {age} s");
+        assert_eq!(failed.contains(&said), age > 0, "{failed}");
+    }
+}
+
 /// A body that lies unread would hide that its sender is gone.
 #[tokio::test]
 async fn a_client_that_sent_a_body_and_leaves_is_out_at_once_too() {
@@ -546,7 +567,7 @@ async fn a_client_comes_back_to_its_revision() {
     let mut host = (*split.hosts[HOST]).clone();
     host.target = Target::Split(keys.iter().map(|key| (key.clone(), 50)).collect());
     split.hosts.insert(HOST.to_owned(), Arc::new(host));
-    scene.ingress.publish(Arc::new(split));
+    scene.publish(Arc::new(split));
     let app = App::new().await;
     for (number, revision) in keys.iter().enumerate() {
         let id: InstanceId = format!("{:032x}", 100 + number).parse().unwrap();
@@ -555,6 +576,7 @@ async fn a_client_comes_back_to_its_revision() {
             id,
             revision: revision.clone(),
             port: 8080,
+            age: Duration::ZERO,
         };
         scene.ingress.admit(instance, StartPhases::default());
     }

@@ -23,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{
-    Access, HostRoute, InstanceRoute, Protocol, RevisionRoute, RouteTable, StartupProbe, Target,
+    Access, HostRoute, InstanceRoute, Protocol, RevisionRoute, RouteChange, RouteTable,
+    StartupProbe, Target,
 };
 use utsuwa_model::scaling::Ceiling;
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use super::app::App;
-use crate::seam::{Clock, Connect, RequestLog, RequestRecord, Wake};
+use crate::seam::{Clock, Connect, InstanceNote, RequestLog, RequestRecord, Wake};
 use crate::{Ingress, IngressSettings, Scheme};
 
 /// No state in these tests takes longer to come about, however busy the machine.
@@ -76,11 +77,17 @@ impl Wake for Loops {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Records(Mutex<Vec<RequestRecord>>);
+pub(super) struct Records(
+    Mutex<Vec<RequestRecord>>,
+    pub(super) Mutex<Vec<InstanceNote>>,
+);
 
 impl RequestLog for Records {
     fn record(&self, record: RequestRecord) {
         self.0.lock().push(record);
+    }
+    fn noticed(&self, note: InstanceNote) {
+        self.1.lock().push(note);
     }
 }
 
@@ -122,6 +129,8 @@ pub(super) fn route() -> RevisionRoute {
         session_affinity: false,
         usual_start: None,
         startup: StartupProbe::tcp(8080),
+        liveness: None,
+        readiness: None,
     }
 }
 
@@ -139,7 +148,19 @@ pub(super) fn table(route: RevisionRoute, access: Access) -> Arc<RouteTable> {
     Arc::new(table)
 }
 
+fn change(routes: Arc<RouteTable>) -> RouteChange {
+    RouteChange {
+        service: key().service,
+        routes,
+    }
+}
+
 impl Scene {
+    /// The routes of the scene's one service.
+    pub(super) fn publish(&self, routes: Arc<RouteTable>) {
+        self.ingress.publish(vec![change(routes)]);
+    }
+
     pub(super) async fn new(route: RevisionRoute) -> Self {
         Self::with(route, IngressSettings::default()).await
     }
@@ -155,7 +176,7 @@ impl Scene {
             Arc::new(WallClock(tokio::time::Instant::now())),
             settings,
         );
-        ingress.publish(table(route, Access::Public));
+        ingress.publish(vec![change(table(route, Access::Public))]);
         // The default backlog of 256 drops packets when hundreds connect at once; each costs its client a second.
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -184,6 +205,11 @@ impl Scene {
 
     /// An instance that is there but does not listen yet.
     pub(super) fn admit(&self) -> InstanceId {
+        self.admit_aged(Duration::ZERO)
+    }
+
+    /// The same, found running since `age`.
+    pub(super) fn admit_aged(&self, age: Duration) -> InstanceId {
         let number = self.next.fetch_add(1, Ordering::SeqCst);
         let id: InstanceId = format!("{number:032x}").parse().unwrap();
         let phases = StartPhases {
@@ -196,6 +222,7 @@ impl Scene {
                 id: id.clone(),
                 revision: key(),
                 port: 8080,
+                age,
             },
             phases,
         );

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{Container, ContainerPort, Probe, ProbeAction, RevisionTemplate};
 use crate::quantity::{MemoryBytes, MilliCpu};
-use crate::route::{Protocol, StartupCheck, StartupProbe};
+use crate::route::{HealthCheck, HealthProbe, Protocol, StartupCheck, StartupProbe};
 
 /// Port a container listens on unless it says otherwise.
 pub const PORT: u16 = 8080;
@@ -24,6 +24,9 @@ pub const MEMORY: MemoryBytes = MemoryBytes(512 << 20);
 /// Requests in flight per instance with at least one core.
 pub const CONCURRENCY: u32 = 80;
 
+/// Successes in a row that bring an instance back whose readiness probe failed.
+pub const READY_AFTER: u32 = 2;
+
 /// The default startup probe: one attempt to connect that may take 240 s. In these words it stands in answers.
 #[must_use]
 pub fn startup_probe(port: u16) -> Probe {
@@ -32,6 +35,7 @@ pub fn startup_probe(port: u16) -> Probe {
         timeout_secs: Some(240),
         period_secs: Some(240),
         failure_threshold: Some(1),
+        success_threshold: None,
         action: ProbeAction::Tcp { port: Some(port) },
     }
 }
@@ -106,9 +110,6 @@ impl RevisionTemplate {
             Some(written) => written.defaulted(port),
             None => startup_probe(port),
         };
-        let seconds = |value: Option<u32>, default: u32| {
-            Duration::from_secs(u64::from(value.unwrap_or(default)))
-        };
         let check = match probe.action {
             _ if self.health_check_disabled == Some(true) => StartupCheck::None,
             ProbeAction::Tcp { port: given } => StartupCheck::Tcp {
@@ -138,6 +139,21 @@ impl RevisionTemplate {
             failure_threshold: probe.failure_threshold.unwrap_or(3),
             check,
         }
+    }
+
+    /// What ends an instance that fails it.
+    #[must_use]
+    pub fn liveness(&self) -> Option<HealthProbe> {
+        let written = self.ingress_container()?.liveness_probe.as_ref()?;
+        written.health(self.port(), 1)
+    }
+
+    /// What keeps new requests away from an instance that fails it.
+    #[must_use]
+    pub fn readiness(&self) -> Option<HealthProbe> {
+        let written = self.ingress_container()?.readiness_probe.as_ref()?;
+        let successes = written.success_threshold.filter(|s| *s > 0);
+        written.health(self.port(), successes.unwrap_or(READY_AFTER))
     }
 
     /// The template with every default written out: what a revision shows, and what two templates are compared by.
@@ -183,6 +199,10 @@ impl RevisionTemplate {
                     *probe = Some(written.defaulted(port));
                 }
             }
+            if let Some(probe) = &mut container.readiness_probe {
+                let written = probe.success_threshold.filter(|s| *s > 0);
+                probe.success_threshold = Some(written.unwrap_or(READY_AFTER));
+            }
         }
         full
     }
@@ -227,6 +247,7 @@ impl Probe {
             timeout_secs: positive(self.timeout_secs, 1),
             period_secs: positive(self.period_secs, 10),
             failure_threshold: positive(self.failure_threshold, 3),
+            success_threshold: self.success_threshold,
             action: match &self.action {
                 ProbeAction::Tcp { port: given } => ProbeAction::Tcp { port: port(given) },
                 ProbeAction::Http {
@@ -252,6 +273,41 @@ impl Probe {
             },
         }
     }
+}
+
+impl Probe {
+    /// As the ingress runs it. `None` for TCP, which validation refuses: an app that hangs still accepts connections.
+    fn health(&self, container_port: u16, success_threshold: u32) -> Option<HealthProbe> {
+        let probe = self.defaulted(container_port);
+        let check = match probe.action {
+            ProbeAction::Tcp { .. } => return None,
+            ProbeAction::Http {
+                path,
+                port,
+                headers,
+            } => HealthCheck::Http {
+                port: port.unwrap_or(container_port),
+                path,
+                headers,
+            },
+            ProbeAction::Grpc { port, service } => HealthCheck::Grpc {
+                port: port.unwrap_or(container_port),
+                service,
+            },
+        };
+        Some(HealthProbe {
+            initial_delay: seconds(probe.initial_delay_secs, 0),
+            timeout: seconds(probe.timeout_secs, 1),
+            period: seconds(probe.period_secs, 10),
+            failure_threshold: probe.failure_threshold.unwrap_or(3),
+            success_threshold,
+            check,
+        })
+    }
+}
+
+fn seconds(value: Option<u32>, default: u32) -> Duration {
+    Duration::from_secs(u64::from(value.unwrap_or(default)))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ pub mod defaults;
 mod spec;
 mod status;
 pub mod validate;
+mod volumes;
 
 pub use spec::*;
 pub use status::*;

@@ -183,6 +183,9 @@ pub struct Probe {
     pub timeout_secs: Option<u32>,
     pub period_secs: Option<u32>,
     pub failure_threshold: Option<u32>,
+    /// Of readiness probes alone; all others succeed with the first success.
+    #[serde(default)]
+    pub success_threshold: Option<u32>,
     pub action: ProbeAction,
 }
 

@@ -10,8 +10,12 @@
 
 mod annotations;
 mod container;
+mod mounts;
+mod probe;
 mod template;
 mod traffic;
+
+pub use traffic::tag_problem;
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,8 @@
 //! alone, `0.0.0.0:9999` is not where it is looked for); `HELLO_START=exit:CODE` exits, `HELLO_START=never-listen` lives
 //! without listening, `HELLO_START=sleep:MS` listens that much later. `HELLO_TICK=MS` counts on between requests, as work in
 //! the background does; `/ticks` tells how far it came.
+//! `/health?set=sick` has the instance that takes it answer 503 at `/healthz`, `/health?set=well` 200 again
+//! (`&ms=N`: well again after that time).
 
 mod http;
 mod json;

@@ -1,11 +1,12 @@
 //! What each address does.
 
+use std::fs::File;
 use std::hint::black_box;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::process::exit;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::sleep;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use crate::http::{Answer, Body, Request};
@@ -13,6 +14,8 @@ use crate::{json, page, system};
 
 /// Counted by the background work of `HELLO_TICK`.
 pub static TICKS: AtomicU64 = AtomicU64::new(0);
+/// Whether `/healthz` answers 503.
+pub static SICK: AtomicBool = AtomicBool::new(false);
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -42,8 +45,25 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
             return answer.send("200 OK", JSON, json::object(headers).as_bytes());
         }
         "/echo" => return echo(request, body, answer),
+        "/healthz" if SICK.load(Ordering::Relaxed) => {
+            return answer.send("503 Service Unavailable", TEXT, b"sick as asked\n");
+        }
         "/healthz" => Ok("ok\n".to_owned()),
         "/ticks" => Ok(format!("{}\n", TICKS.load(Ordering::Relaxed))),
+        "/health" => match request.parameter("set") {
+            Some(wish @ ("sick" | "well")) => number("ms", 0).map(|ms| {
+                SICK.store(wish == "sick", Ordering::Relaxed);
+                system::log("NOTICE", &format!("hello is {wish} as asked"));
+                if ms > 0 {
+                    thread::spawn(move || {
+                        sleep(Duration::from_millis(ms.min(LONGEST_MS)));
+                        SICK.store(false, Ordering::Relaxed);
+                    });
+                }
+                format!("{wish} from now on\n")
+            }),
+            _ => Err("say what to be: /health?set=sick or /health?set=well\n".to_owned()),
+        },
         "/sleep" => number("ms", 1000).map(|ms| {
             sleep(Duration::from_millis(ms.min(LONGEST_MS)));
             format!("slept {ms} ms\n")
@@ -75,6 +95,12 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
             (Ok(count), Ok(ms)) => return stream(count, ms.min(LONGEST_MS), answer),
             (Err(why), _) | (_, Err(why)) => Err(why),
         },
+        "/mounts" => std::fs::read_to_string("/proc/self/mountinfo")
+            .map_err(|error| format!("read the mounts: {error}\n")),
+        "/write" => number("kb", 1).and_then(|kb| match request.parameter("path") {
+            Some(path) => Ok(write_file(path, kb)),
+            None => Err("say where: /write?path=/tmp/file\n".to_owned()),
+        }),
         "/egress" => match request.parameter("url") {
             Some(address) => Ok(egress(address)),
             None => Err("say where to: /egress?url=host:port\n".to_owned()),
@@ -180,6 +206,18 @@ fn allocate(mb: u64) -> Vec<u8> {
         page[0] = 1;
     }
     memory
+}
+
+/// Writes `kb` KiB to `path`, and tells how much of it is there afterwards.
+fn write_file(path: &str, kb: u64) -> String {
+    let written = File::create(path).and_then(|mut file| {
+        (0..kb).try_for_each(|_| file.write_all(&[b'x'; 1 << 10]))
+    });
+    let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    match written {
+        Ok(()) => format!("ok: {size} bytes\n"),
+        Err(error) => format!("error: {error}; {size} bytes\n"),
+    }
 }
 
 fn egress(address: &str) -> String {

@@ -1,25 +1,23 @@
-//! The task that owns the connection: passes requests on, sorts answers, reconnects, repeats.
+//! The task that owns the connection: passes requests on, sorts answers. Deliberately not here: what happens when the
+//! connection is lost (`reconnect`).
+
+mod reconnect;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use self::reconnect::Pace;
 use super::internal::InternalEvent;
-use super::link::{ConnectError, KeeperLink};
+use super::link::KeeperLink;
 use super::shared::{Call, Shared, superseded, to_driver_error};
 use crate::driver::{DriverError, InstanceEvent};
 use crate::keeper::protocol::{Event, ExitReport, FromKeeper, KeeperError, Op, Reply, ToKeeper};
-
-/// Requests wait this long for a keeper to come back.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Between attempts to connect.
-const RETRY: Duration = Duration::from_millis(10);
 
 /// State of the task.
 pub(super) struct Connection {
@@ -27,6 +25,7 @@ pub(super) struct Connection {
     calls: mpsc::Receiver<Call>,
     internal: Option<mpsc::Sender<InternalEvent>>,
     link: Option<KeeperLink>,
+    pace: Pace,
     pending: HashMap<u64, Call>,
     /// Not sent, in order.
     waiting: VecDeque<(Instant, Call)>,
@@ -59,6 +58,7 @@ impl Connection {
             calls,
             internal,
             link: Some(link),
+            pace: Pace::connected(Instant::now()),
             pending: HashMap::new(),
             waiting: VecDeque::new(),
             next_id: 1,
@@ -124,105 +124,9 @@ impl Connection {
                 ))));
             }
             Err(error) => {
-                self.waiting.push_back((Instant::now(), call));
                 self.lost(&error);
+                self.waiting.push_back((self.pace.outage(), call));
             }
-        }
-    }
-
-    /// Requests without an answer are sent again to the next keeper.
-    fn lost(&mut self, error: &io::Error) {
-        tracing::warn!(%error, "the keeper's connection ended; connecting again");
-        self.link = None;
-        let now = Instant::now();
-        let mut unanswered: Vec<_> = self.pending.drain().collect();
-        unanswered.sort_by_key(|(id, _)| *id);
-        for (_, call) in unanswered.into_iter().rev() {
-            self.waiting.push_front((now, call));
-        }
-    }
-
-    /// `false`: nobody needs the connection any more.
-    async fn reconnect(&mut self) -> bool {
-        loop {
-            // A driver that nobody holds any more must not come back and supersede the next one.
-            if self.calls.is_closed() {
-                return false;
-            }
-            let holds = self.internal_sockets.keys().copied().collect();
-            let shared = Arc::clone(&self.shared);
-            match KeeperLink::connect(&shared.socket, &shared.data_id, &shared.build, holds).await {
-                Ok(link) => {
-                    tracing::info!(pid = link.keeper_pid, "connected to the keeper again");
-                    self.link = Some(link);
-                    self.give_back().await;
-                    let waiting: Vec<_> = self.waiting.drain(..).collect();
-                    for (_, call) in waiting {
-                        if !call.answer.is_closed() {
-                            self.send(call).await;
-                        }
-                    }
-                    return true;
-                }
-                Err(ConnectError::Refused(reason)) => {
-                    tracing::error!(%reason, "the keeper refuses this server")
-                }
-                Err(ConnectError::Io(error)) => tracing::debug!(%error, "no keeper yet"),
-            }
-            self.give_up_old();
-            let pause = tokio::time::sleep(RETRY);
-            tokio::pin!(pause);
-            loop {
-                tokio::select! {
-                    () = &mut pause => break,
-                    call = self.calls.recv() => match call {
-                        Some(call) => self.waiting.push_back((Instant::now(), call)),
-                        None => return false,
-                    },
-                }
-            }
-        }
-    }
-
-    fn give_up_old(&mut self) {
-        while let Some((since, _)) = self.waiting.front()
-            && since.elapsed() >= PATIENCE
-        {
-            if let Some((_, call)) = self.waiting.pop_front() {
-                let text = format!(
-                    "it does not answer at {}; `utsuwa up` as root starts it again",
-                    self.shared.socket.display()
-                );
-                let _ = call.answer.send(Err(DriverError::Unavailable(text)));
-            }
-        }
-    }
-
-    /// What a keeper that was replaced may have lost.
-    async fn give_back(&mut self) {
-        let mut gifts: Vec<(Op, Vec<OwnedFd>)> = Vec::new();
-        for ((name, address), socket) in &*self.shared.listeners.lock() {
-            if let Ok(copy) = socket.try_clone() {
-                gifts.push((
-                    Op::GiveListener {
-                        name: name.clone(),
-                        address: address.clone(),
-                    },
-                    vec![copy],
-                ));
-            }
-        }
-        for (sandbox, sockets) in &self.internal_sockets {
-            let copies: io::Result<Vec<_>> = sockets.iter().map(OwnedFd::try_clone).collect();
-            if let Ok(copies) = copies {
-                gifts.push((Op::GiveSandboxSockets { sandbox: *sandbox }, copies));
-            }
-        }
-        for id in &self.told {
-            gifts.push((Op::AckExit { id: id.clone() }, Vec::new()));
-        }
-        for (op, descriptors) in gifts {
-            self.send_unanswered(op, descriptors).await;
         }
     }
 
@@ -309,7 +213,8 @@ impl Connection {
                 let sockets = match self.keep_internal(sandbox, descriptors) {
                     Ok(copies) => net.sockets.iter().copied().zip(copies).collect(),
                     Err(error) => {
-                        tracing::error!(sandbox, %error, "take the internal sockets of a sandbox");
+                        // No free descriptors. The next connection brings them again.
+                        self.lost(&error);
                         return;
                     }
                 };

@@ -20,7 +20,7 @@ use super::connection::Connection;
 use super::internal::InternalEvent;
 use super::link::{ConnectError, KeeperLink};
 use super::shared::{Answer, Call, Shared, superseded};
-use super::sockets::SocketCache;
+use super::sockets::{READY, SocketCache};
 use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 use crate::keeper::protocol::{Op, Reply, Status};
 
@@ -28,8 +28,7 @@ use crate::keeper::protocol::{Op, Reply, Status};
 const CALLS: usize = 1024;
 /// Events a receiver may lag behind before it must list.
 const EVENTS: usize = 1024;
-/// Dial sockets asked for at once.
-const BATCH: u32 = 4;
+
 /// Starts instances in sandboxes through the keeper.
 #[derive(Debug, Clone)]
 pub struct SandboxDriver {
@@ -212,7 +211,7 @@ impl SandboxDriver {
                 .call(
                     Op::Sockets {
                         id: id.clone(),
-                        count: BATCH,
+                        count: READY,
                     },
                     Vec::new(),
                 )
@@ -308,19 +307,17 @@ impl Driver for SandboxDriver {
                 }
                 return Ok((socket, address));
             }
-            match self
-                .call(
-                    Op::Sockets {
-                        id: id.clone(),
-                        count: BATCH,
-                    },
-                    Vec::new(),
-                )
-                .await?
-            {
+            if self.shared.sockets.begins_to_ask(&id) {
+                self.refill_sockets(id.clone());
+            }
+            // One for this dial: of many that find none ready, each would leave some behind.
+            let one = Op::Sockets {
+                id: id.clone(),
+                count: 1,
+            };
+            match self.call(one, Vec::new()).await? {
                 (Reply::Sockets { address }, mut sockets) => {
                     let socket = sockets.pop();
-                    self.shared.sockets.add(&id, sockets);
                     let missing = || {
                         DriverError::Internal(format!(
                             "the keeper sent no socket for instance {id}"

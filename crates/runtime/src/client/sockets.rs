@@ -7,6 +7,11 @@ use std::os::fd::OwnedFd;
 use parking_lot::Mutex;
 use utsuwa_model::InstanceId;
 
+/// Dial sockets asked for at once.
+pub(super) const READY: u32 = 4;
+/// Given back after a refused dial, no more than these are kept: however many dialled, they must not stay as descriptors.
+const KEPT: usize = READY as usize;
+
 /// Unconnected sockets by instance, so that a dial needs no round trip.
 #[derive(Debug, Default)]
 pub(super) struct SocketCache {
@@ -42,7 +47,11 @@ impl SocketCache {
     }
 
     pub(super) fn give_back(&self, id: &InstanceId, socket: OwnedFd) {
-        if let Some(ready) = self.instances.lock().get_mut(id) {
+        let mut instances = self.instances.lock();
+        let Some(ready) = instances.get_mut(id) else {
+            return;
+        };
+        if ready.sockets.len() < KEPT {
             ready.sockets.push(socket);
         }
     }
@@ -55,6 +64,15 @@ impl SocketCache {
         // Not earlier: a program that starts shall not share the processors with the making of sockets it may never need.
         let ask = ready.sockets.is_empty() && !std::mem::replace(&mut ready.asking, true);
         Some((socket, ready.address, ask))
+    }
+
+    /// Whether more should be asked for now that none is ready; `false` while somebody asks, or for one that isn't known.
+    pub(super) fn begins_to_ask(&self, id: &InstanceId) -> bool {
+        let mut instances = self.instances.lock();
+        let Some(ready) = instances.get_mut(id) else {
+            return false;
+        };
+        ready.sockets.is_empty() && !std::mem::replace(&mut ready.asking, true)
     }
 
     pub(super) fn learn_pid(&self, id: &InstanceId, pid: u32) {
@@ -72,5 +90,31 @@ impl SocketCache {
         if let Some(ready) = self.instances.lock().get_mut(id) {
             ready.asking = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket() -> OwnedFd {
+        std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into()
+    }
+
+    #[test]
+    fn many_dials_at_once_leave_no_more_sockets_behind_than_are_kept_ready() {
+        let cache = SocketCache::default();
+        let id: InstanceId = format!("{:032x}", 1).parse().unwrap();
+        assert!(!cache.begins_to_ask(&id), "not known");
+        cache.lives(&id, "10.0.0.1:0".parse().unwrap());
+        let asking = (0..100).filter(|_| cache.begins_to_ask(&id)).count();
+        assert_eq!(asking, 1);
+        cache.add(&id, (0..READY).map(|_| socket()).collect());
+        // A hundred were refused.
+        for _ in 0..100 {
+            cache.give_back(&id, socket());
+        }
+        let ready = std::iter::from_fn(|| cache.take(&id)).count();
+        assert_eq!(ready, KEPT);
     }
 }

@@ -14,6 +14,7 @@
 //!
 //! Failure: malformed queries are ignored (UDP) or end the connection (TCP); no upstream answer in time is SERVFAIL.
 
+pub(crate) mod lookup;
 mod upstream;
 mod wire;
 

@@ -19,6 +19,7 @@ use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::inside::{FromSandbox, Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
 use crate::sandbox::probe::Features;
+use crate::sandbox::walls::Wall;
 use crate::sandbox::{process, rootfs};
 
 /// A start that takes longer is given up: a thousand times what it should take.
@@ -38,6 +39,8 @@ struct Pending {
     overlay: Duration,
     /// Time the sandbox took for its mounts, once it said that exec is next.
     executing: Option<Duration>,
+    /// How many volumes it shall have.
+    volumes: usize,
     upper: String,
 }
 
@@ -117,9 +120,13 @@ impl Starter {
                     why,
                 }
             })?;
-        process::map_ids(asked.pid, 0, spec.rootfs.uid_base)?;
+        if Wall::UserNamespace.stands() {
+            process::map_ids(asked.pid, 0, spec.rootfs.uid_base)?;
+        }
         let cgroup = self.cgroups.sandbox(asked.sandbox);
-        cgroup.apply(&spec.limits)?;
+        if Wall::Cgroup.stands() {
+            cgroup.apply(&spec.limits)?;
+        }
         for stream in [&stdout, &stderr] {
             // Programs open /dev/stdout anew (nginx): the pipe must let another user write. Only the keeper can reach its path.
             rustix::fs::fchmod(stream, Mode::from_raw_mode(0o622))
@@ -138,6 +145,7 @@ impl Starter {
             env: spec.process.env.clone(),
             cwd: spec.process.cwd.clone(),
             user: spec.process.user.clone(),
+            volumes: spec.volumes.clone(),
         });
         let control = Channel::from(control);
         self.attached.push_back(root.upper.clone());
@@ -162,6 +170,7 @@ impl Starter {
             cgroup,
             overlay,
             executing: None,
+            volumes: spec.volumes.len(),
             upper: root.upper,
         });
         Ok(())
@@ -170,7 +179,13 @@ impl Starter {
     /// The sandbox's socket has something: a message, or the end.
     fn advance(pending: &mut Pending) -> Option<Result<StartPhases, SpawnError>> {
         match pending.control.receive::<FromSandbox>() {
-            Ok(Some((FromSandbox::Executing { mounts }, _))) => {
+            Ok(Some((FromSandbox::Executing { mounts, volumes }, _))) => {
+                if volumes != pending.volumes {
+                    // Pooled by a build that knew no volumes: an app must not write to its root what it believes to be elsewhere.
+                    return Some(Err(SpawnError::SandboxGone {
+                        detail: "it was made by an older build, which mounts no volumes".to_owned(),
+                    }));
+                }
                 pending.executing = Some(mounts);
                 None
             }

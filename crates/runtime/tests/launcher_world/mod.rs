@@ -272,6 +272,7 @@ impl World {
                 pids: 64,
             },
             port: 8080,
+            volumes: Vec::new(),
         }
     }
 

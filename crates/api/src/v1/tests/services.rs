@@ -135,7 +135,9 @@ async fn what_was_read_and_is_sent_back_is_no_change() {
             "env": [{"name": "A", "value": "1"}, {"name": "EMPTY"}],
             "resources": {"limits": {"cpu": "1000m", "memory": "1Gi"}},
             "ports": [{"name": "h2c", "containerPort": 9000}],
-            "startupProbe": {"httpGet": {"path": "/up", "httpHeaders": [{"name": "X", "value": "y"}]}, "periodSeconds": 3}
+            "startupProbe": {"httpGet": {"path": "/up", "httpHeaders": [{"name": "X", "value": "y"}]}, "periodSeconds": 3},
+            "livenessProbe": {"httpGet": {"path": "/live"}},
+            "readinessProbe": {"grpc": {"port": 9001, "service": "s"}, "successThreshold": 3}
         }]
     });
     let (status, _) = bench.call("POST", SERVICES, rich.clone()).await;
@@ -158,6 +160,15 @@ async fn what_was_read_and_is_sent_back_is_no_change() {
         "periodSeconds": 3, "timeoutSeconds": 1, "failureThreshold": 3
     });
     assert_eq!(spec["containers"][0]["startupProbe"], probe);
+    assert_eq!(
+        spec["containers"][0]["livenessProbe"],
+        json!({"httpGet": {"path": "/live", "port": 9000}, "periodSeconds": 10, "timeoutSeconds": 1, "failureThreshold": 3})
+    );
+    assert_eq!(
+        spec["containers"][0]["readinessProbe"],
+        json!({"grpc": {"port": 9001, "service": "s"}, "periodSeconds": 10, "timeoutSeconds": 1, "failureThreshold": 3,
+            "successThreshold": 3})
+    );
     for (name, value) in rich["spec"]["template"]["metadata"]["annotations"]
         .as_object()
         .unwrap()

@@ -66,6 +66,16 @@ async fn wrong_fields_are_named_in_v1s_words() {
             "spec.template.spec.containers[0].startupProbe.exec: must not set",
         ),
         (
+            "/spec/template/spec/containers/0/livenessProbe",
+            json!({"tcpSocket": {"port": 8080}}),
+            "spec.template.spec.containers[0].livenessProbe.tcpSocket: is for startup probes only",
+        ),
+        (
+            "/spec/template/spec/containers/0/livenessProbe",
+            json!({"httpGet": {"path": "/"}, "successThreshold": 2}),
+            "spec.template.spec.containers[0].livenessProbe.successThreshold: must be 1, not 2",
+        ),
+        (
             "/spec/template/spec/containers/0/env",
             json!([{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "1"}}}]),
             "spec.template.spec.containers[0].env[0].valueFrom.secretKeyRef: secrets are not built",

@@ -109,6 +109,8 @@ fn probe(mut at: Reader<'_>, wire: v2::Probe) -> Option<model::Probe> {
         timeout_secs: at.count("timeoutSeconds", wire.timeout_seconds),
         period_secs: at.count("periodSeconds", wire.period_seconds),
         failure_threshold: at.count("failureThreshold", wire.failure_threshold),
+        // v2 has no field for it.
+        success_threshold: None,
         action,
     })
 }
@@ -121,9 +123,21 @@ pub(super) fn volume(mut at: Reader<'_>, wire: v2::Volume) -> Option<model::Volu
             at.wrong("", "must set exactly one of secret and emptyDir");
             return None;
         }
-        Some(VolumeType::EmptyDir(empty)) => model::VolumeSource::EmptyDir {
-            size_limit: given(&empty.size_limit),
-        },
+        Some(VolumeType::EmptyDir(empty)) => {
+            if v2::empty_dir_volume_source::Medium::try_from(empty.medium).is_err() {
+                let mut at = at.at("emptyDir");
+                at.wrong(
+                    "medium",
+                    format!(
+                        "{} is not built in this server yet: write MEMORY",
+                        empty.medium
+                    ),
+                );
+            }
+            model::VolumeSource::EmptyDir {
+                size_limit: given(&empty.size_limit),
+            }
+        }
         Some(VolumeType::Secret(secret)) => model::VolumeSource::Secret {
             default_mode: at.at("secret").count("defaultMode", secret.default_mode),
             items: secret

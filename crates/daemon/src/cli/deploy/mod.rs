@@ -7,11 +7,13 @@ mod service;
 use std::io::IsTerminal;
 
 use clap::Args;
+use serde_json::Value;
 
 pub(crate) use self::report::host_and_address;
 use self::report::{report, set_public};
 use self::service::body;
 use super::progress::Progress;
+use super::services::show::{can_serve, repair};
 use super::{ClientArgs, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{ask, note};
@@ -183,13 +185,24 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
     let waited = super::wait::wait_shown(&api, &operation, &args.name, &progress).await;
     drop(progress);
     if let Err(failure) = waited {
-        let served = existing.is_some_and(|s| s["latestReadyRevision"].is_string());
-        if failure.status == 1 && served {
-            note("The deploy failed; what served before still serves.");
-        }
-        return Err(failure);
+        return Err(after_failure(failure, &args.name, existing.as_ref()));
     }
     report(&api, args, client).await
+}
+
+/// Says how the service stands now that its deploy failed, and what can be done about one that serves nothing.
+fn after_failure(failure: Failure, name: &str, existing: Option<&Value>) -> Failure {
+    if failure.status != 1 {
+        return failure;
+    }
+    if existing.is_some_and(can_serve) {
+        note("The deploy failed; what served before still serves.");
+        return failure;
+    }
+    note(&format!(
+        "The deploy failed; service [{name}] exists, but serves nothing."
+    ));
+    failure.hint(repair(name))
 }
 
 /// A service without an image doesn't exist yet; or another one was meant.

@@ -4,11 +4,10 @@ pub(super) mod show;
 mod traffic;
 
 use clap::Subcommand;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use self::show::{print_service, print_traffic, print_why, ready_mark, ready_word, region};
-use self::traffic::new_traffic;
-use super::progress::Progress;
+use self::show::{print_service, print_why, ready_mark, ready_word, region};
+use self::traffic::TrafficArgs;
 use super::{ClientArgs, short, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{Format, ask, items, line, moment, note, text_at, value};
@@ -32,18 +31,7 @@ pub(crate) enum ServicesCommand {
         quiet: bool,
     },
     /// Change where requests go.
-    UpdateTraffic {
-        name: String,
-        /// REVISION=PERCENT,… ; LATEST names the newest ready one. What is left goes on in proportion.
-        #[arg(long, value_name = "LIST", conflicts_with = "to_latest")]
-        to_revisions: Option<String>,
-        /// Everything to the newest ready revision.
-        #[arg(long)]
-        to_latest: bool,
-        /// TAG=REVISION,…: sets these tags and no others.
-        #[arg(long, value_name = "LIST")]
-        set_tags: Option<String>,
-    },
+    UpdateTraffic(TrafficArgs),
 }
 
 pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Result<(), Failure> {
@@ -63,8 +51,17 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                     ("URL", &|i| text_at(i, "uri")),
                     ("LAST DEPLOYED BY", &|i| text_at(i, "lastModifier")),
                     ("LAST DEPLOYED AT", &|i| moment(&text_at(i, "updateTime"))),
+                    ("STATE", &show::state),
                 ],
-            )
+            )?;
+            let lame = |i: &&Value| ready_word(i) == "failed" && !show::can_serve(i);
+            if client.format == Format::Table
+                && let Some(service) = all.iter().find(lame)
+            {
+                let name = short(&text_at(service, "name"));
+                note(&format!("hint: {}", show::repair(&name)));
+            }
+            Ok(())
         }
         ServicesCommand::Describe { name, why } => {
             let service = existing(&api, name).await?;
@@ -100,45 +97,7 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
             note(&format!("Deleted service [{name}]."));
             Ok(())
         }
-        ServicesCommand::UpdateTraffic {
-            name,
-            to_revisions,
-            to_latest,
-            set_tags,
-        } => {
-            let path = api.service(name);
-            if to_revisions.is_none() && !to_latest && set_tags.is_none() {
-                return Err(Failure::usage(
-                    "say where requests shall go: --to-latest, --to-revisions or --set-tags",
-                ));
-            }
-            let mut service = existing(&api, name).await?;
-            let targets = new_traffic(
-                service["traffic"].as_array().cloned().unwrap_or_default(),
-                to_revisions.as_deref(),
-                *to_latest,
-                set_tags.as_deref(),
-            )?;
-            let body = json!({"traffic": targets, "etag": service["etag"].take()});
-            let operation = api
-                .patch(&format!("{path}?updateMask=traffic"), &body)
-                .await
-                .map_err(|f| {
-                    f.hint(format!(
-                        "`utsuwa revisions list --service {name}` shows them"
-                    ))
-                })?;
-            let progress = Progress::new();
-            super::wait::wait_shown(&api, &operation, name, &progress).await?;
-            drop(progress);
-            let service = api.get(&path).await?;
-            if client.format == Format::Table {
-                print_traffic(&service);
-                Ok(())
-            } else {
-                value(&client.format, &service["trafficStatuses"])
-            }
-        }
+        ServicesCommand::UpdateTraffic(args) => traffic::run(args, &api, client).await,
     }
 }
 

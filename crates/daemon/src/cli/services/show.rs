@@ -1,6 +1,9 @@
 //! Services and revisions for people.
 
 use serde_json::{Value, json};
+use utsuwa_model::quantity::MilliCpu;
+use utsuwa_model::scaling::DEFAULT_MAX_INSTANCES;
+use utsuwa_model::service::defaults;
 
 use super::super::short;
 use super::traffic::LATEST;
@@ -41,39 +44,198 @@ pub(in crate::cli) fn region(item: &Value) -> String {
     name.split('/').nth(3).unwrap_or_default().to_owned()
 }
 
-pub(in crate::cli) fn print_service(service: &Value) {
-    line(&format!(
-        "Service {} in {}",
-        short(&text_at(service, "name")),
-        region(service)
-    ));
-    line(&format!("URL:      {}", text_at(service, "uri")));
-    line(&format!("State:    {}", ready_word(service)));
-    let message = text_at(service, "terminalCondition.message");
-    if !message.is_empty() {
-        line(&format!("          {message}"));
+/// Whether any revision of it ever became ready: without one there is nothing that could serve.
+pub(in crate::cli) fn can_serve(service: &Value) -> bool {
+    !text_at(service, "latestReadyRevision").is_empty()
+}
+
+/// The state for a listing, with the reason of a failure as far as it fits a line.
+pub(in crate::cli) fn state(service: &Value) -> String {
+    /// With the other columns it must fit a usual terminal, or two lines of it.
+    const LONGEST: usize = 60;
+    let word = ready_word(service);
+    if word != "failed" {
+        return word;
     }
-    print_traffic(service);
-    let container = &service["template"]["containers"][0];
-    line(&format!("Image:    {}", text_at(container, "image")));
-    for (label, path) in [
-        ("Memory:", "resources.limits.memory"),
-        ("CPU:", "resources.limits.cpu"),
-    ] {
-        let limit = text_at(container, path);
-        if !limit.is_empty() {
-            line(&format!("{label:<9} {limit}"));
+    let message = text_at(service, "terminalCondition.message");
+    let first = message.lines().next().unwrap_or_default();
+    let mut reason: String = first.chars().take(LONGEST).collect();
+    if reason.len() < first.len() {
+        reason.push('…');
+    }
+    match can_serve(service) {
+        true => format!("last deploy failed: {reason}"),
+        false => format!("serves nothing: {reason}"),
+    }
+}
+
+/// What to do about a service that serves nothing because its deploys failed.
+pub(in crate::cli) fn repair(name: &str) -> String {
+    format!(
+        "`utsuwa logs {name}` shows what it wrote, if it came so far; deploy it again to repair it, or `utsuwa services delete {name}` removes it"
+    )
+}
+
+pub(in crate::cli) fn print_service(service: &Value) {
+    for text in service_lines(service) {
+        line(&text);
+    }
+}
+
+fn service_lines(service: &Value) -> Vec<String> {
+    let name = short(&text_at(service, "name"));
+    let mut lines = vec![
+        format!("Service {name} in {}", region(service)),
+        labelled("URL:", &text_at(service, "uri")),
+        labelled("State:", &ready_word(service)),
+    ];
+    let mut below = |text: &str| lines.push(labelled("", text));
+    for text in text_at(service, "terminalCondition.message")
+        .lines()
+        .filter(|text| !text.is_empty())
+    {
+        below(text);
+    }
+    if ready_word(service) == "failed" {
+        if can_serve(service) {
+            below("What served before still serves.");
+        } else {
+            below("It serves nothing: no revision of it ever became ready.");
+            below(&repair(&name));
         }
     }
-    line(&format!(
-        "Deployed: {} by {}",
+    let ingress = match text_at(service, "ingress").as_str() {
+        "INGRESS_TRAFFIC_INTERNAL_ONLY" => "internal",
+        "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" => "internal-and-cloud-load-balancing",
+        _ => "all",
+    };
+    lines.push(labelled("Ingress:", ingress));
+    lines.extend(traffic_lines(service));
+    lines.push(labelled("Scaling:", &scaling(&service["scaling"])));
+    lines.extend(template_lines(&service["template"]));
+    let by = format!(
+        "{} by {}",
         moment(&text_at(service, "updateTime")),
         text_at(service, "lastModifier")
-    ));
+    );
+    lines.push(labelled("Deployed:", &by));
+    lines
+}
+
+/// What the next revision has, as gcloud shows it: with the defaults of what isn't written.
+fn template_lines(template: &Value) -> Vec<String> {
+    let container = &template["containers"][0];
+    let mut lines = vec!["Template:".to_owned()];
+    let mut add = |label: &str, text: String| {
+        if !text.is_empty() {
+            lines.push(format!("  {label:<16} {text}"));
+        }
+    };
+    let at = |path: &str| text_at(container, path);
+    let of = |path: &str| text_at(template, path);
+    add("Image:", at("image"));
+    let port = or(at("ports.0.containerPort"), &defaults::PORT);
+    add(
+        "Port:",
+        match at("ports.0.name").as_str() {
+            "h2c" => format!("{port} (HTTP/2)"),
+            _ => port,
+        },
+    );
+    let cpu = or(at("resources.limits.cpu"), &defaults::CPU);
+    let least = cpu.parse().is_ok_and(|cpu: MilliCpu| cpu < defaults::CPU);
+    let concurrency = if least { 1 } else { defaults::CONCURRENCY };
+    add(
+        "Memory:",
+        or(at("resources.limits.memory"), &defaults::MEMORY),
+    );
+    add("CPU:", cpu);
+    for (label, key) in [("Command:", "command"), ("Args:", "args")] {
+        let words = container[key].as_array().into_iter().flatten();
+        let words: Vec<&str> = words.filter_map(Value::as_str).collect();
+        add(label, words.join(" "));
+    }
+    add(
+        "Concurrency:",
+        or(of("maxInstanceRequestConcurrency"), &concurrency),
+    );
+    let timeout = format!("{}s", defaults::TIMEOUT_SECS);
+    add("Timeout:", or(of("timeout"), &timeout));
+    add("Min instances:", or(of("scaling.minInstanceCount"), &0));
+    add(
+        "Max instances:",
+        or(of("scaling.maxInstanceCount"), &DEFAULT_MAX_INSTANCES),
+    );
+    if of("sessionAffinity") == "true" {
+        add("Affinity:", "a client goes to the same instance".to_owned());
+    }
+    lines.extend(environment_lines(container));
+    lines
+}
+
+/// What is written, or the default.
+fn or(written: String, default: &dyn std::fmt::Display) -> String {
+    if written.is_empty() || written == "0" {
+        default.to_string()
+    } else {
+        written
+    }
+}
+
+fn environment_lines(container: &Value) -> Vec<String> {
+    let variables = container["env"].as_array().cloned().unwrap_or_default();
+    if variables.is_empty() {
+        return Vec::new();
+    }
+    let names = variables.iter().map(|v| text_at(v, "name").len());
+    let width = names.max().unwrap_or(0).max(14);
+    let mut lines = vec!["  Env vars:".to_owned()];
+    for variable in &variables {
+        let value = if variable["valueSource"].is_null() {
+            text_at(variable, "value")
+        } else {
+            let secret = text_at(variable, "valueSource.secretKeyRef.secret");
+            format!("(secret {secret})")
+        };
+        lines.push(format!("    {:<width$} {value}", text_at(variable, "name")));
+    }
+    lines
+}
+
+/// Of the service as a whole.
+fn scaling(scaling: &Value) -> String {
+    if text_at(scaling, "scalingMode") == "MANUAL" {
+        return format!(
+            "by hand: {} instances",
+            text_at(scaling, "manualInstanceCount")
+        );
+    }
+    let mut text = "automatic".to_owned();
+    for (word, path) in [
+        ("at least", "minInstanceCount"),
+        ("at most", "maxInstanceCount"),
+    ] {
+        let count = scaling[path].as_u64().unwrap_or(0);
+        if count > 0 {
+            let noun = if count == 1 { "instance" } else { "instances" };
+            text.push_str(&format!(", {word} {count} {noun}"));
+        }
+    }
+    text
+}
+
+fn labelled(label: &str, text: &str) -> String {
+    format!("{label:<9} {text}")
 }
 
 pub(in crate::cli) fn print_traffic(service: &Value) {
-    line("Traffic:");
+    for text in traffic_lines(service) {
+        line(&text);
+    }
+}
+
+fn traffic_lines(service: &Value) -> Vec<String> {
+    let mut lines = vec!["Traffic:".to_owned()];
     for target in service["trafficStatuses"].as_array().into_iter().flatten() {
         let latest = if target["type"] == json!(LATEST) {
             " (latest)"
@@ -84,12 +246,19 @@ pub(in crate::cli) fn print_traffic(service: &Value) {
             Some(tag) => format!("  tag {tag}: {}", text_at(target, "uri")),
             None => String::new(),
         };
-        line(&format!(
-            "  {:>3}% {}{latest}{tag}",
-            target["percent"].as_u64().unwrap_or(0),
+        let percent = match target["percent"].as_u64().unwrap_or(0) {
+            0 if !tag.is_empty() => String::new(),
+            percent => format!("{percent}%"),
+        };
+        lines.push(format!(
+            "  {percent:>4} {}{latest}{tag}",
             short(&text_at(target, "revision"))
         ));
     }
+    if lines.len() == 1 {
+        lines.push("  nothing is routed".to_owned());
+    }
+    lines
 }
 
 pub(in crate::cli) fn print_why(name: &str, explained: &Value) {
@@ -130,5 +299,93 @@ pub(in crate::cli) fn print_why(name: &str, explained: &Value) {
                 ));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_described_as_gcloud_would() {
+        let service = json!({
+            "name": "projects/p/locations/r/services/hello",
+            "uri": "http://hello.localhost:8080",
+            "terminalCondition": {"state": "CONDITION_SUCCEEDED"},
+            "latestReadyRevision": "projects/p/locations/r/services/hello/revisions/hello-1",
+            "scaling": {"minInstanceCount": 1},
+            "template": {
+                "timeout": "300s",
+                "maxInstanceRequestConcurrency": 80,
+                "scaling": {"maxInstanceCount": 10},
+                "containers": [{
+                    "image": "r.example/x",
+                    "ports": [{"name": "h2c", "containerPort": 9000}],
+                    "resources": {"limits": {"cpu": "1", "memory": "512Mi"}},
+                    "env": [
+                        {"name": "A", "value": "1"},
+                        {"name": "B", "valueSource": {"secretKeyRef": {"secret": "s"}}},
+                    ],
+                }],
+            },
+        });
+        let text = service_lines(&service).join("\n");
+        for part in [
+            "Port:            9000 (HTTP/2)",
+            "Memory:          512Mi",
+            "CPU:             1",
+            "Concurrency:     80",
+            "Timeout:         300s",
+            "Min instances:   0",
+            "Max instances:   10",
+            "Scaling:  automatic, at least 1 instance\n",
+            "    A              1",
+            "    B              (secret s)",
+            "Ingress:  all",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+        assert!(!text.contains("serves"), "{text}");
+
+        let mut bare = service.clone();
+        bare["template"] =
+            json!({"containers": [{"image": "x", "resources": {"limits": {"cpu": "500m"}}}]});
+        let text = service_lines(&bare).join("\n");
+        for part in [
+            "Port:            8080",
+            "Memory:          512Mi",
+            "CPU:             500m",
+            "Concurrency:     1",
+            "Timeout:         300s",
+            "Max instances:   100",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_listed_with_its_reason_and_what_to_do() {
+        let mut service = json!({
+            "name": "projects/p/locations/r/services/bad",
+            "terminalCondition": {
+                "state": "CONDITION_FAILED",
+                "message": format!("Image 'nowhere' not found. {}\nMore.", "x".repeat(80)),
+            },
+        });
+        let listed = state(&service);
+        assert!(listed.starts_with("serves nothing: Image 'nowhere' not found."));
+        assert!(listed.ends_with('…') && listed.chars().count() < 80);
+        let text = service_lines(&service).join("\n");
+        assert!(text.contains("utsuwa services delete bad"), "{text}");
+        assert!(text.contains("no revision of it ever became ready"));
+        assert!(text.contains("nothing is routed"), "{text}");
+
+        service["latestReadyRevision"] =
+            json!("projects/p/locations/r/services/bad/revisions/bad-1");
+        assert!(state(&service).starts_with("last deploy failed: Image"));
+        let text = service_lines(&service).join("\n");
+        assert!(text.contains("What served before still serves."), "{text}");
+        service["terminalCondition"] = json!({"state": "CONDITION_SUCCEEDED"});
+        assert_eq!(state(&service), "ready");
     }
 }

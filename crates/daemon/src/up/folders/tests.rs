@@ -2,7 +2,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use super::{FOLDERS, Writer, make};
+use super::{FOLDERS, Writer, can_be_entered, make};
 use utsuwa_runtime::privilege::ServerUser;
 
 /// As of a file of an image: neither root's nor a server's.
@@ -194,4 +194,23 @@ fn trees_deeper_than_ours_are_refused() {
         error.contains("state/1/2/3/4/5/6/7/8 lies deeper"),
         "{error}"
     );
+}
+
+#[test]
+fn a_folder_above_that_is_closed_to_the_server_is_named() {
+    let place = tempfile::tempdir().unwrap();
+    let open = |mode| {
+        fs::set_permissions(place.path(), fs::Permissions::from_mode(mode)).unwrap();
+        can_be_entered(&place.path().join("not/made/yet"), &user(64_500))
+    };
+    let closed = open(0o700).unwrap_err();
+    let closed = closed.downcast_ref::<super::Refusal>().unwrap();
+    let shown = place.path().canonicalize().unwrap().display().to_string();
+    assert!(closed.message.contains(&shown) && closed.message.contains("mode 0700"));
+    assert!(closed.hint.contains("chmod o+x"), "{}", closed.hint);
+    assert!(open(0o750).is_err(), "its group is another one");
+    assert!(open(0o711).is_ok());
+    // Itself it may be closed: it is opened at each start.
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(can_be_entered(place.path(), &user(64_500)).is_ok());
 }

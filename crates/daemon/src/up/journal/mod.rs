@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
-use utsuwa_ingress::seam::{RequestLog, RequestRecord};
+use utsuwa_ingress::seam::{InstanceNote, RequestLog, RequestRecord, Weight};
 use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 use utsuwa_runtime::logs::layout::service_directory;
 
@@ -216,6 +216,22 @@ impl RequestLog for Journal {
             return;
         }
         self.send(Entry::Request(Box::new(record)));
+    }
+
+    fn noticed(&self, note: InstanceNote) {
+        self.note(Happening {
+            at: note.at,
+            service: note.revision.service,
+            revision: note.revision.revision.to_string(),
+            instance: Some(note.instance),
+            severity: match note.weight {
+                Weight::Info => "INFO",
+                Weight::Warning => "WARNING",
+                Weight::Error => "ERROR",
+            },
+            text: note.text,
+            written: None,
+        });
     }
 }
 

@@ -1,4 +1,5 @@
 //! Tests of the module above.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
 
@@ -99,6 +100,7 @@ fn a_written_probe_gets_the_other_defaults() {
         timeout_secs: None,
         period_secs: Some(3),
         failure_threshold: None,
+        success_threshold: None,
         action: ProbeAction::Http {
             path: String::new(),
             port: None,
@@ -106,9 +108,22 @@ fn a_written_probe_gets_the_other_defaults() {
         },
     };
     let template = with_container(Container {
-        startup_probe: Some(probe),
+        startup_probe: Some(probe.clone()),
+        liveness_probe: Some(probe.clone()),
+        readiness_probe: Some(probe),
         ..Container::default()
     });
+    let (live, ready) = (template.liveness().unwrap(), template.readiness().unwrap());
+    assert_eq!((live.period.as_secs(), live.timeout.as_secs()), (3, 1));
+    assert_eq!((live.failure_threshold, live.success_threshold), (3, 1));
+    assert_eq!((ready.failure_threshold, ready.success_threshold), (3, 2));
+    assert_eq!(ready.check.describe(), "GET / on port 8080");
+    let shown = &template.defaulted().containers[0];
+    let successes = |probe: &Option<Probe>| probe.as_ref().unwrap().success_threshold;
+    assert_eq!(successes(&shown.readiness_probe), Some(2));
+    assert_eq!(successes(&shown.liveness_probe), None);
+    let none = with_container(Container::default());
+    assert_eq!((none.liveness(), none.readiness()), (None, None));
     let startup = template.startup();
     assert_eq!(
         startup.check,

@@ -1,11 +1,9 @@
 //! Rules of one container (§1.3, §1.9).
 
-use std::collections::BTreeSet;
-
-use super::{dns_1035, not_built};
+use super::{dns_1035, mounts, not_built, probe};
 use crate::Violations;
 use crate::quantity::{MemoryBytes, MilliCpu};
-use crate::service::{Container, EnvValue, Probe, ProbeAction, RevisionTemplate};
+use crate::service::{Container, EnvValue, RevisionTemplate};
 
 /// Set by the platform; a value of the user's would be lost.
 const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_REVISION", "K_CONFIGURATION"];
@@ -18,10 +16,6 @@ const MOST_MEMORY: u64 = 32 << 30;
 /// Knative's own ports inside an instance: its two HTTP backends, the queue's administration, metrics of the autoscaler and of
 /// users, profiling (§1.9). Refused as there, so that what runs here runs there.
 const RESERVED_PORTS: [u16; 6] = [8008, 8012, 8013, 8022, 9090, 9091];
-/// How long the attempts of a startup probe may take together, and each value of it alone (§2.7).
-const STARTUP_SECS: u32 = 240;
-/// Directories that belong to the system.
-const RESERVED_PATHS: [&str; 5] = ["/", "/dev", "/dev/log", "/proc", "/sys"];
 
 pub(super) fn check(
     index: usize,
@@ -72,27 +66,8 @@ pub(super) fn check(
     env(&base, container, found);
     limits(&base, container, found);
     ports(&base, container, found);
-    mounts(&base, container, template, found);
-    if let Some(probe) = &container.startup_probe {
-        check_probe(&at("startupProbe"), probe, STARTUP_SECS, found);
-        check_startup(&at("startupProbe"), probe, found);
-    }
-    for (field, probe) in [
-        ("livenessProbe", &container.liveness_probe),
-        ("readinessProbe", &container.readiness_probe),
-    ] {
-        if let Some(probe) = probe {
-            check_probe(&at(field), probe, 3600, found);
-            found.add(
-                at(field),
-                not_built(if field == "livenessProbe" {
-                    "liveness probes are"
-                } else {
-                    "readiness probes are"
-                }),
-            );
-        }
-    }
+    mounts::check(&base, container, template, found);
+    probe::check(&base, container, found);
     if !container.depends_on.is_empty() {
         found.add(
             at("dependsOn"),
@@ -207,111 +182,6 @@ fn ports(base: &str, container: &Container, found: &mut Violations) {
                 ),
             );
         }
-    }
-}
-
-fn mounts(base: &str, container: &Container, template: &RevisionTemplate, found: &mut Violations) {
-    let mut paths = BTreeSet::new();
-    for (index, mount) in container.volume_mounts.iter().enumerate() {
-        let field = format!("{base}.volumeMounts[{index}]");
-        let path = mount.mount_path.as_str();
-        let trimmed = if path == "/" {
-            path
-        } else {
-            path.trim_end_matches('/')
-        };
-        if !path.starts_with('/') || path.contains(':') || path.split('/').any(|part| part == "..")
-        {
-            found.add(
-                format!("{field}.mountPath"),
-                format!("invalid value: {path:?} must be an absolute path without ':' and '..'"),
-            );
-        } else if RESERVED_PATHS.contains(&trimmed) {
-            found.add(
-                format!("{field}.mountPath"),
-                format!("mountPath {path:?} is a reserved path"),
-            );
-        } else if !paths.insert(trimmed) {
-            found.add(
-                format!("{field}.mountPath"),
-                format!("{path:?} must be unique"),
-            );
-        }
-        if !template.volumes.iter().any(|v| v.name == mount.name) {
-            found.add(
-                format!("{field}.name"),
-                format!("volumeMount has no matching volume: {:?}", mount.name),
-            );
-        }
-    }
-}
-
-/// `most` is the limit of delay, period and time-out in seconds (240 at start, 3600 later).
-fn check_probe(field: &str, probe: &Probe, most: u32, found: &mut Violations) {
-    let mut range = |name: &str, value: Option<u32>, least: u32, most: u32| {
-        if let Some(value) = value
-            && !(least..=most).contains(&value)
-        {
-            found.add(
-                format!("{field}.{name}"),
-                format!("expected {least} <= {value} <= {most}"),
-            );
-        }
-    };
-    range("initialDelaySeconds", probe.initial_delay_secs, 0, most);
-    // gcloud writes 0 for "default".
-    range("periodSeconds", probe.period_secs, 0, most);
-    range("timeoutSeconds", probe.timeout_secs, 0, most);
-    range("failureThreshold", probe.failure_threshold, 0, 1000);
-    let full = probe.defaulted(0);
-    if let (Some(timeout), Some(period)) = (full.timeout_secs, full.period_secs)
-        && timeout > period
-        && timeout <= most
-    {
-        found.add(
-            format!("{field}.timeoutSeconds"),
-            format!("must not be longer than periodSeconds: {timeout} > {period}"),
-        );
-    }
-    match &probe.action {
-        ProbeAction::Http { path, headers, .. } => {
-            if !path.is_empty() && !path.starts_with('/') {
-                found.add(
-                    format!("{field}.httpGet.path"),
-                    format!("{path:?} must start with '/'"),
-                );
-            }
-            if headers.iter().any(|(name, value)| {
-                name.is_empty()
-                    || name.contains([' ', ':', '\r', '\n'])
-                    || value.contains(['\r', '\n'])
-            }) {
-                found.add(
-                    format!("{field}.httpGet.httpHeaders"),
-                    "a header needs a name without spaces and colons, and a value of one line",
-                );
-            }
-        }
-        ProbeAction::Tcp { .. } | ProbeAction::Grpc { .. } => {}
-    }
-}
-
-/// All attempts of a startup probe together: a start has four minutes (§2.7; the delay before the first isn't part of the rule).
-fn check_startup(field: &str, probe: &Probe, found: &mut Violations) {
-    let full = probe.defaulted(0);
-    let (period, threshold) = (
-        full.period_secs.unwrap_or(0),
-        full.failure_threshold.unwrap_or(0),
-    );
-    let seconds = u64::from(period) * u64::from(threshold);
-    // A single value beyond its own range has been named already.
-    if period <= STARTUP_SECS && seconds > u64::from(STARTUP_SECS) {
-        found.add(
-            format!("{field}.failureThreshold"),
-            format!(
-                "periodSeconds * failureThreshold must not exceed {STARTUP_SECS}: {period} * {threshold} = {seconds}; lower one of them"
-            ),
-        );
     }
 }
 

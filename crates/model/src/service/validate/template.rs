@@ -252,15 +252,18 @@ fn volumes(template: &RevisionTemplate, found: &mut Violations) {
         }
         match &volume.source {
             VolumeSource::EmptyDir { size_limit } => {
-                if let Some(limit) = size_limit
-                    && limit.parse::<MemoryBytes>().is_err()
-                {
-                    found.add(
-                        format!("{field}.emptyDir.sizeLimit"),
+                let field = format!("{field}.emptyDir.sizeLimit");
+                match size_limit.as_ref().map(|limit| (limit, limit.parse())) {
+                    Some((limit, Err(_))) => found.add(
+                        field,
                         format!("{limit:?} is not a quantity: write 512Mi or 1Gi"),
-                    );
+                    ),
+                    Some((limit, Ok(MemoryBytes(0)))) => found.add(
+                        field,
+                        format!("{limit:?} leaves no room: write 512Mi, or nothing for as much as the memory limit"),
+                    ),
+                    _ => {}
                 }
-                found.add(format!("{field}.emptyDir"), not_built("volumes are"));
             }
             VolumeSource::Secret { .. } => {
                 found.add(format!("{field}.secret"), not_built("secrets are"))

@@ -9,6 +9,18 @@ use crate::service::Service;
 /// Characters of tag and service name together: with `---` between them they stay one DNS label.
 const TAG_AND_NAME: usize = 46;
 
+/// What is wrong with `tag` as a name for revisions of `service`: the rule that it breaks.
+#[must_use]
+pub fn tag_problem(tag: &str, service: &str) -> Option<String> {
+    dns_1035(tag, 63).or_else(|| {
+        (tag.len() + service.len() > TAG_AND_NAME).then(|| {
+            format!(
+                "tag and service name may have {TAG_AND_NAME} characters together, {tag:?} and {service:?} have more"
+            )
+        })
+    })
+}
+
 pub(super) fn check(service: &Service, context: &Context<'_>, found: &mut Violations) {
     let traffic = &service.spec.traffic;
     if traffic.is_empty() {
@@ -56,13 +68,8 @@ pub(super) fn check(service: &Service, context: &Context<'_>, found: &mut Violat
         let Some(tag) = target.tag.as_deref().filter(|t| !t.is_empty()) else {
             continue;
         };
-        if let Some(problem) = dns_1035(tag, 63) {
+        if let Some(problem) = tag_problem(tag, service.key.service.as_str()) {
             found.add(at("tag"), problem);
-        } else if tag.len() + service.key.service.as_str().len() > TAG_AND_NAME {
-            found.add(
-                at("tag"),
-                format!("tag and service name may have {TAG_AND_NAME} characters together, {tag:?} and {:?} have more", service.key.service.as_str()),
-            );
         }
         if let Some(first) = tags.insert(tag, index) {
             found.add(

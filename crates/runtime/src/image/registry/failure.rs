@@ -52,7 +52,14 @@ impl Registry {
             error.is_connect() && !self.is_insecure(&image.registry) && transport::is_tls(error);
         let registry = image.registry.clone();
         let doing = doing.to_owned();
-        if tls {
+        if let Some(name) = transport::name_error(error) {
+            let (why, lasting) = (name.to_string(), name.is_lasting());
+            PullError::NoAddress {
+                registry,
+                why,
+                lasting,
+            }
+        } else if tls {
             let why = transport::chain(error);
             PullError::NoTls { registry, why }
         } else if error.is_connect() {

@@ -13,6 +13,7 @@
 mod address;
 mod challenge;
 mod failure;
+mod names;
 mod pace;
 mod proof;
 mod transport;

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use reqwest::{Certificate, Client, ClientBuilder, Url};
 
+use super::names::{NameError, Names};
 use crate::image::error::PullError;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -94,6 +95,7 @@ impl Transport {
             .user_agent(concat!("utsuwa/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_DEADLINE)
+            .dns_resolver(Arc::new(Names::default()))
             // Parallel layers on one HTTP/2 connection would share one small window.
             .http1_only()
     }
@@ -124,6 +126,18 @@ pub(super) fn innermost(error: &dyn Error) -> String {
         last = cause;
     }
     last.to_string()
+}
+
+/// Why the name has no address, if that is what failed.
+pub(super) fn name_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a NameError> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(found) = cause.downcast_ref() {
+            return Some(found);
+        }
+        next = cause.source();
+    }
+    None
 }
 
 /// TLS libraries report through `io::Error` of this kind: the other side spoke, but not TLS we accept.

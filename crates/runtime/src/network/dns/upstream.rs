@@ -121,7 +121,7 @@ fn link_index(name: &str) -> Option<u32> {
         .ok()
 }
 
-async fn ask_one(
+pub(super) async fn ask_one(
     resolver: SocketAddr,
     query: &[u8],
     parsed: &Query,

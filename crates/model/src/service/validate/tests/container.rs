@@ -227,6 +227,14 @@ fn volumes_and_probes() {
             source: VolumeSource::EmptyDir { size_limit: None },
         }
     }
+    fn sized(name: &str, limit: &str) -> Volume {
+        Volume {
+            name: name.to_owned(),
+            source: VolumeSource::EmptyDir {
+                size_limit: Some(limit.to_owned()),
+            },
+        }
+    }
     fn mount(name: &str, path: &str) -> VolumeMount {
         VolumeMount {
             name: name.to_owned(),
@@ -241,7 +249,15 @@ fn volumes_and_probes() {
             timeout_secs: None,
             period_secs: None,
             failure_threshold: None,
+            success_threshold: None,
             action,
+        }
+    }
+    fn get(path: &str) -> ProbeAction {
+        ProbeAction::Http {
+            path: path.to_owned(),
+            port: None,
+            headers: Vec::new(),
         }
     }
     refused(&[
@@ -249,9 +265,56 @@ fn volumes_and_probes() {
             "template.volumes[0].name: volume with name \"v\" not mounted",
             |s| s.spec.template.volumes = vec![volume("v")],
         ),
-        ("template.volumes[0].emptyDir: volumes are not built", |s| {
-            s.spec.template.volumes = vec![volume("v")]
-        }),
+        (
+            "template.volumes[0].emptyDir.sizeLimit: \"0\" leaves no room",
+            |s| {
+                s.spec.template.volumes = vec![sized("v", "0")];
+            },
+        ),
+        (
+            "template.volumes[0].emptyDir.sizeLimit: \"much\" is not a quantity",
+            |s| {
+                s.spec.template.volumes = vec![sized("v", "much")];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[0].subPath: \"../x\" must be a path inside",
+            |s| {
+                let mut sub = mount("v", "/v");
+                sub.sub_path = Some("../x".to_owned());
+                container(s).volume_mounts = vec![sub];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[0].mountPath: mountPath \"//./proc/self\" is a reserved path",
+            |s| {
+                container(s).volume_mounts = vec![mount("v", "//./proc/self")];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[0].mountPath: mountPath \"/./\" is a reserved path",
+            |s| {
+                container(s).volume_mounts = vec![mount("v", "/./")];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[0].mountPath: invalid value: \"/a/../proc\"",
+            |s| {
+                container(s).volume_mounts = vec![mount("v", "/a/../proc")];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[0].mountPath: must be at most 1024 bytes",
+            |s| {
+                container(s).volume_mounts = vec![mount("v", &format!("/{}", "d/".repeat(2000)))];
+            },
+        ),
+        (
+            "template.containers[0].volumeMounts[1].mountPath: \"/v/./\" must be unique",
+            |s| {
+                container(s).volume_mounts = vec![mount("v", "/v"), mount("v", "/v/./")];
+            },
+        ),
         ("template.volumes[1].name: duplicate volume name", |s| {
             s.spec.template.volumes = vec![volume("v"), volume("v")]
         }),
@@ -327,17 +390,91 @@ fn volumes_and_probes() {
             },
         ),
         (
-            "template.containers[0].livenessProbe: liveness probes are not built",
+            "template.containers[0].startupProbe.httpGet.path: \"/a b\" has characters that a URL can't have",
+            |s| {
+                container(s).startup_probe = Some(probe(get("/a b")));
+            },
+        ),
+        (
+            "template.containers[0].startupProbe.successThreshold: must be 1, not 2",
+            |s| {
+                container(s).startup_probe = Some(Probe {
+                    success_threshold: Some(2),
+                    ..probe(get("/"))
+                });
+            },
+        ),
+        (
+            "template.containers[0].livenessProbe.tcpSocket: is for startup probes only",
             |s| {
                 container(s).liveness_probe = Some(probe(ProbeAction::Tcp { port: None }));
             },
         ),
+        (
+            "template.containers[0].readinessProbe.tcpSocket: is for startup probes only",
+            |s| {
+                container(s).readiness_probe = Some(probe(ProbeAction::Tcp { port: None }));
+            },
+        ),
+        (
+            "template.containers[0].livenessProbe.periodSeconds: expected 0 <= 3601 <= 3600",
+            |s| {
+                container(s).liveness_probe = Some(Probe {
+                    period_secs: Some(3601),
+                    ..probe(get("/"))
+                });
+            },
+        ),
+        (
+            "template.containers[0].readinessProbe.timeoutSeconds: must not be longer than periodSeconds: 4 > 3",
+            |s| {
+                container(s).readiness_probe = Some(Probe {
+                    period_secs: Some(3),
+                    timeout_secs: Some(4),
+                    ..probe(get("/"))
+                });
+            },
+        ),
+        (
+            "template.containers[0].livenessProbe.successThreshold: must be 1, not 2",
+            |s| {
+                container(s).liveness_probe = Some(Probe {
+                    success_threshold: Some(2),
+                    ..probe(get("/"))
+                });
+            },
+        ),
+        (
+            "template.containers[0].readinessProbe.successThreshold: expected 0 <= 1001 <= 1000",
+            |s| {
+                container(s).readiness_probe = Some(Probe {
+                    success_threshold: Some(1001),
+                    ..probe(get("/"))
+                });
+            },
+        ),
     ]);
+    accepted(&[|s| {
+        s.spec.template.volumes = vec![sized("v", "64Mi"), volume("w")];
+        container(s).volume_mounts = vec![mount("v", "/cache"), mount("w", "/cache/deep")];
+    }]);
     accepted(&[|s| {
         container(s).startup_probe = Some(Probe {
             initial_delay_secs: Some(240),
             failure_threshold: Some(24),
             ..probe(ProbeAction::Tcp { port: None })
+        });
+        container(s).liveness_probe = Some(Probe {
+            initial_delay_secs: Some(3600),
+            period_secs: Some(3600),
+            ..probe(get("/live?deep=1"))
+        });
+        container(s).readiness_probe = Some(Probe {
+            success_threshold: Some(3),
+            ..probe(ProbeAction::Grpc {
+                port: Some(9000),
+                service: String::new(),
+            })
         });
     }]);
 }

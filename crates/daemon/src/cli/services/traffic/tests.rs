@@ -1,0 +1,152 @@
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    traffic: TrafficArgs,
+}
+
+/// As typed after `update-traffic`.
+fn args(text: &str) -> TrafficArgs {
+    let words = ["update-traffic"].into_iter().chain(text.split(' '));
+    Line::try_parse_from(words).unwrap().traffic
+}
+
+/// `a` has 40 percent, the newest 60; `a` is tagged `old`, the newest `new`.
+fn before() -> Vec<Value> {
+    vec![
+        json!({"type": LATEST, "percent": 60}),
+        json!({"type": REVISION, "revision": "a", "percent": 40}),
+        json!({"type": REVISION, "revision": "a", "tag": "old"}),
+        json!({"type": LATEST, "tag": "new"}),
+    ]
+}
+
+/// What comes of `text`: `REVISION=PERCENT` and `TAG:REVISION`.
+fn after(text: &str) -> Result<String, Failure> {
+    let word = |t: &Value| {
+        let revision = t["revision"].as_str().unwrap_or("LATEST");
+        match (t["tag"].as_str(), t["percent"].as_u64()) {
+            (Some(tag), None) => format!("{tag}:{revision}"),
+            (None, Some(percent)) => format!("{revision}={percent}"),
+            _ => format!("odd {t}"),
+        }
+    };
+    let new = new_traffic(before(), &args(text))?;
+    Ok(new.iter().map(word).collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn each_flag_does_what_gclouds_does() {
+    for (text, expected) in [
+        ("s --to-latest", "LATEST=100 old:a new:LATEST"),
+        // The rest goes on in proportion.
+        (
+            "s --to-revisions b=10",
+            "b=10 LATEST=54 a=36 old:a new:LATEST",
+        ),
+        ("s --to-revisions a=100", "a=100 old:a new:LATEST"),
+        ("s --to-tags old=90", "a=90 LATEST=10 old:a new:LATEST"),
+        ("s --to-tags new=100", "LATEST=100 old:a new:LATEST"),
+        ("s --clear-tags", "LATEST=60 a=40"),
+        ("s --remove-tags old,none", "LATEST=60 a=40 new:LATEST"),
+        ("s --set-tags next=b", "LATEST=60 a=40 next:b"),
+        (
+            "s --update-tags old=b,x=LATEST",
+            "LATEST=60 a=40 new:LATEST old:b x:LATEST",
+        ),
+        (
+            "s --remove-tags new --update-tags new=c",
+            "LATEST=60 a=40 old:a new:c",
+        ),
+        // Tags first, then percentages.
+        (
+            "s --update-tags next=b --to-tags next=100",
+            "b=100 old:a new:LATEST next:b",
+        ),
+        (
+            "s --update-tags x=a --to-tags x=20,old=30",
+            "a=50 LATEST=50 old:a new:LATEST x:a",
+        ),
+    ] {
+        assert_eq!(after(text).ok().unwrap(), expected, "{text}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_flag() {
+    for (text, message, hint) in [
+        (
+            "s --set-tags Bad_Tag=a",
+            "--set-tags: the tag in \"Bad_Tag=a\": not a DNS 1035 label",
+            "TAG---s",
+        ),
+        (
+            "s --update-tags 1=a",
+            "--update-tags: the tag in \"1=a\"",
+            "--update-tags takes TAG=REVISION",
+        ),
+        (
+            "s --update-tags a2345678901234567890123456789012345678901234567=a",
+            "46 characters together",
+            "address",
+        ),
+        ("s --update-tags x", "must be TAG=REVISION", ""),
+        ("s --update-tags x=a,x=b", "names tag \"x\" twice", ""),
+        (
+            "s --to-tags od=10",
+            "[s] has no tag \"od\"",
+            "did you mean old?",
+        ),
+        ("s --to-tags zzzz=10", "has no tag", "it has old, new"),
+        (
+            "s --clear-tags --to-tags zzzz=10",
+            "has no tag",
+            "--update-tags zzzz=REVISION",
+        ),
+        ("s --to-revisions b=x", "whole number from 0 to 100", ""),
+        ("s --to-revisions b=60,c=50", "add up to 110", ""),
+        (
+            "s --to-revisions LATEST=10,a=10",
+            "80 percent go nowhere",
+            "",
+        ),
+    ] {
+        let failure = after(text).err().unwrap_or_else(|| panic!("{text}"));
+        assert!(failure.message.contains(message), "{text}: {failure}");
+        let said = failure.hint.unwrap_or_default();
+        assert!(said.contains(hint), "{text}: {said}");
+        assert_eq!(failure.status, 2, "{text}");
+    }
+    for together in [
+        "s --to-latest --to-tags a=1",
+        "s --set-tags a=b --update-tags a=b",
+        "s --clear-tags --remove-tags a",
+        "s --to-tags a=1 --to-revisions a=1",
+    ] {
+        let words = ["update-traffic"].into_iter().chain(together.split(' '));
+        assert!(Line::try_parse_from(words).is_err(), "{together}");
+    }
+}
+
+#[test]
+fn an_entry_with_both_becomes_two() {
+    let both = vec![json!({"type": LATEST, "percent": 100, "tag": "live"})];
+    let new = new_traffic(both, &args("s --clear-tags")).ok().unwrap();
+    assert_eq!(new, [json!({"type": LATEST, "percent": 100})]);
+}
+
+#[test]
+fn the_revision_that_was_meant_is_named() {
+    let there = ["s-00001-abc".to_owned(), "s-00002-xyz".to_owned()];
+    let targets = json!([
+        {"type": LATEST, "percent": 10},
+        {"revision": "s-00002-xyz", "percent": 20},
+        {"revision": "s-00001", "percent": 70},
+    ]);
+    let found = meant(&targets, &there);
+    assert_eq!(found, Some(("s-00001".to_owned(), "s-00001-abc")));
+    assert_eq!(meant(&json!([{"revision": "other"}]), &there), None);
+}

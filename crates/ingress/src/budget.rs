@@ -1,0 +1,207 @@
+//! How many things that hold an open file there may be at once, shared out fairly among those who want them.
+//!
+//! Owns: the count of each kind (requests of clients, requests of instances, idle connections) and who has how many of it.
+//! Deliberately not here: client connections, which wait or are refused before anything is read from them (`places`).
+//!
+//! Invariants:
+//! 1. Never more places of a budget are taken than its limit.
+//! 2. Who holds as many places as are left gets no more. So one that takes all it can get ends with half of them, n of them end
+//!    with n/(n+1) together, and a newcomer still gets one.
+//! 3. Taking a place and giving it back takes no lock and no memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use tokio::time::Instant;
+
+use crate::answer::Answer;
+
+/// Refusals are told of once in so many seconds: whoever floods us must not flood the log.
+const TELL_AGAIN: u64 = 60;
+
+/// All places of one kind.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    /// Whose places these are, for the log.
+    whose: &'static str,
+    limit: usize,
+    taken: AtomicUsize,
+    since: Instant,
+    refused: AtomicU64,
+    /// In seconds after `since`, from 1 on; 0: never.
+    told: AtomicU64,
+}
+
+/// What one of those who share a budget holds of it.
+#[derive(Debug)]
+pub(crate) struct Share {
+    budget: Arc<Budget>,
+    own: AtomicUsize,
+}
+
+/// One place, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place(Arc<Share>);
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There are some, for others.
+    Share,
+    /// There are none.
+    Full,
+}
+
+impl Budget {
+    pub(crate) fn new(whose: &'static str, limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            whose,
+            limit,
+            taken: AtomicUsize::new(0),
+            since: Instant::now(),
+            refused: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+        })
+    }
+
+    /// For one more who wants places of it.
+    pub(crate) fn share(self: &Arc<Self>) -> Arc<Share> {
+        Arc::new(Share {
+            budget: Arc::clone(self),
+            own: AtomicUsize::new(0),
+        })
+    }
+
+    /// Counts a refusal. Answers how many there were since that was last said, when it is time to say it again.
+    fn count_refusal(&self) -> Option<u64> {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let now = self.since.elapsed().as_secs() + 1;
+        let told = self.told.load(Ordering::Relaxed);
+        if told != 0 && now < told + TELL_AGAIN {
+            return None;
+        }
+        // Of several at once, one tells.
+        self.told
+            .compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed)
+            .ok()
+            .map(|_| self.refused.swap(0, Ordering::Relaxed))
+    }
+}
+
+impl Share {
+    /// A place, if this one's share and the budget have one left.
+    pub(crate) fn take(self: &Arc<Self>) -> Result<Place, Refused> {
+        // Counted first and taken back when it was too much: at the very limit two at once may both be refused, never both let in.
+        let taken = self.budget.taken.fetch_add(1, Ordering::AcqRel);
+        let own = self.own.fetch_add(1, Ordering::AcqRel);
+        let place = Place(Arc::clone(self));
+        let left = self.budget.limit.saturating_sub(taken);
+        if left == 0 {
+            Err(Refused::Full)
+        } else if own >= left {
+            Err(Refused::Share)
+        } else {
+            Ok(place)
+        }
+    }
+
+    /// A place for a request, or what its client is answered.
+    pub(crate) fn take_or_tell(self: &Arc<Self>) -> Result<Place, Answer> {
+        self.take().map_err(|refused| {
+            if let Some(count) = self.budget.count_refusal() {
+                tracing::warn!(
+                    count,
+                    of = self.budget.whose,
+                    limit = self.budget.limit,
+                    "refused requests: as many are under way as their share allows. If that is for want of open files, raise their limit (ulimit -n, LimitNOFILE=)"
+                );
+            }
+            match refused {
+                Refused::Share => Answer::OverShare,
+                Refused::Full => Answer::NoRoom,
+            }
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.own.fetch_sub(1, Ordering::AcqRel);
+        self.0.budget.taken.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn greedy(share: &Arc<Share>) -> Vec<Place> {
+        std::iter::from_fn(|| share.take().ok())
+            .take(1_000)
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn who_takes_all_it_can_get_leaves_some_to_others() {
+        let budget = Budget::new("tests", 100);
+        let (first, second, third) = (budget.share(), budget.share(), budget.share());
+        let held = greedy(&first);
+        assert_eq!(held.len(), 50);
+        assert_eq!(first.take().unwrap_err(), Refused::Share);
+        let more = greedy(&second);
+        assert_eq!(more.len(), 25);
+        let modest = third.take().unwrap();
+        // The greedy ones give back and get less than before, since others are there.
+        drop(held);
+        let held = greedy(&first);
+        assert_eq!(held.len(), 37);
+
+        // One place each: all of them are used, none refused before.
+        let many: Vec<_> = std::iter::from_fn(|| budget.share().take().ok())
+            .take(1_000)
+            .collect();
+        assert_eq!(held.len() + more.len() + 1 + many.len(), 100);
+        assert_eq!(budget.share().take().unwrap_err(), Refused::Full);
+        drop((held, more, modest, many));
+        assert_eq!(greedy(&first).len(), 50, "everything came back");
+    }
+
+    #[test]
+    fn many_at_once_never_take_more_than_there_are() {
+        let budget = Budget::new("tests", 2);
+        let most = AtomicUsize::new(0);
+        let inside = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        if let Ok(place) = budget.share().take() {
+                            let now = inside.fetch_add(1, Ordering::SeqCst) + 1;
+                            most.fetch_max(now, Ordering::SeqCst);
+                            std::thread::yield_now();
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                            drop(place);
+                        }
+                    }
+                });
+            }
+        });
+        assert!(most.load(Ordering::SeqCst) <= 2);
+        assert_eq!(budget.taken.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_are_told_of_once_a_minute_with_their_number() {
+        let budget = Budget::new("tests", 0);
+        assert_eq!(budget.count_refusal(), Some(1));
+        for _ in 0..5 {
+            assert_eq!(budget.count_refusal(), None);
+        }
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert_eq!(budget.count_refusal(), None);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(budget.count_refusal(), Some(7));
+    }
+}

@@ -1,0 +1,98 @@
+//! A template's volumes as an instance gets them.
+
+use super::{RevisionTemplate, VolumeSource};
+use crate::instance::{MemoryVolume, MountPoint};
+use crate::quantity::MemoryBytes;
+
+impl RevisionTemplate {
+    /// The directories in memory of the ingress container. One is as large as written, but never larger than the instance's
+    /// memory, which what is in it is charged to; so large it is, too, where nothing was written.
+    #[must_use]
+    pub fn memory_volumes(&self) -> Vec<MemoryVolume> {
+        let Some(container) = self.ingress_container() else {
+            return Vec::new();
+        };
+        let most = self.memory();
+        let mut volumes = Vec::new();
+        for volume in &self.volumes {
+            let VolumeSource::EmptyDir { size_limit } = &volume.source else {
+                continue;
+            };
+            let written = size_limit.as_ref().and_then(|limit| limit.parse().ok());
+            let size = written
+                .filter(|size| *size > MemoryBytes(0))
+                .unwrap_or(most);
+            let of_it = container
+                .volume_mounts
+                .iter()
+                .filter(|mount| mount.name == volume.name);
+            let mounts: Vec<MountPoint> = of_it
+                .map(|mount| MountPoint {
+                    path: mount.mount_path.clone(),
+                    sub_path: mount.sub_path.clone().unwrap_or_default(),
+                    read_only: mount.read_only == Some(true),
+                })
+                .collect();
+            if !mounts.is_empty() {
+                volumes.push(MemoryVolume {
+                    size: size.min(most),
+                    mounts,
+                });
+            }
+        }
+        volumes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Container, Volume, VolumeMount};
+    use super::*;
+
+    #[test]
+    fn a_volume_is_no_larger_than_the_memory_and_seen_where_it_is_mounted() {
+        let volume = |name: &str, limit: Option<&str>| Volume {
+            name: name.to_owned(),
+            source: VolumeSource::EmptyDir {
+                size_limit: limit.map(str::to_owned),
+            },
+        };
+        let mount = |name: &str, path: &str, sub: Option<&str>| VolumeMount {
+            name: name.to_owned(),
+            mount_path: path.to_owned(),
+            sub_path: sub.map(str::to_owned),
+            read_only: sub.map(|_| true),
+        };
+        let template = RevisionTemplate {
+            containers: vec![Container {
+                limits: [("memory".to_owned(), "256Mi".to_owned())].into(),
+                volume_mounts: vec![
+                    mount("a", "/a", None),
+                    mount("b", "/b", None),
+                    mount("a", "/c", Some("part")),
+                    mount("c", "/d", None),
+                ],
+                ..Container::default()
+            }],
+            volumes: vec![
+                volume("a", Some("10Mi")),
+                volume("b", None),
+                volume("c", Some("1Gi")),
+                volume("unused", None),
+            ],
+            ..RevisionTemplate::default()
+        };
+        let volumes = template.memory_volumes();
+        let sizes: Vec<u64> = volumes.iter().map(|volume| volume.size.0 >> 20).collect();
+        assert_eq!(sizes, [10, 256, 256]);
+        let point = |path: &str, sub: &str, read_only| MountPoint {
+            path: path.to_owned(),
+            sub_path: sub.to_owned(),
+            read_only,
+        };
+        assert_eq!(
+            volumes[0].mounts,
+            [point("/a", "", false), point("/c", "part", true)]
+        );
+    }
+}
