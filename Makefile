@@ -49,9 +49,10 @@ bench: ## Cold start and the other promises, side by side with what is installed
 	$(CARGO) build --release --package utsuwa-daemon --package xtask
 	@scripts/with-inputs.sh $(TARGET) $(TARGET)/release/xtask bench --utsuwa $(TARGET)/release/utsuwa
 
-soak: ## What takes longer: density, kill −9 under load, cgroup v2 under qemu
+soak: ## What takes longer: density, kill −9 under load, walls removed, cgroup v2 under qemu
 	@scripts/deps.sh test
 	@scripts/test-inputs.sh $(TARGET)
+	@scripts/missing-walls.sh $(TARGET)
 ifneq ($(NEXTEST),)
 	@for round in 1 2 3; do scripts/with-inputs.sh $(TARGET) $(CARGO) nextest run --workspace --profile soak || exit 1; done
 else

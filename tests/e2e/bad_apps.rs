@@ -1,13 +1,12 @@
 //! Apps and images that do not work: the deploy says why in words the user can act on, and what served before still serves.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{PARENT, Server, can_run, until};
+use crate::harness::{PARENT, Server, can_run, host_architecture, pack, until};
 
 /// How Cloud Run says that nothing can be reached at the port.
 const NOT_LISTENING: &str =
@@ -332,14 +331,6 @@ fn a_command_does_not_wait_for_ever_for_a_dead_server() {
     server.finish();
 }
 
-fn host_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
 /// An OCI archive with busybox in it.
 pub(crate) struct Layout {
     pub(crate) user: &'static str,
@@ -365,70 +356,8 @@ impl Layout {
         std::fs::create_dir_all(root.join("etc")).unwrap();
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
         std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").unwrap();
-        let layout = dir.join(name);
-        std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
-        let layer = Command::new("tar")
-            .args(["-C", &root.to_string_lossy(), "-c", "."])
-            .output()
-            .unwrap()
-            .stdout;
-        let blob = |kind: &str, bytes: &[u8]| -> Value {
-            let hex = sha256(bytes);
-            std::fs::write(layout.join("blobs/sha256").join(&hex), bytes).unwrap();
-            json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": format!("sha256:{hex}"), "size": bytes.len()})
-        };
-        let layer = blob("layer.v1.tar", &layer);
-        let config = json!({
-            "architecture": self.architecture,
-            "os": "linux",
-            "config": {"User": self.user, "Entrypoint": ["/bin/busybox", "httpd", "-f", "-p", "8080"]},
-            "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
-        });
-        let config = blob("config.v1+json", config.to_string().as_bytes());
-        let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": [layer]});
-        let mut entry = blob("manifest.v1+json", manifest.to_string().as_bytes());
-        if self.platforms {
-            entry["platform"] = json!({"os": "linux", "architecture": self.architecture});
-        }
-        std::fs::write(
-            layout.join("index.json"),
-            json!({"schemaVersion": 2, "manifests": [entry]}).to_string(),
-        )
-        .unwrap();
-        std::fs::write(
-            layout.join("oci-layout"),
-            r#"{"imageLayoutVersion":"1.0.0"}"#,
-        )
-        .unwrap();
-        let archive = dir.join(format!("{name}.tar"));
-        let packed = Command::new("tar")
-            .args([
-                "-C",
-                &layout.to_string_lossy(),
-                "-cf",
-                &archive.to_string_lossy(),
-                ".",
-            ])
-            .status()
-            .unwrap();
-        assert!(packed.success());
-        archive
+        let config =
+            json!({"User": self.user, "Entrypoint": ["/bin/busybox", "httpd", "-f", "-p", "8080"]});
+        pack(&root, &config, self.architecture, self.platforms)
     }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    let mut child = Command::new("sha256sum")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It reads to the end before it writes, so the pipes can't block each other.
-    child.stdin.take().unwrap().write_all(bytes).unwrap();
-    let output = child.wait_with_output().unwrap();
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .split(' ')
-        .next()
-        .unwrap()
-        .to_owned()
 }

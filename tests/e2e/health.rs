@@ -15,7 +15,11 @@ fn probe() -> Value {
 
 /// Adds `probes` to the one container of the sample.
 fn set(server: &Server, name: &str, probes: &Value) {
-    let mut container = json!({"image": "utsuwa.local/hello"});
+    // With CPU between requests: a frozen instance isn't asked.
+    let mut container = json!({
+        "image": "utsuwa.local/hello",
+        "resources": {"limits": {"cpu": "1"}, "cpuIdle": false},
+    });
     let members = container.as_object_mut().unwrap();
     members.extend(probes.as_object().unwrap().clone());
     let (status, operation) = server.api_call(

@@ -20,10 +20,12 @@ mod flask;
 mod gcloud;
 mod harness;
 mod health;
+mod hostile;
 mod lifecycle;
 mod limits;
 mod private_registry;
 mod scale;
 #[path = "../skip.rs"]
 mod skip;
+mod tiers;
 mod volumes;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +21,9 @@ use crate::rounds::{Key, PassError, Passes, Priority, Report, Rounds};
 use crate::seam::{Environment, FrontDoor, Images, Logs};
 use crate::settings::ControlSettings;
 use crate::world::World;
+
+/// Instances whose memory is given back at a time: it costs a CPU and bandwidth of memory, and nobody waits for it.
+const RECLAIMS: usize = 1;
 
 /// Everything a pass may touch.
 pub(crate) struct Core {
@@ -35,6 +39,8 @@ pub(crate) struct Core {
     pub(crate) tracker: TaskTracker,
     pub(crate) cancel: CancellationToken,
     pub(crate) publisher: Publisher,
+    /// Held while memory is given back.
+    pub(crate) reclaiming: Semaphore,
     me: Weak<Core>,
 }
 
@@ -78,6 +84,7 @@ impl Core {
             tracker,
             cancel,
             publisher: Publisher::default(),
+            reclaiming: Semaphore::new(RECLAIMS),
             me: me.clone(),
         })
     }

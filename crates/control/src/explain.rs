@@ -1,9 +1,11 @@
 //! What runs and why, for `--why` and the dashboard. Observed, never stored.
 
 use utsuwa_model::demand::Reach;
+use utsuwa_model::instance::Tier;
 use utsuwa_model::{Because, InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 use crate::core::Core;
+use crate::world::RevisionState;
 
 /// One revision that is routed, being proven or running.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,7 +22,7 @@ pub struct RevisionExplained {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceExplained {
     pub id: InstanceId,
-    /// `starting`, `ready`, `retiring`, `failed`.
+    /// `starting`, `ready`, `frozen`, `reclaimed`, `retiring`, `failed`.
     pub state: String,
     /// Process id on the host; 0 while it is not known.
     pub pid: u32,
@@ -50,7 +52,7 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
                     .into_iter()
                     .map(|view| InstanceExplained {
                         pid: state.instances.get(&view.id).map_or(0, |record| record.pid),
-                        state: word(&view.reach).to_owned(),
+                        state: word(&view.reach, tier(state, &view.id)).to_owned(),
                         in_flight: view.in_flight,
                         started: view.started,
                         id: view.id,
@@ -62,10 +64,19 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
         .collect()
 }
 
-fn word(reach: &Reach) -> &'static str {
+fn tier(state: &RevisionState, id: &InstanceId) -> Tier {
+    let record = state.instances.get(id);
+    record.map_or(Tier::Awake, |record| record.rest.tier)
+}
+
+fn word(reach: &Reach, tier: Tier) -> &'static str {
     match reach {
         Reach::Starting => "starting",
-        Reach::Ready => "ready",
+        Reach::Ready => match tier {
+            Tier::Awake => "ready",
+            Tier::Frozen => "frozen",
+            Tier::Reclaimed => "reclaimed",
+        },
         Reach::Retiring => "retiring",
         Reach::Unready { .. } => "not ready",
         Reach::Failed { .. } => "failed",

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use utsuwa_model::revision::Outcome;
-use utsuwa_model::{RevisionKey, ServiceKey};
+use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 use utsuwa_runtime::{Driver, DriverError};
 use utsuwa_store::{Changed, Store, StoreError};
 
@@ -40,7 +40,9 @@ impl From<PassError> for ControlError {
 #[derive(Debug)]
 pub struct Control;
 
-/// What an earlier server asked for right before it ended runs by then: a start waits ten seconds for a sandbox at most.
+/// What an earlier server asked for right before it ended mostly runs by then: a start waits ten seconds for a sandbox at most.
+/// The start itself takes as long as it takes, with layers to copy even minutes: it is looked for again and again, each time
+/// after twice the time, until the slow sweep does.
 const LATE_STARTS: Duration = Duration::from_secs(15);
 
 impl Control {
@@ -129,6 +131,11 @@ impl ControlHandle {
         {
             self.core.ask_revision(revision);
         }
+    }
+
+    /// A request was let into an instance that the ingress had agreed to have frozen. Never blocks.
+    pub fn thaw(&self, revision: &RevisionKey, instance: &InstanceId) {
+        self.core.thaw(revision, instance);
     }
 
     /// Why things are as they are: every revision of the service that is routed, being proven or running.
@@ -240,14 +247,18 @@ impl Core {
         Ok(())
     }
 
-    /// Once, when all that an earlier server asked for runs.
+    /// Until all that an earlier server asked for runs.
     async fn look_for_late_starts(&self) {
-        tokio::select! {
-            () = self.cancel.cancelled() => return,
-            () = tokio::time::sleep(LATE_STARTS) => {}
-        }
-        if let Err(error) = self.stop_late_starts().await {
-            tracing::warn!(%error, "list instances; the next sweep tries again");
+        let (began, mut after) = (tokio::time::Instant::now(), LATE_STARTS);
+        while after < self.settings.sweep {
+            tokio::select! {
+                () = self.cancel.cancelled() => return,
+                () = tokio::time::sleep_until(began + after) => {}
+            }
+            if let Err(error) = self.stop_late_starts().await {
+                tracing::warn!(%error, "list instances; the next look tries again");
+            }
+            after *= 2;
         }
     }
 

@@ -34,6 +34,24 @@ pub(crate) struct Publisher {
     soon: AtomicBool,
 }
 
+/// Marks that are being published. Whoever panics meanwhile gives them back: nobody else would publish these services again.
+struct Marks<'a> {
+    of: BTreeSet<ServiceKey>,
+    publisher: &'a Publisher,
+}
+
+impl Marks<'_> {
+    fn honoured(mut self) {
+        self.of.clear();
+    }
+}
+
+impl Drop for Marks<'_> {
+    fn drop(&mut self) {
+        self.publisher.marked.lock().append(&mut self.of);
+    }
+}
+
 impl Core {
     /// From now on everything stored is in the picture.
     pub(crate) fn set_loaded(&self) {
@@ -52,15 +70,19 @@ impl Core {
         }
         let _one_at_a_time = self.publisher.publishing.lock();
         // Before the tables are made: a change that comes meanwhile may be missing in them, and is published by who marks it.
-        let marked = std::mem::take(&mut *self.publisher.marked.lock());
-        if marked.is_empty() {
+        let marks = Marks {
+            of: std::mem::take(&mut *self.publisher.marked.lock()),
+            publisher: &self.publisher,
+        };
+        if marks.of.is_empty() {
             return;
         }
-        let changes = self.world.routes(marked);
+        let changes = self.world.routes(&marks.of);
         for change in &changes {
             debug_assert_eq!(invariant::table_is_whole(&change.routes), Ok(()));
         }
         self.door.publish(changes);
+        marks.honoured();
     }
 
     /// As [`Core::publish`], a little later and together with what else changes until then: for changes nobody depends on.

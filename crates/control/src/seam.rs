@@ -23,6 +23,10 @@ pub trait FrontDoor: fmt::Debug + Send + Sync + 'static {
     /// (`true`: nothing was in flight any more). After the answer it may be stopped. Unknown ids answer at once.
     fn retire(&self, id: &InstanceId, deadline: Duration) -> BoxFuture<'static, bool>;
 
+    /// The instance may be frozen from now on, since nothing is in flight in it: the next request asks for a thaw (`Wake::thaw`
+    /// of the ingress). `false`: something is, or it takes no requests; it must not be frozen.
+    fn rest(&self, id: &InstanceId) -> bool;
+
     /// The instance is dead: forget it; requests inside it are answered 503 (500 when `out_of_memory`).
     fn forget(&self, id: &InstanceId, out_of_memory: bool);
 

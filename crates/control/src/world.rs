@@ -20,7 +20,7 @@ use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
-use utsuwa_model::instance::{InstanceSpec, Limits, MemoryVolume, ProcessSpec, RootfsSpec};
+use utsuwa_model::instance::{InstanceSpec, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable};
 use utsuwa_model::scaling::ScalingSettings;
@@ -94,6 +94,41 @@ pub(crate) struct Record {
     pub(crate) ready_since: Option<Timestamp>,
     /// It leaves because this revision has no memory.
     pub(crate) makes_room_for: Option<RevisionKey>,
+    pub(crate) rest: Rest,
+}
+
+impl Record {
+    /// One that runs or is about to, as it is when nothing is known of it but that.
+    pub(crate) fn new(phase: Phase, started: Timestamp, cpu: MilliCpu) -> Self {
+        Self {
+            phase,
+            started,
+            pid: 0,
+            retired: false,
+            cpu,
+            settling: false,
+            ready_since: None,
+            makes_room_for: None,
+            rest: Rest::default(),
+        }
+    }
+}
+
+/// How much of an instance is awake.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rest {
+    /// As it is once the steps under way are done.
+    pub(crate) tier: Tier,
+    /// Steps under way: the driver was asked and hasn't answered.
+    pub(crate) steps: u32,
+    /// Counts thaws. A step that began before one is undone when it ends after it.
+    pub(crate) thaws: u64,
+    /// No step before this: the last one failed.
+    pub(crate) not_before: Option<Timestamp>,
+    /// What it kept in memory when the rest was given back.
+    pub(crate) kept_bytes: Option<u64>,
+    /// A tier it can't reach, and why.
+    pub(crate) barred: Option<(Tier, String)>,
 }
 
 /// What the `Active` condition follows.
@@ -139,6 +174,8 @@ pub(crate) struct RevisionState {
     /// How the attempt to prove it failed, if it did.
     pub(crate) proof: Option<ProofInstance>,
     pub(crate) proving_since: Timestamp,
+    /// Until then the ingress looks at those that were found running: no judgement on time before.
+    pub(crate) looked_at_by: Option<Timestamp>,
     pub(crate) because: Vec<Because>,
     pub(crate) prepared: bool,
     /// Why the last start failed, for those who wait.
@@ -188,8 +225,6 @@ pub(crate) struct ServiceRoutes {
 #[derive(Debug, Default)]
 pub(crate) struct Inner {
     pub(crate) revisions: BTreeMap<RevisionKey, RevisionState>,
-    /// The revisions above, by service: work for one service must not cost more when there are a thousand.
-    members: BTreeMap<ServiceKey, BTreeSet<RevisionId>>,
     pub(crate) owners: BTreeMap<InstanceId, RevisionKey>,
     pub(crate) services: BTreeMap<ServiceKey, ServiceRoutes>,
     /// Since when this process tries to get the image of a revision that is not startable yet.
@@ -199,30 +234,34 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// Takes a revision out of the picture.
-    pub(crate) fn remove_revision(&mut self, key: &RevisionKey) {
-        self.revisions.remove(key);
-        if let Some(members) = self.members.get_mut(&key.service) {
-            members.remove(&key.revision);
-            if members.is_empty() {
-                self.members.remove(&key.service);
-            }
-        }
+    /// The revisions of a service that are in the picture. Costs what the service has, whatever others have.
+    pub(crate) fn revisions_of(
+        &self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = (&RevisionKey, &RevisionState)> {
+        self.revisions
+            .range(first_of(service)..)
+            .take_while(move |(key, _)| key.service == *service)
     }
 
-    /// The revisions of a service that are in the picture.
-    fn members(&self, service: &ServiceKey) -> impl Iterator<Item = (RevisionKey, &RevisionState)> {
-        let ids = self.members.get(service).into_iter().flatten();
-        ids.filter_map(move |revision| {
-            let key = RevisionKey {
-                service: service.clone(),
-                revision: revision.clone(),
-            };
-            self.revisions.get(&key).map(|state| (key, state))
-        })
+    /// The same, to be changed.
+    pub(crate) fn revisions_of_mut(
+        &mut self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = (&RevisionKey, &mut RevisionState)> {
+        self.revisions
+            .range_mut(first_of(service)..)
+            .take_while(move |(key, _)| key.service == *service)
     }
 }
 
+/// The least key a revision of `service` can have.
+fn first_of(service: &ServiceKey) -> RevisionKey {
+    RevisionKey {
+        service: service.clone(),
+        revision: "a".parse().expect("a letter is a revision id"),
+    }
+}
 /// The shared picture.
 #[derive(Debug, Default)]
 pub(crate) struct World {
@@ -252,14 +291,12 @@ impl World {
             }
             let state = make();
             inner.revisions.insert(key.clone(), state);
-            let members = inner.members.entry(key.service.clone()).or_default();
-            members.insert(key.revision.clone());
             true
         })
     }
 
     /// What the ingress shall route by for each of `services`.
-    pub(crate) fn routes(&self, services: BTreeSet<ServiceKey>) -> Vec<RouteChange> {
+    pub(crate) fn routes(&self, services: &BTreeSet<ServiceKey>) -> Vec<RouteChange> {
         self.with(|inner| {
             let routes = |service: &ServiceKey| RouteTable {
                 hosts: inner
@@ -268,16 +305,16 @@ impl World {
                     .map(|routes| routes.hosts.iter().cloned().collect())
                     .unwrap_or_default(),
                 revisions: inner
-                    .members(service)
+                    .revisions_of(service)
                     .filter(|(_, state)| state.is_published())
-                    .map(|(key, state)| (key, Arc::clone(&state.route)))
+                    .map(|(key, state)| (key.clone(), Arc::clone(&state.route)))
                     .collect(),
             };
             services
-                .into_iter()
+                .iter()
                 .map(|service| RouteChange {
-                    routes: Arc::new(routes(&service)),
-                    service,
+                    service: service.clone(),
+                    routes: Arc::new(routes(service)),
                 })
                 .collect()
         })

@@ -10,8 +10,12 @@ use std::time::Duration;
 
 use house::{Gate, House, template};
 use utsuwa_decide::invariant;
+use utsuwa_model::instance::Tier;
 use utsuwa_model::route::Target;
 use utsuwa_model::{ConditionState, ServiceKey, condition};
+
+/// Long enough for an instance to be frozen and to give its memory back before it is stopped.
+const IDLE: Duration = Duration::from_secs(180);
 
 /// Kind, state and reason of a condition.
 type Shown = (String, ConditionState, String);
@@ -104,9 +108,9 @@ fn state(house: &House, key: &ServiceKey) -> Option<ConditionState> {
     house.ready(key)
 }
 
-/// Deploy, wake, a second deploy, a failed one, another service that is deleted, sleep.
+/// Deploy, wake, a second deploy, a failed one, another service that is deleted, a request to a frozen instance, sleep.
 async fn tell(actions: u64) -> (End, Arc<Gate>) {
-    let mut house = House::new().await;
+    let mut house = House::with(true, |settings| settings.idle_timeout = IDLE).await;
     let gate = Gate::after(actions);
     house.restart(Some(Arc::clone(&gate))).await;
     house.images.put("hello:1");
@@ -157,7 +161,27 @@ async fn tell(actions: u64) -> (End, Arc<Gate>) {
     })
     .await;
 
-    for _ in 0..32 {
+    // The second time what served the first is frozen, and its memory was given back.
+    for idle in [Duration::ZERO, Duration::from_secs(70)] {
+        house.pass_time(idle).await;
+        let Some(routed) = house.routed("hello.localhost") else {
+            continue;
+        };
+        house.door.arrive(&routed, 1);
+        reach(&mut house, &gate, "served when awake", |h| {
+            // A request that died with its server asks for nothing.
+            (h.door_in_flight(&routed) > 0 || h.reborn)
+                && h.driver
+                    .running()
+                    .iter()
+                    .all(|id| h.driver.tier(id) == Some(Tier::Awake))
+        })
+        .await;
+        house.door.finish(&routed);
+    }
+
+    // Twice as long as the idle time needs: a server that begins meanwhile counts it anew.
+    for _ in 0..14 {
         if gate.is_closed() && !house.reborn {
             house.restart(None).await;
             house.reborn = true;
@@ -167,7 +191,7 @@ async fn tell(actions: u64) -> (End, Arc<Gate>) {
     if gate.is_closed() && !house.reborn {
         house.restart(None).await;
         house.reborn = true;
-        house.pass_time(Duration::from_secs(960)).await;
+        house.pass_time(IDLE + Duration::from_secs(60)).await;
     }
     let before = (house.driver.log().len(), *house.store.changes().borrow());
     house.control.look_at_everything();
@@ -184,6 +208,10 @@ async fn dying_after_every_action_changes_nothing_in_the_end() {
     let (undisturbed, gate) = tell(u64::MAX).await;
     let actions = u64::try_from(gate.seen.lock().len()).unwrap();
     assert!(actions > 30, "{:?}", gate.seen.lock());
+    for step in ["freeze", "reclaim", "thaw"] {
+        let seen = gate.seen.lock();
+        assert!(seen.iter().any(|action| action == step), "{step}: {seen:?}");
+    }
     assert_eq!(undisturbed.running, 0, "asleep");
     assert_eq!(undisturbed.kept, ["hello"], "nothing of what was deleted");
     for after in 0..actions {

@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! 1. A busy instance, one that starts, and one that holds a minimum never give way.
-//! 2. The longest idle gives way first.
+//! 2. What was idle for long with much memory gives way before what is idle for a short time or holds little: an instance whose
+//!    memory was given back costs little to keep, and its end would free little.
 //! 3. The longer memory is short, the more seldom it is looked at.
 //! 4. Nobody gives way for room that is already on its way.
 
@@ -101,21 +102,40 @@ pub struct Candidate {
     pub idle_since: Option<Timestamp>,
     /// Its revision keeps no more than its minimum.
     pub holds_minimum: bool,
+    /// What comes free with it: what it kept when its memory was given back, else what it is taken to have.
+    pub bytes: u64,
 }
 
-/// The instances that give way so that `count` others can start, longest idle first.
+/// The instances that give way so that `bytes` come free: those first that held most for longest, in bytes × time.
+///
+/// Idle for 10 min with 4 MiB left costs 40, idle for 1 min with 64 MiB costs 64: the second one goes first.
 #[must_use]
-pub fn victims(candidates: &[Candidate], count: u32) -> Vec<InstanceId> {
-    let mut idle: Vec<(Timestamp, &InstanceId)> = candidates
+pub fn victims(candidates: &[Candidate], bytes: u64, now: Timestamp) -> Vec<InstanceId> {
+    let mut idle: Vec<(u128, Timestamp, &Candidate)> = candidates
         .iter()
         .filter(|c| c.in_flight == 0 && !c.holds_minimum)
-        .filter_map(|c| c.idle_since.map(|since| (since, &c.id)))
+        .filter_map(|c| {
+            let since = c.idle_since?;
+            // A moment counts too: else who just fell idle would go in the order of ids.
+            let idle = now.since(since).as_millis().max(1);
+            Some((idle.saturating_mul(u128::from(c.bytes)), since, c))
+        })
         .collect();
-    idle.sort();
-    idle.into_iter()
-        .take(usize::try_from(count).unwrap_or(usize::MAX))
-        .map(|(_, id)| id.clone())
-        .collect()
+    idle.sort_by(|(a, a_since, a_view), (b, b_since, b_view)| {
+        let cost = b.cmp(a);
+        cost.then_with(|| a_since.cmp(b_since))
+            .then_with(|| a_view.id.cmp(&b_view.id))
+    });
+    let mut freed: u64 = 0;
+    let mut chosen = Vec::new();
+    for (_, _, candidate) in idle {
+        if freed >= bytes {
+            break;
+        }
+        freed = freed.saturating_add(candidate.bytes);
+        chosen.push(candidate.id.clone());
+    }
+    chosen
 }
 
 #[cfg(test)]
@@ -192,13 +212,15 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_idle_gives_way() {
+    fn who_held_most_for_longest_gives_way() {
         let candidate = |n: u32, in_flight, idle: Option<i64>, holds_minimum| Candidate {
             id: format!("{n:032x}").parse().unwrap(),
             in_flight,
-            idle_since: idle.map(Timestamp),
+            idle_since: idle.map(|seconds| Timestamp(seconds * 1_000_000)),
             holds_minimum,
+            bytes: 64,
         };
+        let now = Timestamp(100_000_000);
         let all = [
             candidate(1, 0, Some(30), false),
             candidate(2, 1, Some(1), false),
@@ -206,13 +228,20 @@ mod tests {
             candidate(4, 0, Some(5), true),
             candidate(5, 0, None, false),
         ];
-        let ids = |count| {
-            victims(&all, count)
+        let ids = |all: &[Candidate], bytes| {
+            victims(all, bytes, now)
                 .iter()
                 .map(|id| id.as_str()[31..].to_owned())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(ids(1), ["3"]);
-        assert_eq!(ids(9), ["3", "1"]);
+        assert_eq!(ids(&all, 0), Vec::<String>::new());
+        assert_eq!(ids(&all, 64), ["3"]);
+        assert_eq!(ids(&all, 65), ["3", "1"]);
+        assert_eq!(ids(&all, 1000), ["3", "1"]);
+        // Idle for longer, but there is little to be had.
+        let mut given_back = all.clone();
+        given_back[2].bytes = 4;
+        assert_eq!(ids(&given_back, 64), ["1"]);
+        assert_eq!(ids(&given_back, 66), ["1", "3"]);
     }
 }

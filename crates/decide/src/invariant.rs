@@ -11,6 +11,7 @@ use utsuwa_model::route::{RouteTable, Target};
 use utsuwa_model::scaling::Ceiling;
 
 use crate::instances::InstanceView;
+use crate::tiers::{TierPlan, TierView};
 
 /// A promise that doesn't hold. A bug, never a user's mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,23 @@ pub fn table_is_whole(table: &RouteTable) -> Result<(), Broken> {
         }
     }
     Ok(())
+}
+
+/// Nothing that starts, or has a request inside, loses its CPU or its memory.
+///
+/// # Errors
+/// The instance.
+pub fn freezes_idle_only(plan: &TierPlan, views: &[TierView]) -> Result<(), Broken> {
+    let asleep =
+        |view: &&TierView| plan.freeze.contains(&view.id) || plan.reclaim.contains(&view.id);
+    match views
+        .iter()
+        .filter(asleep)
+        .find(|view| !view.ready || view.in_flight > 0)
+    {
+        Some(view) => broken("only the idle are frozen", format!("{view:?}")),
+        None => Ok(()),
+    }
 }
 
 /// Live instances (starting and ready) are at most the maximum, or were there before the maximum was lowered.

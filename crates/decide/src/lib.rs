@@ -19,5 +19,6 @@ pub mod latest;
 pub mod revision;
 pub mod scale;
 pub mod settings;
+pub mod tiers;
 pub mod traffic;
 pub mod words;

@@ -4,6 +4,7 @@
 //! A scenario is a list of lines (`#` starts a comment):
 //! `startup 300ms`, `service 100ms`, `idle 15m`, `concurrency 80`, `min 1`, `max 2`, `percent 50`, `service-min 1`,
 //! `service-max 4`, `manual 3`, `annotation NAME VALUE` set the stage (before `at`: from the start);
+//! `tiers` has the story tell of freezing too, `cpu always` and `swap none` change what can be frozen and given back;
 //! `at TIME arrivals N/s`, `at TIME burst N`, `at TIME unroute|route|crash`, `at TIME manual N` happen; `until TIME` ends it.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 #![expect(
@@ -27,6 +28,8 @@ struct Stage {
     idle: Duration,
     startup: Duration,
     work: Duration,
+    tiers: bool,
+    swap: bool,
 }
 
 impl Stage {
@@ -41,6 +44,8 @@ impl Stage {
             idle: Duration::from_secs(900),
             startup: Duration::from_millis(100),
             work: Duration::from_millis(100),
+            tiers: false,
+            swap: true,
         }
     }
 
@@ -59,6 +64,9 @@ impl Stage {
                 self.service.mode = ScalingMode::Manual;
                 self.service.manual = Some(n.parse().unwrap());
             }
+            ["tiers"] => self.tiers = true,
+            ["cpu", "always"] => self.template.cpu_idle = Some(false),
+            ["swap", "none"] => self.swap = false,
             ["annotation", name, value] => {
                 self.template
                     .annotations
@@ -93,6 +101,9 @@ fn play(scenario: &str) -> String {
         stage.set(words);
     }
     let mut simulator = Simulator::new(stage.settings(), stage.startup, stage.work, 1);
+    simulator.tell_tiers = stage.tiers;
+    simulator.throttled = !stage.template.keeps_cpu();
+    simulator.no_swap = (!stage.swap).then(|| "this host has no swap".to_owned());
     let mut until = None;
     for words in &lines {
         match &words[..] {

@@ -38,6 +38,7 @@ struct Nobody;
 
 impl Wake for Nobody {
     fn wake(&self, _: &RevisionKey) {}
+    fn thaw(&self, _: &RevisionKey, _: &InstanceId) {}
     fn changed(&self, _: &RevisionKey) {}
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct Counts {
     pub(crate) average_start: Option<Duration>,
     /// Why no instance can be had at the moment, for those whose time is up.
     pub(crate) short_of: Option<String>,
+    /// Got a request though they may be frozen; told of with the next nudge. Empty, as it mostly is, it costs nothing.
+    pub(crate) roused: Vec<Arc<Instance>>,
 }
 
 /// One instance's place.
@@ -49,15 +51,20 @@ pub(crate) struct Seat {
     pub(crate) idle_since: Option<Timestamp>,
     /// Its place in `loads`.
     pub(crate) choice: Option<usize>,
+    /// It may be frozen: the loops were told that nothing is in it.
+    pub(crate) resting: bool,
+    /// How often that became so.
+    pub(crate) naps: u32,
     /// Told when the last request of a retiring instance has ended.
     pub(crate) drained: Vec<oneshot::Sender<()>>,
 }
 
 /// What the loops must hear, once the lock is free.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 pub(crate) struct Nudge {
     pub(crate) wake: bool,
     pub(crate) changed: bool,
+    pub(crate) thaw: Vec<Arc<Instance>>,
 }
 
 impl Counts {
@@ -105,6 +112,10 @@ impl Counts {
         self.in_flight += 1;
         let seat = &mut self.seats[self.ready[choice]];
         seat.in_flight += 1;
+        if std::mem::take(&mut seat.resting) {
+            seat.instance.roused.notify_waiters();
+            self.roused.push(Arc::clone(&seat.instance));
+        }
         debug_assert!(
             self.loads[choice].limit == 0 || seat.in_flight <= self.loads[choice].limit,
             "invariant 1"
@@ -139,10 +150,14 @@ impl Counts {
     pub(crate) fn weigh(&mut self) -> Nudge {
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         let starting = self.starting();
+        let thaw = std::mem::take(&mut self.roused);
         if waiting == 0 {
             self.wake_raised = false;
             self.shortage_told = 0;
-            return Nudge::default();
+            return Nudge {
+                thaw,
+                ..Nudge::default()
+            };
         }
         if !self.is_hopeful() {
             let wake = !self.wake_raised;
@@ -150,6 +165,7 @@ impl Counts {
             return Nudge {
                 wake,
                 changed: false,
+                thaw,
             };
         }
         self.wake_raised = false;
@@ -166,6 +182,7 @@ impl Counts {
         Nudge {
             wake: false,
             changed,
+            thaw,
         }
     }
 

@@ -227,6 +227,22 @@ impl Ingress {
         .boxed()
     }
 
+    /// The instance may be frozen from now on: nothing is in flight in it, and the next request raises [`Wake::thaw`].
+    /// `false`: something is, or it takes no requests.
+    #[must_use]
+    pub fn rest(&self, id: &InstanceId) -> bool {
+        let shared = &self.shared;
+        let Some(instance) = shared.instances.lock().get(id).cloned() else {
+            return false;
+        };
+        let revision = shared.revisions.get(&instance.revision);
+        let may = revision.is_some_and(|revision| revision.rest(id));
+        if may {
+            instance.close_idle();
+        }
+        may
+    }
+
     /// The instance is dead: forgets it; requests inside it are answered 503 (500 when `out_of_memory`).
     pub fn forget(&self, id: &InstanceId, out_of_memory: bool) {
         let Some(instance) = self.shared.instances.lock().remove(id) else {

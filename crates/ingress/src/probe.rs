@@ -7,7 +7,7 @@
 //! 1. An instance becomes ready only through a connection the ingress made itself, and that connection serves its first
 //!    request where it can.
 //! 2. A probe ends: at its deadline, at success, or when the instance leaves. The deadline counts from the instance's start,
-//!    so that a restart of the server gives no new time.
+//!    so that a restart of the server gives no new time, beyond what it takes to look at all ([`StartupProbe::remaining`]).
 //!
 //! While nothing listens, attempts follow each other quickly at first (a fast app must not wait for us) and more slowly the
 //! longer it takes: the pause is a fiftieth of the time gone, so waiting costs at most 2 % more than the app needs.
@@ -37,10 +37,6 @@ const AGENT: &str = "utsuwa-startup-probe";
 /// The shortest time an attempt to connect gets: a first packet that is lost (the interface comes up) must not cost TCP's
 /// own second.
 const SHORT_ATTEMPT: Duration = Duration::from_millis(50);
-
-/// What an instance that was found running gets at least: most have been ready for long, and a busy one must not be given up
-/// for one packet that was lost while the server was replaced.
-const FOUND_RUNNING: Duration = Duration::from_secs(10);
 
 /// Probes `instance` and tells the revision how it came out.
 pub(crate) async fn run(
@@ -88,7 +84,7 @@ async fn check(
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
-    let end = instance.admitted + remaining(probe, instance.age);
+    let end = instance.admitted + probe.remaining(instance.age);
     let port = match &probe.check {
         StartupCheck::None => return Ok(()),
         StartupCheck::Tcp { port }
@@ -128,22 +124,6 @@ async fn check(
         }
         tokio::time::sleep_until(next).await;
     }
-}
-
-/// The time from now on for an instance that has been running for `age`. One that was found running gets two checks of HTTP or
-/// gRPC at least, as far as a new one would.
-fn remaining(probe: &StartupProbe, age: Duration) -> Duration {
-    let whole = probe.deadline();
-    if age.is_zero() {
-        return whole;
-    }
-    let least = match &probe.check {
-        StartupCheck::None | StartupCheck::Tcp { .. } => FOUND_RUNNING,
-        StartupCheck::Http { .. } | StartupCheck::Grpc { .. } => {
-            FOUND_RUNNING.max(probe.period * 2)
-        }
-    };
-    whole.saturating_sub(age).max(least.min(whole))
 }
 
 /// One HTTP or gRPC check.
@@ -215,7 +195,7 @@ async fn reach(
             Err(_) => format!("no answer within {patience:?}"),
         };
         if Instant::now() >= end {
-            let mut time = format!("{:?}", remaining(probe, instance.age));
+            let mut time = format!("{:?}", probe.remaining(instance.age));
             if !instance.age.is_zero() {
                 time = format!(
                     "the last {time} (it had been running for {} s when the server began)",

@@ -9,7 +9,8 @@
 //! 3. A slot is given back exactly once, by dropping it; a place in the queue is left exactly once, by dropping the [`Ticket`](crate::slot::Ticket).
 //! 4. While somebody waits and no instance is there or starting, [`Wake::wake`](crate::seam::Wake::wake) has been called
 //!    once since the last moment that was otherwise.
-//! 5. Nothing is called out of this module with the lock held, except waking tasks.
+//! 5. The first request in an instance that may be frozen calls [`Wake::thaw`](crate::seam::Wake::thaw), before it is sent.
+//! 6. Nothing is called out of this module with the lock held, except waking tasks.
 
 mod reach;
 
@@ -140,6 +141,8 @@ impl Revision {
             in_flight: 0,
             idle_since: None,
             choice: None,
+            resting: false,
+            naps: 0,
             drained: Vec::new(),
         });
         let nudge = inner.weigh();
@@ -167,6 +170,21 @@ impl Revision {
         drop(inner);
         self.tell(nudge);
         waiting
+    }
+
+    /// Whether nothing is in flight in the instance and it takes requests: it may be frozen then, and the next request asks
+    /// for a thaw. Decided under the lock that requests are let in under, so that none slips in between.
+    pub(crate) fn rest(&self, id: &InstanceId) -> bool {
+        let mut inner = self.inner.lock();
+        let seat = inner.seats.iter_mut().find(|seat| {
+            seat.instance.id == *id && seat.in_flight == 0 && seat.reach == Reach::Ready
+        });
+        let Some(seat) = seat else {
+            return false;
+        };
+        seat.resting = true;
+        seat.naps = seat.naps.wrapping_add(1);
+        true
     }
 
     /// The instance is gone. Requests in it keep their slots until they have been answered.
@@ -324,6 +342,9 @@ impl Revision {
     }
 
     fn tell(&self, nudge: Nudge) {
+        for instance in nudge.thaw {
+            self.outside.wake.thaw(&self.key, &instance.id);
+        }
         if nudge.wake {
             self.outside.wake.wake(&self.key);
         }

@@ -21,6 +21,8 @@ pub trait Connect: fmt::Debug + Send + Sync + 'static {
 /// Told of a revision that needs an instance now. Must not block: it only sets a level and wakes a loop.
 pub trait Wake: fmt::Debug + Send + Sync + 'static {
     fn wake(&self, revision: &RevisionKey);
+    /// A request was let into an instance that may be frozen: it is on its way there already.
+    fn thaw(&self, revision: &RevisionKey, instance: &InstanceId);
     /// An instance became ready, failed its startup probe, or went idle: the loop should look.
     fn changed(&self, revision: &RevisionKey);
 }

@@ -80,23 +80,28 @@ impl Table {
             .keys()
             .filter(|name| !now.hosts.contains_key(*name))
         {
-            let name = normalise(name);
-            let part = &mut self.parts[part_of(&name)];
-            // Another service may have got the name since; both are in one change then, in any order.
-            if part
-                .get(name.as_ref())
-                .is_some_and(|host| host.service == *service)
-            {
-                Arc::make_mut(part).remove(name.as_ref());
-            }
+            self.remove(service, &normalise(name));
         }
         for (name, route) in &now.hosts {
             let normalised = normalise(name);
-            let part = Arc::make_mut(&mut self.parts[part_of(&normalised)]);
             match Host::compile(name, route, now, &mut revision) {
-                Some(host) => part.insert(Arc::from(normalised.as_ref()), Arc::new(host)),
-                None => part.remove(normalised.as_ref()),
-            };
+                Some(host) => {
+                    let part = Arc::make_mut(&mut self.parts[part_of(&normalised)]);
+                    part.insert(Arc::from(normalised.as_ref()), Arc::new(host));
+                }
+                None => self.remove(service, &normalised),
+            }
+        }
+    }
+
+    /// Another service may have got the name since: then it stays.
+    fn remove(&mut self, service: &ServiceKey, normalised: &str) {
+        let part = &mut self.parts[part_of(normalised)];
+        if part
+            .get(normalised)
+            .is_some_and(|host| host.service == *service)
+        {
+            Arc::make_mut(part).remove(normalised);
         }
     }
 

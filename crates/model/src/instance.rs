@@ -134,6 +134,21 @@ fn signal_name(signal: i32) -> &'static str {
     }
 }
 
+/// How much of an instance is awake.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// It runs, or may.
+    #[default]
+    Awake,
+    /// It gets no CPU; everything else is as it was.
+    Frozen,
+    /// Frozen, and its memory was given back as far as it could be.
+    Reclaimed,
+}
+
 /// What a driver sees of an instance that is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceObservation {
@@ -144,6 +159,9 @@ pub struct InstanceObservation {
     pub pid: u32,
     pub started: Timestamp,
     pub limits: Limits,
+    /// A driver that freezes nothing doesn't say.
+    #[serde(default)]
+    pub tier: Tier,
 }
 
 /// Where the time of a start went, as measured by the driver. Zero for a phase that did not happen.

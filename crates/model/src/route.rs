@@ -89,6 +89,9 @@ pub struct StartupProbe {
     pub check: StartupCheck,
 }
 
+/// What an instance that was found running gets at least.
+const FOUND_RUNNING: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartupCheck {
     Tcp {
@@ -124,6 +127,35 @@ impl StartupProbe {
     #[must_use]
     pub fn deadline(&self) -> Duration {
         self.initial_delay + self.period * self.failure_threshold.max(1)
+    }
+
+    /// The time from now on for an instance that has been running for `age`. One that was found running gets as many checks of
+    /// HTTP or gRPC as a new one: most have been ready for long, and a busy one must not be given up for a packet that was
+    /// lost, or a check that it was too busy to answer, while the server was replaced.
+    #[must_use]
+    pub fn remaining(&self, age: Duration) -> Duration {
+        let whole = self.deadline();
+        if age.is_zero() {
+            return whole;
+        }
+        let least = match &self.check {
+            StartupCheck::None | StartupCheck::Tcp { .. } => FOUND_RUNNING,
+            StartupCheck::Http { .. } | StartupCheck::Grpc { .. } => {
+                FOUND_RUNNING.max(self.period * self.failure_threshold.max(1))
+            }
+        };
+        whole.saturating_sub(age).max(least.min(whole))
+    }
+
+    /// When the probe of one that has been running for `age` has come to its end at the latest, from now on: the last check of
+    /// HTTP or gRPC may begin at the very end.
+    #[must_use]
+    pub fn ends_within(&self, age: Duration) -> Duration {
+        let last = match &self.check {
+            StartupCheck::None | StartupCheck::Tcp { .. } => Duration::ZERO,
+            StartupCheck::Http { .. } | StartupCheck::Grpc { .. } => self.timeout,
+        };
+        self.remaining(age) + last
     }
 }
 
@@ -184,4 +216,48 @@ pub struct InstanceRoute {
     /// How long it has been running when it is handed over: zero for one that was just started, more for one that was found
     /// running. What the start may take counts from there.
     pub age: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_found_running_is_looked_at_as_often_as_a_new_one() {
+        let tcp = StartupProbe::tcp(8080);
+        let http = StartupProbe {
+            timeout: Duration::from_secs(1),
+            period: Duration::from_secs(10),
+            failure_threshold: 3,
+            check: StartupCheck::Http {
+                port: 8080,
+                path: "/".to_owned(),
+                headers: Vec::new(),
+            },
+            ..tcp.clone()
+        };
+        let quick = StartupProbe {
+            period: Duration::from_secs(1),
+            ..http.clone()
+        };
+        let later = StartupProbe {
+            initial_delay: Duration::from_secs(60),
+            ..http.clone()
+        };
+        for (probe, age, left, ends) in [
+            (&tcp, 0, 240, 240),
+            (&tcp, 200, 40, 40),
+            (&tcp, 100_000, 10, 10),
+            (&http, 0, 30, 31),
+            (&http, 100_000, 30, 31),
+            (&quick, 100_000, 3, 4),
+            (&later, 10, 80, 81),
+            (&later, 100_000, 30, 31),
+        ] {
+            let age = Duration::from_secs(age);
+            let found = (probe.remaining(age), probe.ends_within(age));
+            let want = (Duration::from_secs(left), Duration::from_secs(ends));
+            assert_eq!(found, want, "{probe:?} {age:?}");
+        }
+    }
 }

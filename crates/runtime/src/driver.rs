@@ -53,8 +53,26 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Changes the CPU limit of a running instance (startup boost). Its observation tells the new one from then on.
     fn set_cpu(&self, id: &InstanceId, cpu: MilliCpu) -> BoxFuture<'_, Result<(), DriverError>>;
 
+    /// Takes the CPU away from a running instance; its observation says so from then on. [`DriverError::Refused`] where that
+    /// will not become possible for this instance, with the reason.
+    fn freeze(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>>;
+
+    /// Gives it back; no error for one that isn't frozen. A request waits for it.
+    fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>>;
+
+    /// Gives back the memory of a frozen instance, and answers what it has kept. [`DriverError::Refused`] where there is nothing
+    /// that may hold it, with the reason. A thaw doesn't wait for it.
+    fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>>;
+
     /// What the instance uses now.
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>>;
+}
+
+/// What an instance had in memory before and after it was given back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reclaimed {
+    pub before_bytes: u64,
+    pub after_bytes: u64,
 }
 
 /// Memory and CPU of one instance.

@@ -17,11 +17,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
-use utsuwa_model::instance::{Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::instance::{
+    Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases, Tier,
+};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, Timestamp};
 
-use crate::driver::{Driver, DriverError, InstanceEvent, Usage};
+use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +32,9 @@ pub enum Call {
     Start,
     Stop,
     SetCpu,
+    Freeze,
+    Thaw,
+    Reclaim,
     Release,
     List,
 }
@@ -138,6 +143,32 @@ impl FakeDriver {
         self.inner.world.lock().prepared.clone()
     }
 
+    /// How much of an instance is awake; `None` if it isn't there.
+    #[must_use]
+    pub fn tier(&self, id: &InstanceId) -> Option<Tier> {
+        let world = self.inner.world.lock();
+        world.running.get(id).map(|found| found.tier)
+    }
+
+    async fn change_tier(
+        &self,
+        call: Call,
+        word: &str,
+        id: InstanceId,
+        tier: Tier,
+    ) -> Result<(), DriverError> {
+        self.before(call, &format!("{word} {id}")).await?;
+        let mut world = self.inner.world.lock();
+        let Some(found) = world.running.get_mut(&id) else {
+            return Err(DriverError::NotFound(id));
+        };
+        if found.tier != tier {
+            found.tier = tier;
+            world.log.push(format!("{word} {id}"));
+        }
+        Ok(())
+    }
+
     /// Every call so far that changed something: `start ID`, `stop ID`, `prepare`.
     #[must_use]
     pub fn log(&self) -> Vec<String> {
@@ -208,6 +239,7 @@ impl Driver for FakeDriver {
                         pid: world.next_pid,
                         started: (self.inner.now)(),
                         limits: spec.limits,
+                        tier: Tier::Awake,
                     };
                     world.running.insert(id.clone(), observation);
                     world.log.push(format!("start {id}"));
@@ -297,6 +329,41 @@ impl Driver for FakeDriver {
             found.limits.cpu = cpu;
             world.log.push(format!("cpu {id} {}m", cpu.0));
             Ok(())
+        }
+        .boxed()
+    }
+
+    fn freeze(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        let id = id.clone();
+        async move {
+            self.change_tier(Call::Freeze, "freeze", id, Tier::Frozen)
+                .await
+        }
+        .boxed()
+    }
+
+    fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        let id = id.clone();
+        async move { self.change_tier(Call::Thaw, "thaw", id, Tier::Awake).await }.boxed()
+    }
+
+    fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>> {
+        let id = id.clone();
+        async move {
+            self.before(Call::Reclaim, &format!("reclaim {id}")).await?;
+            let mut world = self.inner.world.lock();
+            let Some(found) = world.running.get_mut(&id) else {
+                return Err(DriverError::NotFound(id));
+            };
+            if found.tier == Tier::Awake {
+                return Err(DriverError::Internal(format!("instance {id} is awake")));
+            }
+            found.tier = Tier::Reclaimed;
+            world.log.push(format!("reclaim {id}"));
+            Ok(Reclaimed {
+                before_bytes: 16 << 20,
+                after_bytes: 4 << 20,
+            })
         }
         .boxed()
     }

@@ -11,7 +11,7 @@ pub mod privilege;
 pub mod sandbox;
 pub mod spawner;
 
-pub use driver::{Driver, DriverError, InstanceEvent, Usage};
+pub use driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 
 #[cfg(test)]
 #[path = "../../../tests/skip.rs"]

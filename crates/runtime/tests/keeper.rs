@@ -13,6 +13,7 @@ mod keeper_protocol;
 mod keeper_sockets;
 mod keeper_spawners;
 mod keeper_survives;
+mod keeper_tiers;
 mod keeper_world;
 #[path = "../../../tests/skip.rs"]
 mod skip;

@@ -1,11 +1,13 @@
 //! A server under test, and what tests ask of it.
 
+mod archive;
 mod exchange;
 mod kernel;
 mod load;
 mod registry;
 mod roles;
 
+pub(crate) use archive::{host_architecture, pack};
 pub(crate) use exchange::{api_request, try_exchange};
 pub(crate) use kernel::KernelObjects;
 pub(crate) use load::{Count, Tally};
@@ -285,6 +287,17 @@ impl Server {
             .collect()
     }
 
+    /// The state of each instance of a service, as `--why` shows it.
+    pub(crate) fn instance_states(&self, name: &str) -> Vec<String> {
+        let explained = self.explain(name);
+        let revisions = explained["revisions"].as_array().into_iter().flatten();
+        revisions
+            .filter_map(|revision| revision["instances"].as_array())
+            .flatten()
+            .filter_map(|instance| instance["state"].as_str().map(str::to_owned))
+            .collect()
+    }
+
     pub(crate) fn until_instances(&self, name: &str, wanted: usize) {
         until(
             &format!("{name} to have {wanted} instances"),
@@ -319,21 +332,32 @@ impl Server {
     }
 
     fn take_down(&mut self) {
-        let down = Command::new(&self.program)
+        let down = self.run_down().unwrap();
+        assert!(down.status.success(), "{}", self.told_of(&down));
+        if self.child.is_some() {
+            self.wait_end();
+        }
+    }
+
+    fn run_down(&self) -> std::io::Result<Output> {
+        Command::new(&self.program)
             .args(["down", "--data-dir"])
             .arg(self.data_dir())
             .stdin(Stdio::null())
             .output()
-            .unwrap();
-        assert!(
-            down.status.success(),
-            "utsuwa down: {}\n{}",
+    }
+
+    /// All there is about a `down` that failed: nobody can look again.
+    fn told_of(&self, down: &Output) -> String {
+        let keeper = std::fs::read_to_string(self.data_dir().join("keeper.log"));
+        format!(
+            "utsuwa down: {}\n{}{}\nserver log:\n{}\nkeeper's messages:\n{}",
+            down.status,
+            String::from_utf8_lossy(&down.stdout),
             String::from_utf8_lossy(&down.stderr),
-            self.log()
-        );
-        if self.child.is_some() {
-            self.wait_end();
-        }
+            self.log(),
+            keeper.unwrap_or_else(|error| error.to_string())
+        )
     }
 
     fn check_log(&self) {
@@ -361,12 +385,11 @@ impl Drop for Server {
         // After a failed test: leave nothing behind either.
         if self.child.is_some() || self.keeper_pid().is_some() {
             eprintln!("server log:\n{}", self.log());
-            drop(
-                Command::new(&self.program)
-                    .args(["down", "--data-dir"])
-                    .arg(self.data_dir())
-                    .output(),
-            );
+            match self.run_down() {
+                Ok(down) if down.status.success() => {}
+                Ok(down) => eprintln!("{}", self.told_of(&down)),
+                Err(error) => eprintln!("run utsuwa down: {error}"),
+            }
             if let Some(mut child) = self.child.take() {
                 drop(child.kill());
                 drop(child.wait());

@@ -35,14 +35,7 @@ impl Condition {
 
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
     let mut report = String::from("\n## Cold start (ms)\n");
-    let mut apps = vec![hello(settings)?];
-    match &settings.flask {
-        Some(archive) => apps.push(flask(settings, archive)?),
-        None => report.push_str(
-            "The Flask app was left out: its image was not built (see scripts/test-inputs.sh).\n",
-        ),
-    }
-    for app in &apps {
+    for app in &apps(settings, &mut report)? {
         let all = [
             ("quiet", Condition::Quiet),
             ("busy", Condition::Busy),
@@ -59,6 +52,23 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
         }
     }
     Ok(report)
+}
+
+/// The programs to start; says in `report` which one is left out and why.
+pub(super) fn apps(settings: &Settings, report: &mut String) -> anyhow::Result<Vec<App>> {
+    let wanted = |name: &str| settings.apps.iter().any(|app| app == name);
+    let mut apps = Vec::new();
+    if wanted("hello") {
+        apps.push(hello(settings)?);
+    }
+    match &settings.flask {
+        Some(archive) if wanted("flask") => apps.push(flask(settings, archive)?),
+        None if wanted("flask") => report.push_str(
+            "The Flask app was left out: its image was not built (see scripts/test-inputs.sh).\n",
+        ),
+        _ => {}
+    }
+    Ok(apps)
 }
 
 /// One table: everybody under one condition.
@@ -146,24 +156,7 @@ fn utsuwa(
     rounds: usize,
 ) -> anyhow::Result<(Series, Option<Series>)> {
     let server = Server::start(settings, "cold", &[])?;
-    let image = match &app.archive {
-        None => "utsuwa.local/hello".to_owned(),
-        Some(archive) => {
-            let loaded = Command::new(&settings.utsuwa)
-                .args([
-                    "images",
-                    "load",
-                    &format!("oci-archive:{}", archive.display()),
-                    "--api",
-                    &format!("http://{}", server.api),
-                ])
-                .output()?;
-            if !loaded.status.success() {
-                bail!("images load: {}", String::from_utf8_lossy(&loaded.stderr));
-            }
-            String::from_utf8(loaded.stdout)?.trim().to_owned()
-        }
-    };
+    let image = image_of(settings, app, &server)?;
     let names: Vec<String> = (0..rounds).map(|i| format!("cold-{i}")).collect();
     for name in &names {
         server.deploy(name, &image, "6s", "512Mi")?;
@@ -186,6 +179,26 @@ fn utsuwa(
         in_a_row.push(server.call(name, app.path)?);
     }
     Ok((samples, Some(in_a_row)))
+}
+
+/// The app's image, loaded into `server` if it isn't built in.
+pub(super) fn image_of(settings: &Settings, app: &App, server: &Server) -> anyhow::Result<String> {
+    let Some(archive) = &app.archive else {
+        return Ok("utsuwa.local/hello".to_owned());
+    };
+    let loaded = Command::new(&settings.utsuwa)
+        .args([
+            "images",
+            "load",
+            &format!("oci-archive:{}", archive.display()),
+            "--api",
+            &format!("http://{}", server.api),
+        ])
+        .output()?;
+    if !loaded.status.success() {
+        bail!("images load: {}", String::from_utf8_lossy(&loaded.stderr));
+    }
+    Ok(String::from_utf8(loaded.stdout)?.trim().to_owned())
 }
 
 fn drop_caches() -> anyhow::Result<()> {
@@ -265,7 +278,7 @@ pub(crate) fn hello(settings: &Settings) -> anyhow::Result<App> {
 }
 
 /// The Flask app's root file system, unpacked from its archive.
-pub(crate) fn flask(settings: &Settings, archive: &Path) -> anyhow::Result<App> {
+fn flask(settings: &Settings, archive: &Path) -> anyhow::Result<App> {
     let layout = settings.work.join("flask-oci");
     let root = settings.work.join("flask-root");
     if !root.join("app/main.py").exists() {

@@ -12,6 +12,7 @@ mod pull;
 mod rest;
 mod server;
 mod stats;
+mod tiers;
 
 use std::path::{Path, PathBuf};
 
@@ -28,11 +29,13 @@ pub(crate) struct Settings {
     pub sections: Vec<String>,
     /// Conditions of the cold starts: `quiet`, `busy`, `dropped`.
     pub conditions: Vec<String>,
+    /// Programs that are started: `hello`, `flask`.
+    pub apps: Vec<String>,
     /// OCI archive of examples/flask-chat, if it was built.
     pub flask: Option<PathBuf>,
 }
 
-const SECTIONS: &[&str] = &["cold", "pull", "rest", "twenty", "many"];
+const SECTIONS: &[&str] = &["cold", "tiers", "pull", "rest", "twenty", "many"];
 
 pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
     let settings = parse(args)?;
@@ -46,13 +49,14 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
     for section in &settings.sections {
         let text = match section.as_str() {
             "cold" => cold::run(&settings),
+            "tiers" => tiers::run(&settings),
             "pull" => pull::run(&settings),
             "rest" => rest::run(&settings),
             "twenty" => many::twenty(&settings),
             _ => many::run(&settings),
         }
         .with_context(|| format!("section {section}"))?;
-        if section != "cold" {
+        if section != "cold" && section != "tiers" {
             crate::say(&text);
         }
         report.push_str(&text);
@@ -71,6 +75,7 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
         many: 1000,
         sections: SECTIONS.iter().map(|s| (*s).to_owned()).collect(),
         conditions: ["quiet", "busy", "dropped"].map(str::to_owned).to_vec(),
+        apps: ["hello", "flask"].map(str::to_owned).to_vec(),
         flask: std::env::var_os("UTSUWA_TEST_FLASK_IMAGE").map(PathBuf::from),
     };
     let mut rest = args.iter();
@@ -85,9 +90,10 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
             "--many" => settings.many = value.parse().context("--many")?,
             "--flask" => settings.flask = Some(PathBuf::from(value)),
             "--conditions" => settings.conditions = value.split(',').map(str::to_owned).collect(),
+            "--apps" => settings.apps = value.split(',').map(str::to_owned).collect(),
             "--only" => settings.sections = value.split(',').map(str::to_owned).collect(),
             other => bail!(
-                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --flask, --conditions quiet,busy,dropped, --only {}",
+                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --flask, --conditions quiet,busy,dropped, --apps hello,flask, --only {}",
                 SECTIONS.join(",")
             ),
         }

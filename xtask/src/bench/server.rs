@@ -109,8 +109,8 @@ impl Server {
         Ok(started.elapsed())
     }
 
-    /// How many instances of `name` there are now.
-    pub(crate) fn instances(&self, name: &str) -> anyhow::Result<usize> {
+    /// State and process id of each instance of `name`.
+    pub(crate) fn instances(&self, name: &str) -> anyhow::Result<Vec<(String, u64)>> {
         let path =
             format!("/utsuwa/v1/projects/demo/locations/asia-northeast1/services/{name}:explain");
         let explained: serde_json::Value =
@@ -120,8 +120,9 @@ impl Server {
             .into_iter()
             .flatten()
             .filter_map(|r| r["instances"].as_array())
-            .map(Vec::len)
-            .sum())
+            .flatten()
+            .filter_map(|i| Some((i["state"].as_str()?.to_owned(), i["pid"].as_u64()?)))
+            .collect())
     }
 
     /// Waits until none of `names` has an instance.
@@ -131,7 +132,7 @@ impl Server {
     ) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(120);
         for name in names {
-            while self.instances(name)? > 0 {
+            while !self.instances(name)?.is_empty() {
                 if Instant::now() > deadline {
                     bail!("{name} does not fall asleep");
                 }
@@ -157,12 +158,10 @@ impl Drop for Server {
         let down = Command::new(&self.program)
             .args(["down", "--data-dir"])
             .arg(&self.data)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        if !down.is_ok_and(|s| s.success()) {
+            .output();
+        if !down.as_ref().is_ok_and(|down| down.status.success()) {
             crate::say(&format!(
-                "utsuwa down did not succeed for {}",
+                "utsuwa down did not succeed for {}: {down:?}",
                 self.data.display()
             ));
         }

@@ -25,18 +25,13 @@ impl Core {
                 if state.stage == Stage::Ended {
                     return false;
                 }
-                let record = Record {
-                    phase: Phase::Running,
-                    started: found.started,
-                    pid: found.pid,
-                    retired: false,
-                    cpu: found.limits.cpu,
-                    settling: false,
-                    ready_since: None,
-                    makes_room_for: None,
-                };
-                // Its proof began with it at the latest: a restart gives no new time.
+                let mut record = Record::new(Phase::Running, found.started, found.limits.cpu);
+                record.pid = found.pid;
+                record.rest.tier = found.tier;
+                // Its proof began with it at the latest: a restart gives no new time, but the ingress looks once.
                 state.proving_since = state.proving_since.min(found.started);
+                let looks = state.route.startup.ends_within(now.since(found.started));
+                state.looked_at_by = state.looked_at_by.max(Some(now.plus(looks)));
                 state.instances.insert(found.id.clone(), record);
                 inner
                     .owners
@@ -74,6 +69,8 @@ impl Core {
     pub(crate) fn admit_adopted(&self, admitted: Vec<InstanceRoute>) {
         for route in admitted {
             let key = route.revision.clone();
+            // The probe may want an answer. It goes back to sleep in its time.
+            self.thaw(&key, &route.id);
             self.door.admit(route, StartPhases::default());
             self.ask_instances(&key, Priority::Soon);
         }
@@ -130,9 +127,16 @@ impl Core {
         for found in listed {
             if known.contains(&found.id) {
                 let pid = found.pid;
-                self.world.revision(&found.revision, |state| {
-                    state.instances.get_mut(&found.id).map(|r| r.pid = pid)
+                let lost = self.world.revision(&found.revision, |state| {
+                    let record = state.instances.get_mut(&found.id)?;
+                    record.pid = pid;
+                    let lost = record.rest.learn(found.tier);
+                    Some(lost)
                 });
+                if lost.flatten() == Some(true) {
+                    tracing::warn!(revision = %found.revision, instance = %found.id, "an instance is frozen that should be awake");
+                    self.thaw(&found.revision, &found.id);
+                }
             } else {
                 tracing::warn!(revision = %found.revision, instance = %found.id, "stop an instance that nobody started");
                 self.remove_stray(found);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use utsuwa_decide::capacity::{self, Candidate, Leaving};
 use utsuwa_decide::instances::InstanceView;
-use utsuwa_model::RevisionKey;
 use utsuwa_model::demand::RevisionDemand;
+use utsuwa_model::{InstanceId, RevisionKey};
 
 use crate::core::Core;
 use crate::rounds::Priority;
@@ -48,6 +48,7 @@ fn candidates(state: &RevisionState, demand: &RevisionDemand) -> Vec<Candidate> 
     };
     let holds_minimum = u32::try_from(live.len()).unwrap_or(u32::MAX) <= least;
     let candidate = |v: InstanceView| Candidate {
+        bytes: held_bytes(state, &v.id),
         id: v.id,
         in_flight: v.in_flight,
         idle_since: v.idle_since,
@@ -56,13 +57,21 @@ fn candidates(state: &RevisionState, demand: &RevisionDemand) -> Vec<Candidate> 
     live.into_iter().map(candidate).collect()
 }
 
+/// What an instance is taken to have in memory: what it kept when its memory was given back, if it was.
+fn held_bytes(state: &RevisionState, id: &InstanceId) -> u64 {
+    let kept = state
+        .instances
+        .get(id)
+        .and_then(|record| record.rest.kept_bytes);
+    kept.unwrap_or_else(|| capacity::expected(state.plan.limits.memory.0))
+}
+
 /// Its instances that are on their way out. `waits`: whether another revision still waits for room.
 fn leaving(
     state: &RevisionState,
     demand: &RevisionDemand,
     waits: impl Fn(&RevisionKey) -> bool,
 ) -> Vec<Leaving> {
-    let bytes = capacity::expected(state.plan.limits.memory.0);
     let views = state.views(demand);
     let with_record = views.iter().filter_map(|view| {
         let record = state.instances.get(&view.id)?;
@@ -70,7 +79,7 @@ fn leaving(
     });
     with_record
         .map(|(view, record)| Leaving {
-            bytes,
+            bytes: held_bytes(state, &view.id),
             // The ingress has given up those that were too slow.
             in_flight: if record.retired { 0 } else { view.in_flight },
             for_another: record.makes_room_for.as_ref().is_some_and(&waits),
@@ -103,8 +112,10 @@ impl Core {
                 }
             });
         }
-        let count = capacity::still_missing(missing, capacity::expected(limit), &on_their_way);
-        let victims = capacity::victims(&idle, count);
+        let each = capacity::expected(limit);
+        let count = capacity::still_missing(missing, each, &on_their_way);
+        let bytes = u64::from(count).saturating_mul(each.max(1));
+        let victims = capacity::victims(&idle, bytes, self.env.now());
         for id in &victims {
             let owner = self.world.with(|inner| {
                 let key = inner.owners.get(id)?.clone();

@@ -62,6 +62,8 @@ impl Core {
         let Some((key, record)) = forgotten else {
             return;
         };
+        // Whatever it ended of, its memory is free.
+        self.ask_who_is_short();
         if matches!(record.phase, Phase::Leaving | Phase::Stuck) {
             self.ask_instances(&key, Priority::Soon);
             return;

@@ -13,7 +13,7 @@ use utsuwa_decide::{invariant, revision};
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::{Because, InstanceId, RevisionKey, Timestamp};
 
-use super::{boost, capacity, ended};
+use super::{boost, capacity, ended, tiers};
 use crate::rounds::Report;
 use crate::seam::Refusal;
 use crate::world::{Activity, Inner, Phase, Record, RevisionState, Stage, StartPlan};
@@ -30,6 +30,7 @@ pub(super) struct Decided {
     pub(super) given_up: Vec<(InstanceId, Reach)>,
     /// Their startup boost is over.
     pub(super) settle: Vec<InstanceId>,
+    pub(super) tiers: tiers::Steps,
     /// So many starts don't fit.
     pub(super) missing: u32,
     pub(super) refuse: Option<Refusal>,
@@ -74,12 +75,12 @@ pub(super) fn decide(
         Ok(())
     );
 
-    let mut refuse = None;
+    let (mut refuse, mut put_off) = (None, false);
     let live = views.iter().filter(|view| view.is_live()).count();
     if plan.start > 0
         && let Some(until) = state.not_before.filter(|until| *until > now)
     {
-        plan.start = 0;
+        (plan.start, put_off) = (0, true);
         wake_at = Some(wake_at.map_or(until, |at| at.min(until)));
         let wait = until.since(now);
         plan.because = Because::new(revision::backoff_summary(state.crashes, wait));
@@ -113,7 +114,8 @@ pub(super) fn decide(
             );
             refuse = Some(Refusal::NoCapacity { message });
         }
-    } else {
+    } else if !put_off {
+        // One that is put off may wait for room that it asked for (`start.rs`).
         state.short_since = None;
     }
     if !plan.because.summary.is_empty() {
@@ -132,19 +134,14 @@ pub(super) fn decide(
     );
     let start: Vec<InstanceId> = (0..plan.start).map(|_| fresh()).collect();
     for id in &start {
-        let record = Record {
-            phase: Phase::Starting,
-            started: now,
-            pid: 0,
-            retired: false,
-            cpu: state.plan.startup_cpu,
-            settling: false,
-            ready_since: None,
-            makes_room_for: None,
-        };
+        let record = Record::new(Phase::Starting, now, state.plan.startup_cpu);
         state.instances.insert(id.clone(), record);
     }
     let given_up = mark_leaving(state, &plan, &views);
+    let tiers = tiers::look(state, &views, now);
+    if let Some(next) = tiers.next {
+        wake_at = Some(wake_at.map_or(next, |at| at.min(next)));
+    }
     let mut leave = plan.retire;
     for (id, record) in &mut state.instances {
         if record.phase == Phase::Stuck {
@@ -170,6 +167,7 @@ pub(super) fn decide(
         leave,
         given_up,
         settle,
+        tiers,
         missing,
         refuse,
         active_changed,
@@ -181,7 +179,7 @@ pub(super) fn decide(
         report,
     };
     if gone {
-        inner.remove_revision(key);
+        inner.revisions.remove(key);
     }
     for id in start {
         inner.starting.insert(id.clone(), key.clone());

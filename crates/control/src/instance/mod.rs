@@ -7,7 +7,8 @@
 //! 1. A pass reads only memory: between a wake and the driver's start there is no disk and no wait.
 //! 2. An instance stops only after the ingress has confirmed its retirement.
 //! 3. What could not be stopped is tried again; what ended by itself is forgotten everywhere.
-//! 4. A deploy is never refused for memory, a wake may be (decision 20), but only when its own time is up (§2.6): until then
+//! 4. What is frozen is thawed with the next request, and stopped like any other.
+//! 5. A deploy is never refused for memory, a wake may be (decision 20), but only when its own time is up (§2.6): until then
 //!    it waits, whether or not others of its revision run.
 
 pub(crate) mod adopt;
@@ -16,10 +17,12 @@ mod capacity;
 mod ended;
 mod look;
 mod start;
+mod tiers;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use utsuwa_decide::capacity::FIRST_LOOK;
 use utsuwa_model::demand::Reach;
 use utsuwa_model::{InstanceId, RevisionKey};
 
@@ -55,6 +58,8 @@ impl Core {
             + decided.leave.len()
             + decided.given_up.len()
             + decided.settle.len();
+        report.actions += decided.tiers.count();
+        self.take_steps(key, decided.tiers);
         for id in decided.settle {
             self.end_boost(key, id);
         }
@@ -79,8 +84,12 @@ impl Core {
             let room = self.make_room(key, decided.missing, decided.plan.limits.memory.0);
             report.actions += room.gave_way;
             if room.gave_way > 0 {
-                // It comes free soon: the next looks are the first ones again.
-                self.world.revision(key, |state| state.short_since = None);
+                // It comes free soon: the next looks are the first ones again. It goes on being short, so that nobody else
+                // counts on the same room, and it is asked when the room is there.
+                let now = self.env.now();
+                self.world
+                    .revision(key, |state| state.short_since = Some(now));
+                report.wake_at = Some(now.plus(FIRST_LOOK));
             }
         }
         if let Some(why) = decided.refuse {

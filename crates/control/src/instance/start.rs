@@ -124,7 +124,11 @@ impl Core {
         });
         match refusal.flatten() {
             // Somebody idle may give way; who waits is only refused when nobody does.
-            Some(Refusal::NoCapacity { .. }) if self.make_room(key, 1, limit).comes => {}
+            Some(Refusal::NoCapacity { .. }) if self.make_room(key, 1, limit).comes => {
+                // Until it tries again nobody else counts on that room.
+                self.world
+                    .revision(key, |state| state.short_since = Some(now));
+            }
             Some(why) => self.door.refuse(key, why),
             None => self.ask_revision(key),
         }

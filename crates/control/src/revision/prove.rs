@@ -17,6 +17,8 @@ use crate::world::Stage;
 const IMAGE_PATIENCE: Duration = Duration::from_secs(10);
 /// Beyond the startup probe's own deadline, for all that happens before the program runs.
 const START_PATIENCE: Duration = Duration::from_secs(120);
+/// Until the ingress has begun to look at what was found running, and has told what it saw.
+const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Core {
     /// Pending: image, first instance, judgement.
@@ -119,11 +121,12 @@ impl Core {
                 port: state.plan.port,
                 trouble: state.last_failure.clone(),
             };
+            let whole = state.route.startup.deadline() + START_PATIENCE;
+            let deadline = state.proving_since.plus(whole);
+            let looked = state.looked_at_by.map(|by| by.plus(LOOK_PATIENCE));
             (
                 proof,
-                state
-                    .proving_since
-                    .plus(state.route.startup.deadline() + START_PATIENCE),
+                looked.map_or(deadline, |looked| looked.max(deadline)),
             )
         })
     }

@@ -206,6 +206,7 @@ impl Core {
             activity: None,
             proof: None,
             proving_since: self.env.now(),
+            looked_at_by: None,
             because: Vec::new(),
             prepared: false,
             last_failure: None,

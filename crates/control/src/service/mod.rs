@@ -215,11 +215,7 @@ impl Core {
                 )));
             }
             let changed = inner.services.get(key) != Some(&routes);
-            let own = inner
-                .revisions
-                .range_mut(first_of(key)..)
-                .take_while(|(k, _)| k.service == *key);
-            for (revision, state) in own {
+            for (revision, state) in inner.revisions_of_mut(key) {
                 let was = state.stage;
                 // proven → serving, because its service looks now; proving → serving, because the outcome is written and the
                 // pass that wrote it hasn't gone on yet. Once, so that one table tells all of it.
@@ -350,14 +346,6 @@ impl Core {
             self.store.remove_revision(&key).await?;
         }
         Ok(unneeded.len())
-    }
-}
-
-/// The least key a revision of `service` can have.
-fn first_of(service: &ServiceKey) -> RevisionKey {
-    RevisionKey {
-        service: service.clone(),
-        revision: "a".parse().expect("a letter is a revision id"),
     }
 }
 

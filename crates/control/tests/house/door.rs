@@ -32,6 +32,8 @@ pub(super) struct DoorInner {
     pub(super) retired: BTreeSet<InstanceId>,
     pub(super) forgotten: BTreeSet<InstanceId>,
     pub(super) refused: Vec<(RevisionKey, Refusal)>,
+    /// May be frozen.
+    pub(super) resting: BTreeSet<InstanceId>,
 }
 
 /// What programs do once they run.
@@ -52,13 +54,14 @@ impl DoorInner {
         demand
     }
 
-    /// Gives waiting requests to ready instances.
-    pub(super) fn hand_out(&mut self, key: &RevisionKey) {
+    /// Gives waiting requests to ready instances. Answers those among them that may be frozen.
+    pub(super) fn hand_out(&mut self, key: &RevisionKey) -> Vec<InstanceId> {
+        let mut roused = Vec::new();
         let table = self.tables.get(&key.service);
         let route = table.and_then(|table| table.revisions.get(key));
         let limit = route.map_or(80, |r| r.concurrency);
         let Some(demand) = self.demand.get_mut(key) else {
-            return;
+            return roused;
         };
         while demand.queued > 0 {
             let free = |i: &&mut InstanceLoad| {
@@ -71,7 +74,11 @@ impl DoorInner {
             instance.idle_since = None;
             demand.queued -= 1;
             demand.in_flight += 1;
+            if self.resting.remove(&instance.id) {
+                roused.push(instance.id.clone());
+            }
         }
+        roused
     }
 }
 
@@ -107,7 +114,7 @@ impl Door {
                         instance.reach = Reach::Ready;
                     }
                 }
-                inner.hand_out(key);
+                drop(inner.hand_out(key));
             }
             (keys, inner.handle.clone())
         };
@@ -178,13 +185,13 @@ impl Door {
     /// `count` requests arrive for `key`.
     pub(crate) fn arrive(&self, key: &RevisionKey, count: u32) {
         let now = self.clock.now();
-        let (handle, wake) = {
+        let (handle, wake, roused) = {
             let mut inner = self.inner.lock();
             let demand = inner.demand(key, now);
             demand.queued += count;
             demand.arrivals += u64::from(count);
             demand.last_active = Some(now);
-            inner.hand_out(key);
+            let roused = inner.hand_out(key);
             let demand = inner.demand(key, now);
             let nobody = !demand
                 .instances
@@ -192,9 +199,12 @@ impl Door {
                 .any(|i| matches!(i.reach, Reach::Ready | Reach::Starting));
             let wake = demand.queued > 0 && nobody && !demand.wake;
             demand.wake |= wake;
-            (inner.handle.clone(), wake)
+            (inner.handle.clone(), wake, roused)
         };
         if let Some(handle) = handle {
+            for id in roused {
+                handle.thaw(key, &id);
+            }
             if wake {
                 handle.wake(key)
             } else {
@@ -215,7 +225,7 @@ impl Door {
                 instance.in_flight = 0;
                 instance.idle_since = Some(now);
             }
-            inner.hand_out(key);
+            drop(inner.hand_out(key));
             inner.handle.clone()
         };
         if let Some(handle) = handle {
@@ -269,7 +279,7 @@ impl FrontDoor for Door {
                 });
             }
             demand.wake = false;
-            inner.hand_out(&key);
+            drop(inner.hand_out(&key));
             (key, inner.handle.clone())
         };
         if let Some(handle) = handle {
@@ -291,6 +301,19 @@ impl FrontDoor for Door {
             }
         }
         std::future::ready(true).boxed()
+    }
+
+    fn rest(&self, id: &InstanceId) -> bool {
+        if !self.alive("rest") {
+            return false;
+        }
+        let mut inner = self.inner.lock();
+        let mut loads = inner.demand.values().flat_map(|demand| &demand.instances);
+        let may = loads.any(|i| i.id == *id && i.in_flight == 0 && i.reach == Reach::Ready);
+        if may {
+            inner.resting.insert(id.clone());
+        }
+        may
     }
 
     fn forget(&self, id: &InstanceId, _out_of_memory: bool) {

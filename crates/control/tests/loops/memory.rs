@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use utsuwa_control::seam::FrontDoor as _;
 use utsuwa_control::seam::Refusal;
+use utsuwa_model::instance::Exit;
+use utsuwa_runtime::DriverError;
+use utsuwa_runtime::fake::Call;
 
 use crate::hello;
 use crate::house::{House, template};
@@ -149,4 +152,90 @@ async fn as_many_give_way_as_are_needed_however_slowly_they_end() {
         assert_eq!(house.door_in_flight(revision), 1, "{revision} is served");
     }
     assert_eq!((gave_way(&house), house.driver.running().len()), (2, 6));
+}
+
+/// Who was given room goes on being short until it has it: those that look beside it don't count on the same room.
+#[tokio::test(start_paused = true)]
+async fn those_that_wake_at_once_get_one_each_at_once() {
+    let house = House::new().await;
+    let waiting = idle_ones(&house, &["one", "two", "three", "four", "five"]).await;
+    house.pass_time(Duration::from_secs(16 * 60)).await;
+    idle_ones(&house, &["a", "b", "c", "d", "e", "f"]).await;
+    house.driver.stop_takes(Duration::from_secs(5));
+    let before = house.door.retired().len();
+    *house.clock.memory.lock() = Some(0);
+    for revision in &waiting {
+        house.door.arrive(revision, 1);
+    }
+    house.pass_time(Duration::from_millis(10)).await;
+    assert_eq!(house.door.retired().len() - before, 5);
+    house.pass_time(Duration::from_secs(4)).await;
+    assert_eq!(house.door.retired().len() - before, 5, "and no more");
+}
+
+/// The same where the driver found no room, and the next try has to wait.
+#[tokio::test(start_paused = true)]
+async fn those_the_driver_had_no_room_for_get_one_each() {
+    let house = House::new().await;
+    let waiting = idle_ones(&house, &["one", "two"]).await;
+    house.pass_time(Duration::from_secs(16 * 60)).await;
+    idle_ones(&house, &["a", "b", "c"]).await;
+    house.driver.stop_takes(Duration::from_secs(5));
+    let before = house.door.retired().len();
+    for (revision, want) in waiting.iter().zip(1..) {
+        let full = DriverError::Exhausted("no sandbox is left".to_owned());
+        house.driver.fail_next(Call::Start, full);
+        house.door.arrive(revision, 1);
+        house.pass_time(Duration::from_millis(100)).await;
+        assert_eq!(house.door.retired().len() - before, want);
+    }
+}
+
+/// One that is short, for so long that it looks once a second only, while `a` is busy. Answers it and `a`.
+async fn short_for_long(house: &House) -> [utsuwa_model::RevisionKey; 2] {
+    let waiting = idle_ones(house, &["one"]).await.remove(0);
+    house.pass_time(Duration::from_secs(16 * 60)).await;
+    let busy = idle_ones(house, &["a"]).await.remove(0);
+    house.door.arrive(&busy, 1);
+    house.until("busy", |h| h.door_in_flight(&busy) == 1).await;
+    *house.clock.memory.lock() = Some(0);
+    house.door.arrive(&waiting, 1);
+    house.pass_time(Duration::from_secs(8)).await;
+    [waiting, busy]
+}
+
+/// However long it was short before, it looks soon after it was given room.
+#[tokio::test(start_paused = true)]
+async fn who_was_given_room_looks_soon() {
+    let house = House::new().await;
+    let [waiting, busy] = short_for_long(&house).await;
+    let before = house.door.retired().len();
+    house.door.finish(&busy);
+    while house.door.retired().len() == before {
+        house.pass_time(Duration::from_millis(10)).await;
+    }
+    house
+        .until("it ended", |h| h.driver.running().is_empty())
+        .await;
+    house.rest().await;
+    assert_eq!(house.door_in_flight(&waiting), 0, "not seen yet");
+    *house.clock.memory.lock() = Some(8 << 30);
+    house.pass_time(Duration::from_millis(60)).await;
+    assert_eq!(house.door_in_flight(&waiting), 1);
+}
+
+/// Whatever an instance ends of, those who are short look at once.
+#[tokio::test(start_paused = true)]
+async fn an_end_by_itself_is_room_too() {
+    let house = House::new().await;
+    let [waiting, _] = short_for_long(&house).await;
+    house.pass_time(Duration::from_millis(10)).await;
+    *house.clock.memory.lock() = Some(8 << 30);
+    house.rest().await;
+    assert_eq!(house.door_in_flight(&waiting), 0, "looks seldom");
+    let ended = house.driver.running().remove(0);
+    house.driver.exit(&ended, Exit::Code(0), Vec::new());
+    house
+        .until("served at once", |h| h.door_in_flight(&waiting) == 1)
+        .await;
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use utsuwa_model::ConditionState;
 
 use crate::hello;
+use crate::house::door::Listens;
+use crate::house::{House, template};
 
 #[tokio::test(start_paused = true)]
 async fn a_restart_adopts_the_rightful_and_stops_the_rest() {
@@ -51,17 +53,48 @@ async fn what_an_earlier_server_was_starting_is_stopped_soon() {
     let spec = house.driver.spec(&proof).expect("spec");
     house.pass_time(Duration::from_secs(15)).await;
     house.restart(None).await;
-    let late = utsuwa_model::instance::InstanceSpec {
-        id: "f".repeat(32).parse().expect("id"),
-        revision,
-        ..spec
-    };
-    utsuwa_runtime::Driver::start(&house.driver, late)
-        .await
-        .expect("starts");
-    house.pass_time(Duration::from_secs(20)).await;
-    assert!(house.driver.running().is_empty());
+    // A start may take longer than the wait for its sandbox: ten seconds, and longer with layers to copy.
+    for (id, after) in [("d", 0), ("e", 0), ("f", 70)] {
+        house.pass_time(Duration::from_secs(after)).await;
+        let late = utsuwa_model::instance::InstanceSpec {
+            id: id.repeat(32).parse().expect("id"),
+            revision: revision.clone(),
+            ..spec.clone()
+        };
+        utsuwa_runtime::Driver::start(&house.driver, late)
+            .await
+            .expect("starts");
+        house.pass_time(Duration::from_secs(20)).await;
+        assert!(house.driver.running().is_empty(), "{id}");
+    }
     assert_eq!(house.control.sweep_found(), 0);
+}
+
+/// The time that a deploy has may be over before a server comes back; it is judged by what the ingress finds all the same.
+#[tokio::test(start_paused = true)]
+async fn a_deploy_that_a_long_outage_interrupted_is_looked_at_before_it_is_judged() {
+    for listens in [true, false] {
+        let mut house = House::new().await;
+        house.images.put("hello:1");
+        house.door.listens(Listens::NotYet);
+        let key = house.create("hello", template("hello:1")).await;
+        house
+            .until("the proof runs", |h| h.driver.running().len() == 1)
+            .await;
+        house.rest().await;
+        house.control.shutdown(Duration::ZERO).await;
+        tokio::time::advance(Duration::from_secs(400)).await;
+        house.restart(None).await;
+        house.pass_time(Duration::from_secs(9)).await;
+        assert_ne!(house.ready(&key), Some(ConditionState::False), "too early");
+        if listens {
+            house.door.ready_now();
+            house.until_ready(&key).await;
+        } else {
+            house.pass_time(Duration::from_secs(10)).await;
+            house.until_failed(&key).await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

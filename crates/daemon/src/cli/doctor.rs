@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 
 use clap::Args;
 use serde_json::{Value, json};
+use utsuwa_runtime::sandbox::cgroup::freezer;
 use utsuwa_runtime::sandbox::probe::{CgroupMode, probe};
+use utsuwa_runtime::sandbox::reclaim::swap;
 
 use super::ClientArgs;
 use crate::client::Failure;
@@ -68,6 +70,7 @@ pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure>
     let (server, running) = server(client);
     let data = Data::choose(args.data_dir.as_deref(), running);
     let mut findings = kernel(&data);
+    findings.extend(idle());
     findings.push(root());
     findings.push(tool(
         "nft",
@@ -145,6 +148,23 @@ fn kernel(data: &Data) -> Vec<Finding> {
         Err(missing) => finding("note", "data directory", format!("{shown}: {missing}")),
     });
     all
+}
+
+/// What idle instances can be spared.
+fn idle() -> [Finding; 2] {
+    [
+        match freezer() {
+            Ok(()) => finding("ok", "CPU of the idle", "taken away between requests"),
+            Err(why) => finding("note", "CPU of the idle", format!("kept: {why}")),
+        },
+        match swap() {
+            Ok(device) => {
+                let says = format!("given back to {device} after a minute");
+                finding("ok", "memory of the idle", says)
+            }
+            Err(why) => finding("note", "memory of the idle", format!("kept: {why}")),
+        },
+    ]
 }
 
 fn root() -> Finding {

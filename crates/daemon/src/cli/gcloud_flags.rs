@@ -14,10 +14,6 @@ const REFUSED: &[(&[&str], &str)] = &[
         "would have no effect: instances have no identity yet",
     ),
     (
-        &["cpu-throttling"],
-        "would have no effect: an instance keeps its CPU between requests, as with --no-cpu-throttling",
-    ),
-    (
         &[
             "platform",
             "cluster",

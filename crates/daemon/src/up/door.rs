@@ -30,6 +30,10 @@ impl FrontDoor for Door {
         self.0.retire(id, deadline)
     }
 
+    fn rest(&self, id: &InstanceId) -> bool {
+        self.0.rest(id)
+    }
+
     fn forget(&self, id: &InstanceId, out_of_memory: bool) {
         self.0.forget(id, out_of_memory);
     }
@@ -62,6 +66,12 @@ impl Wake for Bell {
     fn wake(&self, revision: &RevisionKey) {
         if let Some(control) = self.0.get() {
             control.wake(revision);
+        }
+    }
+
+    fn thaw(&self, revision: &RevisionKey, instance: &InstanceId) {
+        if let Some(control) = self.0.get() {
+            control.thaw(revision, instance);
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use utsuwa_ingress::Ingress;
@@ -59,7 +59,7 @@ pub(super) struct Inside {
     pub journal: Journal,
     pub directory: Directory,
     /// Connections of all instances to ports of the host.
-    pub forwards: Arc<Semaphore>,
+    pub forwards: Arc<network::Forwards>,
 }
 
 impl Inside {
@@ -75,9 +75,13 @@ impl Inside {
         let (crowded, mut crowds) = mpsc::channel(256);
         let mut readers: JoinSet<()> = JoinSet::new();
         let mut told: BTreeMap<(InstanceId, String), utsuwa_model::Timestamp> = BTreeMap::new();
+        let forwards = Arc::clone(&self.forwards);
+        let telling = forwards.tell_refusals();
+        tokio::pin!(telling);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
+                never = &mut telling => match never {},
                 Some(refusal) = refusals.recv() => self.tell(&sandboxes, &mut told, &refusal),
                 Some((index, count)) = crowds.recv() => self.tell_crowded(&sandboxes, index, count),
                 event = events.recv() => match event {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,8 +18,8 @@ use utsuwa_ingress::{Ingress, IngressSettings, Scheme};
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::client::SandboxDriver;
 use utsuwa_runtime::image::{Credentials, ImageStore, RewriteRule, Settings as ImageSettings};
-use utsuwa_runtime::network::EgressRule;
 use utsuwa_runtime::network::dns::{Resolver, ServerZone};
+use utsuwa_runtime::network::{EgressRule, Forwards};
 use utsuwa_store::{Settings, Store};
 
 use super::connect::Dialer;
@@ -102,7 +102,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         resolver: Arc::new(Resolver::new(Arc::new(zone))),
         journal: journal.clone(),
         directory: directory.clone(),
-        forwards: Arc::new(Semaphore::new(shares.forwards)),
+        forwards: Forwards::new(shares.forwards),
     };
     // At once: the keeper tells of every sandbox there is, and nothing else comes through its connection until that was taken.
     tracker.spawn(inside.run(internal_events, stop.clone()));

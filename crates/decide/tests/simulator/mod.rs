@@ -16,9 +16,11 @@ use utsuwa_decide::admit::{self, Admission, SlotView};
 use utsuwa_decide::demand::{DemandHistory, Sample};
 use utsuwa_decide::instances::{self, InstanceView};
 use utsuwa_decide::scale::{self, ScaleInput, ScalerState};
+use utsuwa_decide::tiers::{self, TierSettings, TierView};
 use utsuwa_decide::words::{many, time};
 use utsuwa_decide::{invariant, invariant::Broken};
 use utsuwa_model::demand::Reach;
+use utsuwa_model::instance::Tier;
 use utsuwa_model::scaling::ScalingSettings;
 use utsuwa_model::{InstanceId, Timestamp};
 
@@ -57,6 +59,7 @@ struct SimInstance {
     ready: bool,
     idle_since: Option<Timestamp>,
     requests: BTreeSet<u64>,
+    tier: Tier,
 }
 
 /// What came out.
@@ -100,6 +103,13 @@ pub(crate) struct Simulator {
     ends: BTreeMap<u64, u32>,
     gone: BTreeSet<InstanceId>,
     dice: Dice,
+    /// CPU for requests only.
+    pub(crate) throttled: bool,
+    /// Why the memory of the idle can't be given back, if it can't.
+    pub(crate) no_swap: Option<String>,
+    /// Whether the story tells of tiers.
+    pub(crate) tell_tiers: bool,
+    last_tiers: String,
     pub(crate) totals: Totals,
     pub(crate) story: Vec<String>,
 }
@@ -138,6 +148,10 @@ impl Simulator {
             ends: BTreeMap::new(),
             gone: BTreeSet::new(),
             dice: Dice(seed),
+            throttled: true,
+            no_swap: None,
+            tell_tiers: false,
+            last_tiers: String::new(),
             totals: Totals::default(),
             story: Vec::new(),
         }
@@ -335,6 +349,15 @@ impl Simulator {
         )?;
         instance.requests.insert(request);
         instance.idle_since = None;
+        // The ingress asks for it with the request.
+        let before = std::mem::take(&mut instance.tier);
+        if before != Tier::Awake && self.tell_tiers {
+            self.story.push(format!(
+                "{:>9}  a request thaws an instance",
+                clock(self.now)
+            ));
+        }
+        let instance = &self.instances[index];
         let limit = self.settings.container_concurrency;
         assert!(
             limit == 0 || count(instance.requests.len()) <= limit,
@@ -446,6 +469,58 @@ impl Simulator {
         if let Some(at) = decision.wake_at {
             self.look_by(at);
         }
+        self.look_at_tiers()
+    }
+
+    /// The same pass, on how much of the instances stays awake.
+    fn look_at_tiers(&mut self) -> Result<(), Broken> {
+        let barred = self.no_swap.clone().map(|why| (Tier::Reclaimed, why));
+        let views: Vec<TierView> = self
+            .instances
+            .iter()
+            .map(|i| TierView {
+                id: i.id.clone(),
+                ready: i.ready,
+                in_flight: count(i.requests.len()),
+                idle_since: i.idle_since,
+                tier: i.tier,
+                under_way: false,
+                not_before: None,
+                barred: barred.clone(),
+            })
+            .collect();
+        let settings = TierSettings {
+            throttled: self.throttled,
+            retention: self.settings.retention,
+            keeps_some: self.settings.min > 0 || self.settings.manual.is_some_and(|n| n > 0),
+        };
+        let plan = tiers::plan(&views, &settings, self.now);
+        invariant::freezes_idle_only(&plan, &views)?;
+        for (ids, tier) in [
+            (&plan.freeze, Tier::Frozen),
+            (&plan.reclaim, Tier::Reclaimed),
+            (&plan.thaw, Tier::Awake),
+        ] {
+            for instance in self.instances.iter_mut().filter(|i| ids.contains(&i.id)) {
+                instance.tier = tier;
+            }
+        }
+        let summary = plan.because.map(|b| b.summary).unwrap_or_default();
+        let acts = !plan.freeze.is_empty() || !plan.reclaim.is_empty() || !plan.thaw.is_empty();
+        // Counts alone are no news.
+        let news = acts
+            || (summary != self.last_tiers
+                && (!summary.contains(" awake, ") || summary.contains(';')));
+        if self.tell_tiers && news && !summary.is_empty() {
+            self.story
+                .push(format!("{:>9}  {summary}", clock(self.now)));
+        }
+        self.last_tiers = summary;
+        // What was just done may have a next step.
+        let next = if acts { Some(self.now) } else { plan.next };
+        if let Some(at) = next {
+            self.look_by(at);
+        }
         Ok(())
     }
 
@@ -469,6 +544,7 @@ impl Simulator {
             ready: false,
             idle_since: None,
             requests: BTreeSet::new(),
+            tier: Tier::Awake,
         });
         self.schedule(self.now.plus(self.startup), Event::Ready(id));
     }

@@ -8,4 +8,5 @@ mod health;
 mod life;
 mod protocols;
 mod queue;
+mod rest;
 mod scene;

@@ -118,7 +118,7 @@ async fn http1_clients_are_served_by_h2c_apps_over_one_connection() {
 }
 
 /// A WebSocket app by hand: upgrades, then echoes frames.
-async fn websocket_app() -> (std::net::SocketAddr, JoinSet<()>) {
+pub(super) async fn websocket_app() -> (std::net::SocketAddr, JoinSet<()>) {
     raw_app(|_, stream| async move {
         // The probe's connection is the first; one that says nothing is left alone.
         let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else {
@@ -133,7 +133,7 @@ async fn websocket_app() -> (std::net::SocketAddr, JoinSet<()>) {
     .await
 }
 
-async fn websocket(scene: &Scene) -> tokio_tungstenite::WebSocketStream<TcpStream> {
+pub(super) async fn websocket(scene: &Scene) -> tokio_tungstenite::WebSocketStream<TcpStream> {
     let stream = TcpStream::connect(scene.address).await.unwrap();
     let request = format!("ws://{HOST}/ws").into_client_request().unwrap();
     let (socket, response) =
@@ -255,6 +255,34 @@ async fn http_probes() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Paused time. It may be busy with what it was given before the server was replaced.
+#[tokio::test(start_paused = true)]
+async fn one_found_running_gets_as_many_checks_as_a_new_one() {
+    let check = StartupCheck::Http {
+        port: 8080,
+        path: "/teapot".to_owned(),
+        headers: Vec::new(),
+    };
+    let startup = StartupProbe {
+        timeout: Duration::from_secs(10),
+        period: Duration::from_secs(10),
+        failure_threshold: 5,
+        ..probe(check)
+    };
+    let scene = Scene::new(RevisionRoute { startup, ..route() }).await;
+    let app = App::new().await;
+    let id = scene.admit_aged(Duration::from_secs(100_000));
+    scene.listen(&id, app.address);
+    // `until` has less patience than a probe.
+    let failed = loop {
+        if let Reach::Failed { message } = &scene.demand().instances[0].reach {
+            break message.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(failed.contains("5 times; the last: HTTP"), "{failed}");
 }
 
 /// An app that answers health checks of the service `a.B` with `status`.

@@ -57,12 +57,17 @@ impl Connect for Addresses {
 pub(super) struct Loops {
     pub(super) wakes: AtomicU32,
     pub(super) changes: AtomicU32,
+    pub(super) thaws: Mutex<Vec<InstanceId>>,
     told: Notify,
 }
 
 impl Wake for Loops {
     fn wake(&self, _: &RevisionKey) {
         self.wakes.fetch_add(1, Ordering::SeqCst);
+        self.told.notify_waiters();
+    }
+    fn thaw(&self, _: &RevisionKey, id: &InstanceId) {
+        self.thaws.lock().push(id.clone());
         self.told.notify_waiters();
     }
     fn changed(&self, _: &RevisionKey) {

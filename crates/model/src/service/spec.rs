@@ -90,6 +90,14 @@ pub enum ExecutionEnvironment {
     Gen2,
 }
 
+impl RevisionTemplate {
+    /// Whether an instance has its CPU between requests too. Unset means as on Cloud Run: during requests only.
+    #[must_use]
+    pub fn keeps_cpu(&self) -> bool {
+        self.cpu_idle == Some(false)
+    }
+}
+
 /// One container of an instance. The one with a port (or the only one) takes the requests.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Container {

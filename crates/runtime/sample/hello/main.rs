@@ -5,7 +5,8 @@
 //! Variables make it misbehave at its start, so that what the server says about such apps can be tried:
 //! `HELLO_LISTEN=HOST:PORT` listens there instead of at `PORT` on all addresses (`127.0.0.1:8080` is reachable from inside
 //! alone, `0.0.0.0:9999` is not where it is looked for); `HELLO_START=exit:CODE` exits, `HELLO_START=never-listen` lives
-//! without listening, `HELLO_START=sleep:MS` listens that much later.
+//! without listening, `HELLO_START=sleep:MS` listens that much later. `HELLO_TICK=MS` counts on between requests, as work in
+//! the background does; `/ticks` tells how far it came.
 //! `/health?set=sick` has the instance that takes it answer 503 at `/healthz`, `/health?set=well` 200 again
 //! (`&ms=N`: well again after that time).
 
@@ -17,6 +18,7 @@ mod system;
 
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::process::exit;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -31,6 +33,7 @@ fn main() {
         Ok(Err(_error)) => fail("PORT is not a number from 0 to 65535"),
     };
     misbehave();
+    tick();
     let (listener, place) = match std::env::var("HELLO_LISTEN") {
         Ok(place) => (TcpListener::bind(&place), place),
         Err(_unset) => (listen(port), format!("port {port}")),
@@ -80,6 +83,28 @@ fn misbehave() {
         }
         ("sleep", Ok(ms)) => thread::sleep(Duration::from_millis(ms)),
         _ => fail("HELLO_START is none of exit:CODE, never-listen, sleep:MS"),
+    }
+}
+
+/// Counts in the background if `HELLO_TICK` asks for it.
+fn tick() {
+    let pause = std::env::var("HELLO_TICK").map(|text| text.parse::<u64>());
+    match pause {
+        Err(_unset) => {}
+        Ok(Ok(ms)) => {
+            let started = thread::Builder::new()
+                .stack_size(STACK_BYTES)
+                .spawn(move || {
+                    loop {
+                        thread::sleep(Duration::from_millis(ms.max(1)));
+                        routes::TICKS.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            if let Err(error) = started {
+                fail(&format!("start a thread: {error}"));
+            }
+        }
+        Ok(Err(_error)) => fail("HELLO_TICK is not a number of milliseconds"),
     }
 }
 

@@ -5,13 +5,15 @@ use std::hint::black_box;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::process::exit;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use crate::http::{Answer, Body, Request};
 use crate::{json, page, system};
 
+/// Counted by the background work of `HELLO_TICK`.
+pub static TICKS: AtomicU64 = AtomicU64::new(0);
 /// Whether `/healthz` answers 503.
 pub static SICK: AtomicBool = AtomicBool::new(false);
 
@@ -47,6 +49,7 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
             return answer.send("503 Service Unavailable", TEXT, b"sick as asked\n");
         }
         "/healthz" => Ok("ok\n".to_owned()),
+        "/ticks" => Ok(format!("{}\n", TICKS.load(Ordering::Relaxed))),
         "/health" => match request.parameter("set") {
             Some(wish @ ("sick" | "well")) => number("ms", 0).map(|ms| {
                 SICK.store(wish == "sick", Ordering::Relaxed);

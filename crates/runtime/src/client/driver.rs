@@ -21,7 +21,7 @@ use super::internal::InternalEvent;
 use super::link::{ConnectError, KeeperLink};
 use super::shared::{Answer, Call, Shared, superseded};
 use super::sockets::{READY, SocketCache};
-use crate::driver::{Driver, DriverError, InstanceEvent, Usage};
+use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 use crate::keeper::protocol::{Op, Reply, Status};
 
 /// Requests that may wait for the connection's task.
@@ -198,6 +198,11 @@ impl SandboxDriver {
         receiver.await.map_err(|_| superseded())?
     }
 
+    /// A request that is answered by nothing but its end.
+    fn done(&self, op: Op) -> BoxFuture<'_, Result<(), DriverError>> {
+        Box::pin(async move { self.call(op, Vec::new()).await.map(|_| ()) })
+    }
+
     /// Asks for dial sockets without waiting for them.
     fn refill_sockets(&self, id: InstanceId) {
         let driver = self.clone();
@@ -234,11 +239,7 @@ pub struct Unpacked {
 
 impl Driver for SandboxDriver {
     fn prepare(&self, rootfs: RootfsSpec) -> BoxFuture<'_, Result<(), DriverError>> {
-        Box::pin(async move {
-            self.call(Op::Prepare { rootfs }, Vec::new())
-                .await
-                .map(|_| ())
-        })
+        self.done(Op::Prepare { rootfs })
     }
 
     fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>> {
@@ -265,11 +266,7 @@ impl Driver for SandboxDriver {
     }
 
     fn release(&self, uid_base: u32) -> BoxFuture<'_, Result<(), DriverError>> {
-        Box::pin(async move {
-            self.call(Op::ReleaseIds { uid_base }, Vec::new())
-                .await
-                .map(|_| ())
-        })
+        self.done(Op::ReleaseIds { uid_base })
     }
 
     fn pid(&self, id: &InstanceId) -> Option<u32> {
@@ -341,11 +338,37 @@ impl Driver for SandboxDriver {
     }
 
     fn set_cpu(&self, id: &InstanceId, cpu: MilliCpu) -> BoxFuture<'_, Result<(), DriverError>> {
-        let op = Op::SetCpu {
+        self.done(Op::SetCpu {
             id: id.clone(),
             cpu,
-        };
-        Box::pin(async move { self.call(op, Vec::new()).await.map(|_| ()) })
+        })
+    }
+
+    fn freeze(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.done(Op::Freeze { id: id.clone() })
+    }
+
+    fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.done(Op::Thaw { id: id.clone() })
+    }
+
+    fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>> {
+        let op = Op::Reclaim { id: id.clone() };
+        Box::pin(async move {
+            match self.call(op, Vec::new()).await? {
+                (
+                    Reply::Reclaimed {
+                        before_bytes,
+                        after_bytes,
+                    },
+                    _,
+                ) => Ok(Reclaimed {
+                    before_bytes,
+                    after_bytes,
+                }),
+                other => Err(unexpected(&other.0)),
+            }
+        })
     }
 
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>> {

@@ -85,7 +85,12 @@ pub enum PullError {
         "Registry '{registry}' can't be found: {why}. Check how its name is spelt, and what this machine's resolver (/etc/resolv.conf) \
          says to it: getent hosts NAME. Then deploy again."
     )]
-    NoAddress { registry: String, why: String },
+    NoAddress {
+        registry: String,
+        why: String,
+        /// Asking again soon would find out the same.
+        lasting: bool,
+    },
     #[error("Registry '{registry}' can't be used to {doing}: {why}.")]
     Registry {
         registry: String,
@@ -174,8 +179,7 @@ impl PullError {
             Self::BadReference { .. }
             | Self::Architecture { .. }
             | Self::Unsupported { .. }
-            // The resolvers were asked as often as anybody waits for.
-            | Self::NoAddress { .. }
+            | Self::NoAddress { lasting: true, .. }
             | Self::Archive { .. }
             | Self::NoSample { .. } => ErrorClass::Caller,
             Self::DiskReserve { .. } => ErrorClass::Exhausted,
@@ -184,6 +188,7 @@ impl PullError {
                 _ => ErrorClass::Internal,
             },
             Self::NoTls { .. }
+            | Self::NoAddress { lasting: false, .. }
             | Self::Unreachable { .. }
             | Self::InsecureRedirect { .. }
             | Self::Registry { .. }
@@ -220,5 +225,25 @@ fn advice(registry: &str, had_credentials: bool) -> String {
         format!(
             "No credentials are configured for '{registry}': run `docker login {registry}` as the user who starts the server, or name another file in docker's format with the server's option docker-config, or one with a table per registry with the option registries-file."
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_without_an_address_is_final_only_when_that_will_stay_so() {
+        let class = |lasting| {
+            let (registry, why) = ("r.example".to_owned(), "a reason".to_owned());
+            PullError::NoAddress {
+                registry,
+                why,
+                lasting,
+            }
+            .class()
+        };
+        assert_eq!(class(true), ErrorClass::Caller);
+        assert_eq!(class(false), ErrorClass::Unavailable);
     }
 }

@@ -135,7 +135,11 @@ impl Keeper {
                     role: SandboxRole::Instance(id.clone()),
                 };
                 self.sandboxes.insert(number, sandbox);
-                self.instances.insert(id, adopted(record, captures));
+                self.instances.insert(id.clone(), adopted(record, captures));
+                // The keeper before may have died while it gave memory back.
+                if let Err(error) = self.allow_swap(&id, false) {
+                    tracing::warn!(%id, %error, "an instance may go on using swap");
+                }
                 // Perhaps while nobody watched.
                 self.memory_ran_out(number, MEMORY_LOOKED);
             }
@@ -190,6 +194,7 @@ impl Keeper {
             return false;
         }
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        self.thaw_sandbox(number);
         let net = NetInfo {
             index: 0,
             host_veth: String::new(),
@@ -263,6 +268,7 @@ fn adopted(mut record: InstanceRecord, captures: [super::capture::Capture; 2]) -
         phase: Phase::Running,
         captures,
         stopping: false,
+        reclaimed: false,
         killed: false,
     }
 }

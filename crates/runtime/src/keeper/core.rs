@@ -174,6 +174,13 @@ pub(crate) struct Parts {
 
 impl Keeper {
     pub(crate) fn new(parts: Parts) -> io::Result<Self> {
+        let cgroups = Cgroups::open(&parts.config.id)
+            .inspect_err(|error| tracing::error!(%error, "no cgroups: out-of-memory ends can't be told, usage not shown"))
+            .ok();
+        Self::with(parts, cgroups)
+    }
+
+    pub(super) fn with(parts: Parts, cgroups: Option<Cgroups>) -> io::Result<Self> {
         let Parts {
             config,
             lock,
@@ -182,9 +189,6 @@ impl Keeper {
         let poll = epoll::create(CreateFlags::CLOEXEC)?;
         let records = Records::open(&config.runtime_dir())?;
         let logs = LogStore::open(&config.logs_dir(), config.server_gid, config.logs)?;
-        let cgroups = Cgroups::open(&config.id)
-            .inspect_err(|error| tracing::error!(%error, "no cgroups: out-of-memory ends can't be told, usage not shown"))
-            .ok();
         let keeper = Self {
             demand: Demand::new(config.pool),
             records,

@@ -48,6 +48,11 @@ impl Ending {
         self.report.sandboxes_removed += 1;
     }
 
+    #[cfg(test)]
+    pub(crate) fn into_report(self) -> DownReport {
+        self.report
+    }
+
     pub(crate) fn killed_instance(&mut self) {
         self.report.instances_killed += 1;
     }
@@ -157,7 +162,11 @@ impl Keeper {
                         self.throw_away(number);
                     }
                 }
-                self.instances.is_empty() && self.making.is_empty() && self.sandboxes.is_empty()
+                self.instances.is_empty()
+                    && self.making.is_empty()
+                    && self.sandboxes.is_empty()
+                    // Also what failed while it was made. Nobody removes it without a housekeeper, and none is started any more.
+                    && (self.removing.is_empty() || self.spawner(HOUSEKEEPER).is_none())
             }
             Kind::Shutdown { .. } | Kind::Upgrade { .. } => {
                 let starting = self
@@ -208,12 +217,7 @@ impl Keeper {
                 tear_down,
             } => {
                 if stop_instances {
-                    for (number, sandbox) in &self.sandboxes {
-                        report.problems.push(format!(
-                            "sandbox {number} (process {}) is still there",
-                            sandbox.process.pid
-                        ));
-                    }
+                    report.problems.extend(self.left());
                 }
                 if tear_down {
                     self.tear_down(&mut report);
@@ -222,6 +226,27 @@ impl Keeper {
                 Some(Outcome::Finished)
             }
         }
+    }
+
+    /// Sandboxes that an end could not wait for.
+    fn left(&self) -> Vec<String> {
+        let mut left: Vec<String> = self
+            .sandboxes
+            .iter()
+            .map(|(number, sandbox)| {
+                let pid = sandbox.process.pid;
+                format!("sandbox {number} (process {pid}) is still there")
+            })
+            .collect();
+        let unfinished = self.removing.iter();
+        left.extend(
+            unfinished
+                .filter(|number| !self.sandboxes.contains_key(number))
+                .map(|number| {
+                    format!("sandbox {number}, which could not be made, is not removed yet")
+                }),
+        );
+        left
     }
 
     fn tear_down(&mut self, report: &mut DownReport) {
@@ -243,5 +268,59 @@ impl Keeper {
                 self.config.runtime_dir().display()
             ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spawners::tests::Imagined;
+    use super::*;
+    use crate::spawner::protocol::{Reply as SpawnReply, SpawnError};
+
+    /// Being shut down, with sandbox 7 half made: what there is of it is to be removed.
+    fn half_made() -> Imagined {
+        let mut world = Imagined::new();
+        world.keeper.making.insert(7);
+        world
+            .keeper
+            .begin_shutdown(1, 1, true, false, Duration::ZERO);
+        let failed = SpawnError::SandboxGone {
+            detail: "no memory".to_owned(),
+        };
+        world.keeper.made(7, Err(failed), Vec::new());
+        assert!(world.keeper.making.is_empty() && world.keeper.sandboxes.is_empty());
+        world
+    }
+
+    fn told_to_end(world: &mut Imagined) -> bool {
+        assert!(world.keeper.ending_step().is_none(), "a spawner is there");
+        world.keeper.ending.as_ref().unwrap().spawners_told
+    }
+
+    #[test]
+    fn an_end_waits_for_what_failed_while_it_was_made() {
+        let mut world = half_made();
+        assert!(!told_to_end(&mut world));
+        world.answer(Ok(SpawnReply::Done));
+        assert_eq!(world.keeper.left(), Vec::<String>::new());
+        assert!(told_to_end(&mut world));
+        world.housekeeper_ends();
+        assert!(matches!(
+            world.keeper.ending_step(),
+            Some(Outcome::Finished)
+        ));
+    }
+
+    #[test]
+    fn an_end_does_not_wait_for_ever_and_says_what_is_left() {
+        let mut world = half_made();
+        assert!(!told_to_end(&mut world));
+        world.keeper.ending.as_mut().unwrap().deadline = now();
+        assert!(told_to_end(&mut world));
+        let left = world.keeper.left();
+        assert_eq!(
+            left,
+            ["sandbox 7, which could not be made, is not removed yet"]
+        );
     }
 }

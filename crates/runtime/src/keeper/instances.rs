@@ -34,6 +34,8 @@ pub(crate) struct Instance {
     pub(crate) captures: [Capture; 2],
     /// A stop was asked for.
     pub(crate) stopping: bool,
+    /// Its memory was given back since it was last frozen.
+    pub(crate) reclaimed: bool,
     /// We sent SIGKILL, so a SIGKILL is not the kernel's.
     pub(crate) killed: bool,
 }
@@ -182,6 +184,7 @@ impl Keeper {
                 pid: instance.record.process.pid,
                 started: instance.record.started,
                 limits: instance.record.spec.limits,
+                tier: self.tier(instance),
             })
             .collect();
         (instances, running.next().is_some())

@@ -53,6 +53,7 @@ impl Keeper {
             tracing::info!(%id, number, kills, "the kernel ended a part of an instance for memory; the rest is ended too");
             // Not marked as killed by us: the cause is the kernel's.
             let _ = pidfd_send_signal(&sandbox.pidfd, Signal::KILL);
+            self.thaw_sandbox(number);
         } else if attempts < LOOKS {
             self.after(
                 Duration::from_millis(1 << attempts),

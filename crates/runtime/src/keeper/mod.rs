@@ -35,6 +35,7 @@ mod sessions;
 mod spawners;
 mod starting;
 mod stopping;
+mod tiers;
 mod up;
 mod visitor;
 

@@ -19,9 +19,12 @@ use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 use crate::network::NetInfo;
 
 /// Version of this protocol. 2: [`Op::ReleaseIds`], [`Op::RemoveLogs`], [`Op::SetCpu`], [`Op::EndServer`], [`FromKeeper::Leave`].
-pub const VERSION: u32 = 2;
+/// 3: [`Op::Freeze`], [`Op::Thaw`], [`Op::Reclaim`].
+pub const VERSION: u32 = 3;
 /// Oldest version still answered.
 pub const OLDEST: u32 = 1;
+/// A server of an older version would never thaw what another one had frozen.
+pub(crate) const KNOWS_TIERS: u32 = 3;
 /// The version that brought [`FromKeeper::Leave`]; servers of earlier ones get a signal instead.
 pub(crate) const LEAVE_SINCE: u32 = 2;
 /// Instances in one page of [`Reply::List`].
@@ -98,6 +101,18 @@ pub enum Op {
     SetCpu {
         id: InstanceId,
         cpu: MilliCpu,
+    },
+    /// Takes the CPU away from a running instance. Refused where that can't be done, and for one that starts or stops.
+    Freeze {
+        id: InstanceId,
+    },
+    /// Gives it back; no error for one that isn't frozen.
+    Thaw {
+        id: InstanceId,
+    },
+    /// Gives back the memory of a frozen instance. Reply [`Reply::Reclaimed`]. Refused without swap that may hold it.
+    Reclaim {
+        id: InstanceId,
     },
     Prepare {
         rootfs: RootfsSpec,
@@ -214,6 +229,11 @@ pub enum Reply {
         memory_bytes: u64,
         cpu_us: u64,
         pids: u32,
+    },
+    /// What it had in memory before and after.
+    Reclaimed {
+        before_bytes: u64,
+        after_bytes: u64,
     },
     Unpacked {
         entries: u64,

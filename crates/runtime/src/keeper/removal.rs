@@ -146,6 +146,10 @@ impl Keeper {
         attempts: u32,
         result: Result<Reply, SpawnError>,
     ) {
+        // Asked more than once: a new housekeeper is asked for everything, also for what a timer asks it for again.
+        if !self.removing.contains(&number) {
+            return;
+        }
         if let Err(error) = result {
             if self.spawner(HOUSEKEEPER).is_none() {
                 return;
@@ -191,5 +195,37 @@ pub(crate) fn describe(ending: Option<Ending>) -> String {
         Some(Ending::Code(code)) => format!("status {code}"),
         Some(Ending::Signal(signal)) => format!("signal {signal}"),
         None => "how could not be learned".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spawners::tests::Imagined;
+    use super::*;
+
+    #[test]
+    fn a_sandbox_that_is_asked_for_twice_is_removed_once() {
+        let mut world = Imagined::new();
+        world.keeper.destroy(7, 0);
+        let failed = SpawnError::SandboxGone {
+            detail: "busy".to_owned(),
+        };
+        world.answer(Err(failed.clone()));
+        // A new housekeeper is asked for everything, and a timer asks it again.
+        world.keeper.retry_destroys();
+        world.keeper.destroy(7, 1);
+        world
+            .keeper
+            .begin_shutdown(1, 1, true, false, Duration::ZERO);
+        world.answer(Ok(Reply::Done));
+        world.answer(Ok(Reply::Done));
+        assert!(world.keeper.removing.is_empty());
+        // The same when it never can be.
+        world.keeper.destroy(8, DESTROY_ATTEMPTS);
+        world.keeper.destroy(8, DESTROY_ATTEMPTS);
+        world.answer(Err(failed.clone()));
+        world.answer(Err(failed));
+        let report = world.keeper.ending.take().unwrap().into_report();
+        assert_eq!((report.sandboxes_removed, report.problems.len()), (1, 1));
     }
 }

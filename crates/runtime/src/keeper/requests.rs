@@ -85,6 +85,12 @@ impl Keeper {
             }
             Op::Usage { id } => self.usage(&id),
             Op::SetCpu { id, cpu } => self.set_cpu(&id, cpu),
+            Op::Freeze { id } => self.freeze(&id),
+            Op::Thaw { id } => self.thaw(&id),
+            Op::Reclaim { id } => match self.reclaim(session, request, &id) {
+                Ok(()) => return,
+                Err(error) => Err(error),
+            },
             Op::GiveListener { name, address } => match descriptors.pop() {
                 Some(socket) => {
                     self.listeners

@@ -12,8 +12,8 @@ use serde_json::value::RawValue;
 use super::core::{Keeper, Token, Watch};
 use super::link::Link;
 use super::protocol::{
-    ClientKind, Event, FromKeeper, KeeperError, LEAVE_SINCE, OLDEST, Op, Reply, ToKeeper, VERSION,
-    agree,
+    ClientKind, Event, FromKeeper, KNOWS_TIERS, KeeperError, LEAVE_SINCE, OLDEST, Op, Reply,
+    ToKeeper, VERSION, agree,
 };
 use crate::network::Gateway;
 use crate::spawner::protocol::Channel;
@@ -244,6 +244,9 @@ impl Keeper {
             self.drop_session(before);
         }
         tracing::info!(build, "a server connected");
+        if version < KNOWS_TIERS {
+            self.thaw_all();
+        }
         self.tell_server(holds);
         Ok(())
     }

@@ -149,6 +149,7 @@ impl Keeper {
                 phase,
                 captures,
                 stopping: false,
+                reclaimed: false,
                 killed: false,
             },
         );

@@ -79,9 +79,11 @@ impl Keeper {
             self.kill_instance(id);
             return;
         }
-        if first && let Some(sandbox) = self.sandboxes.get(&instance.record.sandbox) {
+        let number = instance.record.sandbox;
+        if first && let Some(sandbox) = self.sandboxes.get(&number) {
             let _ = pidfd_send_signal(&sandbox.pidfd, Signal::TERM);
         }
+        self.thaw_sandbox(number);
         self.after(grace, Timer::Kill(id.clone()));
     }
 
@@ -100,10 +102,12 @@ impl Keeper {
             return;
         };
         instance.killed = true;
-        if let Some(sandbox) = self.sandboxes.get(&instance.record.sandbox) {
+        let number = instance.record.sandbox;
+        if let Some(sandbox) = self.sandboxes.get(&number) {
             // The whole pid namespace goes with its PID 1.
             let _ = pidfd_send_signal(&sandbox.pidfd, Signal::KILL);
         }
+        self.thaw_sandbox(number);
     }
 
     /// Its process is reaped.

@@ -2,19 +2,22 @@
 //!
 //! Owns: accepting on a [`super::SocketRole::HostForward`] listener and copying both ways; each direction ends on its own
 //! (half-close). Doesn't: decide who may: the listener exists only where a rule opened the port.
-//! Invariant: a sandbox that holds as many connections as are left for all gets no more, so it leaves some to the others.
+//! Invariants:
+//! 1. A sandbox that holds as many connections as are left for all gets no more, so it leaves some to the others.
+//! 2. Every refusal is counted in a line of the log; there is at most one line a minute, however many sandboxes there are.
+//!
 //! Failure: when nobody listens on the host, the client gets a reset, as if it had dialled a closed port.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 /// Connections of one instance to one port; the next ones wait in the listener's queue.
 const CONNECTIONS: usize = 256;
@@ -23,10 +26,62 @@ const BREATH: Duration = Duration::from_millis(50);
 /// Refused connections are told of once in this time.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
-/// What one sandbox holds, over all ports, of the connections that all may have.
+/// The connections that all sandboxes of a server may have to the host, and how many were refused.
+#[derive(Debug)]
+pub struct Forwards {
+    places: Arc<Semaphore>,
+    limit: usize,
+    /// Since it was last told.
+    refused: AtomicU64,
+    refusal: Notify,
+}
+
+impl Forwards {
+    /// `limit` at once.
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            places: Arc::new(Semaphore::new(limit)),
+            limit,
+            refused: AtomicU64::new(0),
+            refusal: Notify::new(),
+        })
+    }
+
+    fn refuse(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        self.refusal.notify_one();
+    }
+
+    /// Tells the log of what is refused, until dropped. One is enough for all.
+    pub async fn tell_refusals(&self) -> Infallible {
+        self.tell(|count| {
+            tracing::warn!(
+                count,
+                limit = self.limit,
+                "refused connections of instances to ports of the host: they have as many open as their share allows. If that is for want of open files, raise their limit (ulimit -n, LimitNOFILE=)"
+            );
+        })
+        .await
+    }
+
+    async fn tell(&self, tell: impl Fn(u64)) -> Infallible {
+        loop {
+            self.refusal.notified().await;
+            let count = self.refused.swap(0, Ordering::Relaxed);
+            // One that came between: told of, and notified after.
+            if count > 0 {
+                tell(count);
+                tokio::time::sleep(TELL_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// What one sandbox holds of them, over all ports.
 #[derive(Debug, Clone)]
 pub(super) struct Share {
-    all: Arc<Semaphore>,
+    all: Arc<Forwards>,
     own: Arc<AtomicUsize>,
 }
 
@@ -37,7 +92,7 @@ struct Place {
 }
 
 impl Share {
-    pub(super) fn of(all: &Arc<Semaphore>) -> Self {
+    pub(super) fn of(all: &Arc<Forwards>) -> Self {
         Self {
             all: Arc::clone(all),
             own: Arc::default(),
@@ -46,10 +101,10 @@ impl Share {
 
     fn take(&self) -> Option<Place> {
         // Two ports that take at once may both see room for one; what all together have is never exceeded.
-        if self.own.load(Ordering::Acquire) >= self.all.available_permits() {
+        if self.own.load(Ordering::Acquire) >= self.all.places.available_permits() {
             return None;
         }
-        let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        let all = Arc::clone(&self.all.places).try_acquire_owned().ok()?;
         self.own.fetch_add(1, Ordering::AcqRel);
         Some(Place {
             own: Arc::clone(&self.own),
@@ -66,7 +121,6 @@ impl Drop for Place {
 
 /// Serves until dropped. A client for whom `share` has no place gets a reset.
 pub(super) async fn serve(listener: TcpListener, port: u16, share: Share) {
-    let (mut refused, mut told) = (0_u64, None::<Instant>);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -77,16 +131,8 @@ pub(super) async fn serve(listener: TcpListener, port: u16, share: Share) {
             Ok((client, _)) => {
                 let Some(place) = share.take() else {
                     reset(&client);
-                    refused += 1;
-                    if told.is_none_or(|told| told.elapsed() >= TELL_AGAIN) {
-                        told = Some(Instant::now());
-                        let count = std::mem::take(&mut refused);
-                        tracing::warn!(
-                            port,
-                            count,
-                            "an instance opens more connections to the host than its share"
-                        );
-                    }
+                    tracing::debug!(port, "an instance has its share of connections to the host");
+                    share.all.refuse();
                     continue;
                 };
                 connections.spawn(async move {
@@ -135,7 +181,9 @@ fn reset(client: &TcpStream) {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -161,7 +209,7 @@ mod tests {
                 });
             }
         });
-        let all = Arc::new(Semaphore::new(12));
+        let all = Forwards::new(12);
         let (greedy, other) = (Share::of(&all), Share::of(&all));
         let mut ports = Vec::new();
         for share in [&greedy, &greedy, &other] {
@@ -180,11 +228,33 @@ mod tests {
             others.extend(dial(ports[2]).await);
         }
         assert_eq!(others.len(), 3);
+        // Of 20 and 20.
+        assert_eq!(all.refused.load(Ordering::Relaxed), 14 + 17);
         // Places come back.
         drop(held);
         let end = Instant::now() + Duration::from_secs(20);
         while dial(ports[0]).await.is_none() {
             assert!(Instant::now() < end, "no place came back");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_of_all_are_told_once_a_minute_and_none_is_forgotten() {
+        let all = Forwards::new(0);
+        let lines = Mutex::new(Vec::new());
+        let begin = Instant::now();
+        let refusing = async {
+            for _ in 0..5 {
+                all.refuse();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            // Nothing is refused any more, and time passes.
+            tokio::time::sleep(10 * TELL_AGAIN).await;
+        };
+        tokio::select! {
+            never = all.tell(|count| lines.lock().push((begin.elapsed().as_secs(), count))) => match never {},
+            () = refusing => {}
+        }
+        assert_eq!(*lines.lock(), [(0, 1), (60, 4)]);
     }
 }

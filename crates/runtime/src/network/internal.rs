@@ -15,8 +15,9 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::SocketRole;
 use super::dns::{Resolver, Transport};
-use super::{SocketRole, forward};
+use super::forward::{Forwards, Share, serve};
 
 /// Queries of one sandbox that are being answered; a datagram beyond is dropped, as a full socket buffer would.
 const QUERIES: usize = 64;
@@ -41,11 +42,11 @@ pub struct Internal {
 pub fn serve_internal(
     sockets: Vec<(SocketRole, OwnedFd)>,
     resolver: &Arc<Resolver>,
-    forwards: &Arc<Semaphore>,
+    forwards: &Arc<Forwards>,
 ) -> io::Result<Internal> {
     let mut tasks = JoinSet::new();
     let mut ingress = Vec::new();
-    let share = forward::Share::of(forwards);
+    let share = Share::of(forwards);
     for (role, socket) in sockets {
         if role == SocketRole::DnsUdp {
             let socket = std::net::UdpSocket::from(socket);
@@ -65,7 +66,7 @@ pub fn serve_internal(
             }
             SocketRole::Ingress { port } => ingress.push((port, listener)),
             SocketRole::HostForward { port } => {
-                tasks.spawn(forward::serve(listener, port, share.clone()));
+                tasks.spawn(serve(listener, port, share.clone()));
             }
         }
     }

@@ -40,6 +40,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 pub use egress::{EgressRule, EgressRuleError};
+pub use forward::Forwards;
 pub use gateway::Gateway;
 pub use internal::{Internal, serve_internal};
 pub use refusal::{Refusal, RefusalReader};

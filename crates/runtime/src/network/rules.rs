@@ -16,6 +16,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{EgressRule, HOST_ADDRESS, INTERNAL_ADDRESS, NetError};
+use crate::sandbox::walls::Wall;
 
 /// Names of cables in the gateway namespace start so.
 pub(super) const CABLE_PREFIX: &str = "sb";
@@ -23,10 +24,13 @@ pub(super) const CABLE_PREFIX: &str = "sb";
 pub(super) const UPLINK_INSIDE: &str = "uplink";
 
 /// Closed IPv4 destinations: everything that isn't the internet's. `198.18.0.0/15` and `100.64.0.0/10` hold our own ranges.
-const CLOSED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
+/// `168.63.129.16` is a public address by which machines in Azure reach their host: it hands out the machine's settings.
+const CLOSED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 172.16.0.0/12, \
                       192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
-/// The only open IPv6 destinations: global unicast. ULA, link-local, multicast and embedded IPv4 are outside of it.
+/// The only open IPv6 destinations: global unicast. ULA, link-local and multicast are outside of it.
 const OPEN6: &str = "2000::/3";
+/// Inside of it, but made of an IPv4 address that may be a closed one: Teredo and 6to4, where the host has such a tunnel.
+const TUNNELLED6: &str = "2001::/32, 2002::/16";
 /// New connections that one instance may have open at once through the gateway: a quarter of what the kernel tracks by
 /// default on a small host, so that one instance can't take all.
 const CONNECTIONS_EACH: u32 = 16_384;
@@ -52,6 +56,10 @@ impl Policy<'_> {
     /// The table in the gateway namespace.
     pub(super) fn gateway(&self) -> String {
         let mut text = self.open_table();
+        if !Wall::Egress.stands() {
+            text.push_str("}\n");
+            return text;
+        }
         let _ = write!(
             text,
             "set counted4 {{ type ipv4_addr; flags dynamic; size 65535; }}
@@ -73,6 +81,7 @@ chain through {{ type filter hook forward priority filter; policy drop;
   ct state new add @counted6 {{ ip6 saddr ct count over {CONNECTIONS_EACH} }} reject with icmpx admin-prohibited
 {allowed}  ip daddr {{ {CLOSED} }} goto refuse_private
   ip6 daddr != {OPEN6} goto refuse_private
+  ip6 daddr {{ {TUNNELLED6} }} goto refuse_private
   accept
 }}
 ",
@@ -89,6 +98,13 @@ chain through {{ type filter hook forward priority filter; policy drop;
     pub(super) fn host(&self) -> String {
         let (uplink, (range, prefix), (range6, prefix6)) = (self.uplink, self.range, self.range6);
         let mut text = self.open_table();
+        if !Wall::Egress.stands() {
+            let _ = write!(
+                text,
+                "chain out {{ type nat hook postrouting priority srcnat; policy accept; oifname != \"{uplink}\" masquerade\n}}\n}}\n"
+            );
+            return text;
+        }
         // The destination is judged before any port forwarding (-100) and after connection tracking (-200).
         let _ = write!(
             text,

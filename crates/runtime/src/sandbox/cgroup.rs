@@ -9,6 +9,7 @@
 //!
 //! Failure: [`SpawnError::Sys`] naming the file; a missing controller is found at [`Cgroups::open`], not at a start.
 
+mod freeze;
 mod oom;
 mod tree;
 mod usage;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use utsuwa_model::instance::Limits;
 
+pub use freeze::{FreezeError, freezer};
 pub(crate) use tree::{Hierarchy, hierarchies};
 use tree::{
     NEEDED, Tree, enable_controllers, make_directory, remove_directories, remove_directory,
@@ -81,6 +83,7 @@ impl Cgroups {
             cpuacct: v1("cpuacct")?,
             memory: v1("memory")?,
             pids: v1("pids")?,
+            freezer: v1("freezer").ok(),
         };
         for directory in tree.directories() {
             make_directory(directory)?;
@@ -316,6 +319,34 @@ impl SandboxCgroup {
         };
         write_file(&path, &text)
             .map_err(|e| SpawnError::sys("write", e, format!("set {} to {text}", path.display())))
+    }
+
+    /// The processes in it, as the host numbers them.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the file.
+    pub(crate) fn processes(&self) -> Result<Vec<u32>, SpawnError> {
+        let directory = match &self.tree {
+            Tree::V2 { root } => root,
+            Tree::V1 { memory, .. } => memory,
+        };
+        let file = directory.join("cgroup.procs");
+        let text = fs::read_to_string(&file)
+            .map_err(|e| SpawnError::sys("read", e, file.display().to_string()))?;
+        Ok(text.lines().filter_map(|pid| pid.parse().ok()).collect())
+    }
+
+    /// v2: whether its pages may go to swap. On v1 they always may: memory and swap together have the limit.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the file.
+    pub(crate) fn allow_swap(&self, allowed: bool) -> Result<(), SpawnError> {
+        let Tree::V2 { root } = &self.tree else {
+            return Ok(());
+        };
+        // The limit of memory holds what can be there to go.
+        let most = if allowed { "max" } else { "0" };
+        optional(write_file(root.join("memory.swap.max"), most), root)
     }
 
     /// Kills everything in it with one write (v2, kernel 5.14); `false` where that isn't possible: kill the sandbox's PID 1.

@@ -26,7 +26,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use serde::{Deserialize, Serialize};
 use utsuwa_model::instance::MemoryVolume;
 
-use super::{files, process, program, seccomp, sys, user};
+use super::walls::Wall;
+use super::{files, program, seccomp, sys, user};
 use crate::spawner::SpawnError;
 use crate::spawner::protocol::Channel;
 
@@ -46,8 +47,6 @@ pub(crate) const KEPT: CapabilitySet = CapabilitySet::CHOWN
 
 /// Open files per container (Cloud Run's limit).
 const OPEN_FILES: u64 = 25_000;
-/// Above the default 0, so that an app is chosen before the host's own services when the host runs out of memory.
-const OOM_SCORE_ADJUSTMENT: &str = "500";
 const SELF: i32 = 3;
 
 /// To the process in the sandbox.
@@ -178,8 +177,10 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         ),
     })?;
     sys::cloexec_from(3).map_err(|e| SpawnError::sys("close_range", e, "before exec"))?;
-    sys::install_seccomp(&plan.filter)
-        .map_err(|e| SpawnError::sys("seccomp", e, "install the filter"))?;
+    if Wall::Seccomp.stands() {
+        sys::install_seccomp(&plan.filter)
+            .map_err(|e| SpawnError::sys("seccomp", e, "install the filter"))?;
+    }
     control
         .send(
             &FromSandbox::Executing {
@@ -199,18 +200,29 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
 
 /// Everything that can be done before the service is known.
 fn waiting_room(plan: &Plan) -> Result<tree::Prepared, SpawnError> {
-    process::write_file("/proc/self/oom_score_adj", OOM_SCORE_ADJUSTMENT)
-        .map_err(|e| SpawnError::sys("write", e, "/proc/self/oom_score_adj"))?;
     // Until exec this is a copy of a privileged process's memory.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|e| SpawnError::sys("prctl", e, "dumpable"))?;
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
-        .map_err(|e| SpawnError::sys("unshare", e, "cgroup namespace"))?;
+    // Without a user namespace of its own it may see the host's hierarchies; with one it needs its own to mount any.
+    if Wall::Cgroup.stands() || Wall::UserNamespace.stands() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
+            .map_err(|e| SpawnError::sys("unshare", e, "cgroup namespace"))?;
+    }
     rustix::system::sethostname(b"localhost")
         .map_err(|e| SpawnError::sys("sethostname", e, "localhost"))?;
-    limit(rustix::process::Resource::Nofile, OPEN_FILES)?;
-    limit(rustix::process::Resource::Core, 0)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    if Wall::Cgroup.stands() {
+        limit(rustix::process::Resource::Nofile, OPEN_FILES)?;
+        limit(rustix::process::Resource::Core, 0)?;
+    }
+    if Wall::Capabilities.stands() {
+        give_up_gaining()?;
+    }
+    tree::build(plan)
+}
+
+/// No capability beyond [`KEPT`] can come back, by whatever program.
+fn give_up_gaining() -> Result<(), SpawnError> {
     for bit in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         // Numbers above the kernel's last capability are refused: nothing to drop there.
@@ -220,9 +232,7 @@ fn waiting_room(plan: &Plan) -> Result<tree::Prepared, SpawnError> {
     }
     rustix::thread::clear_ambient_capability_set()
         .map_err(|e| SpawnError::sys("prctl", e, "ambient capabilities"))?;
-    rustix::thread::set_no_new_privs(true)
-        .map_err(|e| SpawnError::sys("prctl", e, "no_new_privs"))?;
-    tree::build(plan)
+    rustix::thread::set_no_new_privs(true).map_err(|e| SpawnError::sys("prctl", e, "no_new_privs"))
 }
 
 fn limit(resource: rustix::process::Resource, wanted: u64) -> Result<(), SpawnError> {
@@ -279,6 +289,9 @@ fn become_user(identity: &user::Identity) -> Result<(), SpawnError> {
         .map_err(|e| SpawnError::sys("setresgid", e, context()))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)
         .map_err(|e| SpawnError::sys("setresuid", e, context()))?;
+    if !Wall::Capabilities.stands() {
+        return inherit_everything();
+    }
     let held = if identity.uid == 0 {
         KEPT
     } else {
@@ -291,6 +304,15 @@ fn become_user(identity: &user::Identity) -> Result<(), SpawnError> {
     };
     rustix::thread::set_capabilities(None, sets)
         .map_err(|e| SpawnError::sys("capset", e, context()))
+}
+
+/// Instead of giving up: what CVE-2022-29162 was about.
+fn inherit_everything() -> Result<(), SpawnError> {
+    let context = "inherit capabilities";
+    let mut sets =
+        rustix::thread::capabilities(None).map_err(|e| SpawnError::sys("capget", e, context))?;
+    sets.inheritable = sets.permitted;
+    rustix::thread::set_capabilities(None, sets).map_err(|e| SpawnError::sys("capset", e, context))
 }
 
 fn strings(field: &str, values: &[String]) -> Result<Vec<CString>, SpawnError> {

@@ -10,11 +10,13 @@ pub(crate) mod layers;
 pub mod probe;
 pub mod process;
 pub(crate) mod program;
+pub mod reclaim;
 pub(crate) mod rootfs;
 pub(crate) mod seccomp;
 pub(crate) mod shift;
 pub(crate) mod stage;
 pub(crate) mod sys;
 pub(crate) mod user;
+pub(crate) mod walls;
 
 pub use process::has_sigterm_handler;

@@ -15,6 +15,7 @@ use rustix::mount::{
 };
 
 use super::sys;
+use super::walls::Wall;
 use crate::spawner::SpawnError;
 
 /// The kernel takes mount options of the descriptor calls up to this many bytes.
@@ -54,7 +55,11 @@ pub(crate) fn mount(
         _ => {}
     }
     let inodes = (memory_bytes / BYTES_PER_INODE).max(INODES_AT_LEAST);
-    let options = format!("mode=755,size={memory_bytes},nr_inodes={inodes}");
+    let options = if Wall::Cgroup.stands() {
+        format!("mode=755,size={memory_bytes},nr_inodes={inodes}")
+    } else {
+        "mode=755".to_owned()
+    };
     let options = std::ffi::CString::new(options).expect("digits and letters");
     rustix::mount::mount(
         "utsuwa-upper",
@@ -137,7 +142,11 @@ fn overlay(lower: &str, upper: &str) -> Result<OwnedFd, SpawnError> {
     }
     rustix::mount::fsconfig_create(fs.as_fd())
         .map_err(|e| SpawnError::sys("fsconfig", e, context(lower)))?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let attributes = if Wall::Masks.stands() {
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV
+    } else {
+        MountAttrFlags::empty()
+    };
     rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|e| SpawnError::sys("fsmount", e, "overlay"))
 }

@@ -9,14 +9,46 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Flags of `clone3` that make a sandbox: every namespace there is, except time.
-pub(crate) const SANDBOX_NAMESPACES: u64 = (libc::CLONE_NEWUSER
-    | libc::CLONE_NEWNET
+use rustix::thread::Uid;
+
+use super::walls::Wall;
+
+const USER_NAMESPACE: u64 = libc::CLONE_NEWUSER as u64;
+/// All others there are, except time, and cgroup which comes later.
+const OTHER_NAMESPACES: u64 = (libc::CLONE_NEWNET
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS) as u64;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Makes the process of a sandbox, whose user namespace belongs to `owner` of the host.
+///
+/// What the kernel limits per user (watchers of files, waiting signals, message queues, locked memory) it counts for the user
+/// inside and again for the namespace's owner outside. Were that root, for all sandboxes, then one of them could take what
+/// all others and the host's own root have together.
+///
+/// # Errors
+/// What `clone3` says, or taking the owner's id.
+pub(crate) fn clone_sandbox(owner: u32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    if !Wall::UserNamespace.stands() {
+        return clone_process(OTHER_NAMESPACES, true, cgroup);
+    }
+    let held = rustix::thread::capabilities(None)?;
+    let take = |effective: Uid| {
+        rustix::thread::set_thread_res_uid(Uid::ROOT, effective, Uid::ROOT)?;
+        // Leaving uid 0 clears the effective set; the permitted one stays as long as another id is 0.
+        rustix::thread::set_capabilities(None, held)
+    };
+    take(Uid::from_raw(owner))?;
+    let cloned = clone_process(OTHER_NAMESPACES | USER_NAMESPACE, true, cgroup);
+    // The child can't go back: its new namespace knows no uid yet.
+    if !matches!(cloned, Ok(Cloned::Child)) && take(Uid::ROOT).is_err() {
+        // As somebody else nothing here would work; the keeper starts another.
+        leave(1)
+    }
+    cloned
+}
 
 /// Which side of a clone we are on.
 #[derive(Debug)]
@@ -181,6 +213,35 @@ pub(crate) fn cloexec_from(first: RawFd) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Asks the kernel to write `length` bytes of another process's memory from `start` on to swap. Its addresses, not ours: nothing
+/// here is read or written.
+///
+/// # Errors
+/// What `process_madvise` says; the pages are then where they were.
+pub(crate) fn page_out(process: BorrowedFd<'_>, start: u64, length: u64) -> io::Result<()> {
+    let range = libc::iovec {
+        iov_base: start as *mut libc::c_void,
+        iov_len: usize::try_from(length).unwrap_or(usize::MAX),
+    };
+    // SAFETY: the kernel reads one iovec of ours, which outlives the call, and takes its address for one of the other process,
+    // whose memory keeps its contents.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_process_madvise,
+            process.as_raw_fd(),
+            &raw const range,
+            1_usize,
+            libc::MADV_PAGEOUT,
+            0_u32,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }
 

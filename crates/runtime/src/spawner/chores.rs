@@ -1,4 +1,4 @@
-//! Copying and deleting of whole trees, each in a child, so that making sandboxes never waits for a disk.
+//! Copying and deleting of whole trees, and writing out memory, each in a child, so that making sandboxes never waits for a disk.
 //!
 //! Owns: where half a copy and what is being deleted lie, and their way to and from their places. Doesn't: copy
 //! (`sandbox::shift`) or decide what goes.
@@ -17,7 +17,8 @@ use utsuwa_model::instance::RootfsSpec;
 
 use super::child::Child;
 use super::protocol::{Reply, SpawnError};
-use crate::sandbox::{layers, shift};
+use crate::sandbox::cgroup::SandboxCgroup;
+use crate::sandbox::{layers, reclaim, shift};
 
 /// Part of the names of what is not in its place.
 pub(super) const PARTIAL: &str = ".partial";
@@ -130,6 +131,19 @@ impl Chore {
         }))
     }
 
+    /// Begins to write the memory of a frozen sandbox to swap.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn reclaim(request: u64, cgroup: SandboxCgroup) -> Result<Self, SpawnError> {
+        let child = Child::fork("give memory back", || reclaim::page_out(&cgroup))?;
+        Ok(Self {
+            request: Some(request),
+            child,
+            copies: Vec::new(),
+        })
+    }
+
     pub(super) fn waits_for(&self) -> BorrowedFd<'_> {
         self.child.waits_for()
     }
@@ -144,8 +158,9 @@ impl Chore {
         let said: Result<(), SpawnError> = serde_json::from_slice(self.child.finish())
             .unwrap_or_else(|_| {
                 Err(SpawnError::SandboxGone {
-                    detail: "the process that copied or deleted files ended before it was done"
-                        .to_owned(),
+                    detail:
+                        "the process that copied, deleted or wrote out ended before it was done"
+                            .to_owned(),
                 })
             });
         let mut rubbish = Vec::new();

@@ -181,6 +181,10 @@ impl Worker for Housekeeper {
                 let chore = Chore::remove(Some(id), &[shift::all_of(&self.images, uid_base)]);
                 return self.begin(channel, id, chore);
             }
+            Op::Reclaim { sandbox } => {
+                let chore = Chore::reclaim(id, self.cgroups.sandbox(sandbox)).map(Some);
+                return self.begin(channel, id, chore);
+            }
             Op::RemoveOldLogs => {
                 let chore = Chore::remove(Some(id), &self.removed_logs());
                 return self.begin(channel, id, chore);

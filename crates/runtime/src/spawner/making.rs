@@ -11,10 +11,16 @@ use super::protocol::{Channel, NetInfo, Reply, SpawnError};
 use super::respond;
 use crate::sandbox::cgroup::SandboxCgroup;
 use crate::sandbox::inside::{self, FromSandbox, ToSandbox};
-use crate::sandbox::sys::{self, Cloned, SANDBOX_NAMESPACES};
+use crate::sandbox::process::{ID_COUNT, IMAGE_BASE, write_file};
+use crate::sandbox::sys::{self, Cloned};
 
 /// A sandbox that isn't ready after this long never will be.
 const MAKE_DEADLINE_S: i64 = 10;
+/// Owners of sandboxes' user namespaces: the ids after those of images, one for each sandbox. Nobody runs as one of them.
+const OWNERS: u32 = IMAGE_BASE + ID_COUNT;
+/// Above the default 0, so that an app is chosen before the host's own services when the host runs out of memory. Written by
+/// root of the host, the lowest the app itself can go back to.
+const OOM_SCORE_ADJUSTMENT: &str = "500";
 
 /// A sandbox's process that nobody has let into its waiting room yet.
 #[derive(Debug)]
@@ -31,6 +37,8 @@ pub(super) struct Newborn {
 
 impl Newborn {
     fn admit(&self) -> Result<(), SpawnError> {
+        let score = format!("/proc/{}/oom_score_adj", self.pid);
+        write_file(&score, OOM_SCORE_ADJUSTMENT).map_err(|e| SpawnError::sys("write", e, score))?;
         if self.attach {
             self.cgroup.attach(self.pid)?;
         }
@@ -66,7 +74,7 @@ impl Housekeeper {
         let (ours, theirs) =
             Channel::pair().map_err(|e| SpawnError::sys("socketpair", e, "control socket"))?;
         let target = cgroup.clone_target()?;
-        let cloned = sys::clone_process(SANDBOX_NAMESPACES, true, target.as_ref().map(AsFd::as_fd))
+        let cloned = sys::clone_sandbox(OWNERS + sandbox, target.as_ref().map(AsFd::as_fd))
             .map_err(|e| SpawnError::sys("clone3", e, "make a sandbox"))?;
         let (pid, pidfd) = match cloned {
             Cloned::Child => inside::run(&theirs, &self.plan),

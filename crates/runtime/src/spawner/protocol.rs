@@ -79,6 +79,8 @@ pub enum Op {
     /// No instance has ids of this range any more: the starter lets go of its mounts, the housekeeper deletes its copies. Send
     /// it to the starter first.
     ReleaseIds { uid_base: u32 },
+    /// Writes the memory of a frozen sandbox to swap, unless it is thawed meanwhile. Reply: [`Reply::Done`]. Housekeeper only.
+    Reclaim { sandbox: u32 },
     /// Deletes the logs that were put aside for it. Reply: [`Reply::Done`]. Housekeeper only.
     RemoveOldLogs,
     /// Reply: [`Reply::Done`] with the sockets of `Gateway::refusal_sockets` as descriptors. Housekeeper only.

@@ -52,7 +52,7 @@ async fn a_server_is_asked_to_make_place_in_its_own_version() {
     assert_eq!(leaves(&ours), 1);
     drop(ours);
 
-    let before = server_of(&world, VERSION - 1);
+    let before = server_of(&world, 1);
     end_server(&world.config.id).unwrap();
     assert_eq!(leaves(&before), 0);
     let signalled = tokio::time::timeout(PATIENCE, terminate.recv()).await;

@@ -174,6 +174,12 @@ impl World {
             "left behind: {left:?}; {report:?}\n{}",
             self.messages()
         );
+        // `utsuwa down` fails then.
+        assert!(
+            report.problems.is_empty(),
+            "{report:?}\n{}",
+            self.messages()
+        );
         report
     }
 
@@ -221,7 +227,10 @@ impl Drop for World {
     fn drop(&mut self) {
         if !self.down {
             let report = keeper::down(&self.config, Duration::ZERO);
-            if std::thread::panicking() {
+            let clean = report
+                .as_ref()
+                .is_ok_and(|report| report.problems.is_empty());
+            if std::thread::panicking() || !clean {
                 eprintln!("{report:?}\nkeeper's messages:\n{}", self.messages());
             }
         }

@@ -58,7 +58,7 @@ fn each_sandbox_has_its_own_sockets_at_the_same_addresses() {
             ));
             let mut running = Vec::new();
             for (address, sockets) in internals {
-                let forwards = std::sync::Arc::new(tokio::sync::Semaphore::new(64));
+                let forwards = utsuwa_runtime::network::Forwards::new(64);
                 let mut internal = serve_internal(sockets, &resolver, &forwards).unwrap();
                 let (port, ingress) = internal.ingress.remove(0);
                 assert_eq!(port, 8080);

@@ -88,7 +88,10 @@ pub(crate) struct DeployArgs {
     /// gen1 or gen2.
     #[arg(long)]
     execution_environment: Option<String>,
-    /// Keep CPU between requests; an instance here always does.
+    /// CPU during requests only (default for new services): idle instances are frozen and go on with the next request.
+    #[arg(long, overrides_with = "no_cpu_throttling")]
+    cpu_throttling: bool,
+    /// Keep CPU between requests, as work in the background needs.
     #[arg(long)]
     no_cpu_throttling: bool,
     /// More CPU while an instance starts, until ten seconds after it is ready: 1 becomes 2, 2 become 4 (default for new services).

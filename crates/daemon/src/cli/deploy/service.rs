@@ -132,9 +132,8 @@ fn container(
             container["resources"]["limits"][key] = json!(limit);
         }
     }
-    if args.no_cpu_throttling {
-        container["resources"]["cpuIdle"] = json!(false);
-    }
+    let throttling = flag(args.cpu_throttling, args.no_cpu_throttling);
+    set(&mut container["resources"], "cpuIdle", throttling);
     for (key, list) in [("command", &args.command), ("args", &args.args)] {
         if let Some(list) = list {
             container[key] = json!(

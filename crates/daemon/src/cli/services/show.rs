@@ -98,10 +98,7 @@ fn service_lines(service: &Value) -> Vec<String> {
     }
     if ready_word(service) == "failed" {
         if can_serve(service) {
-            below(&format!(
-                "{} still serves.",
-                short(&text_at(service, "latestReadyRevision"))
-            ));
+            below("What served before still serves.");
         } else {
             below("It serves nothing: no revision of it ever became ready.");
             below(&repair(&name));
@@ -220,7 +217,8 @@ fn scaling(scaling: &Value) -> String {
     ] {
         let count = scaling[path].as_u64().unwrap_or(0);
         if count > 0 {
-            text.push_str(&format!(", {word} {count} instances"));
+            let noun = if count == 1 { "instance" } else { "instances" };
+            text.push_str(&format!(", {word} {count} {noun}"));
         }
     }
     text
@@ -340,7 +338,7 @@ mod tests {
             "Timeout:         300s",
             "Min instances:   0",
             "Max instances:   10",
-            "Scaling:  automatic, at least 1 instances",
+            "Scaling:  automatic, at least 1 instance\n",
             "    A              1",
             "    B              (secret s)",
             "Ingress:  all",
@@ -386,7 +384,7 @@ mod tests {
             json!("projects/p/locations/r/services/bad/revisions/bad-1");
         assert!(state(&service).starts_with("last deploy failed: Image"));
         let text = service_lines(&service).join("\n");
-        assert!(text.contains("bad-1 still serves."), "{text}");
+        assert!(text.contains("What served before still serves."), "{text}");
         service["terminalCondition"] = json!({"state": "CONDITION_SUCCEEDED"});
         assert_eq!(state(&service), "ready");
     }

@@ -4,7 +4,7 @@
 //! 1. A keeper that comes back is found within a quarter of the time it was away.
 //! 2. Attempts that fail make no load: neither those to connect, nor connections that end as soon as they are there, as they do
 //!    while this process has no free descriptors for what the keeper sends.
-//! 3. A loss is told once, however many attempts it takes.
+//! 3. A loss is told once, however many attempts it takes, and so is its end.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -36,6 +36,8 @@ pub(super) struct Pace {
     outage: Instant,
     pause: Option<Duration>,
     told: Option<Instant>,
+    /// The last loss was told, and its end was not.
+    open: bool,
 }
 
 impl Pace {
@@ -45,6 +47,7 @@ impl Pace {
             outage: at,
             pause: None,
             told: None,
+            open: false,
         }
     }
 
@@ -60,7 +63,14 @@ impl Pace {
         if tell {
             self.told = Some(now);
         }
+        self.open = tell;
         tell
+    }
+
+    /// Connected again. Whether to tell of it: only of the end of a loss that was told.
+    const fn regained(&mut self, now: Instant) -> bool {
+        self.since = now;
+        std::mem::replace(&mut self.open, false)
     }
 
     /// Since when requests that were lost with their connection have waited.
@@ -126,8 +136,12 @@ impl Connection {
 
     /// Goes on over `link`, if it stays.
     async fn resume(&mut self, link: KeeperLink) {
-        tracing::info!(pid = link.keeper_pid, "connected to the keeper again");
-        self.pace.since = Instant::now();
+        let pid = link.keeper_pid;
+        if self.pace.regained(Instant::now()) {
+            tracing::info!(pid, "connected to the keeper again");
+        } else {
+            tracing::debug!(pid, "connected to the keeper once more");
+        }
         self.link = Some(link);
         if let Err(error) = self.give_back().await {
             self.lost(&error);
@@ -218,11 +232,12 @@ mod tests {
         let begin = Instant::now();
         let mut pace = Pace::connected(begin);
         assert!(pace.lost(begin + STEADY), "the first is told");
+        let mut ends_told = 0;
         assert_eq!(pace.pause, None, "and connected again at once");
         let mut pauses = Vec::new();
         for _ in 0..20 {
             // Connections that end as soon as they are there.
-            pace.since = begin + STEADY;
+            ends_told += usize::from(pace.regained(begin + STEADY));
             assert!(!pace.lost(begin + STEADY), "told already");
             pauses.extend(pace.pause);
         }
@@ -230,8 +245,10 @@ mod tests {
         assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
         assert_eq!(pauses[19], LONGEST);
         // A good one, and the next loss is a new one.
-        pace.since = begin + TELL_AGAIN;
+        assert_eq!(ends_told, 1, "the end of the loss that was told");
+        assert!(!pace.regained(begin + TELL_AGAIN));
         assert!(pace.lost(begin + TELL_AGAIN + STEADY));
+        assert!(pace.regained(begin + TELL_AGAIN + STEADY));
         assert_eq!(pace.pause, None);
     }
 

@@ -53,8 +53,12 @@ impl Registry {
         let registry = image.registry.clone();
         let doing = doing.to_owned();
         if let Some(name) = transport::name_error(error) {
-            let why = name.to_string();
-            PullError::NoAddress { registry, why }
+            let (why, lasting) = (name.to_string(), name.is_lasting());
+            PullError::NoAddress {
+                registry,
+                why,
+                lasting,
+            }
         } else if tls {
             let why = transport::chain(error);
             PullError::NoTls { registry, why }

@@ -1,7 +1,8 @@
 //! Names of registries to addresses, within a time that somebody who deploys waits.
 //!
 //! The C library is asked first, for it knows what the operator configured (hosts file, search domains). It may take half a
-//! minute when a resolver is dead, so that after a moment all resolvers are asked directly too, and there is an end.
+//! minute when a resolver is dead, so that after a moment, or when it gives up sooner, all resolvers are asked directly too, and
+//! there is an end.
 //!
 //! Fails with [`NameError`], which says whom was asked.
 
@@ -19,6 +20,14 @@ use crate::network::dns::lookup;
 const MOMENT: Duration = Duration::from_secs(1);
 /// Everything together.
 const DEADLINE: Duration = Duration::from_secs(4);
+/// What C libraries (GNU's, musl's) say of a name that a resolver knows nothing of, or no address. Everything else (`EAI_AGAIN`
+/// before all) is trouble that passes. The standard library keeps only the text of `getaddrinfo`'s error.
+const UNKNOWN: [&str; 4] = [
+    "Name or service not known",
+    "No address associated with hostname",
+    "Name does not resolve",
+    "Name has no usable address",
+];
 
 /// Why a name has no address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +37,12 @@ pub(super) enum NameError {
         host: String,
         asked: Vec<SocketAddr>,
     },
-    /// There is an answer, and it has no address.
-    NoAddress { host: String, why: String },
+    /// The C library found none, for now or (`lasting`) because there is none.
+    NoAddress {
+        host: String,
+        why: String,
+        lasting: bool,
+    },
 }
 
 impl fmt::Display for NameError {
@@ -41,12 +54,31 @@ impl fmt::Display for NameError {
                 let asked = asked.join(", ");
                 write!(f, "DNS: no answer for {host} from {asked} within {time} s")
             }
-            Self::NoAddress { host, why } => write!(f, "DNS: no address for {host}: {why}"),
+            Self::NoAddress { host, why, .. } => write!(f, "DNS: no address for {host}: {why}"),
         }
     }
 }
 
 impl std::error::Error for NameError {}
+
+impl NameError {
+    /// Whether asking again soon would find out the same: the resolvers said so, or were asked as long as anybody waits for.
+    pub(super) const fn is_lasting(&self) -> bool {
+        match self {
+            Self::NoAnswer { .. } => true,
+            Self::NoAddress { lasting, .. } => *lasting,
+        }
+    }
+
+    fn of_system(host: &str, error: &io::Error) -> Self {
+        let why = error.to_string();
+        Self::NoAddress {
+            host: host.to_owned(),
+            lasting: UNKNOWN.iter().any(|text| why.ends_with(text)),
+            why,
+        }
+    }
+}
 
 /// How names are looked up.
 #[derive(Debug, Clone)]
@@ -71,29 +103,43 @@ impl Names {
         let resolvers = lookup::resolvers(&self.file, self.port);
         let asked = (self.system, host.clone());
         let system = tokio::task::spawn_blocking(move || asked.0(&asked.1));
-        let direct = async {
-            tokio::time::sleep(MOMENT).await;
+        let direct = async || -> Vec<SocketAddr> {
             let found = lookup::lookup(&resolvers, &host).await;
+            found.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect()
+        };
+        let later = async {
+            tokio::time::sleep(MOMENT).await;
+            let found = direct().await;
             if found.is_empty() {
                 // What the C library finds out decides.
                 std::future::pending::<()>().await;
             }
-            found.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect()
+            found
         };
         let both = async {
-            tokio::select! {
+            let error = tokio::select! {
                 answer = system => match answer {
-                    Ok(Ok(found)) if !found.is_empty() => Ok(found),
-                    Ok(Ok(_)) => Err("it has none".to_owned()),
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(error) => Err(error.to_string()),
+                    Ok(Ok(found)) if !found.is_empty() => return Ok(found),
+                    Ok(Ok(_)) => io::Error::other(UNKNOWN[1]),
+                    Ok(Err(error)) => error,
+                    Err(error) => error.into(),
                 },
-                found = direct => Ok(found),
+                found = later => return Ok(found),
+            };
+            let error = NameError::of_system(&host, &error);
+            if error.is_lasting() {
+                return Err(error);
+            }
+            // It may have given up at once: with the first resolver that answered, or while the network was down.
+            let found = direct().await;
+            if found.is_empty() {
+                Err(error)
+            } else {
+                Ok(found)
             }
         };
         match tokio::time::timeout(DEADLINE, both).await {
-            Ok(Ok(found)) => Ok(found),
-            Ok(Err(why)) => Err(NameError::NoAddress { host, why }),
+            Ok(found) => found,
             Err(_elapsed) => Err(NameError::NoAnswer {
                 host,
                 asked: resolvers,
@@ -175,11 +221,18 @@ mod tests {
                 works.send_to(&answer, from).await.unwrap();
             }
         };
-        let found = tokio::select! {
-            found = names.find("r.example".to_owned()) => found.unwrap(),
+        let mut gave_up = names.clone();
+        gave_up.system = |_| Err(io::Error::other("Temporary failure in name resolution"));
+        let finding = async {
+            let found = gave_up.find("r.example".to_owned()).await.unwrap();
+            (names.find("r.example".to_owned()).await.unwrap(), found)
+        };
+        let (found, at_once) = tokio::select! {
+            found = finding => found,
             () = answering => unreachable!(),
         };
         assert_eq!(found, [SocketAddr::from((Ipv4Addr::new(10, 0, 0, 7), 0))]);
+        assert_eq!(at_once, found);
     }
 
     #[tokio::test]
@@ -191,5 +244,37 @@ mod tests {
             error.to_string(),
             "DNS: no address for r.example: Name or service not known"
         );
+        assert!(error.is_lasting());
+    }
+
+    #[tokio::test]
+    async fn a_network_that_is_down_may_come_back() {
+        // Nobody listens there.
+        let (mut names, _file) = names(1, "nameserver 127.0.0.1");
+        // As the standard library words EAI_AGAIN.
+        names.system = |_| {
+            Err(io::Error::other(
+                "failed to lookup address information: Temporary failure in name resolution",
+            ))
+        };
+        let error = names.find("r.example".to_owned()).await.unwrap_err();
+        assert!(!error.is_lasting(), "{error}");
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "the C library's own words")]
+    fn words_of_the_c_library_are_known() {
+        let lasting = |code| {
+            // SAFETY: it answers a constant text for every number.
+            let text = unsafe { std::ffi::CStr::from_ptr(libc::gai_strerror(code)) };
+            let text = text.to_str().unwrap();
+            // As the standard library words it.
+            let error = io::Error::other(format!("failed to lookup address information: {text}"));
+            NameError::of_system("r.example", &error).is_lasting()
+        };
+        assert!(lasting(libc::EAI_NONAME));
+        assert!(!lasting(libc::EAI_AGAIN) && !lasting(libc::EAI_FAIL));
+        let down = io::Error::from_raw_os_error(libc::ENETUNREACH);
+        assert!(!NameError::of_system("r.example", &down).is_lasting());
     }
 }

@@ -48,11 +48,19 @@ fn joined_hierarchies_are_used_once() {
         cpuacct: directory,
         memory: PathBuf::from("/m/utsuwa-x"),
         pids: PathBuf::from("/p/utsuwa-x"),
+        freezer: None,
     };
     assert_eq!(tree.directories().len(), 3);
+    let without = SandboxCgroup { tree };
+    assert!(matches!(
+        without.freeze(),
+        Err(FreezeError::Impossible(why)) if why.contains("mount")
+    ));
+    without.thaw().unwrap();
 }
 
-/// Without controllers (as beside v1) what belongs to v2 itself works: birth in a cgroup, killing it, removing it.
+/// Without controllers (as beside v1) what belongs to v2 itself works: birth in a cgroup, freezing it, killing the frozen,
+/// removing it.
 #[test]
 fn a_process_is_born_in_a_v2_cgroup_and_killed_with_it() {
     let mount = hierarchies()
@@ -79,6 +87,18 @@ fn a_process_is_born_in_a_v2_cgroup_and_killed_with_it() {
         }
     };
     let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let awake = cgroup.is_frozen();
+    cgroup.freeze().unwrap();
+    let events = root.join("cgroup.events");
+    let at_rest = || fs::read_to_string(&events).unwrap().contains("frozen 1");
+    let began = std::time::Instant::now();
+    while !at_rest() && began.elapsed() < std::time::Duration::from_secs(10) {
+        std::thread::yield_now();
+    }
+    let frozen = (cgroup.is_frozen(), at_rest());
+    cgroup.thaw().unwrap();
+    let thawed = cgroup.is_frozen();
+    cgroup.freeze().unwrap();
     let killed = cgroup.kill();
     crate::sandbox::process::reap(&pidfd);
     let removed = cgroup.remove();
@@ -88,7 +108,10 @@ fn a_process_is_born_in_a_v2_cgroup_and_killed_with_it() {
                 && l.ends_with(root.file_name().unwrap().to_str().unwrap())),
         "{own}"
     );
+    assert_eq!((awake, frozen, thawed), (false, (true, true), false));
     assert!(killed.unwrap());
     removed.unwrap();
     cgroup.remove().unwrap();
+    cgroup.thaw().expect("what is gone needs no thaw");
+    assert!(matches!(cgroup.freeze(), Err(FreezeError::Impossible(_))));
 }

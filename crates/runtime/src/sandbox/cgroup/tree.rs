@@ -15,12 +15,13 @@ pub(super) enum Tree {
     V2 {
         root: PathBuf,
     },
-    /// Directories `…/utsuwa-ID` of each hierarchy; `cpu` and `cpuacct` may be the same one.
+    /// Directories `…/utsuwa-ID` of each hierarchy; `cpu` and `cpuacct` may be the same one, and a host may have no freezer.
     V1 {
         cpu: PathBuf,
         cpuacct: PathBuf,
         memory: PathBuf,
         pids: PathBuf,
+        freezer: Option<PathBuf>,
     },
 }
 
@@ -84,11 +85,13 @@ impl Tree {
                 cpuacct,
                 memory,
                 pids,
+                freezer,
             } => Self::V1 {
                 cpu: f(cpu),
                 cpuacct: f(cpuacct),
                 memory: f(memory),
                 pids: f(pids),
+                freezer: freezer.as_deref().map(&f),
             },
         }
     }
@@ -102,14 +105,14 @@ impl Tree {
                 cpuacct,
                 memory,
                 pids,
+                freezer,
             } => {
                 let mut all: Vec<&Path> = vec![memory, pids, cpu];
-                if same_hierarchy(cpu, cpuacct) {
-                    all
-                } else {
+                if !same_hierarchy(cpu, cpuacct) {
                     all.push(cpuacct);
-                    all
                 }
+                all.extend(freezer.as_deref());
+                all
             }
         }
     }

@@ -13,6 +13,7 @@ use rustix::mount::{
 };
 
 use super::Plan;
+use crate::sandbox::walls::Wall;
 use crate::sandbox::{stage, sys};
 use crate::spawner::SpawnError;
 
@@ -41,6 +42,9 @@ const READ_ONLY: [&str; 5] = [
     "proc/sysrq-trigger",
 ];
 
+/// Terminals of one instance: room for every shell somebody debugs with, while the kernel has 3,072 for all instances.
+const TERMINALS: &str = "64";
+
 /// The trees prepared in the waiting room, by descriptors on their roots.
 pub(super) struct Prepared {
     proc: OwnedFd,
@@ -59,7 +63,7 @@ pub(super) fn build(plan: &Plan) -> Result<Prepared, SpawnError> {
     .map_err(|e| SpawnError::sys("mount", e, "make mounts private"))?;
     // Made while the host's own are still visible: the kernel refuses new ones to a namespace that sees none in full.
     let proc = new_mount("proc", &[], MountAttrFlags::empty())?;
-    let sysfs = new_mount("sysfs", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    let sysfs = new_mount("sysfs", &[], read_only(Wall::Masks))?;
     let cgroups = cgroup_mounts(plan)?;
     let devices = stage::DEVICES.map(|name| {
         (
@@ -69,10 +73,10 @@ pub(super) fn build(plan: &Plan) -> Result<Prepared, SpawnError> {
     });
 
     let root = clone_tree(rustix::fs::CWD, &plan.stage)?;
-    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY
+    let attributes = read_only(Wall::Masks)
         .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
         .bits();
-    sys::mount_setattr(root.as_fd(), u64::from(read_only), None, false)
+    sys::mount_setattr(root.as_fd(), u64::from(attributes), None, false)
         .map_err(|e| SpawnError::sys("mount_setattr", e, "stage"))?;
     attach(&root, rustix::fs::CWD, &plan.stage)?;
     rustix::process::fchdir(&root).map_err(|e| SpawnError::sys("fchdir", e, "stage"))?;
@@ -91,7 +95,9 @@ pub(super) fn build(plan: &Plan) -> Result<Prepared, SpawnError> {
     for (target, cgroup) in cgroups {
         attach(&cgroup, rustix::fs::CWD, target)?;
     }
-    mask()?;
+    if Wall::Masks.stands() {
+        mask()?;
+    }
     let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())
         .map_err(|e| SpawnError::sys("open", e, "/dev/null"))?;
     for number in 0..=2 {
@@ -117,12 +123,12 @@ fn cgroup_mounts(plan: &Plan) -> Result<Vec<(PathBuf, OwnedFd)>, SpawnError> {
     let Some(controllers) = &plan.v1_controllers else {
         return Ok(vec![(
             target.to_owned(),
-            new_mount("cgroup2", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)?,
+            new_mount("cgroup2", &[], read_only(Wall::Cgroup))?,
         )]);
     };
     let directory = clone_tree(rustix::fs::CWD, plan.stage.join("cgroup"))?;
-    let read_only = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
-    sys::mount_setattr(directory.as_fd(), read_only, None, false)
+    let attributes = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
+    sys::mount_setattr(directory.as_fd(), attributes, None, false)
         .map_err(|e| SpawnError::sys("mount_setattr", e, "cgroup"))?;
     let mut mounts = vec![(target.to_owned(), directory)];
     for controller in controllers {
@@ -130,10 +136,19 @@ fn cgroup_mounts(plan: &Plan) -> Result<Vec<(PathBuf, OwnedFd)>, SpawnError> {
             controller.split(',').map(|name| (name, None)).collect();
         mounts.push((
             target.join(controller),
-            new_mount("cgroup", &options, MountAttrFlags::MOUNT_ATTR_RDONLY)?,
+            new_mount("cgroup", &options, read_only(Wall::Cgroup))?,
         ));
     }
     Ok(mounts)
+}
+
+/// The attribute, as long as the wall it belongs to stands.
+fn read_only(wall: Wall) -> MountAttrFlags {
+    if wall.stands() {
+        MountAttrFlags::MOUNT_ATTR_RDONLY
+    } else {
+        MountAttrFlags::empty()
+    }
 }
 
 fn mask() -> Result<(), SpawnError> {
@@ -193,12 +208,15 @@ pub(super) fn enter(root: &OwnedFd, shm: &OwnedFd, prepared: &Prepared) -> Resul
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let pts_options = [
+    let mut pts_options = vec![
         ("newinstance", None),
         ("ptmxmode", Some("0666")),
         ("mode", Some("0620")),
         ("gid", Some("5")),
     ];
+    if Wall::Cgroup.stands() {
+        pts_options.push(("max", Some(TERMINALS)));
+    }
     let pts = new_mount(
         "devpts",
         &pts_options,

@@ -1,0 +1,172 @@
+//! Instances without CPU, and without their memory: as the server asks.
+//!
+//! What is frozen is read from the cgroup, never remembered: a keeper after this one sees the same. That memory was given back
+//! is forgotten with the keeper; giving it back once more costs little.
+//!
+//! Invariants:
+//! 1. Nothing starting or stopping is frozen, and what stops or is killed is thawed: on v1 no signal reaches the frozen.
+//! 2. Only the frozen give memory back.
+//! 3. With a server that can't thaw, nothing stays frozen.
+
+use utsuwa_model::InstanceId;
+use utsuwa_model::instance::Tier;
+
+use super::core::Keeper;
+use super::instances::{Instance, Phase};
+use super::protocol::{KeeperError, Reply};
+use super::spawners::{HOUSEKEEPER, Pending, to_keeper_error};
+use crate::sandbox::cgroup::{FreezeError, SandboxCgroup};
+use crate::sandbox::reclaim;
+use crate::spawner::SpawnError;
+use crate::spawner::protocol::Op as SpawnOp;
+
+/// Who waits for memory to be given back, and how much there was.
+#[derive(Debug)]
+pub(crate) struct Reclaim {
+    session: u32,
+    request: u64,
+    id: InstanceId,
+    before_bytes: u64,
+}
+
+impl Keeper {
+    pub(crate) fn freeze(&mut self, id: &InstanceId) -> Result<Reply, KeeperError> {
+        let instance = self
+            .instances
+            .get(id)
+            .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
+        if instance.stopping || !matches!(instance.phase, Phase::Running) {
+            let text = format!("instance {id} starts or stops, which it needs its CPU for");
+            return Err(KeeperError::Internal(text));
+        }
+        let cgroups = self
+            .cgroups
+            .as_ref()
+            .ok_or_else(|| KeeperError::Refused("this host has no cgroups".to_owned()))?;
+        match cgroups.sandbox(instance.record.sandbox).freeze() {
+            Ok(()) => Ok(Reply::Done),
+            Err(FreezeError::Impossible(why)) => Err(KeeperError::Refused(why)),
+            Err(FreezeError::Sys(error)) => Err(KeeperError::Internal(error.to_string())),
+        }
+    }
+
+    pub(crate) fn thaw(&mut self, id: &InstanceId) -> Result<Reply, KeeperError> {
+        let instance = self
+            .instances
+            .get_mut(id)
+            .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
+        instance.reclaimed = false;
+        self.cgroups.as_ref().map_or(Ok(Reply::Done), |cgroups| {
+            cgroups
+                .sandbox(instance.record.sandbox)
+                .thaw()
+                .map(|()| Reply::Done)
+                .map_err(|error| KeeperError::Internal(error.to_string()))
+        })
+    }
+
+    /// Has the memory of a frozen instance written out, which takes a while; [`Keeper::reclaimed`] answers.
+    pub(crate) fn reclaim(
+        &mut self,
+        session: u32,
+        request: u64,
+        id: &InstanceId,
+    ) -> Result<(), KeeperError> {
+        let before_bytes = self.frozen_bytes(id)?;
+        reclaim::swap().map_err(KeeperError::Refused)?;
+        let pending = Pending::Reclaim(Reclaim {
+            session,
+            request,
+            id: id.clone(),
+            before_bytes,
+        });
+        let sandbox = self.allow_swap(id, true)?;
+        let op = SpawnOp::Reclaim { sandbox };
+        self.ask(HOUSEKEEPER, op, Vec::new(), pending);
+        Ok(())
+    }
+
+    /// It is done, unless it was thawed meanwhile.
+    pub(crate) fn reclaimed(&mut self, reclaim: &Reclaim, result: Result<(), SpawnError>) {
+        let id = &reclaim.id;
+        let kept = self
+            .allow_swap(id, false)
+            .and_then(|_| result.map_err(|error| to_keeper_error(&error)))
+            .and_then(|()| self.frozen_bytes(id));
+        if let (Ok(_), Some(instance)) = (&kept, self.instances.get_mut(id)) {
+            instance.reclaimed = true;
+        }
+        let reply = kept.map(|after_bytes| Reply::Reclaimed {
+            before_bytes: reclaim.before_bytes,
+            after_bytes,
+        });
+        self.reply(reclaim.session, reclaim.request, reply, Vec::new());
+    }
+
+    /// Whether the kernel may write out pages of it: only while we ask for that. Answers its sandbox.
+    pub(super) fn allow_swap(&self, id: &InstanceId, allowed: bool) -> Result<u32, KeeperError> {
+        let instance = self
+            .instances
+            .get(id)
+            .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
+        let number = instance.record.sandbox;
+        let set = self.cgroups.as_ref().map_or(Ok(()), |cgroups| {
+            cgroups.sandbox(number).allow_swap(allowed)
+        });
+        set.map(|()| number)
+            .map_err(|error| KeeperError::Internal(error.to_string()))
+    }
+
+    /// What a frozen instance has in memory.
+    fn frozen_bytes(&self, id: &InstanceId) -> Result<u64, KeeperError> {
+        let instance = self
+            .instances
+            .get(id)
+            .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
+        let cgroup = self
+            .cgroups
+            .as_ref()
+            .map(|cgroups| cgroups.sandbox(instance.record.sandbox))
+            .filter(SandboxCgroup::is_frozen);
+        let Some(cgroup) = cgroup else {
+            let text = format!("instance {id} is awake and needs its memory");
+            return Err(KeeperError::Internal(text));
+        };
+        let usage = cgroup.usage();
+        usage
+            .map(|usage| usage.memory_bytes)
+            .map_err(|error| KeeperError::Internal(error.to_string()))
+    }
+
+    /// So that a signal reaches what is in it.
+    pub(crate) fn thaw_sandbox(&self, number: u32) {
+        let thawed = self
+            .cgroups
+            .as_ref()
+            .map_or(Ok(()), |cgroups| cgroups.sandbox(number).thaw());
+        if let Err(error) = thawed {
+            tracing::error!(number, %error, "thaw a sandbox that is to end");
+        }
+    }
+
+    /// For a server that doesn't know that instances may be frozen.
+    pub(crate) fn thaw_all(&self) {
+        for instance in self.instances.values() {
+            self.thaw_sandbox(instance.record.sandbox);
+        }
+    }
+
+    /// As its cgroup says.
+    pub(crate) fn tier(&self, instance: &Instance) -> Tier {
+        let number = instance.record.sandbox;
+        let frozen = self
+            .cgroups
+            .as_ref()
+            .is_some_and(|cgroups| cgroups.sandbox(number).is_frozen());
+        match (frozen, instance.reclaimed) {
+            (false, _) => Tier::Awake,
+            (true, false) => Tier::Frozen,
+            (true, true) => Tier::Reclaimed,
+        }
+    }
+}
