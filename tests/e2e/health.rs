@@ -15,7 +15,11 @@ fn probe() -> Value {
 
 /// Adds `probes` to the one container of the sample.
 fn set(server: &Server, name: &str, probes: &Value) {
-    let mut container = json!({"image": "utsuwa.local/hello"});
+    // With CPU between requests: a frozen instance isn't asked.
+    let mut container = json!({
+        "image": "utsuwa.local/hello",
+        "resources": {"limits": {"cpu": "1"}, "cpuIdle": false},
+    });
     let members = container.as_object_mut().unwrap();
     members.extend(probes.as_object().unwrap().clone());
     let (status, operation) = server.api_call(
@@ -57,6 +61,7 @@ fn a_sick_instance_is_taken_out_and_ended_as_its_probes_say() {
     server.deploy("app", &[]);
     set(&server, "app", &json!({"livenessProbe": probe()}));
     assert_eq!(server.get("app", "/healthz").0, 200);
+    server.until_instances("app", 1);
     let before = server.instance_pids("app");
     assert_eq!(server.get("app", "/health?set=sick").0, 200);
     // In flight until the probe has failed twice.
@@ -74,6 +79,8 @@ fn a_sick_instance_is_taken_out_and_ended_as_its_probes_say() {
 
     set(&server, "app", &json!({"readinessProbe": probe()}));
     assert_eq!(server.get("app", "/healthz").0, 200);
+    // The revision before leaves.
+    server.until_instances("app", 1);
     let before = server.instance_pids("app");
     assert_eq!(server.get("app", "/health?set=sick&ms=5000").0, 200);
     until("not ready", TURN, || {

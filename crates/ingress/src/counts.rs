@@ -53,6 +53,8 @@ pub(crate) struct Seat {
     pub(crate) choice: Option<usize>,
     /// It may be frozen: the loops were told that nothing is in it.
     pub(crate) resting: bool,
+    /// How often that became so.
+    pub(crate) naps: u32,
     /// Told when the last request of a retiring instance has ended.
     pub(crate) drained: Vec<oneshot::Sender<()>>,
 }
@@ -111,6 +113,7 @@ impl Counts {
         let seat = &mut self.seats[self.ready[choice]];
         seat.in_flight += 1;
         if std::mem::take(&mut seat.resting) {
+            seat.instance.roused.notify_waiters();
             self.roused.push(Arc::clone(&seat.instance));
         }
         debug_assert!(

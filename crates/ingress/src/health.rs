@@ -9,7 +9,7 @@
 //!    wakes none.
 //! 3. An instance that fails its liveness probe gets no request any more, and those inside it are answered 503 at once.
 //!
-//! Idle instances are asked too. Which ones are not is said by [`Revision::is_probed`].
+//! Idle instances are asked too, as long as they are awake. One that was frozen is asked at once when a request rouses it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,16 +95,19 @@ impl Watch<'_> {
         tokio::time::sleep(first).await;
         let mut health = Health::default();
         loop {
+            // Made before looking, so that no call is missed in between.
+            let roused = self.instance.roused.notified();
+            let Some(naps) = self.revision.is_probed(&self.instance.id) else {
+                roused.await;
+                continue;
+            };
             let began = Instant::now();
-            if self.revision.is_probed(&self.instance.id) {
-                let answer = self.ask().await;
-                // Counted only if it was to be asked all the while.
-                if self.revision.is_probed(&self.instance.id) {
-                    let turn = health.note(answer.is_ok(), &self.probe);
-                    let came_back = answer.err().unwrap_or_default();
-                    if turn.is_some_and(|turn| self.turned(turn, &came_back)) {
-                        return;
-                    }
+            let answer = self.ask().await;
+            if self.revision.is_probed(&self.instance.id) == Some(naps) {
+                let turn = health.note(answer.is_ok(), &self.probe);
+                let came_back = answer.err().unwrap_or_default();
+                if turn.is_some_and(|turn| self.turned(turn, &came_back)) {
+                    return;
                 }
             }
             tokio::time::sleep_until(began + self.probe.period).await;

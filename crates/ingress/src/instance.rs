@@ -18,6 +18,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use utsuwa_model::instance::StartPhases;
@@ -55,6 +56,8 @@ pub(crate) struct Instance {
     pub(crate) leaving: CancellationToken,
     /// Whether a startup probe runs or ran for it.
     pub(crate) probed: AtomicBool,
+    /// Told when a request came to it while it might be frozen.
+    pub(crate) roused: Notify,
     ending: OnceLock<Ending>,
     outside: Arc<Outside>,
     /// Last in, first out: the warmest connection is used again, the others age and are closed by the app.
@@ -85,6 +88,7 @@ impl Instance {
             leaving: dead.child_token(),
             dead,
             probed: AtomicBool::new(false),
+            roused: Notify::new(),
             ending: OnceLock::new(),
             outside,
             idle: Mutex::default(),

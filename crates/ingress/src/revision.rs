@@ -142,6 +142,7 @@ impl Revision {
             idle_since: None,
             choice: None,
             resting: false,
+            naps: 0,
             drained: Vec::new(),
         });
         let nudge = inner.weigh();
@@ -178,7 +179,12 @@ impl Revision {
         let seat = inner.seats.iter_mut().find(|seat| {
             seat.instance.id == *id && seat.in_flight == 0 && seat.reach == Reach::Ready
         });
-        seat.map(|seat| seat.resting = true).is_some()
+        let Some(seat) = seat else {
+            return false;
+        };
+        seat.resting = true;
+        seat.naps = seat.naps.wrapping_add(1);
+        true
     }
 
     /// The instance is gone. Requests in it keep their slots until they have been answered.

@@ -58,13 +58,13 @@ impl Revision {
         });
     }
 
-    /// Whether its liveness and readiness are asked for now. A frozen instance would have to be thawed for it; one that is not
-    /// asked is neither ended nor taken out of choice. Asked again after each check: what came of one that was under way when
-    /// this changed is not counted.
-    pub(crate) fn is_probed(&self, id: &InstanceId) -> bool {
+    /// Whether its liveness and readiness are asked for now: not while it may be frozen. A check would have to thaw it, every
+    /// ten seconds unless the user says otherwise, and nothing would stay asleep. Answers how often it was allowed to rest: a
+    /// check is not counted unless this is the same after it.
+    pub(crate) fn is_probed(&self, id: &InstanceId) -> Option<u32> {
         let inner = self.inner.lock();
-        let seat = inner.seats.iter().find(|seat| seat.instance.id == *id);
-        seat.is_some_and(|seat| seat.reach.is_up() && !seat.resting)
+        let seat = inner.seats.iter().find(|seat| seat.instance.id == *id)?;
+        (seat.reach.is_up() && !seat.resting).then_some(seat.naps)
     }
 
     /// The readiness probe turned: failing as `failing` says, or succeeding again.

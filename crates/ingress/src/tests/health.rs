@@ -372,3 +372,33 @@ async fn an_instance_that_may_be_frozen_is_not_asked() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_may_be_frozen_is_asked_when_a_request_rouses_it() {
+    let scene = Scene::new(with_liveness(probe())).await;
+    let app = App::new().await;
+    let id = scene.ready(&app).await;
+    until_checks(&app, 3).await;
+    assert!(scene.ingress.rest(&id));
+    app.life.sick.store(true, Ordering::SeqCst);
+    // One may be under way, and is not counted.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let checks = app.life.checks.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(app.life.checks.load(Ordering::SeqCst), checks);
+    assert_eq!(load(&scene, &id).reach, Reach::Ready);
+    assert!(
+        scene.loops.thaws.lock().is_empty(),
+        "no check asks for a thaw"
+    );
+
+    let before = tokio::time::Instant::now();
+    assert_eq!(scene.get("/hello").await.text(), "hello");
+    until_checks(&app, checks + 1).await;
+    assert!(before.elapsed() < Duration::from_millis(50), "at once");
+    until_reach(&scene, &id, |reach| {
+        matches!(reach, Reach::Unhealthy { .. })
+    })
+    .await;
+    assert_eq!(app.life.checks.load(Ordering::SeqCst), checks + 3);
+}
