@@ -2,13 +2,16 @@
  * limit is seen without the machine being taken down. Everything taken is given back when the attempt's process ends. */
 #include "hostile.h"
 #include <dirent.h>
+#include <arpa/inet.h>
 #include <mqueue.h>
+#include <netinet/in.h>
 #include <sys/inotify.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/resource.h>
 #include <sys/shm.h>
+#include <sys/socket.h>
 
 /* A limit the test knows, as a number. */
 static long number(const char *name) { return atol(needed(name)); }
@@ -66,6 +69,26 @@ static void memfd_bomb(void) {
     for (; taken < limit + (64 << 20); taken += sizeof chunk)
         if (write(file, chunk, sizeof chunk) < 0) contained("%zu MiB, then %s", taken >> 20, strerror(errno));
     escaped("%zu MiB outside of any file system", taken >> 20);
+}
+
+/* What the kernel keeps for sockets that nobody reads from. */
+static void socket_bomb(void) {
+    size_t limit = (size_t)number("memory") << 20, taken = 0;
+    static char chunk[65536];
+    struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof any;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    if (bind(listener, (struct sockaddr *)&any, size) < 0 || listen(listener, 1024) < 0 || getsockname(listener, (struct sockaddr *)&any, &size) < 0)
+        refused("listen: %s", strerror(errno));
+    for (int pair = 0; pair < 1024 && taken < limit + (64 << 20); pair++) {
+        int end = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        if (end < 0) contained("%zu MiB, then %s", taken >> 20, strerror(errno));
+        connect(end, (struct sockaddr *)&any, size);
+        if (accept(listener, NULL, NULL) < 0) contained("%zu MiB, then %s", taken >> 20, strerror(errno));
+        for (ssize_t got; (got = write(end, chunk, sizeof chunk)) > 0;) taken += (size_t)got;
+    }
+    if (taken < limit) contained("%zu MiB in 1,024 connections", taken >> 20);
+    escaped("%zu MiB in connections that nobody reads from", taken >> 20);
 }
 
 /* Names in a folder, removed again by whoever asks. */
@@ -228,6 +251,7 @@ const struct attempt bomb_attempts[] = {
     {"tmpfs-bomb", CGROUP, "", "as much in /tmp as it gets", tmpfs_bomb, 30},
     {"shm-bomb", CGROUP, "", "as much in /dev/shm as it gets", shm_bomb, 30},
     {"memfd-bomb", CGROUP, "", "as much in an unnamed file as it gets", memfd_bomb, 30},
+    {"socket-bomb", CGROUP, "", "as much in connections as it gets", socket_bomb, 30},
     {"inode-bomb", CGROUP, "", "as many files as it gets", inode_bomb, 30},
     {"descriptor-bomb", CGROUP, "", "as many descriptors as it gets", descriptor_bomb, 30},
     {"terminal-bomb", CGROUP, "", "as many terminals as it gets", terminal_bomb, 30},

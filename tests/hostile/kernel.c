@@ -43,6 +43,11 @@ static void io_uring_call(void) {
     judge(syscall(SYS_io_uring_setup, 4, &parameters), "io_uring_setup");
 }
 
+static void aio_call(void) {
+    unsigned long context = 0;
+    judge(syscall(SYS_io_setup, 128, &context), "io_setup");
+}
+
 static void add_key_call(void) { judge(syscall(SYS_add_key, "user", "hostile", "x", 1, KEY_SPEC_PROCESS_KEYRING), "add_key"); }
 static void keyctl_call(void) { judge(syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, "hostile"), "keyctl: join a session keyring"); }
 static void request_key_call(void) { judge_door(syscall(SYS_request_key, "user", "hostile", NULL, 0), "request_key"); }
@@ -158,6 +163,7 @@ const struct attempt kernel_attempts[] = {
     {"perf-kernel", OF_THE_HOST, "", "perf_event_open(2) of the kernel", perf_kernel, 0},
     {"userfaultfd", SECCOMP, "", "userfaultfd(2), which stops the kernel where a race wants it", userfaultfd_call, 0},
     {"io-uring", SECCOMP, "CVE-2022-29582 CVE-2023-2598", "io_uring_setup(2), whose calls no filter sees", io_uring_call, 0},
+    {"aio", SECCOMP, "", "io_setup(2): the kernel has places for 65,536 events, for all users together", aio_call, 0},
     {"add-key", SECCOMP, "", "add_key(2)", add_key_call, 0},
     {"keyctl", SECCOMP, "", "keyctl(2): keyrings are not per namespace", keyctl_call, 0},
     {"request-key", SECCOMP, "", "request_key(2), which calls a program on the host", request_key_call, 0},

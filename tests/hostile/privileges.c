@@ -50,6 +50,25 @@ static void new_privileges(void) {
     escaped("no_new_privs is not set");
 }
 
+/* Groups of whoever started the launcher, or root's beside the image's user. */
+static void groups(void) {
+    gid_t all[64];
+    int count = getgroups(64, all);
+    for (int one = 0; one < count; one++)
+        if (all[one] != getgid()) escaped("member of group %u too", all[one]);
+    refused("member of its own group %u alone", getgid());
+}
+
+/* Variables of the server, which may hold what isn't the app's. */
+static void environment(void) {
+    extern char **environ;
+    static const char *const foreign[] = {"UTSUWA_", "SUDO_", "INVOCATION_ID", "NOTIFY_SOCKET", "LD_", "SSH_", "RUST_", "CARGO"};
+    for (char **one = environ; *one; one++)
+        for (size_t prefix = 0; prefix < sizeof foreign / sizeof *foreign; prefix++)
+            if (strncmp(*one, foreign[prefix], strlen(foreign[prefix])) == 0) escaped("the environment has %.40s", *one);
+    refused("the environment holds nothing of the launcher's");
+}
+
 /* Executes `path` as an ordinary user; answers the effective uid it had. */
 static int become(const char *path) {
     int ends[2];
@@ -134,11 +153,23 @@ static void oom_score(void) {
     escaped("killed later than the host's own services");
 }
 
+/* From what the launcher gave it to what the host's services have: refused when root with CAP_SYS_RESOURCE gave it. */
+static void oom_default(void) {
+    needed("resource");
+    int file = open("/proc/self/oom_score_adj", O_RDWR);
+    char before[16] = "";
+    if (file < 0 || read(file, before, sizeof before - 1) < 0) absent("no oom_score_adj");
+    if (pwrite(file, "0", 1, 0) < 0) refused("oom_score_adj from %d to 0: %s", atoi(before), strerror(errno));
+    escaped("killed no earlier than the host's own services");
+}
+
 const struct attempt privilege_attempts[] = {
     {"identity", USER, "", "which user of the host root inside is", identity, 0},
     {"bounding", CAPABILITIES, "", "capabilities it could gain", bounding, 0},
     {"inheritable", CAPABILITIES, "CVE-2022-24769 CVE-2022-29162", "inheritable and ambient capabilities at start", inheritable, 0},
     {"no-new-privs", CAPABILITIES, "", "no_new_privs", new_privileges, 0},
+    {"groups", START, "CVE-2022-36109 CVE-2022-2995 CVE-2023-25173", "groups beside its own", groups, 0},
+    {"environment", START, "CVE-2021-21334", "variables that aren't its own", environment, 0},
     {"setuid-image", CAPABILITIES | MASKS, "", "a setuid file of the image, as an ordinary user", setuid_image, 0},
     {"setuid-made", CAPABILITIES | MASKS, "", "a setuid file made inside, as an ordinary user", setuid_made, 0},
     {"regain-root", KERNEL, "", "root again after giving it up", regain_root, 0},
@@ -149,5 +180,6 @@ const struct attempt privilege_attempts[] = {
     {"mlock", USER | CAPABILITIES, "", "memory that can't be taken back", lock_memory, 0},
     {"core-size", CGROUP, "", "core dumps on the host", core_size, 0},
     {"oom-score", USER | CAPABILITIES, "", "be killed last when the host has no memory", oom_score, 0},
+    {"oom-default", START, "", "be killed no earlier than the host's services", oom_default, 0},
     {0},
 };

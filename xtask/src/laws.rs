@@ -99,6 +99,16 @@ fn dependencies(root: &Path, problems: &mut Vec<String>) {
                 "crates/{name}/Cargo.toml: must take the workspace's lints"
             ));
         }
+        if table
+            .get("features")
+            .and_then(|f| f.get("default"))
+            .and_then(toml::Value::as_array)
+            .is_some_and(|on| on.iter().any(|f| f.as_str() == Some("missing-walls")))
+        {
+            problems.push(format!(
+                "crates/{name}/Cargo.toml: missing-walls takes the sandbox apart and must never be a default"
+            ));
+        }
         let direct: Vec<String> = table
             .get("dependencies")
             .and_then(toml::Value::as_table)

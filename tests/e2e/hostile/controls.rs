@@ -25,6 +25,8 @@ fn the_same_program_gets_through_where_nothing_confines_it() {
         let verdict = match attempt.name.as_str() {
             // The launcher's part, done carelessly.
             "descriptors" => shell(&program, "exec 9</etc/passwd; exec \"$0\" try descriptors"),
+            "groups" => shell(&program, "exec setpriv --groups 4 \"$0\" try groups"),
+            "environment" => shell(&program, "UTSUWA_X=1 exec \"$0\" try environment"),
             "cwd" => shell(&program, "exec \"$0\" outside"),
             "image-device" => with_device(&folder),
             // Two of one instance, where the attempts are two instances.

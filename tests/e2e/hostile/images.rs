@@ -13,7 +13,7 @@ use crate::harness::{Server, host_architecture, pack};
 use crate::skip::here;
 
 /// What must come of one.
-enum End {
+pub(crate) enum End {
     /// The deploy fails and says these words.
     Fails(&'static [&'static str]),
     /// It runs, and nothing gets out.
@@ -23,13 +23,13 @@ enum End {
 }
 
 /// An image: the hostile program and what `script` does to its root file system.
-struct Trick {
-    name: &'static str,
-    cve: &'static str,
-    what: &'static str,
+pub(crate) struct Trick {
+    pub(crate) name: &'static str,
+    pub(crate) cve: &'static str,
+    pub(crate) what: &'static str,
     script: &'static str,
     config: Value,
-    end: End,
+    pub(crate) end: End,
 }
 
 fn trick(name: &'static str, cve: &'static str, what: &'static str, end: End) -> Trick {
@@ -55,7 +55,7 @@ impl Trick {
     }
 }
 
-fn tricks() -> Vec<Trick> {
+pub(crate) fn tricks() -> Vec<Trick> {
     let mut all = vec![
         trick("workdir-up", "CVE-2024-21626", "a working directory above the root", End::Confined)
             .config(json!({"WorkingDir": "/../../../../etc"})),
@@ -72,7 +72,7 @@ fn tricks() -> Vec<Trick> {
             .script("rmdir proc && : >proc"),
         trick("sys-link", "CVE-2023-27561", "/sys is a link", End::Fails(&["/sys", "symbolic link"]))
             .script("rmdir sys && ln -s ../../../sys sys"),
-        trick("dev-link", "CVE-2023-27561", "/dev is a link", End::Fails(&["/dev", "symbolic link"]))
+        trick("dev-link", "CVE-2023-27561 CVE-2026-41579", "/dev is a link", End::Fails(&["/dev", "symbolic link"]))
             .script("rmdir dev && ln -s /proc/self/fd dev"),
         trick("null-link", "CVE-2025-31133", "/dev/null is a link to what a cover made of it would open", End::Confined)
             .script("ln -s /proc/sys/kernel/core_pattern dev/null"),
@@ -91,6 +91,17 @@ fn tricks() -> Vec<Trick> {
         trick("passwd-link", "", "/etc/passwd is a link to the launcher's memory", End::Fails(&["somebody"]))
             .script("ln -sf /proc/self/mem etc/passwd")
             .config(json!({"User": "somebody"})),
+        trick("user-overflow", "CVE-2024-40635 CVE-2026-46680", "a user whose number comes round to root's", End::Fails(&["4294967296"]))
+            .config(json!({"User": "4294967296"})),
+        trick("user-outside", "CVE-2024-40635 CVE-2026-46680", "a user beyond the instance's ids", End::Fails(&["65536"]))
+            .config(json!({"User": "65536:65536"})),
+        trick("many-groups", "CVE-2026-47262 CVE-2025-4437", "a list of groups without end", End::Confined)
+            .script("seq 1 400000 | sed 's/.*/g:x:&:user/' >etc/group")
+            .config(json!({"User": "user"})),
+        trick("labels", "CVE-2026-53488 CVE-2022-0811", "labels that a launcher would take for orders", End::Confined)
+            .config(json!({"Labels": {"io.kubernetes.cri-o.userns-mode": "host", "run.oci.hooks": "$(touch /var/tmp/utsuwa-hostile-canary)", "io.containerd.image.sysctl": "kernel.core_pattern=|/x"}})),
+        trick("home-lines", "CVE-2022-4318", "a home with a line for /etc/passwd in it", End::Confined)
+            .config(json!({"Env": ["HOME=/root\nevil:x:0:0::/:/bin/sh"]})),
         trick("passwd-pipe", "", "/etc/passwd is a pipe that nobody writes to", End::Fails(&["somebody"]))
             .script("rm etc/passwd && mkfifo etc/passwd")
             .config(json!({"User": "somebody"})),
@@ -152,6 +163,14 @@ fn images_that_attack_at_start() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // A setuid file of an image must be nothing that a user of the host can execute (CVE-2021-41091).
+    let images = server.data_dir().join("images");
+    let seen = Command::new("setpriv")
+        .args(["--reuid", "1000", "--regid", "1000", "--clear-groups", "ls"])
+        .arg(&images)
+        .output()
+        .unwrap();
+    assert!(images.is_dir() && !seen.status.success(), "{seen:?}");
     assert_eq!(core_pattern(), before);
     assert!(!Path::new("/var/tmp/utsuwa-hostile-canary").exists());
     server.finish();

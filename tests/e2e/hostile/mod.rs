@@ -7,6 +7,8 @@ mod attempts;
 mod bombs;
 mod controls;
 mod images;
+mod not_here;
+mod page;
 mod walls;
 mod world;
 
@@ -20,6 +22,9 @@ use crate::harness::{can_run, skip};
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Attempt {
     pub(crate) name: String,
+    pub(crate) what: String,
+    /// Published cases with this mechanism.
+    pub(crate) cve: String,
     /// Every wall that stops it by itself.
     pub(crate) walls: Vec<String>,
 }

@@ -137,6 +137,8 @@ fn without(
     if let Some(outcome) = overwrite_launcher(&server, folder, tricks.path()) {
         let attempt = Attempt {
             name: LAUNCHER.to_owned(),
+            what: String::new(),
+            cve: String::new(),
             walls: vec!["user-namespace".to_owned()],
         };
         let detail = String::new();

@@ -21,7 +21,6 @@ use crate::harness::{Server, until};
 /// Where everything that could be reached listens, instances too.
 const PORT: u16 = 8080;
 const HOST: &str = "10.66.200.2";
-const HOST6: &str = "2001:db8:66::2";
 /// What is behind the cable: one public address as a control, the rest closed to instances.
 const ADDRESSES: [&str; 12] = [
     "203.0.113.1",
@@ -176,12 +175,13 @@ impl World {
             |device| device != "lo" && !device.starts_with("eth0"),
         );
         format!(
-            "port={PORT}&loopback={}&api={}&host={HOST}&host6={HOST6}&gateway={gateway}&peer={}&peer6={}&{}",
+            "port={PORT}&loopback={}&api={}&host={HOST}&gateway={gateway}&peer={}&peer6={}&{}{}",
             self.loopback,
             server.api.port(),
             inside("-4"),
             inside("-6"),
             self.bait_at,
+            if has_resource() { "&resource=1" } else { "" },
         )
     }
 
@@ -209,6 +209,13 @@ impl Drop for World {
             drop(Command::new("ip").args(["netns", "delete", name]).status());
         }
     }
+}
+
+/// Whether root here may set what only `CAP_SYS_RESOURCE` may; some hosts take it away.
+fn has_resource() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    u64::from_str_radix(line.unwrap().trim(), 16).unwrap() & (1 << 24) != 0
 }
 
 /// The first address in the output of `ip -brief address`, without its prefix length, of a device that is wanted.

@@ -29,12 +29,18 @@ use tree::{
 };
 
 use super::process::write_file;
+use super::walls::Wall;
 use crate::spawner::SpawnError;
 
 /// CPU quota is given per this many microseconds: the kernel's default, and what Kubernetes uses.
 const CPU_PERIOD_US: u64 = 100_000;
 /// The kernel refuses quotas below 1 ms.
 const CPU_QUOTA_FLOOR_US: u64 = 1_000;
+
+/// Part of the memory limit that buffers of connections may take (v1): beyond it the kernel keeps windows small.
+const SOCKETS_SHARE: u64 = 4;
+/// The same until the limits are known. The first limit of the machine changes the kernel's code: never on a wake.
+const SOCKETS_AT_FIRST: u64 = 16 << 20;
 
 /// The tree of one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -223,7 +229,13 @@ impl SandboxCgroup {
         self.tree
             .directories()
             .into_iter()
-            .try_for_each(make_directory)
+            .try_for_each(make_directory)?;
+        match &self.tree {
+            Tree::V1 { memory, .. } if Wall::Cgroup.stands() => {
+                limit_sockets(memory, SOCKETS_AT_FIRST)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// For `CLONE_INTO_CGROUP`; `None` on v1.
@@ -300,6 +312,7 @@ impl SandboxCgroup {
                     write_file(memory.join("memory.memsw.limit_in_bytes"), &memory_bytes),
                     memory,
                 )?;
+                limit_sockets(memory, limits.memory.0 / SOCKETS_SHARE)?;
                 write(pids.join("pids.max"), limits.pids.to_string())
             }
         }
@@ -372,6 +385,12 @@ impl SandboxCgroup {
     pub fn remove(&self) -> Result<(), SpawnError> {
         remove_directories(&self.tree)
     }
+}
+
+/// What the kernel keeps for TCP connections is counted apart from memory on v1, and not at all until it has a limit.
+fn limit_sockets(memory: &Path, bytes: u64) -> Result<(), SpawnError> {
+    let file = memory.join("memory.kmem.tcp.limit_in_bytes");
+    optional(write_file(file, &bytes.to_string()), memory)
 }
 
 fn optional(result: io::Result<()>, directory: &Path) -> Result<(), SpawnError> {

@@ -42,6 +42,7 @@ fn every_number_gets_the_verdict_of_the_list() {
     for number in 0..=i64::from(NEWEST_KNOWN) + 100 {
         let special = [
             libc::SYS_clone3,
+            libc::SYS_io_setup,
             libc::SYS_clone,
             libc::SYS_unshare,
             libc::SYS_personality,
@@ -88,10 +89,13 @@ fn the_dangerous_are_not_on_the_list() {
             "call {number}"
         );
     }
-    assert_eq!(
-        run(&program, OUR_ARCHITECTURE, libc::SYS_clone3, [0; 3]),
-        ERRNO | ENOSYS
-    );
+    for number in [libc::SYS_clone3, libc::SYS_io_setup] {
+        assert_eq!(
+            run(&program, OUR_ARCHITECTURE, number, [0; 3]),
+            ERRNO | ENOSYS,
+            "call {number}"
+        );
+    }
 }
 
 #[test]
