@@ -201,7 +201,7 @@ pub(super) fn image_of(settings: &Settings, app: &App, server: &Server) -> anyho
     Ok(String::from_utf8(loaded.stdout)?.trim().to_owned())
 }
 
-fn drop_caches() -> anyhow::Result<()> {
+pub(super) fn drop_caches() -> anyhow::Result<()> {
     std::fs::write("/proc/sys/vm/drop_caches", "3").context("drop caches")
 }
 

@@ -2,11 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
+use super::rest::{mib, pss_kib};
 use super::server::Server;
 use super::stats::{Series, table};
 use super::{Settings, cold, http};
+
+/// Deploys under way at once while a server is filled; what is measured afterwards is one after the other.
+const DEPLOYERS: usize = 4;
 
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
     let few = with_services(settings, 10)?;
@@ -42,9 +46,14 @@ struct Figures {
 fn with_services(settings: &Settings, count: usize) -> anyhow::Result<Figures> {
     let server = Server::start(settings, "many", &[])?;
     let names: Vec<String> = (0..count).map(|i| format!("many-{i}")).collect();
-    for name in &names {
-        server.deploy(name, "utsuwa.local/hello", "6s", "512Mi")?;
-    }
+    let (started, before) = (Instant::now(), pss_kib(server.pid())?);
+    deploy_all(&server, &names)?;
+    crate::say(&format!(
+        "{count} services deployed in {:.1} s, {DEPLOYERS} at once; the server has {:.0} MiB (PSS), {:.0} before",
+        started.elapsed().as_secs_f64(),
+        mib(pss_kib(server.pid())?),
+        mib(before),
+    ));
     server.until_asleep(names.iter().rev().take(100).map(String::as_str))?;
     let (mut list, mut deploy, mut first) =
         (Series::default(), Series::default(), Series::default());
@@ -66,18 +75,33 @@ fn with_services(settings: &Settings, count: usize) -> anyhow::Result<Figures> {
     for name in names.iter().take(10) {
         first.push(server.call(name, "/")?);
     }
-    let pss = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", server.pid()))?;
-    let kib: f64 = pss
-        .lines()
-        .find_map(|l| l.strip_prefix("Pss:"))
-        .and_then(|l| l.split_whitespace().next())
-        .and_then(|n| n.parse().ok())
-        .context("Pss")?;
     Ok(Figures {
         list: list.ms(50),
         deploy: deploy.ms(50),
         first: first.ms(50),
-        memory: kib / 1024.0,
+        memory: mib(pss_kib(server.pid())?),
+    })
+}
+
+/// Several at once: ten thousand one after the other would take most of the time waiting.
+fn deploy_all(server: &Server, names: &[String]) -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..DEPLOYERS)
+            .map(|first| {
+                scope.spawn(move || -> anyhow::Result<()> {
+                    for name in names.iter().skip(first).step_by(DEPLOYERS) {
+                        server.deploy(name, "utsuwa.local/hello", "6s", "512Mi")?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        for running in running {
+            running
+                .join()
+                .map_err(|_| anyhow::anyhow!("a caller panicked"))??;
+        }
+        Ok(())
     })
 }
 
@@ -117,26 +141,11 @@ pub(crate) fn twenty(settings: &Settings) -> anyhow::Result<String> {
 }
 
 fn two_hundred(server: &Server) -> anyhow::Result<(usize, usize)> {
-    let parent = "/run/v2/projects/demo/locations/asia-northeast1";
-    let body = serde_json::json!({"invokerIamDisabled": true, "template": {
+    let template = serde_json::json!({
         "annotations": {"autoscaling.knative.dev/window": "6s"},
         "maxInstanceRequestConcurrency": 80, "scaling": {"maxInstanceCount": 2},
-        "containers": [{"image": "utsuwa.local/hello"}]}});
-    let (status, answer) = http::send(
-        server.api,
-        "POST",
-        &format!("{parent}/services?serviceId=burst"),
-        &body.to_string(),
-    )?;
-    if status != 200 {
-        bail!("deploy burst: {status} {answer}");
-    }
-    let operation: serde_json::Value = serde_json::from_str(&answer)?;
-    let wait = format!(
-        "/run/v2/{}:wait",
-        operation["name"].as_str().context("operation")?
-    );
-    http::send(server.api, "POST", &wait, "{\"timeout\":\"30s\"}")?;
+        "containers": [{"image": "utsuwa.local/hello"}]});
+    server.deploy_template("burst", &template)?;
     server.until_asleep(std::iter::once("burst"))?;
     let mut most = 0;
     let answered = std::thread::scope(|scope| {

@@ -4,11 +4,15 @@
 //! code; p50, p95 and p99; quiet and with both CPUs busy; warm and with dropped caches. Ratios count, absolute times don't.
 //! Load goes to loopback only, is bounded, and everything started here is ended here by its process id.
 
+mod burst;
 mod cold;
+mod density;
 mod http;
+mod kernel;
 mod many;
 mod peers;
 mod pull;
+mod rate;
 mod rest;
 mod server;
 mod stats;
@@ -26,6 +30,10 @@ pub(crate) struct Settings {
     pub work: PathBuf,
     pub rounds: usize,
     pub many: usize,
+    /// Idle instances of the section `density`.
+    pub idle: usize,
+    /// How long the section `rate` starts and stops sandboxes.
+    pub seconds: u64,
     pub sections: Vec<String>,
     /// Conditions of the cold starts: `quiet`, `busy`, `dropped`.
     pub conditions: Vec<String>,
@@ -35,7 +43,9 @@ pub(crate) struct Settings {
     pub flask: Option<PathBuf>,
 }
 
-const SECTIONS: &[&str] = &["cold", "tiers", "pull", "rest", "twenty", "many"];
+const SECTIONS: &[&str] = &[
+    "cold", "tiers", "pull", "rest", "twenty", "burst", "rate", "density", "many",
+];
 
 pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
     let settings = parse(args)?;
@@ -53,6 +63,9 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
             "pull" => pull::run(&settings),
             "rest" => rest::run(&settings),
             "twenty" => many::twenty(&settings),
+            "burst" => burst::run(&settings),
+            "rate" => rate::run(&settings),
+            "density" => density::run(&settings),
             _ => many::run(&settings),
         }
         .with_context(|| format!("section {section}"))?;
@@ -73,6 +86,8 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
         work: PathBuf::from("target/bench"),
         rounds: 50,
         many: 1000,
+        idle: 500,
+        seconds: 60,
         sections: SECTIONS.iter().map(|s| (*s).to_owned()).collect(),
         conditions: ["quiet", "busy", "dropped"].map(str::to_owned).to_vec(),
         apps: ["hello", "flask"].map(str::to_owned).to_vec(),
@@ -88,12 +103,14 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
             "--work" => settings.work = PathBuf::from(value),
             "--rounds" => settings.rounds = value.parse().context("--rounds")?,
             "--many" => settings.many = value.parse().context("--many")?,
+            "--idle" => settings.idle = value.parse().context("--idle")?,
+            "--seconds" => settings.seconds = value.parse().context("--seconds")?,
             "--flask" => settings.flask = Some(PathBuf::from(value)),
             "--conditions" => settings.conditions = value.split(',').map(str::to_owned).collect(),
             "--apps" => settings.apps = value.split(',').map(str::to_owned).collect(),
             "--only" => settings.sections = value.split(',').map(str::to_owned).collect(),
             other => bail!(
-                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --flask, --conditions quiet,busy,dropped, --apps hello,flask, --only {}",
+                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --idle, --seconds, --flask, --conditions quiet,busy,dropped, --apps hello,flask, --only {}",
                 SECTIONS.join(",")
             ),
         }

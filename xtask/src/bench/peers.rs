@@ -88,23 +88,8 @@ impl Peer {
         let mut command = match self {
             Self::Bare => bare(app, &env),
             Self::Bubblewrap => bubblewrap(app, &env),
-            Self::Crun | Self::Runc => oci(
-                if self == Self::Crun { "crun" } else { "runc" },
-                app,
-                &env,
-                work,
-                &name,
-            )?,
-            Self::Podman | Self::Docker => engine(
-                if self == Self::Podman {
-                    "podman"
-                } else {
-                    "docker"
-                },
-                app,
-                port,
-                &name,
-            ),
+            Self::Crun | Self::Runc => oci(self.program(), app, &env, work, &name)?,
+            Self::Podman | Self::Docker => engine(self.program(), app, port, &name),
         };
         // A file: nobody has to read it, so the program can't wait for us.
         let said = work.join("peer.stderr");
@@ -126,6 +111,38 @@ impl Peer {
         });
         self.end(&mut child, &name);
         took
+    }
+
+    /// Runs `app` until it ends by itself, which its environment must make it do, and removes what is left of it. Its command
+    /// may be run again and again, and beside one with another `name`.
+    pub(crate) fn to_the_end(self, app: &App, work: &Path, name: &str) -> anyhow::Result<Command> {
+        let program = self.program();
+        let mut command = match self {
+            Self::Bare => bare(app, &app.env),
+            Self::Bubblewrap => bubblewrap(app, &app.env),
+            Self::Crun | Self::Runc => {
+                let work = work.join(name);
+                std::fs::create_dir_all(&work)?;
+                oci(program, app, &app.env, &work, name)?
+            }
+            Self::Podman | Self::Docker => engine(program, app, 8080, name),
+        };
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        Ok(command)
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Self::Bare => "",
+            Self::Bubblewrap => "bwrap",
+            Self::Crun => "crun",
+            Self::Runc => "runc",
+            Self::Podman => "podman",
+            Self::Docker => "docker",
+        }
     }
 
     /// Ends what was started here.
@@ -253,6 +270,9 @@ fn engine(program: &str, app: &App, port: u16, name: &str) -> Command {
         "--env",
         &format!("PORT={port}"),
     ]);
+    for variable in &app.env {
+        command.args(["--env", variable]);
+    }
     command.arg(format!("localhost/utsuwa-bench-{}:latest", app.name));
     command
 }

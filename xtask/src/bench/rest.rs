@@ -32,12 +32,12 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-fn mib(kib: u64) -> f64 {
+pub(super) fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
 /// Every process that runs our program: the server, its keeper, spawners and pooled sandboxes.
-fn ours(server: u32, program: &str) -> anyhow::Result<Vec<(u32, String)>> {
+pub(super) fn ours(server: u32, program: &str) -> anyhow::Result<Vec<(u32, String)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")?.filter_map(Result::ok) {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
@@ -63,7 +63,7 @@ fn ours(server: u32, program: &str) -> anyhow::Result<Vec<(u32, String)>> {
     Ok(found)
 }
 
-fn pss_kib(pid: u32) -> anyhow::Result<u64> {
+pub(super) fn pss_kib(pid: u32) -> anyhow::Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     text.lines()

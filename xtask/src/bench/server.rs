@@ -15,7 +15,7 @@ use super::{Settings, http};
 pub(crate) struct Server {
     child: Child,
     program: PathBuf,
-    data: PathBuf,
+    pub data: PathBuf,
     pub api: SocketAddr,
     pub http: SocketAddr,
 }
@@ -71,6 +71,13 @@ impl Server {
         self.child.id()
     }
 
+    /// Kills the server; its keeper and all that runs stay.
+    pub(crate) fn kill_only_the_server(&mut self) -> anyhow::Result<()> {
+        self.child.kill().context("kill the server")?;
+        self.child.wait().context("wait for the server")?;
+        Ok(())
+    }
+
     /// Deploys a public service and waits until it serves; answers the time.
     pub(crate) fn deploy(
         &self,
@@ -79,10 +86,19 @@ impl Server {
         window: &str,
         memory: &str,
     ) -> anyhow::Result<Duration> {
-        let parent = "/run/v2/projects/demo/locations/asia-northeast1";
-        let body = serde_json::json!({"invokerIamDisabled": true, "template": {
+        self.deploy_template(name, &serde_json::json!({
             "annotations": {"autoscaling.knative.dev/window": window},
-            "containers": [{"image": image, "resources": {"limits": {"memory": memory, "cpu": "1"}, "cpuIdle": true, "startupCpuBoost": true}}]}});
+            "containers": [{"image": image, "resources": {"limits": {"memory": memory, "cpu": "1"}, "cpuIdle": true, "startupCpuBoost": true}}]}))
+    }
+
+    /// The same with a template of its own.
+    pub(crate) fn deploy_template(
+        &self,
+        name: &str,
+        template: &serde_json::Value,
+    ) -> anyhow::Result<Duration> {
+        let parent = "/run/v2/projects/demo/locations/asia-northeast1";
+        let body = serde_json::json!({"invokerIamDisabled": true, "template": template});
         let started = Instant::now();
         let (status, answer) = http::send(
             self.api,

@@ -11,6 +11,10 @@ impl Series {
         self.0.push(sample);
     }
 
+    pub(crate) fn append(&mut self, other: &Self) {
+        self.0.extend_from_slice(&other.0);
+    }
+
     /// The value below which `percent` of the samples lie, in milliseconds; NaN without samples.
     pub(crate) fn ms(&self, percent: usize) -> f64 {
         let mut sorted = self.0.clone();

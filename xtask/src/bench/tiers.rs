@@ -102,7 +102,7 @@ fn one(settings: &Settings, app: &App) -> anyhow::Result<String> {
 }
 
 /// Until the instance of each of `names` is in `state`.
-fn until(server: &Server, names: &[String], state: &str) -> anyhow::Result<()> {
+pub(super) fn until(server: &Server, names: &[String], state: &str) -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     for name in names {
         loop {

@@ -1,0 +1,206 @@
+//! Many idle instances: what each costs beyond its app.
+//!
+//! What is used is what the kernel says isn't free, before and after, with the caches dropped both times: so everything counts that
+//! an instance takes, whoever holds it. The same with as many bare processes of the same program says what of it is the app. Services
+//! are deployed and asleep before; what a service costs is not in it (section `many`).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::Settings;
+use super::cold::{drop_caches, hello};
+use super::rest::{ours, pss_kib};
+use super::server::Server;
+use super::stats::table;
+use super::tiers;
+
+/// What the pool of sandboxes remembers, and some: it is as large before as after then.
+const POOL_AT_REST: Duration = Duration::from_secs(12);
+/// Longest wait for all bare processes to listen.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Kinds of kernel memory in /proc/meminfo. They overlap in part (stacks are in vmalloc): each for itself, never summed up.
+const KINDS: [&str; 5] = ["Slab", "PageTables", "KernelStack", "Percpu", "VmallocUsed"];
+
+/// In KiB.
+#[derive(Debug, Default)]
+struct Memory {
+    used: i64,
+    kinds: BTreeMap<&'static str, i64>,
+    /// PSS of all processes of our program.
+    ours: i64,
+    /// PSS of the apps.
+    apps: i64,
+}
+
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
+    let bare = bare(settings)?;
+    let utsuwa = utsuwa(settings)?;
+    let rows: Vec<Vec<String>> = [
+        ("bare process", &bare),
+        ("utsuwa, idle and frozen", &utsuwa),
+    ]
+    .into_iter()
+    .map(|(name, memory)| row(name, memory, settings.idle))
+    .collect();
+    let mut head = vec!["", "all", "app (PSS)", "all − app", "our processes (PSS)"];
+    head.extend(KINDS);
+    Ok(format!(
+        "\n## {} idle instances of hello: KiB for each (promised: under 1,024 beyond the app)\n{}beyond the same app as a bare process: {:.0} KiB each\n",
+        settings.idle,
+        table(&head, &rows),
+        each(utsuwa.used - bare.used, settings.idle),
+    ))
+}
+
+fn row(name: &str, memory: &Memory, count: usize) -> Vec<String> {
+    let each = |kib: i64| format!("{:.0}", each(kib, count));
+    let mut row = vec![
+        name.to_owned(),
+        each(memory.used),
+        each(memory.apps),
+        each(memory.used - memory.apps),
+        each(memory.ours),
+    ];
+    row.extend(
+        KINDS
+            .iter()
+            .map(|kind| each(memory.kinds.get(kind).copied().unwrap_or(0))),
+    );
+    row
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown without decimals")]
+fn each(kib: i64, count: usize) -> f64 {
+    kib as f64 / count.max(1) as f64
+}
+
+/// What `after` has more than `before`.
+fn more(before: &Memory, after: &Memory) -> Memory {
+    let kinds = after.kinds.iter().map(|(kind, kib)| {
+        let then = before.kinds.get(kind).copied().unwrap_or(0);
+        (*kind, kib - then)
+    });
+    Memory {
+        used: after.used - before.used,
+        kinds: kinds.collect(),
+        ours: after.ours - before.ours,
+        apps: after.apps - before.apps,
+    }
+}
+
+/// With `ours` and `apps` as the processes that are ours and the apps'.
+fn memory(ours: &[u32], apps: &[u32]) -> anyhow::Result<Memory> {
+    drop_caches()?;
+    let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    let kib = |name: &str| -> anyhow::Result<i64> {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+            .with_context(|| format!("/proc/meminfo: no {name}"))
+    };
+    let sum = |pids: &[u32]| -> anyhow::Result<i64> {
+        let mut all = 0;
+        for pid in pids {
+            all += i64::try_from(pss_kib(*pid)?)?;
+        }
+        Ok(all)
+    };
+    let mut kinds = BTreeMap::new();
+    for kind in KINDS {
+        kinds.insert(kind, kib(kind)?);
+    }
+    Ok(Memory {
+        used: kib("MemTotal")? - kib("MemFree")?,
+        kinds,
+        ours: sum(ours)?,
+        apps: sum(apps)?,
+    })
+}
+
+fn utsuwa(settings: &Settings) -> anyhow::Result<Memory> {
+    let server = Server::start(settings, "density", &[])?;
+    let names: Vec<String> = (0..settings.idle).map(|i| format!("idle-{i}")).collect();
+    for name in &names {
+        server.deploy(name, "utsuwa.local/hello", "3600s", "128Mi")?;
+    }
+    server.until_asleep(names.iter().map(String::as_str))?;
+    std::thread::sleep(POOL_AT_REST);
+    let ours = || -> anyhow::Result<Vec<u32>> {
+        let all = ours(server.pid(), &settings.utsuwa.to_string_lossy())?;
+        Ok(all.into_iter().map(|(pid, _)| pid).collect())
+    };
+    let before = memory(&ours()?, &[])?;
+    for name in &names {
+        server.call(name, "/")?;
+    }
+    tiers::until(&server, &names, "frozen")?;
+    std::thread::sleep(POOL_AT_REST);
+    let mut apps = Vec::new();
+    for name in &names {
+        for (_, pid) in server.instances(name)? {
+            apps.push(u32::try_from(pid)?);
+        }
+    }
+    if apps.len() != names.len() {
+        bail!("{} instances instead of {}", apps.len(), names.len());
+    }
+    Ok(more(&before, &memory(&ours()?, &apps)?))
+}
+
+/// As many bare processes of the same program.
+#[derive(Debug)]
+struct Bare(Vec<Child>);
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+fn bare(settings: &Settings) -> anyhow::Result<Memory> {
+    let app = hello(settings)?;
+    let said = settings.work.join("density-bare.log");
+    let log = File::create(&said)?;
+    let before = memory(&[], &[])?;
+    let mut bare = Bare(Vec::new());
+    for _ in 0..settings.idle {
+        let child = Command::new(app.root.join("hello"))
+            .env_clear()
+            .env("PATH", "/")
+            // Any free port.
+            .env("PORT", "0")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start hello")?;
+        bare.0.push(child);
+    }
+    until_listening(&said, settings.idle)?;
+    let apps: Vec<u32> = bare.0.iter().map(Child::id).collect();
+    Ok(more(&before, &memory(&[], &apps)?))
+}
+
+/// Until `count` lines say that somebody listens.
+fn until_listening(said: &Path, count: usize) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let text = std::fs::read_to_string(said)?;
+        let listening = text.matches("hello listens").count();
+        if listening >= count {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{listening} of {count} processes listen");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
