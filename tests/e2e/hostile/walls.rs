@@ -92,6 +92,13 @@ fn removed_walls_let_exactly_their_attempts_through() {
         proven.len()
     );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // A program that finds nothing it needs would else pass as one that nobody lets through.
+    assert!(
+        proven.len() >= 4 * unprovable.len(),
+        "{} attempts are proven, {} can't be",
+        proven.len(),
+        unprovable.len()
+    );
     for wall in REMOVABLE {
         assert!(
             attempts

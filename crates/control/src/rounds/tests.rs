@@ -1,5 +1,9 @@
 use std::collections::VecDeque;
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::queue::{LONGEST_BACKOFF, OTHER_SLOTS, REVISION_SLOTS, backoff};
 use super::*;
 
 #[derive(Debug, Default)]
