@@ -178,6 +178,39 @@ async fn an_outcome_that_somebody_else_wrote_is_taken_in() {
     assert!(house.driver.running().is_empty(), "asleep like any other");
 }
 
+/// The same with a failure, after the service was looked at: it says that its deploy is under way, and is told otherwise.
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_somebody_else_wrote_is_taken_in() {
+    let house = House::new().await;
+    house.images.put("hello:1");
+    house.door.listens(Listens::NotYet);
+    let key = house.create("hello", template("hello:1")).await;
+    house
+        .until("started", |h| h.driver.running().len() == 1)
+        .await;
+    house.rest().await;
+    assert_eq!(house.ready(&key), Some(ConditionState::Unknown));
+    let revision = house.store.revisions_of(&key).expect("store")[0]
+        .key
+        .clone();
+    house
+        .store
+        .update_revision(&revision, |stored| {
+            stored.status.outcome = utsuwa_model::revision::Outcome::Failed {
+                reason: "ContainerMissing".to_owned(),
+                message: "nowhere".to_owned(),
+            };
+            true
+        })
+        .await
+        .expect("written");
+    // A pass over the revision, and over nothing else.
+    house.control.changed(&revision);
+    house.until_failed(&key).await;
+    house.rest().await;
+    assert!(house.driver.running().is_empty());
+}
+
 /// The time a proof may take counts from the start of its instance, which the driver knows, however often the server begins.
 #[tokio::test(start_paused = true)]
 async fn a_restart_gives_a_proof_no_new_time() {
