@@ -287,13 +287,14 @@ async fn an_old_list_makes_nobody_forget_the_frozen() {
     house.rest().await;
     let (open, gate) = tokio::sync::watch::channel(false);
     let held = Arc::new(AtomicUsize::new(0));
-    let lists = Arc::clone(&held);
+    let frozen = Arc::new(AtomicUsize::new(0));
+    let (lists, freezes) = (Arc::clone(&held), Arc::clone(&frozen));
     house.driver.gate(Some(Arc::new(move |what: &str| {
-        let (mut gate, lists) = (gate.clone(), Arc::clone(&lists));
-        let list = what == "list";
+        let (mut gate, list) = (gate.clone(), what == "list");
+        lists.fetch_add(usize::from(list), Ordering::SeqCst);
+        freezes.fetch_add(usize::from(what.starts_with("freeze")), Ordering::SeqCst);
         async move {
             if list {
-                lists.fetch_add(1, Ordering::SeqCst);
                 drop(gate.wait_for(|open| *open).await);
             }
         }
@@ -306,10 +307,8 @@ async fn an_old_list_makes_nobody_forget_the_frozen() {
     assert_eq!(tier(&house, &id), Tier::Frozen);
     open.send(true).expect("somebody waits");
     house.rest().await;
-    let state = &house.control.explain(&key.service)[0].instances[0].state;
-    assert_eq!(state, "frozen");
-    house.door.arrive(&key, 1);
-    house.until("thawed", |h| tier(h, &id) == Tier::Awake).await;
+    // A request may come before what was forgotten is frozen again.
+    assert_eq!(frozen.load(Ordering::SeqCst), 1, "nothing was forgotten");
 }
 
 /// Whatever is believed: who asks for a thaw has a request in there.

@@ -17,8 +17,7 @@ pub(crate) use startable::route_of;
 pub(crate) use status::{failure_words, make, newborn, ready_words};
 
 use utsuwa_model::revision::{Outcome, Revision};
-use utsuwa_model::service::Service;
-use utsuwa_model::{ConditionState, RevisionKey, condition};
+use utsuwa_model::{ConditionState, RevisionKey, ServiceKey, condition};
 
 use crate::core::Core;
 use crate::rounds::{PassError, Priority, Report};
@@ -39,10 +38,9 @@ impl Core {
         };
         match &revision.status.outcome {
             Outcome::Failed { reason, .. } => {
-                // The failure may be the last write of a server that ended, arrived after its service was looked at: that the
-                // deploy is under way may be written already, by either server.
-                let unseen = self.end_revision(key);
-                if unseen || self.store.service(&key.service)?.is_some_and(|s| waits(&s)) {
+                self.end_revision(key);
+                // The failure may be the last write of a server that ended, arrived after its service was looked at.
+                if self.service_waits(&key.service)? {
                     self.ask_service(&key.service);
                 }
                 Ok(Report {
@@ -132,23 +130,29 @@ impl Core {
         Ok(())
     }
 
-    /// Nothing of it shall run any more. `true`: until now it should.
-    pub(crate) fn end_revision(&self, key: &RevisionKey) -> bool {
-        let before = self.world.revision(key, |state| {
+    /// Whether what became of a deploy is not told yet. That one is under way may have been, before it failed.
+    fn service_waits(&self, key: &ServiceKey) -> Result<bool, PassError> {
+        let Some(service) = self.store.service(key)? else {
+            return Ok(false);
+        };
+        let (status, generation) = (&service.status, service.meta.generation);
+        let ready = condition::find(&status.conditions, "Ready");
+        Ok(status.observed_generation < generation
+            || ready.is_none_or(|ready| ready.state == ConditionState::Unknown)
+            || !self
+                .store
+                .unanswered(&service.meta.uid, generation)?
+                .is_empty())
+    }
+
+    /// Nothing of it shall run any more.
+    pub(crate) fn end_revision(&self, key: &RevisionKey) {
+        let known = self.world.revision(key, |state| {
+            state.stage = Stage::Ended;
             state.routed = false;
-            std::mem::replace(&mut state.stage, Stage::Ended)
         });
-        if before.is_some() {
+        if known.is_some() {
             self.ask_instances(key, Priority::Soon);
         }
-        before.is_some_and(|before| before != Stage::Ended)
     }
-}
-
-/// Whether what became of its newest deploy is not written yet.
-fn waits(service: &Service) -> bool {
-    let status = &service.status;
-    let ready = condition::find(&status.conditions, "Ready");
-    status.observed_generation < service.meta.generation
-        || ready.is_none_or(|ready| ready.state == ConditionState::Unknown)
 }
