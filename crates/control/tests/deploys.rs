@@ -178,6 +178,69 @@ async fn an_outcome_that_somebody_else_wrote_is_taken_in() {
     assert!(house.driver.running().is_empty(), "asleep like any other");
 }
 
+fn trouble() -> ImageError {
+    ImageError {
+        reason: "ContainerMissing".to_owned(),
+        message: "connection reset".to_owned(),
+        transient: true,
+    }
+}
+
+/// The last revision's failure, written by somebody else; its own next pass is the only one that sees it.
+async fn fails_elsewhere(house: &House, key: &utsuwa_model::ServiceKey, generation: u64) {
+    let made = house.store.revisions_of(key).expect("store");
+    let made = made.iter().find(|r| r.service_generation == generation);
+    house
+        .store
+        .update_revision(&made.expect("made").key, |stored| {
+            stored.status.outcome = utsuwa_model::revision::Outcome::Failed {
+                reason: "ContainerMissing".to_owned(),
+                message: "nowhere".to_owned(),
+            };
+            true
+        })
+        .await
+        .expect("written");
+    house.pass_time(Duration::from_secs(2)).await;
+}
+
+/// The same with a failure, after the service was looked at: it says that its deploy is under way, and is told otherwise.
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_somebody_else_wrote_is_taken_in() {
+    let house = House::new().await;
+    house.images.refuse("hello:1", trouble());
+    let key = house.create("hello", template("hello:1")).await;
+    house
+        .until("under way", |h| {
+            h.ready(&key) == Some(ConditionState::Unknown)
+        })
+        .await;
+    house.rest().await;
+    fails_elsewhere(&house, &key, 1).await;
+    assert_eq!(house.ready(&key), Some(ConditionState::False));
+}
+
+/// And with that of a deploy that was overtaken.
+#[tokio::test(start_paused = true)]
+async fn an_overtaken_failure_that_somebody_else_wrote_is_answered() {
+    let (house, key, _) = hello().await;
+    house.images.refuse("hello:2", trouble());
+    for image in ["hello:2", "hello:1"] {
+        house
+            .update(&key, |s| s.spec.template = template(image))
+            .await;
+        house.rest().await;
+    }
+    house.until_ready(&key).await;
+    fails_elsewhere(&house, &key, 2).await;
+    let outcome = house.store.operation("uid-hello-2").expect("store");
+    let outcome = outcome.expect("there").1;
+    assert!(
+        matches!(outcome, Some(GenerationOutcome::Failed { .. })),
+        "{outcome:?}"
+    );
+}
+
 /// The time a proof may take counts from the start of its instance, which the driver knows, however often the server begins.
 #[tokio::test(start_paused = true)]
 async fn a_restart_gives_a_proof_no_new_time() {
@@ -233,12 +296,7 @@ async fn how_long_the_proof_took_survives_a_restart() {
 #[tokio::test(start_paused = true)]
 async fn an_interrupted_deploy_outlives_a_short_trouble_of_the_registry() {
     let mut house = House::new().await;
-    let trouble = ImageError {
-        reason: "ContainerMissing".to_owned(),
-        message: "connection reset".to_owned(),
-        transient: true,
-    };
-    house.images.refuse("hello:1", trouble);
+    house.images.refuse("hello:1", trouble());
     let key = house.create("hello", template("hello:1")).await;
     house
         .until("under way", |h| {

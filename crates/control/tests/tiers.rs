@@ -12,8 +12,8 @@ use house::{House, template};
 use utsuwa_model::instance::Tier;
 use utsuwa_model::service::RevisionTemplate;
 use utsuwa_model::{InstanceId, RevisionKey};
-use utsuwa_runtime::DriverError;
 use utsuwa_runtime::fake::Call;
+use utsuwa_runtime::{Driver, DriverError};
 
 /// A service with one instance that stays.
 async fn one(template: RevisionTemplate) -> (House, RevisionKey, InstanceId) {
@@ -277,4 +277,70 @@ async fn a_freeze_of_what_is_gone_is_not_repeated_at_once() {
     // One failed; the other 49 are still to come, each after a pause.
     house.pass_time(Duration::from_secs(20)).await;
     assert_eq!(tier(&house, &id), Tier::Awake);
+}
+
+/// The slow sweep's list was made before the freeze and arrives after it.
+#[tokio::test(start_paused = true)]
+async fn an_old_list_makes_nobody_forget_the_frozen() {
+    let (house, key, id) = one(template("hello:1")).await;
+    house.door.arrive(&key, 1);
+    house.rest().await;
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let held = Arc::new(AtomicUsize::new(0));
+    let frozen = Arc::new(AtomicUsize::new(0));
+    let (lists, freezes) = (Arc::clone(&held), Arc::clone(&frozen));
+    house.driver.gate(Some(Arc::new(move |what: &str| {
+        let (mut gate, list) = (gate.clone(), what == "list");
+        lists.fetch_add(usize::from(list), Ordering::SeqCst);
+        freezes.fetch_add(usize::from(what.starts_with("freeze")), Ordering::SeqCst);
+        async move {
+            if list {
+                drop(gate.wait_for(|open| *open).await);
+            }
+        }
+        .boxed()
+    })));
+    house.pass_time(Duration::from_secs(330)).await;
+    assert!(held.load(Ordering::SeqCst) > 0, "the sweep has begun");
+    house.door.finish(&key);
+    house.pass_time(Duration::from_secs(4)).await;
+    assert_eq!(tier(&house, &id), Tier::Frozen);
+    open.send(true).expect("somebody waits");
+    house.rest().await;
+    // A request may come before what was forgotten is frozen again.
+    assert_eq!(frozen.load(Ordering::SeqCst), 1, "nothing was forgotten");
+}
+
+/// Whatever is believed: who asks for a thaw has a request in there.
+#[tokio::test(start_paused = true)]
+async fn the_driver_is_asked_for_every_thaw() {
+    let (house, key, id) = one(template("hello:1")).await;
+    house.door.arrive(&key, 1);
+    house.rest().await;
+    house.driver.freeze(&id).await.expect("frozen");
+    house.control.thaw(&key, &id);
+    house.until("thawed", |h| tier(h, &id) == Tier::Awake).await;
+}
+
+/// A keeper of an earlier build knows neither freezing nor thawing.
+#[tokio::test(start_paused = true)]
+async fn a_thaw_that_is_refused_is_not_repeated() {
+    let (house, key, id) = one(template("hello:1")).await;
+    house.door.arrive(&key, 1);
+    house.rest().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let thaws = Arc::clone(&asked);
+    house.driver.gate(Some(Arc::new(move |what: &str| {
+        if what.starts_with("thaw") {
+            thaws.fetch_add(1, Ordering::SeqCst);
+        }
+        std::future::ready(()).boxed()
+    })));
+    for _ in 0..100 {
+        let refusal = DriverError::Refused("it knows no thaw".to_owned());
+        house.driver.fail_next(Call::Thaw, refusal);
+    }
+    house.control.thaw(&key, &id);
+    house.pass_time(Duration::from_secs(2)).await;
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
 }

@@ -298,8 +298,10 @@ impl Driver for FakeDriver {
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<InstanceObservation>, DriverError>> {
         async move {
+            // Looked at first: the world goes on while the answer is on its way.
+            let listed = self.inner.world.lock().running.values().cloned().collect();
             self.before(Call::List, "list").await?;
-            Ok(self.inner.world.lock().running.values().cloned().collect())
+            Ok(listed)
         }
         .boxed()
     }

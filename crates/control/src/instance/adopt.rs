@@ -2,11 +2,15 @@
 //!
 //! The world is observed (law 2): an instance of a revision that is routed or being proven is adopted, any other is stopped.
 
+use std::collections::BTreeMap;
+
 use utsuwa_decide::scale::ScalerState;
-use utsuwa_model::instance::{Exit, InstanceObservation, StartPhases};
+use utsuwa_model::instance::{Exit, InstanceObservation, StartPhases, Tier};
 use utsuwa_model::route::InstanceRoute;
+use utsuwa_model::{InstanceId, RevisionKey};
 use utsuwa_runtime::DriverError;
 
+use super::tiers::RestMark;
 use crate::core::Core;
 use crate::rounds::Priority;
 use crate::world::{Phase, Record, Stage};
@@ -69,8 +73,14 @@ impl Core {
     pub(crate) fn admit_adopted(&self, admitted: Vec<InstanceRoute>) {
         for route in admitted {
             let key = route.revision.clone();
-            // The probe may want an answer. It goes back to sleep in its time.
-            self.thaw(&key, &route.id);
+            let asleep = self.world.revision(&key, |state| {
+                let record = state.instances.get(&route.id);
+                record.is_some_and(|record| record.rest.tier != Tier::Awake)
+            });
+            if asleep == Some(true) {
+                // The probe may want an answer. It goes back to sleep in its time.
+                self.thaw(&key, &route.id);
+            }
             self.door.admit(route, StartPhases::default());
             self.ask_instances(&key, Priority::Soon);
         }
@@ -102,25 +112,24 @@ impl Core {
         // running before the list was made must be in it.
         let before = self.world.with(|inner| {
             let running = |(id, key): (&_, &_)| {
-                let phase = inner
+                let record = inner
                     .revisions
-                    .get::<utsuwa_model::RevisionKey>(key)?
+                    .get::<RevisionKey>(key)?
                     .instances
-                    .get::<utsuwa_model::InstanceId>(id)?
-                    .phase;
-                (phase == Phase::Running).then(|| id.clone())
+                    .get::<InstanceId>(id)?;
+                (record.phase == Phase::Running).then(|| (id.clone(), record.rest.mark()))
             };
             inner
                 .owners
                 .iter()
                 .filter_map(running)
-                .collect::<Vec<utsuwa_model::InstanceId>>()
+                .collect::<BTreeMap<InstanceId, RestMark>>()
         });
         let listed = self.driver.list().await?;
-        for id in before {
-            if !listed.iter().any(|found| found.id == id) {
+        for id in before.keys() {
+            if !listed.iter().any(|found| found.id == *id) {
                 let why = "it was gone when the server looked".to_owned();
-                self.ended(&id, &Exit::Unknown { why }, Vec::new());
+                self.ended(id, &Exit::Unknown { why }, Vec::new());
             }
         }
         let known = self.world.instance_ids();
@@ -130,8 +139,9 @@ impl Core {
                 let lost = self.world.revision(&found.revision, |state| {
                     let record = state.instances.get_mut(&found.id)?;
                     record.pid = pid;
-                    let lost = record.rest.learn(found.tier);
-                    Some(lost)
+                    // The list may be older than a step that was taken meanwhile.
+                    let same = before.get(&found.id) == Some(&record.rest.mark());
+                    Some(same && record.rest.learn(found.tier))
                 });
                 if lost.flatten() == Some(true) {
                     tracing::warn!(revision = %found.revision, instance = %found.id, "an instance is frozen that should be awake");

@@ -6,7 +6,7 @@
 //! Invariants:
 //! 1. The ingress has agreed before the driver is asked to freeze: from then on the next request asks for a thaw.
 //! 2. A thaw that comes while a freeze is under way is done again after it, so that the last word is the request's.
-//! 3. A thaw is repeated until it succeeds or the instance is gone: a request waits for it.
+//! 3. A thaw is repeated until it succeeds, is refused for good, or the instance is gone: a request waits for it.
 
 use std::time::Duration;
 
@@ -43,7 +43,24 @@ impl Steps {
     }
 }
 
+/// What every step changes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct RestMark {
+    tier: Tier,
+    steps: u32,
+    thaws: u64,
+}
+
 impl Rest {
+    /// The same later: no step was taken meanwhile.
+    pub(super) fn mark(&self) -> RestMark {
+        RestMark {
+            tier: self.tier,
+            steps: self.steps,
+            thaws: self.thaws,
+        }
+    }
+
     /// Takes in what the driver sees. `true`: it is frozen and nobody here knows of that.
     pub(super) fn learn(&mut self, seen: Tier) -> bool {
         if self.steps > 0 {
@@ -223,22 +240,18 @@ impl Core {
         asleep.flatten() == Some(true)
     }
 
-    /// A request was let into an instance that is or may be frozen. Never waits.
+    /// A request was let into an instance that is or may be frozen. Never waits. The driver is asked whatever is believed here:
+    /// a belief that is wrong would leave the request in there.
     pub(crate) fn thaw(&self, key: &RevisionKey, id: &InstanceId) {
         let known = self.world.revision(key, |state| {
-            let Some(record) = state.instances.get_mut(id) else {
-                return false;
-            };
-            let rest = &mut record.rest;
+            let rest = &mut state.instances.get_mut(id)?.rest;
             rest.thaws += 1;
-            let frozen = std::mem::take(&mut rest.tier) != Tier::Awake || rest.steps > 0;
+            rest.tier = Tier::Awake;
             rest.kept_bytes = None;
-            if frozen {
-                rest.steps += 1;
-            }
-            frozen
+            rest.steps += 1;
+            Some(())
         });
-        if known == Some(true) {
+        if known.flatten().is_some() {
             let (key, id) = (key.clone(), id.clone());
             self.spawn(|core| async move { core.thaw_until_done(&key, &id).await });
         }
@@ -250,6 +263,11 @@ impl Core {
         loop {
             match self.driver.thaw(id).await {
                 Ok(()) | Err(DriverError::NotFound(_)) => break,
+                // Who can't thaw has frozen nothing.
+                Err(DriverError::Refused(why)) => {
+                    tracing::warn!(revision = %key, instance = %id, why, "thaw an instance");
+                    break;
+                }
                 Err(error) if !std::mem::replace(&mut told, true) => {
                     tracing::warn!(revision = %key, instance = %id, %error, "thaw an instance, will be repeated");
                 }

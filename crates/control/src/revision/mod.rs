@@ -16,9 +16,8 @@ mod status;
 pub(crate) use startable::route_of;
 pub(crate) use status::{failure_words, make, newborn, ready_words};
 
-use utsuwa_model::RevisionKey;
 use utsuwa_model::revision::{Outcome, Revision};
-use utsuwa_model::service::Service;
+use utsuwa_model::{ConditionState, RevisionKey, ServiceKey, condition};
 
 use crate::core::Core;
 use crate::rounds::{PassError, Priority, Report};
@@ -41,9 +40,7 @@ impl Core {
             Outcome::Failed { reason, .. } => {
                 self.end_revision(key);
                 // The failure may be the last write of a server that ended, arrived after its service was looked at.
-                let waits =
-                    |service: Service| service.status.observed_generation < service.meta.generation;
-                if self.store.service(&key.service)?.is_some_and(waits) {
+                if self.service_waits(&key.service)? {
                     self.ask_service(&key.service);
                 }
                 Ok(Report {
@@ -131,6 +128,21 @@ impl Core {
             }
         });
         Ok(())
+    }
+
+    /// Whether what became of a deploy is not told yet. That one is under way may have been, before it failed.
+    fn service_waits(&self, key: &ServiceKey) -> Result<bool, PassError> {
+        let Some(service) = self.store.service(key)? else {
+            return Ok(false);
+        };
+        let (status, generation) = (&service.status, service.meta.generation);
+        let ready = condition::find(&status.conditions, "Ready");
+        Ok(status.observed_generation < generation
+            || ready.is_none_or(|ready| ready.state == ConditionState::Unknown)
+            || !self
+                .store
+                .unanswered(&service.meta.uid, generation)?
+                .is_empty())
     }
 
     /// Nothing of it shall run any more.

@@ -52,7 +52,24 @@ pub(super) fn to_driver_error(error: KeeperError) -> DriverError {
         KeeperError::NotFound(id) => DriverError::NotFound(id),
         KeeperError::Exhausted(text) => DriverError::Exhausted(text),
         KeeperError::Internal(text) => DriverError::Internal(text),
-        KeeperError::NotUnderstood { .. } => DriverError::Internal(error.to_string()),
-        KeeperError::NotPermitted => DriverError::Refused(error.to_string()),
+        // Asking again changes nothing.
+        KeeperError::NotUnderstood { .. } | KeeperError::NotPermitted => {
+            DriverError::Refused(error.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_keeper_does_not_know_is_not_asked_for_again() {
+        let unknown = KeeperError::NotUnderstood {
+            op: "thaw".to_owned(),
+            why: "unknown variant".to_owned(),
+        };
+        let refused = to_driver_error(unknown);
+        assert!(matches!(&refused, DriverError::Refused(why) if why.contains("thaw")));
     }
 }

@@ -146,6 +146,7 @@ impl Keeper {
             report,
         });
         self.at(deadline, Timer::Ending);
+        self.thaw_all();
     }
 
     /// One look at an end under way: what can be done next?

@@ -6,7 +6,7 @@
 //! Invariants:
 //! 1. Nothing starting or stopping is frozen, and what stops or is killed is thawed: on v1 no signal reaches the frozen.
 //! 2. Only the frozen give memory back.
-//! 3. With a server that can't thaw, nothing stays frozen.
+//! 3. With a server that can't thaw, and for the keeper after this one, which may be of an earlier build, nothing stays frozen.
 
 use utsuwa_model::InstanceId;
 use utsuwa_model::instance::Tier;
@@ -35,8 +35,16 @@ impl Keeper {
             .instances
             .get(id)
             .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
-        if instance.stopping || !matches!(instance.phase, Phase::Running) {
-            let text = format!("instance {id} starts or stops, which it needs its CPU for");
+        if self.ending.is_some() {
+            let text = "this keeper is ending; the next one may not know how to thaw";
+            return Err(KeeperError::Exhausted(text.to_owned()));
+        }
+        if instance.stopping {
+            // Its server hears of its end soon.
+            return Err(KeeperError::NotFound(id.clone()));
+        }
+        if !matches!(instance.phase, Phase::Running) {
+            let text = format!("instance {id} starts, which it needs its CPU for");
             return Err(KeeperError::Internal(text));
         }
         let cgroups = self
@@ -149,7 +157,7 @@ impl Keeper {
         }
     }
 
-    /// For a server that doesn't know that instances may be frozen.
+    /// For a server or a keeper that doesn't know that instances may be frozen.
     pub(crate) fn thaw_all(&self) {
         for instance in self.instances.values() {
             self.thaw_sandbox(instance.record.sandbox);

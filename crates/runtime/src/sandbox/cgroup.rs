@@ -11,6 +11,7 @@
 
 mod freeze;
 mod oom;
+mod swap;
 mod tree;
 mod usage;
 
@@ -313,6 +314,7 @@ impl SandboxCgroup {
                     memory,
                 )?;
                 limit_sockets(memory, limits.memory.0 / SOCKETS_SHARE)?;
+                swap::leave_to_us(memory)?;
                 write(pids.join("pids.max"), limits.pids.to_string())
             }
         }
@@ -347,19 +349,6 @@ impl SandboxCgroup {
         let text = fs::read_to_string(&file)
             .map_err(|e| SpawnError::sys("read", e, file.display().to_string()))?;
         Ok(text.lines().filter_map(|pid| pid.parse().ok()).collect())
-    }
-
-    /// v2: whether its pages may go to swap. On v1 they always may: memory and swap together have the limit.
-    ///
-    /// # Errors
-    /// [`SpawnError::Sys`] naming the file.
-    pub(crate) fn allow_swap(&self, allowed: bool) -> Result<(), SpawnError> {
-        let Tree::V2 { root } = &self.tree else {
-            return Ok(());
-        };
-        // The limit of memory holds what can be there to go.
-        let most = if allowed { "max" } else { "0" };
-        optional(write_file(root.join("memory.swap.max"), most), root)
     }
 
     /// Kills everything in it with one write (v2, kernel 5.14); `false` where that isn't possible: kill the sandbox's PID 1.

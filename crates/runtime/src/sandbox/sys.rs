@@ -40,9 +40,10 @@ pub(crate) fn clone_sandbox(owner: u32, cgroup: Option<BorrowedFd<'_>>) -> io::R
         // Leaving uid 0 clears the effective set; the permitted one stays as long as another id is 0.
         rustix::thread::set_capabilities(None, held)
     };
-    take(Uid::from_raw(owner))?;
-    let cloned = clone_process(OTHER_NAMESPACES | USER_NAMESPACE, true, cgroup);
-    // The child can't go back: its new namespace knows no uid yet.
+    let cloned = take(Uid::from_raw(owner))
+        .map_err(io::Error::from)
+        .and_then(|()| clone_process(OTHER_NAMESPACES | USER_NAMESPACE, true, cgroup));
+    // Also when half of it was taken. The child can't go back: its new namespace knows no uid yet.
     if !matches!(cloned, Ok(Cloned::Child)) && take(Uid::ROOT).is_err() {
         // As somebody else nothing here would work; the keeper starts another.
         leave(1)

@@ -132,6 +132,17 @@ async fn a_frozen_instance_is_killed_when_its_grace_is_over() {
     stop.await.unwrap();
     assert_eq!(server.exit().await.1, Exit::Signal(9));
 
+    // One that is being stopped is frozen no more, and nothing is wrong with that.
+    let spec = world.spec("trap '' TERM; while :; do :; done");
+    let id = spec.id.clone();
+    server.driver.start(spec).await.unwrap();
+    runs(&server, &id).await;
+    let stop = server.driver.stop(id.clone(), Duration::from_secs(1));
+    let (stopped, late) = tokio::join!(stop, server.driver.freeze(&id));
+    stopped.unwrap();
+    assert!(matches!(late, Err(DriverError::NotFound(_))), "{late:?}");
+    server.exit().await;
+
     // And by `down`, which needs no server.
     let spec = world.spec(BUSY);
     let id = spec.id.clone();
@@ -218,6 +229,41 @@ async fn a_new_keeper_and_a_new_server_see_what_is_frozen() {
     world.down();
 }
 
+/// An earlier build's `up` or `down` begins with having its own keeper take over, which may know nothing of the frozen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keeper_that_makes_place_leaves_nothing_frozen() {
+    if !possible("a_keeper_that_makes_place_leaves_nothing_frozen") {
+        return;
+    }
+    let mut world = World::new();
+    let server = world.server().await;
+    let spec = world.spec(BUSY);
+    let id = spec.id.clone();
+    server.driver.start(spec).await.unwrap();
+    ready(&server, &id).await;
+    server.driver.freeze(&id).await.unwrap();
+    stands_still(&server, &id).await;
+    world.config.build = "another".to_owned();
+    utsuwa_runtime::keeper::ensure_keeper(&world.config).unwrap();
+    assert_eq!(tier(&server, &id).await, Tier::Awake);
+    runs(&server, &id).await;
+    server.driver.freeze(&id).await.unwrap();
+    drop(server);
+    world.down();
+}
+
+/// v2: how much of it the kernel may write out without being asked.
+fn swap_limit(pid: u32) -> Option<String> {
+    let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let path = memberships
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))?;
+    let file = Path::new("/sys/fs/cgroup")
+        .join(path)
+        .join("memory.swap.max");
+    Some(fs::read_to_string(file).ok()?.trim().to_owned())
+}
+
 /// Pages of memory that `pid` has in swap.
 fn swapped_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -247,7 +293,10 @@ async fn memory_is_given_back_only_while_frozen_and_only_to_swap_that_may_hold_i
     assert!(matches!(awake, Err(DriverError::Internal(_))), "{awake:?}");
     server.driver.freeze(&id).await.unwrap();
     stands_still(&server, &id).await;
+    let limit = swap_limit(pid);
+    assert!(limit.as_deref().is_none_or(|limit| limit == "0"));
     let given = server.driver.reclaim(&id).await;
+    assert_eq!(swap_limit(pid), limit, "allowed only meanwhile");
     match utsuwa_runtime::sandbox::reclaim::swap() {
         Err(why) => {
             assert!(matches!(&given, Err(DriverError::Refused(said)) if *said == why));

@@ -115,3 +115,53 @@ fn a_process_is_born_in_a_v2_cgroup_and_killed_with_it() {
     cgroup.thaw().expect("what is gone needs no thaw");
     assert!(matches!(cgroup.freeze(), Err(FreezeError::Impossible(_))));
 }
+
+/// Plain files in the kernel's place.
+#[test]
+fn swap_never_holds_more_than_memory_may() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().to_owned();
+    let file = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    fs::write(root.join("memory.max"), "67108864\n").unwrap();
+    fs::write(root.join("memory.swap.max"), "").unwrap();
+    let cgroup = SandboxCgroup {
+        tree: Tree::V2 { root: root.clone() },
+    };
+    cgroup.allow_swap(true).unwrap();
+    assert_eq!(file("memory.swap.max"), "67108864");
+    cgroup.allow_swap(false).unwrap();
+    assert!(file("memory.swap.max").starts_with('0'));
+}
+
+/// What a cgroup of v1 is told of memory.
+#[test]
+fn v1_leaves_writing_out_to_us() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().to_owned();
+    let files = [
+        "cpu.cfs_quota_us",
+        "memory.limit_in_bytes",
+        "memory.memsw.limit_in_bytes",
+        "memory.swappiness",
+        "pids.max",
+    ];
+    for name in files {
+        fs::write(root.join(name), "").unwrap();
+    }
+    let tree = Tree::V1 {
+        cpu: root.clone(),
+        cpuacct: root.clone(),
+        memory: root.clone(),
+        pids: root.clone(),
+        freezer: None,
+    };
+    let limits = Limits {
+        cpu: utsuwa_model::quantity::MilliCpu(1000),
+        memory: utsuwa_model::quantity::MemoryBytes(64 << 20),
+        pids: 64,
+    };
+    SandboxCgroup { tree }.apply(&limits).unwrap();
+    let told = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    assert_eq!(told("memory.memsw.limit_in_bytes"), "67108864");
+    assert_eq!(told("memory.swappiness"), "0");
+}
