@@ -57,6 +57,7 @@ fn a_sick_instance_is_taken_out_and_ended_as_its_probes_say() {
     server.deploy("app", &[]);
     set(&server, "app", &json!({"livenessProbe": probe()}));
     assert_eq!(server.get("app", "/healthz").0, 200);
+    server.until_instances("app", 1);
     let before = server.instance_pids("app");
     assert_eq!(server.get("app", "/health?set=sick").0, 200);
     // In flight until the probe has failed twice.
@@ -74,6 +75,8 @@ fn a_sick_instance_is_taken_out_and_ended_as_its_probes_say() {
 
     set(&server, "app", &json!({"readinessProbe": probe()}));
     assert_eq!(server.get("app", "/healthz").0, 200);
+    // The revision before leaves.
+    server.until_instances("app", 1);
     let before = server.instance_pids("app");
     assert_eq!(server.get("app", "/health?set=sick&ms=5000").0, 200);
     until("not ready", TURN, || {

@@ -7,8 +7,8 @@ use serde_json::json;
 use crate::harness::{PARENT, Server, can_run, until};
 
 #[test]
-fn a_volume_in_memory_is_mounted_limited_and_empty_again() {
-    if !can_run("volumes::a_volume_in_memory_is_mounted_limited_and_empty_again") {
+fn a_volume_in_memory_is_mounted_and_limited() {
+    if !can_run("volumes::a_volume_in_memory_is_mounted_and_limited") {
         return;
     }
     let server = Server::start(&[]);

@@ -37,9 +37,9 @@ pub enum ProcessError {
     )]
     Secret { name: String, secret: String },
     #[error(
-        "volume '{name}' is of a kind that is not supported yet ({kind}). The root file system is writable and in memory"
+        "volume '{name}' shows secret '{secret}', and secrets are not supported yet. Remove the volume and its mounts"
     )]
-    Volume { name: String, kind: &'static str },
+    SecretVolume { name: String, secret: String },
 }
 
 /// The process for instances of `key`.
@@ -57,15 +57,13 @@ pub fn process(
     let container = template
         .ingress_container()
         .ok_or(ProcessError::NoContainer)?;
-    if let Some(volume) = template.volumes.first() {
-        let kind = match volume.source {
-            VolumeSource::EmptyDir { .. } => "an empty directory",
-            VolumeSource::Secret { .. } => "a secret",
-        };
-        return Err(ProcessError::Volume {
-            name: volume.name.clone(),
-            kind,
-        });
+    for volume in &template.volumes {
+        if let VolumeSource::Secret { secret, .. } = &volume.source {
+            return Err(ProcessError::SecretVolume {
+                name: volume.name.clone(),
+                secret: secret.clone(),
+            });
+        }
     }
     let cwd = container.working_dir.clone().filter(|dir| !dir.is_empty());
     Ok(ProcessSpec {
@@ -311,10 +309,17 @@ mod tests {
             name: "tmp".into(),
             source: VolumeSource::EmptyDir { size_limit: None },
         });
-        assert!(matches!(
-            process(&key(), &volume, &image),
-            Err(ProcessError::Volume { .. })
-        ));
+        assert!(process(&key(), &volume, &image).is_ok());
+        volume.volumes.push(Volume {
+            name: "key".into(),
+            source: VolumeSource::Secret {
+                secret: "s".into(),
+                items: Vec::new(),
+                default_mode: None,
+            },
+        });
+        let error = process(&key(), &volume, &image).unwrap_err();
+        assert!(matches!(&error, ProcessError::SecretVolume { name, .. } if name == "key"));
         assert_eq!(
             process(&key(), &RevisionTemplate::default(), &image),
             Err(ProcessError::NoContainer)

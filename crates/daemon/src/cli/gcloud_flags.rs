@@ -46,6 +46,17 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
     (
         &[
+            "add-volume",
+            "remove-volume",
+            "clear-volumes",
+            "add-volume-mount",
+            "remove-volume-mount",
+            "clear-volume-mounts",
+        ],
+        "not built as a flag yet: the API takes volumes in memory, for example with `gcloud run deploy` or `services replace FILE`",
+    ),
+    (
+        &[
             "set-secrets",
             "update-secrets",
             "remove-secrets",
@@ -68,12 +79,6 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
     (
         &[
-            "add-volume",
-            "remove-volume",
-            "clear-volumes",
-            "add-volume-mount",
-            "remove-volume-mount",
-            "clear-volume-mounts",
             "set-cloudsql-instances",
             "add-cloudsql-instances",
             "remove-cloudsql-instances",

@@ -1,5 +1,4 @@
 //! Volumes in memory: where they are seen, how large they get, and images that try to put them elsewhere.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::os::unix::fs::symlink;
