@@ -7,9 +7,10 @@
 //! 1. Nothing is asked before the startup probe has succeeded, nor after the instance began to leave.
 //! 2. A check is no request: it goes over a connection of its own, is counted nowhere, keeps no instance from falling idle and
 //!    wakes none.
-//! 3. An instance that fails its liveness probe gets no request any more, and those inside it are answered 503 at once.
+//! 3. Only what the instance did or left undone counts against it.
+//! 4. An instance that fails its liveness probe gets no request any more, and those inside it are answered 503 at once.
 //!
-//! Idle instances are asked too. Which ones are not is said by [`Revision::is_probed`].
+//! Idle instances are asked too. Which ones are not is said by [`Revision::probed`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::instance::{Ending, Instance};
 use crate::outside::Outside;
 use crate::probe;
 use crate::revision::Revision;
-use crate::seam::{InstanceNote, Weight};
+use crate::seam::{Connecting, InstanceNote, Weight};
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,10 +97,12 @@ impl Watch<'_> {
         let mut health = Health::default();
         loop {
             let began = Instant::now();
-            if self.revision.is_probed(&self.instance.id) {
-                let answer = self.ask().await;
+            let awake = self.revision.probed(&self.instance.id);
+            if awake.is_some()
+                && let Some(answer) = self.ask().await
+            {
                 // Counted only if it was to be asked all the while.
-                if self.revision.is_probed(&self.instance.id) {
+                if self.revision.probed(&self.instance.id) == awake {
                     let turn = health.note(answer.is_ok(), &self.probe);
                     let came_back = answer.err().unwrap_or_default();
                     if turn.is_some_and(|turn| self.turned(turn, &came_back)) {
@@ -111,20 +114,26 @@ impl Watch<'_> {
         }
     }
 
-    /// One check. The error is what came back instead of success.
-    async fn ask(&self) -> Result<(), String> {
+    /// One check. The error is what came back instead of success. `None`: nothing could be asked, for want of a socket; that is
+    /// no fault of the instance's (this process has no descriptors left, or the keeper is being replaced), nor does the time
+    /// it takes to get one count.
+    async fn ask(&self) -> Option<Result<(), String>> {
+        let connecting = match self.instance.socket(self.probe.check.port()).await {
+            Ok(connecting) => connecting,
+            Err(error) => {
+                let word = self.kind.word();
+                tracing::debug!(revision = %self.revision.key, instance = %self.instance.id, %error, "no socket for a {word} probe");
+                return None;
+            }
+        };
         let limit = self.probe.timeout;
-        match timeout(limit, self.ask_patiently()).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {}", seconds(limit))),
-        }
+        let asked = timeout(limit, self.ask_over(connecting)).await;
+        Some(asked.unwrap_or_else(|_| Err(format!("no answer within {}", seconds(limit)))))
     }
 
-    async fn ask_patiently(&self) -> Result<(), String> {
-        let check = &self.probe.check;
-        let dialed = self.instance.dial(check.port()).await;
-        let stream = dialed.map_err(|error| error.to_string())?;
-        match check {
+    async fn ask_over(&self, connecting: Connecting) -> Result<(), String> {
+        let stream = connecting.await.map_err(|error| error.to_string())?;
+        match &self.probe.check {
             HealthCheck::Http { path, headers, .. } => {
                 let agent = self.kind.agent();
                 let answered = probe::get(self.outside, stream, path, headers, agent).await;

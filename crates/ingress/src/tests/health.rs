@@ -16,7 +16,7 @@ use super::protocols::grpc_health;
 use super::scene::*;
 use crate::seam::{AnsweredBy, Weight};
 
-fn probe() -> HealthProbe {
+pub(super) fn probe() -> HealthProbe {
     HealthProbe {
         initial_delay: Duration::ZERO,
         timeout: Duration::from_millis(50),
@@ -31,27 +31,31 @@ fn probe() -> HealthProbe {
     }
 }
 
-fn with_liveness(probe: HealthProbe) -> RevisionRoute {
+pub(super) fn with_liveness(probe: HealthProbe) -> RevisionRoute {
     RevisionRoute {
         liveness: Some(probe),
         ..route()
     }
 }
 
-fn with_readiness() -> RevisionRoute {
+pub(super) fn with_readiness() -> RevisionRoute {
     RevisionRoute {
         readiness: Some(probe()),
         ..route()
     }
 }
 
-fn load(scene: &Scene, id: &InstanceId) -> InstanceLoad {
+pub(super) fn load(scene: &Scene, id: &InstanceId) -> InstanceLoad {
     let demand = scene.demand();
     let found = demand.instances.into_iter().find(|load| load.id == *id);
     found.unwrap()
 }
 
-async fn until_reach(scene: &Scene, id: &InstanceId, state: impl Fn(&Reach) -> bool) -> Reach {
+pub(super) async fn until_reach(
+    scene: &Scene,
+    id: &InstanceId,
+    state: impl Fn(&Reach) -> bool,
+) -> Reach {
     eventually(
         || Some(load(scene, id).reach).filter(|reach| state(reach)),
         || format!("{:?}", load(scene, id).reach),
@@ -59,7 +63,7 @@ async fn until_reach(scene: &Scene, id: &InstanceId, state: impl Fn(&Reach) -> b
     .await
 }
 
-async fn until_checks(app: &App, count: u32) {
+pub(super) async fn until_checks(app: &App, count: u32) {
     let checks = || app.life.checks.load(Ordering::SeqCst);
     eventually(
         || (checks() >= count).then_some(()),
@@ -366,7 +370,11 @@ async fn an_instance_that_may_be_frozen_is_not_asked() {
         "asked while it rests"
     );
     assert_eq!(load(&scene, &id).reach, Reach::Ready);
+    // The request is on its way to it, but it is not thawed yet.
     assert_eq!(scene.get("/hello").await.text(), "hello");
+    tokio::time::sleep(probe().period * 20).await;
+    assert_eq!(app.life.checks.load(Ordering::SeqCst), before);
+    scene.ingress.awake(&id);
     until_reach(&scene, &id, |reach| {
         matches!(reach, Reach::Unhealthy { .. })
     })
