@@ -27,6 +27,10 @@ pub trait FrontDoor: fmt::Debug + Send + Sync + 'static {
     /// of the ingress). `false`: something is, or it takes no requests; it must not be frozen.
     fn rest(&self, id: &InstanceId) -> bool;
 
+    /// The instance runs: it was thawed, or not frozen after the door agreed to it. Its health is asked for again from then on.
+    /// Called before the door is asked to agree once more. Unknown ids change nothing.
+    fn awake(&self, id: &InstanceId);
+
     /// The instance is dead: forget it; requests inside it are answered 503 (500 when `out_of_memory`).
     fn forget(&self, id: &InstanceId, out_of_memory: bool);
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use house::{House, template};
+use utsuwa_model::demand::Reach;
 use utsuwa_model::instance::Tier;
 use utsuwa_model::service::RevisionTemplate;
 use utsuwa_model::{InstanceId, RevisionKey};
@@ -343,4 +344,58 @@ async fn a_thaw_that_is_refused_is_not_repeated() {
     house.control.thaw(&key, &id);
     house.pass_time(Duration::from_secs(2)).await;
     assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+/// Whoever rests is not asked for its health; who could not be frozen, or was thawed, is.
+#[tokio::test(start_paused = true)]
+async fn health_is_asked_for_again_once_the_instance_is_known_to_be_awake() {
+    let (house, key, id) = one(template("hello:1")).await;
+    let trouble = DriverError::Internal("for once".to_owned());
+    house.driver.fail_next(Call::Freeze, trouble);
+    house.pass_time(Duration::from_secs(3)).await;
+    assert_eq!(tier(&house, &id), Tier::Awake);
+    assert!(house.door.asks(&id), "the freeze failed");
+
+    house.pass_time(Duration::from_secs(20)).await;
+    assert_eq!(tier(&house, &id), Tier::Frozen);
+    assert!(!house.door.asks(&id));
+    let (open, gate) = tokio::sync::watch::channel(false);
+    house.driver.gate(Some(Arc::new(move |what: &str| {
+        let mut gate = gate.clone();
+        let thaw = what.starts_with("thaw");
+        async move {
+            if thaw {
+                drop(gate.wait_for(|open| *open).await);
+            }
+        }
+        .boxed()
+    })));
+    house.door.arrive(&key, 1);
+    house.pass_time(Duration::from_secs(5)).await;
+    assert_eq!(tier(&house, &id), Tier::Frozen);
+    assert!(!house.door.asks(&id), "not thawed yet");
+    open.send(true).expect("somebody waits");
+    house.pass_time(Duration::from_secs(1)).await;
+    assert_eq!(tier(&house, &id), Tier::Awake);
+    assert!(house.door.asks(&id), "thawed");
+
+    house.door.finish(&key);
+    let refusal = DriverError::Refused("no freezer here".to_owned());
+    house.driver.fail_next(Call::Freeze, refusal);
+    house.pass_time(Duration::from_secs(5)).await;
+    assert_eq!(tier(&house, &id), Tier::Awake);
+    assert!(house.door.asks(&id), "it can't be frozen");
+}
+
+/// No request will wake it: it would stay out of choice for ever.
+#[tokio::test(start_paused = true)]
+async fn who_is_frozen_and_not_ready_is_thawed_and_asked() {
+    let (house, _, id) = one(template("hello:1")).await;
+    house.pass_time(Duration::from_secs(3)).await;
+    assert_eq!(tier(&house, &id), Tier::Frozen);
+    let message = "sick".to_owned();
+    house.door.turned(&id, Reach::Unready { message });
+    house.pass_time(Duration::from_secs(1)).await;
+    assert_eq!(tier(&house, &id), Tier::Awake);
+    assert!(house.door.asks(&id));
 }

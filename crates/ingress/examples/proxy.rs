@@ -14,7 +14,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
-use utsuwa_ingress::seam::{Clock, Connect, InstanceNote, RequestLog, RequestRecord, Wake};
+use utsuwa_ingress::seam::{
+    Clock, Connect, Connecting, InstanceNote, RequestLog, RequestRecord, Wake,
+};
 use utsuwa_ingress::{Ingress, IngressSettings, Scheme};
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{
@@ -28,8 +30,9 @@ use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 struct Fixed(SocketAddr);
 
 impl Connect for Fixed {
-    fn connect(&self, _: &InstanceId, _: u16) -> BoxFuture<'static, io::Result<TcpStream>> {
-        TcpStream::connect(self.0).boxed()
+    fn socket(&self, _: &InstanceId, _: u16) -> BoxFuture<'static, io::Result<Connecting>> {
+        let connecting = TcpStream::connect(self.0).boxed();
+        std::future::ready(Ok(connecting)).boxed()
     }
 }
 

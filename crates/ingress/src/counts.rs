@@ -51,12 +51,22 @@ pub(crate) struct Seat {
     pub(crate) idle_since: Option<Timestamp>,
     /// Its place in `loads`.
     pub(crate) choice: Option<usize>,
-    /// It may be frozen: the loops were told that nothing is in it.
-    pub(crate) resting: bool,
-    /// How often that became so.
-    pub(crate) naps: u32,
+    pub(crate) sleep: Sleep,
+    /// How often it was let rest: who saw it awake twice knows from this whether it slept in between.
+    pub(crate) rests: u64,
     /// Told when the last request of a retiring instance has ended.
     pub(crate) drained: Vec<oneshot::Sender<()>>,
+}
+
+/// Whether it runs, as far as the loops told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Sleep {
+    #[default]
+    Awake,
+    /// It may be frozen: the loops were told that nothing is in it.
+    Resting,
+    /// It is to be thawed; the loops have not said yet that it was.
+    Rousing,
 }
 
 /// What the loops must hear, once the lock is free.
@@ -112,8 +122,8 @@ impl Counts {
         self.in_flight += 1;
         let seat = &mut self.seats[self.ready[choice]];
         seat.in_flight += 1;
-        if std::mem::take(&mut seat.resting) {
-            seat.instance.roused.notify_waiters();
+        if seat.sleep == Sleep::Resting {
+            seat.sleep = Sleep::Rousing;
             self.roused.push(Arc::clone(&seat.instance));
         }
         debug_assert!(

@@ -243,6 +243,17 @@ impl Ingress {
         may
     }
 
+    /// The instance runs: it was thawed, or not frozen although it might have been. Until then, who rested is not asked for its
+    /// health. To be called before the next [`Ingress::rest`] of the instance.
+    pub fn awake(&self, id: &InstanceId) {
+        let shared = &self.shared;
+        let instance = shared.instances.lock().get(id).cloned();
+        let revision = instance.and_then(|instance| shared.revisions.get(&instance.revision));
+        if let Some(revision) = revision {
+            revision.awake(id);
+        }
+    }
+
     /// The instance is dead: forgets it; requests inside it are answered 503 (500 when `out_of_memory`).
     pub fn forget(&self, id: &InstanceId, out_of_memory: bool) {
         let Some(instance) = self.shared.instances.lock().remove(id) else {

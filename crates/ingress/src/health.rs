@@ -7,9 +7,11 @@
 //! 1. Nothing is asked before the startup probe has succeeded, nor after the instance began to leave.
 //! 2. A check is no request: it goes over a connection of its own, is counted nowhere, keeps no instance from falling idle and
 //!    wakes none.
-//! 3. An instance that fails its liveness probe gets no request any more, and those inside it are answered 503 at once.
+//! 3. Only what the instance did or left undone counts against it.
+//! 4. An instance that fails its liveness probe gets no request any more, and those inside it are answered 503 at once.
 //!
-//! Idle instances are asked too, as long as they are awake. One that was frozen is asked at once when a request rouses it.
+//! Idle instances are asked too, as long as they are awake: see [`Revision::probed`]. One that was frozen is asked as soon as it
+//! is known to run again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +25,7 @@ use crate::instance::{Ending, Instance};
 use crate::outside::Outside;
 use crate::probe;
 use crate::revision::Revision;
-use crate::seam::{InstanceNote, Weight};
+use crate::seam::{Connecting, InstanceNote, Weight};
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,13 +99,15 @@ impl Watch<'_> {
         loop {
             // Made before looking, so that no call is missed in between.
             let roused = self.instance.roused.notified();
-            let Some(naps) = self.revision.is_probed(&self.instance.id) else {
+            let Some(rests) = self.revision.probed(&self.instance.id) else {
                 roused.await;
                 continue;
             };
             let began = Instant::now();
-            let answer = self.ask().await;
-            if self.revision.is_probed(&self.instance.id) == Some(naps) {
+            // Counted only if it was to be asked all the while.
+            if let Some(answer) = self.ask().await
+                && self.revision.probed(&self.instance.id) == Some(rests)
+            {
                 let turn = health.note(answer.is_ok(), &self.probe);
                 let came_back = answer.err().unwrap_or_default();
                 if turn.is_some_and(|turn| self.turned(turn, &came_back)) {
@@ -114,20 +118,26 @@ impl Watch<'_> {
         }
     }
 
-    /// One check. The error is what came back instead of success.
-    async fn ask(&self) -> Result<(), String> {
+    /// One check. The error is what came back instead of success. `None`: nothing could be asked, for want of a socket; that is
+    /// no fault of the instance's (this process has no descriptors left, or the keeper is being replaced), nor does the time
+    /// it takes to get one count.
+    async fn ask(&self) -> Option<Result<(), String>> {
+        let connecting = match self.instance.socket(self.probe.check.port()).await {
+            Ok(connecting) => connecting,
+            Err(error) => {
+                let word = self.kind.word();
+                tracing::debug!(revision = %self.revision.key, instance = %self.instance.id, %error, "no socket for a {word} probe");
+                return None;
+            }
+        };
         let limit = self.probe.timeout;
-        match timeout(limit, self.ask_patiently()).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {}", seconds(limit))),
-        }
+        let asked = timeout(limit, self.ask_over(connecting)).await;
+        Some(asked.unwrap_or_else(|_| Err(format!("no answer within {}", seconds(limit)))))
     }
 
-    async fn ask_patiently(&self) -> Result<(), String> {
-        let check = &self.probe.check;
-        let dialed = self.instance.dial(check.port()).await;
-        let stream = dialed.map_err(|error| error.to_string())?;
-        match check {
+    async fn ask_over(&self, connecting: Connecting) -> Result<(), String> {
+        let stream = connecting.await.map_err(|error| error.to_string())?;
+        match &self.probe.check {
             HealthCheck::Http { path, headers, .. } => {
                 let agent = self.kind.agent();
                 let answered = probe::get(self.outside, stream, path, headers, agent).await;

@@ -27,6 +27,7 @@ use utsuwa_model::{InstanceId, RevisionKey};
 use crate::body::RequestBody;
 use crate::budget::{Place, Share};
 use crate::outside::Outside;
+use crate::seam::Connecting;
 use crate::upstream::Upstream;
 
 /// An HTTP/2 connection, shared by all requests of the instance.
@@ -56,7 +57,7 @@ pub(crate) struct Instance {
     pub(crate) leaving: CancellationToken,
     /// Whether a startup probe runs or ran for it.
     pub(crate) probed: AtomicBool,
-    /// Told when a request came to it while it might be frozen.
+    /// Told when it is known to run again after it might have been frozen.
     pub(crate) roused: Notify,
     ending: OnceLock<Ending>,
     outside: Arc<Outside>,
@@ -157,16 +158,21 @@ impl Instance {
 
     /// A new TCP connection.
     pub(crate) async fn dial(&self, port: u16) -> io::Result<TcpStream> {
+        let stream = self.socket(port).await?.await?;
+        // Answers are written in one piece where possible; waiting for more only adds latency.
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// What a new TCP connection begins with. An error says nothing of the instance, unless that it has ended.
+    pub(crate) async fn socket(&self, port: u16) -> io::Result<Connecting> {
         if self.dead.is_cancelled() {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
                 "the instance has ended",
             ));
         }
-        let stream = self.outside.connect.connect(&self.id, port).await?;
-        // Answers are written in one piece where possible; waiting for more only adds latency.
-        stream.set_nodelay(true)?;
-        Ok(stream)
+        self.outside.connect.socket(&self.id, port).await
     }
 
     /// The HTTP/2 connection, made if there is none. Two callers may make one each; the later stays.

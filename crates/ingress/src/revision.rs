@@ -27,7 +27,7 @@ use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use crate::Refusal;
 use crate::answer::Answer;
-use crate::counts::{Counts, Nudge, Seat};
+use crate::counts::{Counts, Nudge, Seat, Sleep};
 use crate::instance::Instance;
 use crate::outside::Outside;
 use crate::slot::{Admitted, Slot, Ticket};
@@ -141,8 +141,8 @@ impl Revision {
             in_flight: 0,
             idle_since: None,
             choice: None,
-            resting: false,
-            naps: 0,
+            sleep: Sleep::Awake,
+            rests: 0,
             drained: Vec::new(),
         });
         let nudge = inner.weigh();
@@ -176,15 +176,24 @@ impl Revision {
     /// for a thaw. Decided under the lock that requests are let in under, so that none slips in between.
     pub(crate) fn rest(&self, id: &InstanceId) -> bool {
         let mut inner = self.inner.lock();
-        let seat = inner.seats.iter_mut().find(|seat| {
+        let Some(seat) = inner.seats.iter_mut().find(|seat| {
             seat.instance.id == *id && seat.in_flight == 0 && seat.reach == Reach::Ready
-        });
-        let Some(seat) = seat else {
+        }) else {
             return false;
         };
-        seat.resting = true;
-        seat.naps = seat.naps.wrapping_add(1);
+        seat.sleep = Sleep::Resting;
+        seat.rests += 1;
         true
+    }
+
+    /// The instance runs: it was thawed, or not frozen after all.
+    pub(crate) fn awake(&self, id: &InstanceId) {
+        let mut inner = self.inner.lock();
+        let seat = inner.seats.iter_mut().find(|seat| seat.instance.id == *id);
+        if let Some(seat) = seat {
+            seat.sleep = Sleep::Awake;
+            seat.instance.roused.notify_waiters();
+        }
     }
 
     /// The instance is gone. Requests in it keep their slots until they have been answered.

@@ -9,13 +9,17 @@ use tokio::net::TcpStream;
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 
+/// A connection that is being made. Its errors are what the instance answered: `ConnectionRefused` while nothing listens.
+pub type Connecting = BoxFuture<'static, io::Result<TcpStream>>;
+
 /// Reaches instances. Identity is the id, never an address (decision 9).
 pub trait Connect: fmt::Debug + Send + Sync + 'static {
-    /// One TCP connection to `port` of the instance's `eth0`.
+    /// A socket inside the instance's network, for one TCP connection to `port` of its `eth0`. Whoever judges the instance by
+    /// its answer begins to count the time when this is there.
     ///
     /// # Errors
-    /// `ConnectionRefused` while nothing listens; `NotFound` when the instance is gone.
-    fn connect(&self, id: &InstanceId, port: u16) -> BoxFuture<'static, io::Result<TcpStream>>;
+    /// No socket could be had, which says nothing of the instance; `NotFound` when it is gone.
+    fn socket(&self, id: &InstanceId, port: u16) -> BoxFuture<'static, io::Result<Connecting>>;
 }
 
 /// Told of a revision that needs an instance now. Must not block: it only sets a level and wakes a loop.

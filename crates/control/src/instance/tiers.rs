@@ -6,7 +6,9 @@
 //! Invariants:
 //! 1. The ingress has agreed before the driver is asked to freeze: from then on the next request asks for a thaw.
 //! 2. A thaw that comes while a freeze is under way is done again after it, so that the last word is the request's.
-//! 3. A thaw is repeated until it succeeds, is refused for good, or the instance is gone: a request waits for it.
+//! 3. The ingress is told when the last step ended with the instance awake; it asks for its health only then, and nothing is
+//!    frozen in between.
+//! 4. A thaw is repeated until it succeeds, is refused for good, or the instance is gone: a request waits for it.
 
 use std::time::Duration;
 
@@ -168,9 +170,6 @@ impl Core {
                     undo = true;
                 }
             }
-            if !undo {
-                rest.steps -= 1;
-            }
             undo
         });
         match &result {
@@ -183,9 +182,31 @@ impl Core {
             }
         }
         if undo == Some(true) {
-            self.thaw_until_done(key, id).await;
-        } else {
-            self.ask_instances(key, Priority::Soon);
+            return self.thaw_until_done(key, id).await;
+        }
+        self.end_step(key, id);
+        self.ask_instances(key, Priority::Soon);
+    }
+
+    /// One step less is under way. The last to end tells the ingress if the instance is awake.
+    fn end_step(&self, key: &RevisionKey, id: &InstanceId) {
+        let end = |only_if_asleep: bool| {
+            self.world.revision(key, |state| {
+                let Some(record) = state.instances.get_mut(id) else {
+                    return false;
+                };
+                let rest = &mut record.rest;
+                let last_awake = rest.steps == 1 && rest.tier == Tier::Awake;
+                if !(last_awake && only_if_asleep) {
+                    rest.steps = rest.steps.saturating_sub(1);
+                }
+                last_awake
+            })
+        };
+        if end(true) == Some(true) {
+            // Before the step is over: while one is counted no freeze begins, which this would undo in the ingress's eyes.
+            self.door.awake(id);
+            end(false);
         }
     }
 
@@ -199,7 +220,6 @@ impl Core {
         let now = self.env.now();
         let asleep = self.world.revision(key, |state| {
             let rest = &mut state.instances.get_mut(id)?.rest;
-            rest.steps = rest.steps.saturating_sub(1);
             if rest.thaws != thaws {
                 return None;
             }
@@ -215,6 +235,7 @@ impl Core {
             }
             Some(())
         });
+        self.end_step(key, id);
         match &result {
             Ok(reclaimed) => {
                 tracing::debug!(revision = %key, instance = %id, ?reclaimed, "gave memory back");
@@ -284,11 +305,7 @@ impl Core {
                 () = tokio::time::sleep(THAW_AGAIN) => {}
             }
         }
-        self.world.revision(key, |state| {
-            if let Some(record) = state.instances.get_mut(id) {
-                record.rest.steps = record.rest.steps.saturating_sub(1);
-            }
-        });
+        self.end_step(key, id);
         // It is to sleep again in its time, also if the request that woke it went away.
         self.ask_instances(key, Priority::Soon);
     }

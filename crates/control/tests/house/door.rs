@@ -34,6 +34,8 @@ pub(super) struct DoorInner {
     pub(super) refused: Vec<(RevisionKey, Refusal)>,
     /// May be frozen.
     pub(super) resting: BTreeSet<InstanceId>,
+    /// Not asked for their health, since they may be frozen or are not known to be thawed.
+    pub(super) unasked: BTreeSet<InstanceId>,
 }
 
 /// What programs do once they run.
@@ -174,6 +176,11 @@ impl Door {
         self.inner.lock().ages.get(id).copied()
     }
 
+    /// Whether its health is asked for.
+    pub(crate) fn asks(&self, id: &InstanceId) -> bool {
+        !self.inner.lock().unasked.contains(id)
+    }
+
     pub(crate) fn retired(&self) -> BTreeSet<InstanceId> {
         self.inner.lock().retired.clone()
     }
@@ -312,8 +319,17 @@ impl FrontDoor for Door {
         let may = loads.any(|i| i.id == *id && i.in_flight == 0 && i.reach == Reach::Ready);
         if may {
             inner.resting.insert(id.clone());
+            inner.unasked.insert(id.clone());
         }
         may
+    }
+
+    fn awake(&self, id: &InstanceId) {
+        if self.alive("awake") {
+            let mut inner = self.inner.lock();
+            inner.resting.remove(id);
+            inner.unasked.remove(id);
+        }
     }
 
     fn forget(&self, id: &InstanceId, _out_of_memory: bool) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
-use utsuwa_ingress::seam::Connect;
+use utsuwa_ingress::seam::{Connect, Connecting};
 use utsuwa_model::InstanceId;
 use utsuwa_runtime::{Driver, DriverError};
 
@@ -15,23 +15,25 @@ use utsuwa_runtime::{Driver, DriverError};
 pub(super) struct Dialer(pub(super) Arc<dyn Driver>);
 
 impl Connect for Dialer {
-    fn connect(&self, id: &InstanceId, port: u16) -> BoxFuture<'static, io::Result<TcpStream>> {
+    fn socket(&self, id: &InstanceId, port: u16) -> BoxFuture<'static, io::Result<Connecting>> {
         let (driver, id) = (Arc::clone(&self.0), id.clone());
         Box::pin(async move {
             let (socket, mut address) = driver.socket(&id).await.map_err(told)?;
             address.set_port(port);
-            match connect(socket, address).await {
-                Ok(stream) => Ok(stream),
-                Err((error, socket)) => {
-                    if error.kind() == io::ErrorKind::ConnectionRefused
-                        && let Some(socket) = socket
-                    {
-                        // Nothing listens yet: the next attempt comes soon, and shall not have to ask the keeper.
-                        driver.give_back(&id, socket);
-                    }
-                    Err(error)
+            let connecting: Connecting = Box::pin(async move {
+                let (error, socket) = match connect(socket, address).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(failed) => failed,
+                };
+                if error.kind() == io::ErrorKind::ConnectionRefused
+                    && let Some(socket) = socket
+                {
+                    // Nothing listens yet: the next attempt comes soon, and shall not have to ask the keeper.
+                    driver.give_back(&id, socket);
                 }
-            }
+                Err(error)
+            });
+            Ok(connecting)
         })
     }
 }

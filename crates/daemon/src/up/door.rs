@@ -34,6 +34,10 @@ impl FrontDoor for Door {
         self.0.rest(id)
     }
 
+    fn awake(&self, id: &InstanceId) {
+        self.0.awake(id);
+    }
+
     fn forget(&self, id: &InstanceId, out_of_memory: bool) {
         self.0.forget(id, out_of_memory);
     }

@@ -10,7 +10,7 @@ use utsuwa_model::InstanceId;
 use utsuwa_model::demand::Reach;
 
 use super::Revision;
-use crate::counts::{Counts, Nudge, Seat};
+use crate::counts::{Counts, Nudge, Seat, Sleep};
 
 impl Revision {
     /// The ingress reached it: requests may go there. `took` is the time from its start on, if that was seen.
@@ -58,13 +58,13 @@ impl Revision {
         });
     }
 
-    /// Whether its liveness and readiness are asked for now: not while it may be frozen. A check would have to thaw it, every
-    /// ten seconds unless the user says otherwise, and nothing would stay asleep. Answers how often it was allowed to rest: a
-    /// check is not counted unless this is the same after it.
-    pub(crate) fn is_probed(&self, id: &InstanceId) -> Option<u32> {
+    /// Whether its liveness and readiness are asked for now, and how often it has rested. A frozen instance would have to be
+    /// thawed for it; one that is not asked is neither ended nor taken out of choice. Asked again after each check: what came of
+    /// one that was under way when this changed is not counted, also if the instance rested and is awake again.
+    pub(crate) fn probed(&self, id: &InstanceId) -> Option<u64> {
         let inner = self.inner.lock();
         let seat = inner.seats.iter().find(|seat| seat.instance.id == *id)?;
-        (seat.reach.is_up() && !seat.resting).then_some(seat.naps)
+        (seat.reach.is_up() && seat.sleep == Sleep::Awake).then_some(seat.rests)
     }
 
     /// The readiness probe turned: failing as `failing` says, or succeeding again.
@@ -75,6 +75,8 @@ impl Revision {
             return;
         };
         seat.reach = match failing {
+            // It may have been let rest after the last check, and no request will come to wake it. The loops do: they thaw who
+            // isn't ready, and say so.
             Some(message) => Reach::Unready { message },
             None => Reach::Ready,
         };

@@ -16,7 +16,7 @@ use super::protocols::grpc_health;
 use super::scene::*;
 use crate::seam::{AnsweredBy, Weight};
 
-fn probe() -> HealthProbe {
+pub(super) fn probe() -> HealthProbe {
     HealthProbe {
         initial_delay: Duration::ZERO,
         timeout: Duration::from_millis(50),
@@ -31,27 +31,31 @@ fn probe() -> HealthProbe {
     }
 }
 
-fn with_liveness(probe: HealthProbe) -> RevisionRoute {
+pub(super) fn with_liveness(probe: HealthProbe) -> RevisionRoute {
     RevisionRoute {
         liveness: Some(probe),
         ..route()
     }
 }
 
-fn with_readiness() -> RevisionRoute {
+pub(super) fn with_readiness() -> RevisionRoute {
     RevisionRoute {
         readiness: Some(probe()),
         ..route()
     }
 }
 
-fn load(scene: &Scene, id: &InstanceId) -> InstanceLoad {
+pub(super) fn load(scene: &Scene, id: &InstanceId) -> InstanceLoad {
     let demand = scene.demand();
     let found = demand.instances.into_iter().find(|load| load.id == *id);
     found.unwrap()
 }
 
-async fn until_reach(scene: &Scene, id: &InstanceId, state: impl Fn(&Reach) -> bool) -> Reach {
+pub(super) async fn until_reach(
+    scene: &Scene,
+    id: &InstanceId,
+    state: impl Fn(&Reach) -> bool,
+) -> Reach {
     eventually(
         || Some(load(scene, id).reach).filter(|reach| state(reach)),
         || format!("{:?}", load(scene, id).reach),
@@ -59,7 +63,7 @@ async fn until_reach(scene: &Scene, id: &InstanceId, state: impl Fn(&Reach) -> b
     .await
 }
 
-async fn until_checks(app: &App, count: u32) {
+pub(super) async fn until_checks(app: &App, count: u32) {
     let checks = || app.life.checks.load(Ordering::SeqCst);
     eventually(
         || (checks() >= count).then_some(()),
@@ -366,7 +370,11 @@ async fn an_instance_that_may_be_frozen_is_not_asked() {
         "asked while it rests"
     );
     assert_eq!(load(&scene, &id).reach, Reach::Ready);
+    // The request is on its way to it, but it is not thawed yet.
     assert_eq!(scene.get("/hello").await.text(), "hello");
+    tokio::time::sleep(probe().period * 20).await;
+    assert_eq!(app.life.checks.load(Ordering::SeqCst), before);
+    scene.ingress.awake(&id);
     until_reach(&scene, &id, |reach| {
         matches!(reach, Reach::Unhealthy { .. })
     })
@@ -374,7 +382,7 @@ async fn an_instance_that_may_be_frozen_is_not_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_may_be_frozen_is_asked_when_a_request_rouses_it() {
+async fn one_that_may_be_frozen_is_asked_once_it_is_known_to_run_again() {
     let scene = Scene::new(with_liveness(probe())).await;
     let app = App::new().await;
     let id = scene.ready(&app).await;
@@ -392,8 +400,15 @@ async fn one_that_may_be_frozen_is_asked_when_a_request_rouses_it() {
         "no check asks for a thaw"
     );
 
-    let before = tokio::time::Instant::now();
     assert_eq!(scene.get("/hello").await.text(), "hello");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        app.life.checks.load(Ordering::SeqCst),
+        checks,
+        "the thaw is not told yet"
+    );
+    let before = tokio::time::Instant::now();
+    scene.ingress.awake(&id);
     until_checks(&app, checks + 1).await;
     assert!(before.elapsed() < Duration::from_millis(50), "at once");
     until_reach(&scene, &id, |reach| {

@@ -6,6 +6,7 @@ mod crowd;
 mod errors;
 mod health;
 mod life;
+mod probed;
 mod protocols;
 mod queue;
 mod rest;

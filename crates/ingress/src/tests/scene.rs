@@ -30,7 +30,7 @@ use utsuwa_model::scaling::Ceiling;
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use super::app::App;
-use crate::seam::{Clock, Connect, InstanceNote, RequestLog, RequestRecord, Wake};
+use crate::seam::{Clock, Connect, Connecting, InstanceNote, RequestLog, RequestRecord, Wake};
 use crate::{Ingress, IngressSettings, Scheme};
 
 /// No state in these tests takes longer to come about, however busy the machine.
@@ -38,16 +38,37 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where instances are reached; one that is not in the map refuses.
 #[derive(Debug, Default)]
-pub(super) struct Addresses(Mutex<HashMap<InstanceId, SocketAddr>>);
+pub(super) struct Addresses(Mutex<HashMap<InstanceId, SocketAddr>>, Mutex<Sockets>);
+
+/// Whether sockets can be had.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) enum Sockets {
+    #[default]
+    AtOnce,
+    After(Duration),
+    None,
+}
 
 impl Connect for Addresses {
-    fn connect(&self, id: &InstanceId, _port: u16) -> BoxFuture<'static, io::Result<TcpStream>> {
-        let address = self.0.lock().get(id).copied();
+    fn socket(&self, id: &InstanceId, _port: u16) -> BoxFuture<'static, io::Result<Connecting>> {
+        let (address, sockets) = (self.0.lock().get(id).copied(), *self.1.lock());
         async move {
-            match address {
-                Some(address) => TcpStream::connect(address).await,
-                None => Err(io::ErrorKind::ConnectionRefused.into()),
+            match sockets {
+                Sockets::AtOnce => {}
+                Sockets::After(time) => tokio::time::sleep(time).await,
+                Sockets::None => {
+                    return Err(io::Error::from_raw_os_error(
+                        rustix::io::Errno::MFILE.raw_os_error(),
+                    ));
+                }
             }
+            let connecting = async move {
+                match address {
+                    Some(address) => TcpStream::connect(address).await,
+                    None => Err(io::ErrorKind::ConnectionRefused.into()),
+                }
+            };
+            Ok(connecting.boxed())
         }
         .boxed()
     }
@@ -80,6 +101,8 @@ impl Wake for Loops {
 pub(super) struct Records(
     Mutex<Vec<RequestRecord>>,
     pub(super) Mutex<Vec<InstanceNote>>,
+    /// Whom the loops ask to rest just when the next note is written.
+    pub(super) Mutex<Option<(Ingress, InstanceId)>>,
 );
 
 impl RequestLog for Records {
@@ -88,6 +111,9 @@ impl RequestLog for Records {
     }
     fn noticed(&self, note: InstanceNote) {
         self.1.lock().push(note);
+        if let Some((ingress, id)) = self.2.lock().take() {
+            assert!(ingress.rest(&id), "it may rest");
+        }
     }
 }
 
@@ -232,6 +258,11 @@ impl Scene {
     /// From now on `id` listens at `address`.
     pub(super) fn listen(&self, id: &InstanceId, address: SocketAddr) {
         self.addresses.0.lock().insert(id.clone(), address);
+    }
+
+    /// What becomes of connections that are made from now on.
+    pub(super) fn sockets(&self, sockets: Sockets) {
+        *self.addresses.1.lock() = sockets;
     }
 
     /// An instance that is ready.
