@@ -201,7 +201,8 @@ async fn fails_elsewhere(house: &House, key: &utsuwa_model::ServiceKey, generati
         })
         .await
         .expect("written");
-    house.pass_time(Duration::from_secs(2)).await;
+    // The longest back-off of a pass that failed.
+    house.pass_time(Duration::from_secs(30)).await;
 }
 
 /// The same with a failure, after the service was looked at: it says that its deploy is under way, and is told otherwise.
