@@ -146,7 +146,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         .map_err(|_| lost("all of its descriptors"))?;
     become_mapped_root()?;
     tree::enter(&root, &shm, &prepared)?;
-    volumes::mount(&root, &prepared.hidden, &launch.volumes)?;
+    let unsealed = volumes::mount(&root, &prepared.hidden, &launch.volumes)?;
     files::write_all()?;
     let mounts = begun.elapsed();
     let identity = user::look_up(&launch.user)?;
@@ -165,6 +165,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         launch.cwd.as_str()
     };
     make_working_directory(cwd)?;
+    unsealed.seal()?;
     sys::place(stdout.as_fd(), 1).map_err(|e| SpawnError::sys("dup2", e, "standard output"))?;
     sys::place(stderr.as_fd(), 2).map_err(|e| SpawnError::sys("dup2", e, "standard error"))?;
     become_user(&identity)?;

@@ -110,6 +110,35 @@ fn volumes_are_seen_in_parts_in_several_places_and_below_each_other() {
     assert_ne!(end, End::Signal(9));
 }
 
+/// What every instance has is written into them first: names, hosts, a directory for everybody, the working directory.
+#[test]
+fn volumes_that_may_only_be_read_may_lie_anywhere() {
+    if !possible("volumes_that_may_only_be_read_may_lie_anywhere") {
+        return;
+    }
+    let mut world = World::new();
+    let volumes = ["/etc", "/tmp", "/work"].map(|path| {
+        let read_only = true;
+        volume(
+            1,
+            vec![MountPoint {
+                read_only,
+                ..point(path)
+            }],
+        )
+    });
+    let script = "pwd; cat /etc/resolv.conf; ls -ld /tmp; for d in /etc /tmp /work/here; do (: > $d/new) 2>&1; done";
+    let mut one = spec(&world, script, volumes.into());
+    one.process.cwd = "/work/here".to_owned();
+    let (output, _, _) = world.run(one);
+    assert!(
+        output.starts_with("/work/here\nnameserver 169.254.169.254\ndrwxrwxrwt"),
+        "{output}"
+    );
+    let refused = output.matches("Read-only file system").count();
+    assert_eq!(refused, 3, "{output}");
+}
+
 #[test]
 fn links_in_the_image_put_no_volume_outside_its_root_or_over_the_system() {
     if !possible("links_in_the_image_put_no_volume_outside_its_root_or_over_the_system") {

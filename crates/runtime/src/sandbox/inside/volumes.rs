@@ -10,7 +10,9 @@
 //!    volume over /proc, /sys or /dev. (CVE-2021-30465, CVE-2022-23648: a link that was exchanged or followed while mounting.
 //!    Here nothing of the instance runs yet, and the descriptor that was found is the one that is mounted on.)
 //! 2. Every volume is mounted nosuid and nodev.
-//! 3. A volume below another lies in that one, whatever the order in which they were named.
+//! 3. What may only be read is written before the program runs, and never after: directories for the volumes below it, the
+//!    files that every instance has, the mode of /tmp, the working directory.
+//! 4. A volume below another lies in that one, whatever the order in which they were named.
 //!
 //! Failure: [`SpawnError::Rootfs`] with the mount path and what the image has there.
 
@@ -40,12 +42,28 @@ struct Wanted<'a> {
     tree: OwnedFd,
 }
 
+/// What is mounted and can still be written, though the program must not.
+#[must_use]
+pub(super) struct Unsealed<'a>(Vec<Wanted<'a>>);
+
+impl Unsealed<'_> {
+    /// Makes it read-only, once what every instance has was written into its root.
+    pub(super) fn seal(self) -> Result<(), SpawnError> {
+        for one in self.0 {
+            let read_only = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
+            sys::mount_setattr(one.tree.as_fd(), read_only, None, false)
+                .map_err(|e| SpawnError::sys("mount_setattr", e, one.point.path.clone()))?;
+        }
+        Ok(())
+    }
+}
+
 /// Mounts all of them below `root`. On `hidden`, volumes are mounted whole of which parts are seen, or in several places.
-pub(super) fn mount(
+pub(super) fn mount<'a>(
     root: &OwnedFd,
     hidden: &OwnedFd,
-    volumes: &[MemoryVolume],
-) -> Result<(), SpawnError> {
+    volumes: &'a [MemoryVolume],
+) -> Result<Unsealed<'a>, SpawnError> {
     let mut wanted = Vec::new();
     for volume in volumes {
         trees(volume, hidden, &mut wanted)?;
@@ -56,13 +74,8 @@ pub(super) fn mount(
         let target = mount_point(root, &wanted[..number], one)?;
         attach_at(&one.tree, &target, &one.point.path)?;
     }
-    // Last: directories were made in them for those below.
-    for one in wanted.iter().filter(|one| one.point.read_only) {
-        let read_only = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
-        sys::mount_setattr(one.tree.as_fd(), read_only, None, false)
-            .map_err(|e| SpawnError::sys("mount_setattr", e, one.point.path.clone()))?;
-    }
-    Ok(())
+    wanted.retain(|one| one.point.read_only);
+    Ok(Unsealed(wanted))
 }
 
 /// The trees of one volume, one for each place where it is seen.
