@@ -1,4 +1,6 @@
-//! The spawner processes and what is asked of them.
+//! The spawner processes and what is asked of them. What becomes of their answers is in `answers`.
+
+mod answers;
 
 use std::collections::HashMap;
 use std::io;
@@ -8,51 +10,17 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use utsuwa_model::InstanceId;
 
+pub(crate) use self::answers::{Pending, to_keeper_error};
 use super::core::{Keeper, Timer, Token, Watch};
 use super::link::{Link, LinkError};
-use super::protocol::{KeeperError, Reply as ServerReply};
-use super::tiers::Reclaim;
-use crate::driver::DriverError;
-use crate::spawner::protocol::{Channel, NO_REQUEST, Op, Reply, Request, Response, SpawnError};
+use crate::spawner::protocol::{Channel, NO_REQUEST, Op, Request, Response, SpawnError};
 use crate::spawner::{CHANNEL_FD, Role, SpawnerConfig};
 
 /// Index of the spawner that only starts instances.
 pub(crate) const STARTER: u32 = 0;
 /// Index of the spawner that does everything slow.
 pub(crate) const HOUSEKEEPER: u32 = 1;
-
-/// Whom an answer of a spawner is for.
-#[derive(Debug)]
-pub(crate) enum Pending {
-    Make(u32),
-    Start(InstanceId),
-    Destroy {
-        sandbox: u32,
-        attempts: u32,
-    },
-    /// Pass it on to a session.
-    Session {
-        session: u32,
-        request: u64,
-    },
-    /// Memory that is being given back.
-    Reclaim(Reclaim),
-    /// After success, ask the spawner `index` for `op`, and pass its answer on.
-    Then {
-        session: u32,
-        request: u64,
-        index: u32,
-        op: Op,
-    },
-    /// What an instance's start found missing is being copied. Its sandbox's descriptors, for the next attempt.
-    Copies {
-        id: InstanceId,
-        descriptors: Vec<OwnedFd>,
-    },
-    Refusals,
-}
 
 /// One spawner process.
 #[derive(Debug)]
@@ -311,75 +279,6 @@ impl Keeper {
             spawner.last_words = Some(error);
         }
     }
-
-    fn answered(
-        &mut self,
-        pending: Pending,
-        result: Result<Reply, SpawnError>,
-        descriptors: Vec<OwnedFd>,
-    ) {
-        match pending {
-            Pending::Make(number) => self.made(number, result, descriptors),
-            Pending::Start(id) => match result {
-                Err(SpawnError::NotPrepared { .. }) if self.may_prepare(&id) => {
-                    self.prepare_first(id, descriptors)
-                }
-                result => self.started(&id, result),
-            },
-            Pending::Copies { id, descriptors } => self.prepared(id, result, descriptors),
-            Pending::Destroy { sandbox, attempts } => self.destroyed(sandbox, attempts, result),
-            Pending::Session { session, request } => {
-                let reply = match result {
-                    Ok(Reply::Unpacked {
-                        entries,
-                        bytes,
-                        skipped,
-                    }) => Ok(ServerReply::Unpacked {
-                        entries,
-                        bytes,
-                        skipped,
-                    }),
-                    Ok(_) => Ok(ServerReply::Done),
-                    Err(error) => Err(to_keeper_error(&error)),
-                };
-                self.reply(session, request, reply, Vec::new());
-            }
-            Pending::Reclaim(reclaim) => self.reclaimed(&reclaim, result.map(drop)),
-            Pending::Then {
-                session,
-                request,
-                index,
-                op,
-            } => match result {
-                Ok(_) => {
-                    let pending = Pending::Session { session, request };
-                    self.ask(index, op, Vec::new(), pending);
-                }
-                Err(error) => {
-                    self.reply(session, request, Err(to_keeper_error(&error)), Vec::new())
-                }
-            },
-            Pending::Refusals => match result {
-                Ok(_) => {
-                    self.refusals = descriptors;
-                    self.announce_refusals();
-                }
-                Err(error) => tracing::warn!(%error, "refused connections won't be shown"),
-            },
-        }
-    }
-}
-
-/// As seen by the server.
-pub(crate) fn to_keeper_error(error: &SpawnError) -> KeeperError {
-    match error.to_driver() {
-        DriverError::Refused(text) => KeeperError::Refused(text),
-        DriverError::Exhausted(text) | DriverError::Unavailable(text) => {
-            KeeperError::Exhausted(text)
-        }
-        DriverError::NotFound(id) => KeeperError::NotFound(id),
-        DriverError::Internal(text) => KeeperError::Internal(text),
-    }
 }
 
 fn gone() -> SpawnError {
@@ -422,83 +321,4 @@ fn give_channel(command: &mut Command, channel: OwnedFd) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::process::Child;
-
-    use super::super::config::KeeperConfig;
-    use super::super::core::Parts;
-    use super::*;
-
-    /// A keeper without kernel objects of its own; the test is its housekeeper.
-    pub(crate) struct Imagined {
-        pub(crate) keeper: Keeper,
-        asked: Channel,
-        /// In the housekeeper's place, to be killed.
-        process: Child,
-        _folder: tempfile::TempDir,
-    }
-
-    impl Imagined {
-        pub(crate) fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let mut config = KeeperConfig::new(folder.path(), 0, 0, None).unwrap();
-            // An absolute path takes the place of the directory it is joined to.
-            std::fs::create_dir(folder.path().join("run")).unwrap();
-            config.id = folder.path().join("run").display().to_string();
-            config.server_gid = rustix::process::getegid().as_raw();
-            let file = || std::fs::File::open("/dev/null").unwrap().into();
-            let (listen, _) = Channel::pair().unwrap();
-            let (lock, listen) = (file(), listen.into());
-            let parts = Parts {
-                config,
-                lock,
-                listen,
-            };
-            let mut keeper = Keeper::with(parts, None).unwrap();
-            let (ours, asked) = Channel::pair().unwrap();
-            let process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-            let spawner = |process| Spawner {
-                process,
-                failures: 0,
-                last_words: None,
-            };
-            let housekeeper = Process {
-                pid: process.id(),
-                pidfd: pidfd_open(to_pid(process.id()).unwrap(), PidfdFlags::empty()).unwrap(),
-                link: Link::new(ours).unwrap(),
-                pending: HashMap::new(),
-                next_request: 1,
-            };
-            keeper.spawners = vec![spawner(None), spawner(Some(housekeeper))];
-            Self {
-                keeper,
-                asked,
-                process,
-                _folder: folder,
-            }
-        }
-
-        /// The housekeeper answers what it is asked next.
-        pub(crate) fn answer(&mut self, result: Result<Reply, SpawnError>) {
-            let (request, _) = self.asked.receive::<Request>().unwrap().unwrap();
-            let id = request.id;
-            self.asked.send(&Response { id, result }, &[]).unwrap();
-            self.keeper.serve_spawner(HOUSEKEEPER);
-        }
-
-        /// Waits until the keeper has killed the housekeeper, which is told to the keeper then.
-        pub(crate) fn housekeeper_ends(&mut self) {
-            use rustix::event::{PollFd, PollFlags, poll};
-            let pidfd = &self.keeper.spawner(HOUSEKEEPER).unwrap().pidfd;
-            poll(&mut [PollFd::new(pidfd, PollFlags::IN)], None).unwrap();
-            self.keeper.spawner_ended(HOUSEKEEPER);
-        }
-    }
-
-    impl Drop for Imagined {
-        fn drop(&mut self) {
-            let _ = self.process.kill();
-            let _ = self.process.wait();
-        }
-    }
-}
+pub(super) mod tests;
