@@ -101,7 +101,7 @@ fn one(server: &Server, connections: usize) -> anyhow::Result<Burst> {
         }
         if Instant::now() > deadline {
             bail!(
-                "the journal has {} entries, not {}",
+                "the journal has {} entries, not {}; answers: {outcomes:?}",
                 entries.len(),
                 before + answered
             );
@@ -172,7 +172,7 @@ async fn exchange(mut stream: TcpStream) -> std::io::Result<String> {
 
 /// The requests in the service's journal, oldest first.
 fn journal(server: &Server) -> anyhow::Result<Vec<Value>> {
-    let folder = server.data.join("logs/demo/asia-northeast1/burst");
+    let folder = server.data.join("journal/demo/asia-northeast1/burst");
     let mut entries = Vec::new();
     for name in ["journal.jsonl.old", "journal.jsonl"] {
         let text = match std::fs::read_to_string(folder.join(name)) {

@@ -19,8 +19,9 @@ use super::server::Server;
 use super::stats::table;
 use super::tiers;
 
-/// What the pool of sandboxes remembers, and some: it is as large before as after then.
-const POOL_AT_REST: Duration = Duration::from_secs(12);
+/// Until dropping caches frees nothing more, less than this in KiB and at most so often: the kernel frees part of it later.
+const SETTLED: i64 = 256;
+const DROPS: usize = 20;
 /// Longest wait for all bare processes to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Kinds of kernel memory in /proc/meminfo. They overlap in part (stacks are in vmalloc): each for itself, never summed up.
@@ -93,16 +94,38 @@ fn more(before: &Memory, after: &Memory) -> Memory {
     }
 }
 
+/// Drops caches until that changes nothing more, and answers what is used then, in KiB.
+fn used() -> anyhow::Result<i64> {
+    let mut last = i64::MAX;
+    for _ in 0..DROPS {
+        drop_caches()?;
+        std::thread::sleep(Duration::from_millis(500));
+        let text = meminfo()?;
+        let now = kib(&text, "MemTotal")? - kib(&text, "MemFree")?;
+        if last.saturating_sub(now) < SETTLED {
+            return Ok(now);
+        }
+        last = now;
+    }
+    bail!("the memory in use goes on falling: somebody else is freeing some");
+}
+
+fn meminfo() -> anyhow::Result<String> {
+    std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")
+}
+
+fn kib(meminfo: &str, name: &str) -> anyhow::Result<i64> {
+    meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("/proc/meminfo: no {name}"))
+}
+
 /// With `ours` and `apps` as the processes that are ours and the apps'.
 fn memory(ours: &[u32], apps: &[u32]) -> anyhow::Result<Memory> {
-    drop_caches()?;
-    let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let kib = |name: &str| -> anyhow::Result<i64> {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-            .with_context(|| format!("/proc/meminfo: no {name}"))
-    };
+    let used = used()?;
+    let text = meminfo()?;
     let sum = |pids: &[u32]| -> anyhow::Result<i64> {
         let mut all = 0;
         for pid in pids {
@@ -112,10 +135,10 @@ fn memory(ours: &[u32], apps: &[u32]) -> anyhow::Result<Memory> {
     };
     let mut kinds = BTreeMap::new();
     for kind in KINDS {
-        kinds.insert(kind, kib(kind)?);
+        kinds.insert(kind, kib(&text, kind)?);
     }
     Ok(Memory {
-        used: kib("MemTotal")? - kib("MemFree")?,
+        used,
         kinds,
         ours: sum(ours)?,
         apps: sum(apps)?,
@@ -129,7 +152,6 @@ fn utsuwa(settings: &Settings) -> anyhow::Result<Memory> {
         server.deploy(name, "utsuwa.local/hello", "3600s", "128Mi")?;
     }
     server.until_asleep(names.iter().map(String::as_str))?;
-    std::thread::sleep(POOL_AT_REST);
     let ours = || -> anyhow::Result<Vec<u32>> {
         let all = ours(server.pid(), &settings.utsuwa.to_string_lossy())?;
         Ok(all.into_iter().map(|(pid, _)| pid).collect())
@@ -139,7 +161,6 @@ fn utsuwa(settings: &Settings) -> anyhow::Result<Memory> {
         server.call(name, "/")?;
     }
     tiers::until(&server, &names, "frozen")?;
-    std::thread::sleep(POOL_AT_REST);
     let mut apps = Vec::new();
     for name in &names {
         for (_, pid) in server.instances(name)? {

@@ -69,7 +69,8 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
             _ => many::run(&settings),
         }
         .with_context(|| format!("section {section}"))?;
-        if section != "cold" && section != "tiers" {
+        // These show what they have as soon as they have it.
+        if !["cold", "tiers", "rate"].contains(&section.as_str()) {
             crate::say(&text);
         }
         report.push_str(&text);
