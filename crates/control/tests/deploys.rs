@@ -201,7 +201,8 @@ async fn fails_elsewhere(house: &House, key: &utsuwa_model::ServiceKey, generati
         })
         .await
         .expect("written");
-    house.pass_time(Duration::from_secs(2)).await;
+    // Longer than any back-off, and shorter than the time between two sweeps.
+    house.pass_time(Duration::from_secs(40)).await;
 }
 
 /// The same with a failure, after the service was looked at: it says that its deploy is under way, and is told otherwise.
