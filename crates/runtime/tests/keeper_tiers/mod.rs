@@ -320,7 +320,6 @@ async fn frozen_and_asked() -> Result<Reclaimed, DriverError> {
     let given = server.driver.reclaim(&id).await;
     assert_eq!(swap_limit(pid), limit, "allowed only meanwhile");
     if let Ok(given) = &given {
-        println!("{given:?}, {} KiB in swap", swapped_kib(pid));
         assert!(swapped_kib(pid) > 12 << 10, "{given:?}");
         assert!(given.after_bytes < given.before_bytes / 2, "{given:?}");
     }
