@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 
 use super::Settings;
 use super::cold::{drop_caches, hello};
-use super::rest::{ours, pss_kib};
+use super::rest::pss_kib;
 use super::server::Server;
 use super::stats::table;
 use super::tiers;
@@ -122,27 +122,31 @@ fn kib(meminfo: &str, name: &str) -> anyhow::Result<i64> {
         .with_context(|| format!("/proc/meminfo: no {name}"))
 }
 
-/// With `ours` and `apps` as the processes that are ours and the apps'.
-fn memory(ours: &[u32], apps: &[u32]) -> anyhow::Result<Memory> {
+/// `program` and `server` tell which processes are ours; `apps` are the apps'.
+fn memory(ours: Option<(&Server, &str)>, apps: &[u32]) -> anyhow::Result<Memory> {
     let used = used()?;
     let text = meminfo()?;
-    let sum = |pids: &[u32]| -> anyhow::Result<i64> {
-        let mut all = 0;
-        for pid in pids {
-            all += i64::try_from(pss_kib(*pid)?)?;
-        }
-        Ok(all)
-    };
-    let mut kinds = BTreeMap::new();
-    for kind in KINDS {
-        kinds.insert(kind, kib(&text, kind)?);
-    }
-    Ok(Memory {
+    let mut all = Memory {
         used,
-        kinds,
-        ours: sum(ours)?,
-        apps: sum(apps)?,
-    })
+        ..Memory::default()
+    };
+    if let Some((server, program)) = ours {
+        for (pid, role) in super::rest::ours(server.pid(), program)? {
+            match pss_kib(pid) {
+                Ok(kib) => all.ours += i64::try_from(kib)?,
+                // The pool lets go of a sandbox now and then.
+                Err(_) if !Path::new(&format!("/proc/{pid}")).exists() => {}
+                Err(error) => return Err(error.context(role)),
+            }
+        }
+    }
+    for pid in apps {
+        all.apps += i64::try_from(pss_kib(*pid)?)?;
+    }
+    for kind in KINDS {
+        all.kinds.insert(kind, kib(&text, kind)?);
+    }
+    Ok(all)
 }
 
 fn utsuwa(settings: &Settings) -> anyhow::Result<Memory> {
@@ -152,11 +156,8 @@ fn utsuwa(settings: &Settings) -> anyhow::Result<Memory> {
         server.deploy(name, "utsuwa.local/hello", "3600s", "128Mi")?;
     }
     server.until_asleep(names.iter().map(String::as_str))?;
-    let ours = || -> anyhow::Result<Vec<u32>> {
-        let all = ours(server.pid(), &settings.utsuwa.to_string_lossy())?;
-        Ok(all.into_iter().map(|(pid, _)| pid).collect())
-    };
-    let before = memory(&ours()?, &[])?;
+    let program = settings.utsuwa.to_string_lossy();
+    let before = memory(Some((&server, &program)), &[])?;
     for name in &names {
         server.call(name, "/")?;
     }
@@ -170,7 +171,7 @@ fn utsuwa(settings: &Settings) -> anyhow::Result<Memory> {
     if apps.len() != names.len() {
         bail!("{} instances instead of {}", apps.len(), names.len());
     }
-    Ok(more(&before, &memory(&ours()?, &apps)?))
+    Ok(more(&before, &memory(Some((&server, &program)), &apps)?))
 }
 
 /// As many bare processes of the same program.
@@ -190,7 +191,7 @@ fn bare(settings: &Settings) -> anyhow::Result<Memory> {
     let app = hello(settings)?;
     let said = settings.work.join("density-bare.log");
     let log = File::create(&said)?;
-    let before = memory(&[], &[])?;
+    let before = memory(None, &[])?;
     let mut bare = Bare(Vec::new());
     for _ in 0..settings.idle {
         let child = Command::new(app.root.join("hello"))
@@ -207,7 +208,7 @@ fn bare(settings: &Settings) -> anyhow::Result<Memory> {
     }
     until_listening(&said, settings.idle)?;
     let apps: Vec<u32> = bare.0.iter().map(Child::id).collect();
-    Ok(more(&before, &memory(&[], &apps)?))
+    Ok(more(&before, &memory(None, &apps)?))
 }
 
 /// Until `count` lines say that somebody listens.
