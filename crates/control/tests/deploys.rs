@@ -201,13 +201,8 @@ async fn fails_elsewhere(house: &House, key: &utsuwa_model::ServiceKey, generati
         })
         .await
         .expect("written");
-<<<<<<< HEAD
-    // The longest back-off of a pass that failed.
-    house.pass_time(Duration::from_secs(30)).await;
-=======
     // Longer than any back-off, and shorter than the time between two sweeps.
     house.pass_time(Duration::from_secs(40)).await;
->>>>>>> h-e
 }
 
 /// The same with a failure, after the service was looked at: it says that its deploy is under way, and is told otherwise.
