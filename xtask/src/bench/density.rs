@@ -1,7 +1,8 @@
 //! Many idle instances: what each costs beyond its app.
 //!
 //! What is used is what the kernel says isn't free, before and after, with the caches dropped both times: so everything counts that
-//! an instance takes, whoever holds it. The same with as many bare processes of the same program says what of it is the app. Services
+//! an instance takes, whoever holds it; and so does what others take or free meanwhile. What is counted by kind (the kernel's
+//! memory, and our processes) hardly knows others. The same with as many bare processes of the same program says what of it is the app. Services
 //! are deployed and asleep before; what a service costs is not in it (section `many`).
 
 use std::collections::BTreeMap;
@@ -24,8 +25,8 @@ const SETTLED: i64 = 256;
 const DROPS: usize = 20;
 /// Longest wait for all bare processes to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Kinds of kernel memory in /proc/meminfo. They overlap in part (stacks are in vmalloc): each for itself, never summed up.
-const KINDS: [&str; 5] = ["Slab", "PageTables", "KernelStack", "Percpu", "VmallocUsed"];
+/// Kinds of kernel memory in /proc/meminfo that don't overlap (stacks are in `VmallocUsed`).
+const KINDS: [&str; 4] = ["Slab", "PageTables", "Percpu", "VmallocUsed"];
 
 /// In KiB.
 #[derive(Debug, Default)]
@@ -38,6 +39,13 @@ struct Memory {
     apps: i64,
 }
 
+impl Memory {
+    /// Beyond the apps: the kernel's, and our processes.
+    fn by_kind(&self) -> i64 {
+        self.ours + self.kinds.values().sum::<i64>()
+    }
+}
+
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
     let bare = bare(settings)?;
     let utsuwa = utsuwa(settings)?;
@@ -48,13 +56,21 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
     .into_iter()
     .map(|(name, memory)| row(name, memory, settings.idle))
     .collect();
-    let mut head = vec!["", "all", "app (PSS)", "all − app", "our processes (PSS)"];
+    let mut head = vec![
+        "",
+        "all",
+        "app (PSS)",
+        "all − app",
+        "by kind",
+        "our processes (PSS)",
+    ];
     head.extend(KINDS);
     Ok(format!(
-        "\n## {} idle instances of hello: KiB for each (promised: under 1,024 beyond the app)\n{}beyond the same app as a bare process: {:.0} KiB each\n",
+        "\n## {} idle instances of hello: KiB for each (promised: under 1,024 beyond the app)\n{}beyond the same app as a bare process: {:.0} KiB each; by kind {:.0}\n",
         settings.idle,
         table(&head, &rows),
         each(utsuwa.used - bare.used, settings.idle),
+        each(utsuwa.by_kind() - bare.by_kind(), settings.idle),
     ))
 }
 
@@ -65,6 +81,7 @@ fn row(name: &str, memory: &Memory, count: usize) -> Vec<String> {
         each(memory.used),
         each(memory.apps),
         each(memory.used - memory.apps),
+        each(memory.by_kind()),
         each(memory.ours),
     ];
     row.extend(
@@ -94,14 +111,16 @@ fn more(before: &Memory, after: &Memory) -> Memory {
     }
 }
 
-/// Drops caches until that changes nothing more, and answers what is used then, in KiB.
+/// Drops caches until that changes nothing more, and answers what is used then, in KiB: without files' pages, most of which are
+/// of others and, while they are written, can't be dropped.
 fn used() -> anyhow::Result<i64> {
     let mut last = i64::MAX;
     for _ in 0..DROPS {
         drop_caches()?;
         std::thread::sleep(Duration::from_millis(500));
         let text = meminfo()?;
-        let now = kib(&text, "MemTotal")? - kib(&text, "MemFree")?;
+        let files = kib(&text, "Buffers")? + kib(&text, "Cached")? - kib(&text, "Shmem")?;
+        let now = kib(&text, "MemTotal")? - kib(&text, "MemFree")? - files;
         if last.saturating_sub(now) < SETTLED {
             return Ok(now);
         }
