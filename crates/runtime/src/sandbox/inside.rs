@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use serde::{Deserialize, Serialize};
 use utsuwa_model::instance::MemoryVolume;
@@ -147,6 +147,8 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     become_mapped_root()?;
     tree::enter(&root, &shm, &prepared)?;
     let unsealed = volumes::mount(&root, &prepared.hidden, &launch.volumes)?;
+    // From here on paths of the image are followed: no descriptor may lead out of its root (CVE-2024-21626).
+    drop((prepared, root, shm));
     files::write_all()?;
     let mounts = begun.elapsed();
     let identity = user::look_up(&launch.user)?;
@@ -169,7 +171,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     sys::place(stdout.as_fd(), 1).map_err(|e| SpawnError::sys("dup2", e, "standard output"))?;
     sys::place(stderr.as_fd(), 2).map_err(|e| SpawnError::sys("dup2", e, "standard error"))?;
     become_user(&identity)?;
-    rustix::process::chdir(cwd).map_err(|e| SpawnError::Invalid {
+    enter_working_directory(cwd).map_err(|e| SpawnError::Invalid {
         field: "workingDir".to_owned(),
         why: format!(
             "enter {cwd:?} as uid {}: {}",
@@ -197,6 +199,18 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         &path,
         identity.uid,
     ))
+}
+
+/// As the user who needs it. Links are followed, but none of /proc that stand for a descriptor or another process.
+fn enter_working_directory(path: &str) -> rustix::io::Result<()> {
+    let directory = rustix::fs::openat2(
+        rustix::fs::CWD,
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_MAGICLINKS,
+    )?;
+    rustix::process::fchdir(directory)
 }
 
 /// Everything that can be done before the service is known.
