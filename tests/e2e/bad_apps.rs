@@ -1,5 +1,6 @@
 //! Apps and images that do not work: the deploy says why in words the user can act on, and what served before still serves.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -280,10 +281,12 @@ fn a_deploy_goes_on_over_a_restart() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    until("the deploy to be accepted", Duration::from_secs(20), || {
-        (server.api_get(&format!("{PARENT}/services/app")).1["generation"] == json!("2"))
-            .then_some(())
-    });
+    // The command has its answer when it says so: stored, as a look at the service would tell, is earlier.
+    let mut said = BufReader::new(deploy.stderr.take().unwrap());
+    let mut accepted = String::new();
+    while !accepted.contains("Deploying") {
+        assert_ne!(said.read_line(&mut accepted).unwrap(), 0, "{accepted}");
+    }
     server.kill_9();
     // Nobody is refused meanwhile: the keeper holds the socket, and who comes waits for the next server.
     let asked = std::thread::scope(|scope| {
@@ -301,12 +304,8 @@ fn a_deploy_goes_on_over_a_restart() {
     let status = until("the command to end", Duration::from_secs(60), || {
         deploy.try_wait().unwrap()
     });
-    let output = deploy.wait_with_output().unwrap();
-    assert!(
-        status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    said.read_to_string(&mut accepted).unwrap();
+    assert!(status.success(), "{accepted}");
     until("the new revision to serve", Duration::from_secs(10), || {
         let body = server.get("app", "/env").1;
         (serde_json::from_str::<Value>(&body).ok()?["V"] == json!("next")).then_some(())

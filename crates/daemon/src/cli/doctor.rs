@@ -216,6 +216,11 @@ fn names() -> Finding {
     }
 }
 
+/// Where the server that answers keeps its data.
+pub(super) fn running_data_dir(client: &ClientArgs) -> Option<PathBuf> {
+    server(client).1
+}
+
 /// Whether the server answers, and its data directory.
 fn server(client: &ClientArgs) -> (Finding, Option<PathBuf>) {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -28,7 +28,7 @@ pub(crate) struct DownArgs {
 /// Longest wait for the server's own orderly end.
 const SERVER_END: Duration = Duration::from_secs(15);
 
-pub(crate) fn run(args: &DownArgs, _client: &ClientArgs) -> Result<(), Failure> {
+pub(crate) fn run(args: &DownArgs, client: &ClientArgs) -> Result<(), Failure> {
     let data = match &args.data_dir {
         Some(dir) => dir.clone(),
         None => super::configured_data_dir(args.config.clone())?,
@@ -43,7 +43,16 @@ pub(crate) fn run(args: &DownArgs, _client: &ClientArgs) -> Result<(), Failure> 
             "{}: is no data directory of a server",
             data.display()
         ))
-        .hint("name it with --data-dir"));
+        .hint(match super::doctor::running_data_dir(client) {
+            // Not ended unasked: the address may be another machine's, the directory one of this.
+            Some(dir) => format!(
+                "the server at {} runs over {}: utsuwa down --data-dir {}",
+                client.api,
+                dir.display(),
+                dir.display()
+            ),
+            None => "name it with --data-dir".to_owned(),
+        }));
     }
     let id = keeper::data_id(&data).map_err(|e| {
         Failure::failed(format!(

@@ -149,7 +149,7 @@ impl Layers {
             if let Some(value) = given.flags.get(option.name) {
                 values.insert(
                     option.name,
-                    (value.clone(), Source::Flag(format!("--{}", option.name))),
+                    (value.clone(), Source::Flag(options::flag(option.name))),
                 );
             }
         }

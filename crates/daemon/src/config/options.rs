@@ -55,6 +55,15 @@ pub(crate) const OPTIONS: &[OptionDoc] = &[
     one("log-level", "info", "What the server logs: error, warn, info, debug, or a filter such as utsuwa_ingress=debug."),
 ];
 
+/// The flag of an option: a list's is given once for each item, and called after one.
+pub(crate) fn flag(name: &str) -> String {
+    match name {
+        "insecure-registries" => "--insecure-registry".to_owned(),
+        "image-rewrites" => "--image-rewrite".to_owned(),
+        other => format!("--{other}"),
+    }
+}
+
 /// The environment variable of an option.
 pub(crate) fn variable(name: &str) -> String {
     format!("UTSUWA_{}", name.to_uppercase().replace('-', "_"))

@@ -169,10 +169,18 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
     let mut image_rewrites = Vec::new();
     for rule in layers.list("image-rewrites") {
         match rule.split_once('=') {
-            Some((from, to)) if !from.is_empty() && !to.is_empty() => {
+            Some((from, to)) if !from.is_empty() && !to.is_empty() && !to.contains('=') => {
                 image_rewrites.push((from.to_owned(), to.to_owned()))
             }
             _ => c.wrong("image-rewrites", "each rule is FROM=TO"),
+        }
+    }
+    for registry in layers.list("insecure-registries") {
+        if registry.contains('/') {
+            c.wrong(
+                "insecure-registries",
+                &format!("{registry:?} can't match: name the registry as image references do, HOST or HOST:PORT"),
+            );
         }
     }
     for rule in layers.list("allow-egress") {
@@ -184,6 +192,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
     if !["auto", "text", "json"].contains(&log_format.as_str()) {
         c.wrong("log-format", "must be text, json or auto");
     }
+    let log_level = c.parse("log-level", log_level);
     let mut registries = Registries::default();
     let registries_file = layers.text("registries-file");
     if !registries_file.is_empty() {
@@ -207,6 +216,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
         idle_timeout,
         log_budget,
         disk_reserve,
+        log_level,
     ) {
         (
             Some(data_dir),
@@ -218,6 +228,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             Some(idle_timeout),
             Some(log_budget),
             Some(disk_reserve),
+            Some(log_level),
         ) if c.problems.is_empty() => Ok(Config {
             data_dir,
             listen_api,
@@ -235,7 +246,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             disk_reserve,
             user: layers.text("user").to_owned(),
             log_format,
-            log_level: layers.text("log-level").to_owned(),
+            log_level,
         }),
         _ => Err(ConfigError(c.problems)),
     }
@@ -295,6 +306,24 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .checked_mul(factor)
         .map(Duration::from_secs)
         .ok_or_else(|| why.to_owned())
+}
+
+/// A level, or levels by module: `info,utsuwa_ingress=debug`. A word that is no level would be taken for a module, all of it.
+fn log_level(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |rule: &str| {
+        let level = rule
+            .rsplit_once('=')
+            .map_or(rule, |(_, level)| level)
+            .trim();
+        LEVELS.contains(&level.to_ascii_lowercase().as_str())
+    };
+    match text.split(',').find(|rule| !is_level(rule)) {
+        None => Ok(text.to_owned()),
+        Some(rule) => Err(format!(
+            "{rule:?} names no level: must be error, warn, info or debug, or levels by module such as info,utsuwa_ingress=debug"
+        )),
+    }
 }
 
 fn bytes(text: &str) -> Result<u64, String> {

@@ -80,6 +80,34 @@ fn all_problems_are_told_at_once_with_their_sources() {
     }
 }
 
+/// What could never have the effect that was wanted is told, not taken.
+#[test]
+fn values_that_mean_nothing_are_refused() {
+    for (option, value, flag, why) in [
+        ("log-level", "loud", "--log-level", "names no level"),
+        (
+            "log-level",
+            "info,utsuwa_ingress",
+            "--log-level",
+            "names no level",
+        ),
+        ("image-rewrites", "a=b=c", "--image-rewrite)", "FROM=TO"),
+        (
+            "insecure-registries",
+            "http://x:5000",
+            "--insecure-registry)",
+            "HOST:PORT",
+        ),
+    ] {
+        let text = read(None, &[], &[(option, value)]).unwrap_err().to_string();
+        assert!(text.contains(flag) && text.contains(why), "{text}");
+    }
+    for level in ["warn", "INFO", "info,utsuwa_ingress=debug,hyper=off"] {
+        let config = read(None, &[], &[("log-level", level)]).unwrap();
+        assert_eq!(config.log_level, level);
+    }
+}
+
 #[test]
 fn a_broken_file_names_itself_and_the_place() {
     let broken = read(Some("domain = \n"), &[], &[]).unwrap_err().to_string();
