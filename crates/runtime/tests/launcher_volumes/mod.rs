@@ -117,7 +117,7 @@ fn volumes_that_may_only_be_read_may_lie_anywhere() {
         return;
     }
     let mut world = World::new();
-    let volumes = ["/etc", "/tmp", "/work"].map(|path| {
+    let volumes = ["/etc", "/tmp", "/srv"].map(|path| {
         let read_only = true;
         volume(
             1,
@@ -127,12 +127,12 @@ fn volumes_that_may_only_be_read_may_lie_anywhere() {
             }],
         )
     });
-    let script = "pwd; cat /etc/resolv.conf; ls -ld /tmp; for d in /etc /tmp /work/here; do (: > $d/new) 2>&1; done";
+    let script = "pwd; cat /etc/resolv.conf; ls -ld /tmp; for d in /etc /tmp /srv/here; do (: > $d/new) 2>&1; done";
     let mut one = spec(&world, script, volumes.into());
-    one.process.cwd = "/work/here".to_owned();
+    one.process.cwd = "/srv/here".to_owned();
     let (output, _, _) = world.run(one);
     assert!(
-        output.starts_with("/work/here\nnameserver 169.254.169.254\ndrwxrwxrwt"),
+        output.starts_with("/srv/here\nnameserver 169.254.169.254\ndrwxrwxrwt"),
         "{output}"
     );
     let refused = output.matches("Read-only file system").count();
