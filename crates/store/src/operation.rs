@@ -78,18 +78,14 @@ impl Store {
                 after.key,
                 page::limit(&page)
             ])?;
-            let mut found = Vec::new();
-            while let Some(row) = rows.next()? {
+            page::fill(&mut rows, &page, &list, |row| {
                 let seen = see(c, row)?;
-                found.push((
-                    After {
-                        time: seen.0.create_time.0,
-                        key: seen.0.id.clone(),
-                    },
-                    seen,
-                ));
-            }
-            Ok(page::cut(found, &page, &list))
+                let after = After {
+                    time: seen.0.create_time.0,
+                    key: seen.0.id.clone(),
+                };
+                Ok((after, seen))
+            })
         })
     }
 }

@@ -74,21 +74,25 @@ pub(crate) fn limit(page: &Page) -> i64 {
     }
 }
 
-/// Cuts the row that was asked for too many and makes the token.
-pub(crate) fn cut<T>(mut rows: Vec<(After, T)>, page: &Page, list: &str) -> Listing<T> {
-    let more = page.size != 0 && rows.len() > page.size;
-    if more {
-        rows.truncate(page.size);
+/// Reads a page from `rows` and makes the token. The row asked for too many is not read: to know that it is there is enough,
+/// and a page of a long list then costs what the whole of a short one does.
+pub(crate) fn fill<T>(
+    rows: &mut rusqlite::Rows<'_>,
+    page: &Page,
+    list: &str,
+    read: impl Fn(&rusqlite::Row<'_>) -> Result<(After, T), StoreError>,
+) -> Result<Listing<T>, StoreError> {
+    let (mut items, mut last) = (Vec::with_capacity(page.size.min(1000)), None);
+    while let Some(row) = rows.next()? {
+        if page.size != 0 && items.len() == page.size {
+            let next = last.map(|last: After| last.token(list));
+            return Ok(Listing { items, next });
+        }
+        let (after, item) = read(row)?;
+        items.push(item);
+        last = Some(after);
     }
-    let next = if more {
-        rows.last().map(|(after, _)| after.token(list))
-    } else {
-        None
-    };
-    Listing {
-        items: rows.into_iter().map(|(_, item)| item).collect(),
-        next,
-    }
+    Ok(Listing { items, next: None })
 }
 
 fn unhex(token: &str) -> Option<String> {

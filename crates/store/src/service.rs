@@ -45,17 +45,13 @@ impl Store {
                 after.key,
                 page::limit(&page)
             ])?;
-            let mut found = Vec::new();
-            while let Some(row) = rows.next()? {
-                found.push((
-                    After {
-                        time: row.get(6)?,
-                        key: row.get(7)?,
-                    },
-                    parse(row)?,
-                ));
-            }
-            Ok(page::cut(found, &page, &list))
+            page::fill(&mut rows, &page, &list, |row| {
+                let after = After {
+                    time: row.get(6)?,
+                    key: row.get(7)?,
+                };
+                Ok((after, parse(row)?))
+            })
         })
     }
 

@@ -12,75 +12,148 @@ use super::{Settings, cold, http};
 /// Deploys under way at once while a server is filled; what is measured afterwards is one after the other.
 const DEPLOYERS: usize = 4;
 
+/// Rounds of the three measurements; each begins with everything asleep.
+const ROUNDS: usize = 4;
+/// Samples a round: pages listed, services deployed, and first requests, which the ten services of the small server limit.
+const LISTS: usize = 25;
+const EACH: usize = 10;
+
+/// Both servers run side by side and are asked in turn, so that what else happens on the machine happens to both.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
-    let few = with_services(settings, 10)?;
-    let many = with_services(settings, settings.many)?;
-    let row = |what: &str, a: f64, b: f64| {
+    let mut few = Subject::start(settings, "few", EACH)?;
+    let mut many = Subject::start(settings, "many", settings.many)?;
+    for round in 0..ROUNDS {
+        few.until_asleep()?;
+        many.until_asleep()?;
+        in_turn(&mut few, &mut many, LISTS, |subject, _| subject.list())?;
+        in_turn(&mut few, &mut many, EACH, |subject, i| {
+            subject.deploy(round * EACH + i)
+        })?;
+        few.until_asleep()?;
+        many.until_asleep()?;
+        in_turn(&mut few, &mut many, EACH, Subject::first)?;
+    }
+    let row = |what: &str, of: fn(&Subject) -> &Series| {
+        let (a, b) = (of(&few), of(&many));
+        let pair = |percent| (a.ms(percent), b.ms(percent));
+        let (p50, p95) = (pair(50), pair(95));
         vec![
             what.to_owned(),
-            format!("{a:.2}"),
-            format!("{b:.2}"),
-            format!("{:.2}×", b / a),
+            a.len().to_string(),
+            format!("{:.2} / {:.2}", p50.0, p95.0),
+            format!("{:.2} / {:.2}", p50.1, p95.1),
+            format!("{:.2}×", p50.1 / p50.0),
         ]
     };
+    let memory = (few.memory()?, many.memory()?);
     let rows = vec![
-        row("list (one page of 10)", few.list, many.list),
-        row("deploy until it serves", few.deploy, many.deploy),
-        row("first request to a sleeping service", few.first, many.first),
-        row("server memory (PSS, MiB)", few.memory, many.memory),
+        row("list (one page of 10)", |s| &s.list),
+        row("deploy until it serves", |s| &s.deploy),
+        row("first request to a sleeping service", |s| &s.first),
+        vec![
+            "server memory (PSS, MiB)".to_owned(),
+            "1".to_owned(),
+            format!("{:.2}", memory.0),
+            format!("{:.2}", memory.1),
+            format!("{:.2}×", memory.1 / memory.0),
+        ],
     ];
     Ok(format!(
-        "\n## {} services at zero against 10 (ms, p50)\n{}",
+        "\n## {} services at zero against 10, both servers side by side (ms, p50 / p95; ratio of p50)\n{}",
         settings.many,
-        table(&["", "10", &settings.many.to_string(), "ratio"], &rows)
+        table(&["", "n", "10", &settings.many.to_string(), "ratio"], &rows)
     ))
 }
 
-struct Figures {
-    list: f64,
-    deploy: f64,
-    first: f64,
-    memory: f64,
+/// Asks both, `times` each; who is first changes every time.
+fn in_turn(
+    few: &mut Subject,
+    many: &mut Subject,
+    times: usize,
+    ask: impl Fn(&mut Subject, usize) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    for i in 0..times {
+        if i % 2 == 0 {
+            ask(few, i)?;
+            ask(many, i)?;
+        } else {
+            ask(many, i)?;
+            ask(few, i)?;
+        }
+    }
+    Ok(())
 }
 
-fn with_services(settings: &Settings, count: usize) -> anyhow::Result<Figures> {
-    let server = Server::start(settings, "many", &[])?;
-    let names: Vec<String> = (0..count).map(|i| format!("many-{i}")).collect();
-    let (started, before) = (Instant::now(), pss_kib(server.pid())?);
-    deploy_all(&server, &names)?;
-    crate::say(&format!(
-        "{count} services deployed in {:.1} s, {DEPLOYERS} at once; the server has {:.0} MiB (PSS), {:.0} before",
-        started.elapsed().as_secs_f64(),
-        mib(pss_kib(server.pid())?),
-        mib(before),
-    ));
-    server.until_asleep(names.iter().rev().take(100).map(String::as_str))?;
-    let (mut list, mut deploy, mut first) =
-        (Series::default(), Series::default(), Series::default());
-    for _ in 0..20 {
+/// One of the two servers, and what was measured of it.
+struct Subject {
+    server: Server,
+    names: Vec<String>,
+    list: Series,
+    deploy: Series,
+    first: Series,
+}
+
+impl Subject {
+    fn start(settings: &Settings, name: &str, count: usize) -> anyhow::Result<Self> {
+        let server = Server::start(settings, name, &[])?;
+        let names: Vec<String> = (0..count).map(|i| format!("many-{i}")).collect();
+        let (started, before) = (Instant::now(), pss_kib(server.pid())?);
+        deploy_all(&server, &names)?;
+        crate::say(&format!(
+            "{count} services deployed in {:.1} s, {DEPLOYERS} at once; the server has {:.0} MiB (PSS), {:.0} before",
+            started.elapsed().as_secs_f64(),
+            mib(pss_kib(server.pid())?),
+            mib(before),
+        ));
+        Ok(Self {
+            server,
+            names,
+            list: Series::default(),
+            deploy: Series::default(),
+            first: Series::default(),
+        })
+    }
+
+    /// The last ones deployed are the last to sleep; looking at all of ten thousand would take longer than they do.
+    fn until_asleep(&self) -> anyhow::Result<()> {
+        let last = self.names.iter().rev().take(100);
+        self.server.until_asleep(last.map(String::as_str))?;
+        self.server
+            .until_asleep(self.names.iter().take(EACH).map(String::as_str))
+    }
+
+    fn list(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
         let (status, _) = http::get(
-            server.api,
+            self.server.api,
             "localhost",
             "/run/v2/projects/demo/locations/asia-northeast1/services?pageSize=10",
         )?;
         if status != 200 {
             bail!("list: {status}");
         }
-        list.push(started.elapsed());
+        self.list.push(started.elapsed());
+        Ok(())
     }
-    for i in 0..10 {
-        deploy.push(server.deploy(&format!("more-{i}"), "utsuwa.local/hello", "6s", "512Mi")?);
+
+    fn deploy(&mut self, i: usize) -> anyhow::Result<()> {
+        let name = format!("more-{i}");
+        let took = self
+            .server
+            .deploy(&name, "utsuwa.local/hello", "6s", "512Mi")?;
+        self.names.push(name);
+        self.deploy.push(took);
+        Ok(())
     }
-    for name in names.iter().take(10) {
-        first.push(server.call(name, "/")?);
+
+    fn first(&mut self, i: usize) -> anyhow::Result<()> {
+        self.first.push(self.server.call(&self.names[i], "/")?);
+        Ok(())
     }
-    Ok(Figures {
-        list: list.ms(50),
-        deploy: deploy.ms(50),
-        first: first.ms(50),
-        memory: mib(pss_kib(server.pid())?),
-    })
+
+    fn memory(&self) -> anyhow::Result<f64> {
+        Ok(mib(pss_kib(self.server.pid())?))
+    }
 }
 
 /// Several at once: ten thousand one after the other would take most of the time waiting.
