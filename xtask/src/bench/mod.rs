@@ -7,6 +7,7 @@
 mod burst;
 mod cold;
 mod density;
+mod fit;
 mod http;
 mod kernel;
 mod many;
@@ -44,7 +45,7 @@ pub(crate) struct Settings {
 }
 
 const SECTIONS: &[&str] = &[
-    "cold", "tiers", "pull", "rest", "twenty", "burst", "rate", "density", "many",
+    "cold", "tiers", "pull", "rest", "twenty", "burst", "rate", "density", "fit", "many",
 ];
 
 pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
@@ -66,6 +67,7 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
             "burst" => burst::run(&settings),
             "rate" => rate::run(&settings),
             "density" => density::run(&settings),
+            "fit" => fit::run(&settings),
             _ => many::run(&settings),
         }
         .with_context(|| format!("section {section}"))?;

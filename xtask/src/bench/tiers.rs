@@ -120,7 +120,7 @@ pub(super) fn until(server: &Server, names: &[String], state: &str) -> anyhow::R
 }
 
 /// What takes the memory, or why nothing does. As the server judges it; its own words are in `utsuwa doctor`.
-fn swap() -> Result<String, String> {
+pub(super) fn swap() -> Result<String, String> {
     let table = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
     let devices: Vec<&str> = table
         .lines()

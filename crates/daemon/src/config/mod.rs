@@ -109,6 +109,7 @@ pub(crate) struct Config {
     pub registries: Registries,
     pub log_budget: u64,
     pub disk_reserve: u64,
+    pub memory_reserve: u64,
     pub user: String,
     pub log_format: String,
     pub log_level: String,

@@ -50,6 +50,7 @@ pub(crate) const OPTIONS: &[OptionDoc] = &[
     one("registries-file", "", "TOML file with a table per registry: username with password or password-file, and ca-file (errors/image-unauthorized.md)."),
     one("log-budget", "64Mi", "Bytes of logs kept per service, a quarter of them for requests and ends of instances; the oldest go first and leave a marker."),
     one("disk-reserve", "512Mi", "Free bytes that pulls and logs leave on the data directory's disk."),
+    one("memory-reserve", "128Mi", "Memory of this machine that instances leave to everybody else: a wake that would touch it lets idle instances go, or waits."),
     one("user", "utsuwa", "User the server runs as; a free uid is used when it does not exist."),
     one("log-format", "auto", "Format of the server's own log: text, json or auto (json unless on a terminal)."),
     one("log-level", "info", "What the server logs: error, warn, info, debug, or a filter such as utsuwa_ingress=debug."),

@@ -166,6 +166,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
     let idle_timeout = c.parse("idle-timeout", duration);
     let log_budget = c.parse("log-budget", bytes);
     let disk_reserve = c.parse("disk-reserve", bytes);
+    let memory_reserve = c.parse("memory-reserve", bytes);
     let mut image_rewrites = Vec::new();
     for rule in layers.list("image-rewrites") {
         match rule.split_once('=') {
@@ -216,6 +217,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
         idle_timeout,
         log_budget,
         disk_reserve,
+        memory_reserve,
         log_level,
     ) {
         (
@@ -228,6 +230,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             Some(idle_timeout),
             Some(log_budget),
             Some(disk_reserve),
+            Some(memory_reserve),
             Some(log_level),
         ) if c.problems.is_empty() => Ok(Config {
             data_dir,
@@ -244,6 +247,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             registries,
             log_budget,
             disk_reserve,
+            memory_reserve,
             user: layers.text("user").to_owned(),
             log_format,
             log_level,

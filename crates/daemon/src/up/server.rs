@@ -130,6 +130,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         ground.config.listen_http.port,
     );
     control_settings.idle_timeout = ground.config.idle_timeout;
+    control_settings.memory_reserve_bytes = ground.config.memory_reserve;
     let started = Control::start(
         store.clone(),
         Arc::clone(&shared),
