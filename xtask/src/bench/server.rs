@@ -109,7 +109,24 @@ impl Server {
         if status != 200 {
             bail!("deploy {name}: {status} {answer}");
         }
-        let mut operation: serde_json::Value = serde_json::from_str(&answer)?;
+        self.done(serde_json::from_str(&answer)?)
+            .with_context(|| format!("deploy {name}"))?;
+        Ok(started.elapsed())
+    }
+
+    /// Deletes a service and waits until nothing of it runs.
+    pub(crate) fn delete(&self, name: &str) -> anyhow::Result<()> {
+        let path = format!("/run/v2/projects/demo/locations/asia-northeast1/services/{name}");
+        let (status, answer) = http::send(self.api, "DELETE", &path, "")?;
+        if status != 200 {
+            bail!("delete {name}: {status} {answer}");
+        }
+        self.done(serde_json::from_str(&answer)?)
+            .with_context(|| format!("delete {name}"))
+    }
+
+    /// Waits for an operation's end.
+    fn done(&self, mut operation: serde_json::Value) -> anyhow::Result<()> {
         while operation["done"] != serde_json::Value::Bool(true) {
             let path = format!(
                 "/run/v2/{}:wait",
@@ -120,9 +137,9 @@ impl Server {
             )?;
         }
         if !operation["error"].is_null() {
-            bail!("deploy {name}: {}", operation["error"]);
+            bail!("{}", operation["error"]);
         }
-        Ok(started.elapsed())
+        Ok(())
     }
 
     /// State and process id of each instance of `name`.
