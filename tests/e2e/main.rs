@@ -11,6 +11,7 @@
 )]
 
 mod bad_apps;
+mod bad_images;
 mod bad_input;
 mod cli;
 mod clients;
