@@ -11,9 +11,11 @@
 )]
 
 mod bad_apps;
+mod bad_images;
 mod bad_input;
 mod cli;
 mod clients;
+mod contract;
 mod deploy;
 mod endurance;
 mod flask;

@@ -64,13 +64,13 @@ carry() {
 # $1: what the machine runs as process 1. What every machine has: busybox, a few real tools, the kernel's modules.
 make_root() {
   local applet tool path plugins
-  mkdir -p "$image"/{bin,sbin,etc,proc,sys,dev,run,tmp,root,usr/bin,usr/sbin,lib/modules,var/lib}
-  chmod 1777 "$image/tmp"
+  mkdir -p "$image"/{bin,sbin,etc,proc,sys,dev,run,tmp,root,usr/bin,usr/sbin,lib/modules,var/lib,var/tmp}
+  chmod 1777 "$image/tmp" "$image/var/tmp"
   cp "$(command -v busybox)" "$image/bin/busybox"
   for applet in $(busybox --list); do [ -e "$image/bin/$applet" ] || ln -s busybox "$image/bin/$applet"; done
   ln -s /bin/modprobe "$image/sbin/modprobe"
   # Not busybox's shell: it prefers its own applets to what lies in PATH.
-  for tool in dash ip nft iptables-nft ip6tables-nft unshare nsenter sysctl; do
+  for tool in dash ip nft iptables-nft ip6tables-nft unshare nsenter sysctl lsns setpriv du find tar; do
     path=$(command -v "$tool") || { note "$tool is missing on this host; tests that use it will fail"; continue; }
     carry "$path"
     # Before busybox's of the same name.

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Runs tests of the runtime on Debian 12's own kernel (6.1, cgroup v2 alone) in a virtual machine without hardware help.
-#   usage: tests/v2/run.sh TARGET_DIR [TEST_BINARY…]      (default: kernel launcher keeper network)
+# Runs tests of the runtime and the hostile suite on Debian 12's own kernel (6.1, cgroup v2 alone) in a virtual machine without
+# hardware help.
+#   usage: tests/v2/run.sh TARGET_DIR [SUITE…]      (default: kernel launcher keeper network hostile)
+#   A suite is a test binary of utsuwa-runtime, or `hostile`: what the whole program does with tests/hostile in an instance.
 #   UTSUWA_V2_FILTER   arguments for the test binaries, for example a test's name
 #   UTSUWA_V2_SECONDS  time limit for the machine (default 900)
 set -euo pipefail
@@ -8,16 +10,24 @@ set -euo pipefail
 # shellcheck source=tests/v2/machine.sh
 . "$(dirname "$0")/machine.sh"
 shift
-tests=("$@")
-[ ${#tests[@]} -gt 0 ] || tests=(kernel launcher keeper network)
+suites=("$@")
+[ ${#suites[@]} -gt 0 ] || suites=(kernel launcher keeper network hostile)
 limit=${UTSUWA_V2_SECONDS:-900}
 fetch_kernel
 
 # The tests, built here and carried to the same paths in the machine: they know each other by path.
-note "building ${tests[*]}"
-arguments=()
-for test in "${tests[@]}"; do arguments+=(--test "$test"); done
-(cd "$root" && CARGO_TARGET_DIR=$target "${CARGO:-cargo}" test --quiet --no-run --message-format=json -p utsuwa-runtime "${arguments[@]}") >"$scratch/build.json"
+note "building ${suites[*]}"
+arguments=(-p utsuwa-runtime)
+hostile=
+for suite in "${suites[@]}"; do
+  if [ "$suite" = hostile ]; then
+    hostile=yes
+    arguments+=(-p utsuwa-daemon --test e2e)
+  else
+    arguments+=(--test "$suite")
+  fi
+done
+(cd "$root" && CARGO_TARGET_DIR=$target "${CARGO:-cargo}" test --quiet --no-run --message-format=json "${arguments[@]}") >"$scratch/build.json"
 python3 - "$scratch/build.json" >"$scratch/artifacts" <<'PY'
 import json, sys
 for line in open(sys.argv[1]):
@@ -32,8 +42,18 @@ mkdir "$image/tests"
 while read -r kind name path; do
   carry "$path"
   strip --strip-debug "$image$path" 2>/dev/null || true
-  [ "$kind" = program ] || echo "$path" >>"$image/tests/list"
+  # One server at a time, as on every machine; what needs another build or the repository's pages stays out.
+  case $kind-$name in
+    test-e2e) echo "$path --test-threads 1 hostile:: contract:: --skip hostile::walls --skip hostile::page" >>"$image/tests/list" ;;
+    test-*) echo "$path --test-threads 2" >>"$image/tests/list" ;;
+  esac
 done <"$scratch/artifacts"
+if [ -n "$hostile" ]; then
+  "$root/tests/hostile/image.sh" "$target/inputs/images" >"$scratch/hostile.log" 2>&1 || { tail -n 20 "$scratch/hostile.log" >&2; exit 1; }
+  mkdir "$image/tests/hostile"
+  cp "$target/inputs/images"/{hostile,hostile.tar} "$image/tests/hostile"
+  if [ -f "$target/inputs/images/loader" ]; then cp "$target/inputs/images/loader" "$image/tests/hostile"; fi
+fi
 # Tests may look for files of the repository (images, sample sources) at their place here.
 mkdir -p "$image$root/crates/runtime"
 cp -r "$root/crates/runtime/tests" "$image$root/crates/runtime/"

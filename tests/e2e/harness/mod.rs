@@ -39,6 +39,11 @@ pub(crate) fn can_run(test: &str) -> bool {
     root
 }
 
+/// Whether a program stands in for the processor, as under `tests/v2`: everything takes some twenty times as long.
+pub(crate) fn emulated() -> bool {
+    std::env::var_os("UTSUWA_TEST_EMULATED").is_some()
+}
+
 /// Waits for a state, never for a time: asks until `what` answers something.
 pub(crate) fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use super::attempts::{deploy, make, make_bare, table};
 use super::world::World;
 use super::{Verdict, inputs};
-use crate::harness::{Server, until};
+use crate::harness::{Server, emulated, until};
 use crate::skip::here;
 
 /// The neighbour's slowest hundredth while a bomb goes off, on two processors that other work may be using: quiet it is a few
 /// milliseconds, and a neighbour that waits for the bomb takes seconds.
 const P99: Duration = Duration::from_millis(250);
+/// The same where a program stands in for the processor (`tests/v2`): there it is 130 ms quiet.
+const P99_EMULATED: Duration = Duration::from_millis(2500);
 /// What one bomb may add to the memory of the server and its keeper.
 const SERVER_GROWTH_KIB: u64 = 64 << 10;
 /// What is kept of a flood of 64 MiB: the newest segments.
@@ -36,12 +38,14 @@ fn each_hits_its_own_limit() {
         std::thread::park_timeout(Duration::from_millis(500));
     });
     println!("quiet: the neighbour's p99 is {:?}", quiet.1);
+    let most = if emulated() { P99_EMULATED } else { P99 };
     let mut wrong = Vec::new();
     for bomb in table(&program).iter().filter(|a| a.is_bomb()) {
         until("the service to answer", Duration::from_secs(30), || {
             (server.get("hostile", "/").0 == 200).then_some(())
         });
         let (pid, memory) = (server.pid(), resident_kib(&server));
+        let ends = ends_for_memory(&server);
         let began = Instant::now();
         let (verdict, p99, asked) =
             while_asking(&server, || make(&server, "hostile", &bomb.name, LIMITS));
@@ -51,8 +55,10 @@ fn each_hits_its_own_limit() {
         let contained = verdict.outcome == "contained"
             || verdict
                 .detail
-                .starts_with("500 While handling this request");
-        let well = contained && p99 <= P99 && pid == server.pid() && grown <= SERVER_GROWTH_KIB;
+                .starts_with("500 While handling this request")
+            // The connection broke longer before its end was known than the ingress waits for the cause: so slow is no real machine.
+            || emulated() && ends_for_memory(&server) > ends;
+        let well = contained && p99 <= most && pid == server.pid() && grown <= SERVER_GROWTH_KIB;
         let line = format!(
             "{} {:16} {:9} in {:4} ms: {}; neighbour p99 {:.1} ms of {asked} answers; server +{grown} KiB",
             if well { "ok  " } else { "FAIL" },
@@ -127,6 +133,14 @@ fn while_asking<T>(server: &Server, work: impl FnOnce() -> T) -> (T, Duration, u
         let (p99, asked) = asking.join().unwrap();
         (done, p99, asked)
     })
+}
+
+/// How many instances ended because of their memory, as the server knows.
+fn ends_for_memory(server: &Server) -> usize {
+    server
+        .log()
+        .matches("used more than its memory limit")
+        .count()
 }
 
 fn resident_kib(server: &Server) -> u64 {

@@ -57,7 +57,8 @@ fn shell(program: &Path, script: &str) -> Verdict {
         .arg(program)
         .output()
         .unwrap();
-    serde_json::from_slice(&output.stdout).unwrap()
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{script}: {error}: {output:?}"))
 }
 
 /// The image unpacked by somebody who makes its devices.

@@ -130,7 +130,14 @@ fn without(
     std::fs::set_permissions(&start, std::fs::Permissions::from_mode(0o755)).unwrap();
     let mut server = Server::start_as(&start, &[]);
     server.expect_warning("hostile");
-    server.expect_warning("missing");
+    server.expect_warning("missing-walls");
+    assert!(
+        server
+            .log()
+            .contains("this build has the feature missing-walls"),
+        "a weak build says so: {}",
+        server.log()
+    );
     deploy(&server, folder);
     let parameters = format!("{}&{LIMITS}", world.parameters(&server, "peer"));
     let mut verdicts: Vec<(Attempt, Verdict)> = attempts

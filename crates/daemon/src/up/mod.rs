@@ -79,6 +79,13 @@ fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
         ));
     }
     crate::logging::start(&config);
+    if let Some(left_out) = utsuwa_runtime::sandbox::walls::left_out() {
+        tracing::error!(
+            left_out,
+            "this build has the feature missing-walls: its instances may confine nothing. It is for the hostile suite alone; \
+             use an ordinary build for everything else"
+        );
+    }
     let ground = prepare::prepare(config, replace)?;
     utsuwa_runtime::privilege::drop_to(&ground.user)
         .with_context(|| format!("become {}", ground.user.shown))?;

@@ -17,6 +17,6 @@ pub(crate) mod shift;
 pub(crate) mod stage;
 pub(crate) mod sys;
 pub(crate) mod user;
-pub(crate) mod walls;
+pub mod walls;
 
 pub use process::has_sigterm_handler;

@@ -3,7 +3,7 @@
 //! Owns: the names. A build with the feature `missing-walls` leaves out those that the variable `UTSUWA_MISSING_WALLS` of the
 //! server's environment lists (`seccomp,masks`), so that the hostile suite can show that its attempts get through there: a
 //! test that can't fail proves nothing. The feature is off by default, refused in optimised builds, and a build without it
-//! knows no variable: [`Wall::stands`] is a constant there.
+//! knows no variable: [`Wall::stands`] is a constant there. Whoever starts such a build is told ([`left_out`]).
 //! Doesn't: build a wall; each stands where its name is asked for.
 
 /// One layer of what confines an instance.
@@ -39,13 +39,6 @@ impl Wall {
     /// Whether it is there.
     #[cfg(feature = "missing-walls")]
     pub(crate) fn stands(self) -> bool {
-        static MISSING: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "only in builds that exist to be broken, and only here"
-        )]
-        let missing =
-            MISSING.get_or_init(|| std::env::var("UTSUWA_MISSING_WALLS").unwrap_or_default());
         let name = match self {
             Self::UserNamespace => "user-namespace",
             Self::Seccomp => "seccomp",
@@ -54,6 +47,33 @@ impl Wall {
             Self::Cgroup => "cgroup",
             Self::Egress => "egress",
         };
-        !missing.split(',').any(|one| one == name)
+        !listed().split(',').any(|one| one == name)
     }
+}
+
+/// What a build that can leave walls out leaves out, for people: such a build must not be taken for an ordinary one.
+#[cfg(not(feature = "missing-walls"))]
+#[must_use]
+pub const fn left_out() -> Option<&'static str> {
+    None
+}
+
+/// What a build that can leave walls out leaves out, for people: such a build must not be taken for an ordinary one.
+#[cfg(feature = "missing-walls")]
+#[must_use]
+pub fn left_out() -> Option<&'static str> {
+    Some(match listed() {
+        "" => "none now",
+        some => some,
+    })
+}
+
+#[cfg(feature = "missing-walls")]
+fn listed() -> &'static str {
+    static LISTED: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "only in builds that exist to be broken, and only here"
+    )]
+    LISTED.get_or_init(|| std::env::var("UTSUWA_MISSING_WALLS").unwrap_or_default())
 }

@@ -27,10 +27,10 @@ use utsuwa_runtime::spawner::{CHANNEL_FD, Role, SpawnerConfig};
 use crate::busybox;
 
 pub const UID_BASE: u32 = 0x2000_0000;
-const APPLETS: [&str; 28] = [
+const APPLETS: [&str; 35] = [
     "sh", "id", "cat", "ls", "dd", "sleep", "stat", "readlink", "mount", "umount", "touch",
     "mkdir", "chown", "ps", "hostname", "grep", "env", "pwd", "head", "mknod", "unshare", "chroot",
-    "tail", "true", "ip", "ping", "nc", "find",
+    "tail", "true", "ip", "ping", "nc", "find", "sed", "od", "tr", "cut", "seq", "kill", "wc",
 ];
 
 pub struct Spawner {
