@@ -5,6 +5,8 @@ use std::fmt;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use utsuwa_decide::standing::Standing;
+use utsuwa_model::demand::FailingProbe;
 use utsuwa_model::{Because, InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 /// What runs and why, for `--why` and the dashboard. Observed, never stored.
@@ -23,6 +25,8 @@ pub struct RevisionInsight {
     pub queued: u32,
     pub instances: Vec<InstanceInsight>,
     pub because: Vec<Because>,
+    /// The last start or instance that failed: when and why.
+    pub last_failure: Option<(Timestamp, String)>,
 }
 
 #[derive(Debug, Clone)]
@@ -32,6 +36,8 @@ pub struct InstanceInsight {
     pub pid: u32,
     pub in_flight: u32,
     pub started: Timestamp,
+    pub standing: Standing,
+    pub failing: Vec<FailingProbe>,
 }
 
 #[derive(Debug, Clone)]

@@ -11,6 +11,8 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use http::Request;
 use http_body_util::BodyExt;
 use serde_json::Value;
+use utsuwa_decide::standing::Standing;
+use utsuwa_model::demand::FailingProbe;
 use utsuwa_model::operation::GenerationOutcome;
 use utsuwa_model::service::TrafficStatus;
 use utsuwa_model::{
@@ -59,8 +61,26 @@ impl Insight for FixedInsight {
                 pid: 42,
                 in_flight: 3,
                 started: Timestamp(1_700_000_000_000_000),
+                standing: Standing {
+                    since: Some(Timestamp(1_700_000_001_000_000)),
+                    because: "3 requests inside".to_owned(),
+                    next: vec![("it stops".to_owned(), Timestamp(1_700_000_901_000_000))],
+                    kept: Some("an idle instance stays 15m (retention period)".to_owned()),
+                },
+                failing: vec![FailingProbe {
+                    probe: "liveness".to_owned(),
+                    asks: "GET /health on port 8080".to_owned(),
+                    since: Timestamp(1_700_000_002_000_000),
+                    last_answer: "HTTP status 503 Service Unavailable".to_owned(),
+                    failures: 1,
+                    failure_threshold: 3,
+                }],
             }],
             because: vec![Because::new("want 1: 3 in flight ÷ target 48").fact("in flight", 3)],
+            last_failure: Some((
+                Timestamp(1_700_000_000_000_000),
+                "the container exited with status 1".to_owned(),
+            )),
         }]
     }
 
