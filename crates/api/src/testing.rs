@@ -23,7 +23,7 @@ use utsuwa_store::{Settings, Store};
 use crate::http::{Arrival, Edge};
 use crate::seam::{
     ImageInsight, Images, Insight, InstanceInsight, LoadedImage, LogLine, Logs, LoopInsight,
-    PullInsight, RevisionInsight,
+    PullInsight, RevisionInsight, Wanted,
 };
 use crate::{Addresses, ApiState, Clock, Readiness};
 
@@ -102,13 +102,7 @@ impl Insight for FixedInsight {
 pub(crate) struct FixedLogs;
 
 impl Logs for FixedLogs {
-    fn lines(
-        &self,
-        _: &ServiceKey,
-        tail: usize,
-        follow: bool,
-        _: Timestamp,
-    ) -> BoxStream<'static, LogLine> {
+    fn lines(&self, _: &ServiceKey, wanted: Wanted) -> BoxStream<'static, LogLine> {
         let line = |n: u64| LogLine {
             instance: "0123456789abcdef0123456789abcdef".parse().ok(),
             revision: "hello-00001-abc".to_owned(),
@@ -117,9 +111,9 @@ impl Logs for FixedLogs {
             at: Timestamp(1_700_000_000_000_000),
             text: format!("line {n}"),
         };
-        let past = (1..=3).map(line).skip(3_usize.saturating_sub(tail));
+        let past = (1..=3).map(line).skip(3_usize.saturating_sub(wanted.tail));
         stream::iter(past)
-            .chain(stream::iter(follow.then(|| line(4))))
+            .chain(stream::iter(wanted.follow.then(|| line(4))))
             .boxed()
     }
 }
@@ -200,6 +194,7 @@ impl Bench {
             keys_dir: keys.path().join("keys"),
             configuration: Arc::default(),
             ready: Readiness::default(),
+            closing: tokio_util::sync::CancellationToken::new(),
         };
         Self {
             edge: Edge::new(state.clone()).unwrap(),

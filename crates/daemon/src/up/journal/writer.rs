@@ -48,7 +48,30 @@ pub(in crate::up) struct Dropped {
 }
 
 impl Dropped {
-    pub(super) fn read(folder: &Path) -> Self {
+    /// What is counted, and what is on its way out since a kill and not counted yet: together with what is there, every line
+    /// keeps its number for ever.
+    pub(super) fn all(folder: &Path) -> Self {
+        let mut dropped = Self::read(folder);
+        if let Ok(file) = File::open(folder.join(GONE)) {
+            // One that can't be read is as good as gone.
+            let _ = dropped.add(file);
+        }
+        dropped
+    }
+
+    /// Adds a file that is dropped, unless it is counted already. `true`: it was not.
+    fn add(&mut self, file: File) -> io::Result<bool> {
+        let metadata = file.metadata()?;
+        if self.counted == metadata.ino() {
+            return Ok(false);
+        }
+        self.lines += BufReader::new(file).split(b'\n').count() as u64;
+        self.bytes += metadata.len();
+        self.counted = metadata.ino();
+        Ok(true)
+    }
+
+    fn read(folder: &Path) -> Self {
         fs::read(folder.join(DROPPED))
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
@@ -321,12 +344,8 @@ fn count_gone(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file?,
     };
-    let metadata = file.metadata()?;
     let mut dropped = Dropped::read(folder);
-    if dropped.counted != metadata.ino() {
-        dropped.lines += BufReader::new(file).split(b'\n').count() as u64;
-        dropped.bytes += metadata.len();
-        dropped.counted = metadata.ino();
+    if dropped.add(file)? {
         dropped.write(folder)?;
     }
     fs::remove_file(gone)
