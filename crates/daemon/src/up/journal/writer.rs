@@ -3,7 +3,7 @@
 //! Two files per service: the current one, and the one before. When the current one is full the older one is dropped, after
 //! its lines were counted into a third, small one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use utsuwa_model::{ServiceKey, Timestamp};
+use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 use utsuwa_runtime::logs::layout::{newest_change, service_directory};
 
 use super::format::{happening_line, missing_line, ms, request_line};
@@ -111,6 +111,29 @@ pub(super) struct Writer {
     looked: Timestamp,
     /// When idle files were last looked for.
     tidied: Instant,
+    /// Whose cold start was told.
+    told: Told,
+}
+
+/// Instances that something was told of, the last of them: each of many requests that waited for an instance could tell its start.
+#[derive(Debug, Default)]
+pub(super) struct Told(VecDeque<InstanceId>);
+
+impl Told {
+    /// Who waited for one instance is answered within moments; more don't start meanwhile.
+    const KEPT: usize = 1_024;
+
+    /// `false`: it was asked for already.
+    pub(super) fn is_news(&mut self, instance: &InstanceId) -> bool {
+        if self.0.contains(instance) {
+            return false;
+        }
+        if self.0.len() >= Self::KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(instance.clone());
+        true
+    }
 }
 
 impl Writer {
@@ -132,6 +155,7 @@ impl Writer {
             disk_low: false,
             looked: Timestamp(0),
             tidied: Instant::now(),
+            told: Told::default(),
         }
     }
 
@@ -152,8 +176,11 @@ impl Writer {
                     let Some(service) = record.service() else {
                         continue;
                     };
-                    if let Some(cold) = &record.cold {
-                        tracing::info!(service = %service.service, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
+                    if let Some(cold) = &record.cold
+                        && let Some(instance) = &record.instance
+                        && self.told.is_news(instance)
+                    {
+                        tracing::info!(service = %service.service, %instance, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
                     }
                     self.entry(service, record.at, &request_line(&record));
                 }
