@@ -374,6 +374,28 @@ fn what_the_caller_has_open_is_not_kept() {
     server.finish();
 }
 
+/// It leaves because another revision takes its place: what is said of it must not read like a crash.
+#[test]
+fn an_app_that_does_not_stop_when_asked_is_told_of_as_such() {
+    if !can_run("lifecycle::an_app_that_does_not_stop_when_asked_is_told_of_as_such") {
+        return;
+    }
+    let server = Server::start(&[]);
+    server.deploy("deaf", &["--set-env-vars", "HELLO_STOP=ignore"]);
+    assert_eq!(server.get("deaf", "/").0, 200);
+    server.deploy("deaf", &["--set-env-vars", "HELLO_STOP=exit"]);
+    let said = until("the end to be told", Duration::from_secs(30), || {
+        let log = server.ok(&["logs", "deaf"]);
+        log.contains("SIGKILL").then_some(log)
+    });
+    assert!(
+        said.contains("was asked to stop (SIGTERM), did not end within 10 s, and was killed"),
+        "{said}"
+    );
+    assert!(!said.contains("was ended by signal"), "{said}");
+    server.finish();
+}
+
 /// The numbers of the lines of a stream, as a follower printed them.
 fn numbers(printed: &Path, stream: &str) -> Vec<u64> {
     let text = std::fs::read_to_string(printed).unwrap();
