@@ -162,7 +162,10 @@ impl Inside {
 
     /// Writes the end of an instance into its service's journal, in the user's words; the keeper forgets it only then.
     fn ended(&self, report: ExitReport, tasks: &mut JoinSet<()>) {
-        let known = self.directory.take(&report.id).or_else(|| report.revision.clone());
+        let known = self
+            .directory
+            .take(&report.id)
+            .or_else(|| report.revision.clone());
         let (written, on_disk) = tokio::sync::oneshot::channel();
         match known {
             Some(revision) => {
