@@ -87,6 +87,14 @@ fn a_sick_instance_is_taken_out_and_ended_as_its_probes_say() {
         (state(&server, "app") == "not ready").then_some(())
     });
     assert_eq!(server.instance_pids("app"), before, "it is kept");
+    let why = server.ok(&["services", "describe", "app", "--why"]);
+    for words in [
+        "not ready since ",
+        "its readiness probe fails since ",
+        "GET /healthz on port 8080; last answer: HTTP status 503 Service Unavailable",
+    ] {
+        assert!(why.contains(words), "{words:?} in {why}");
+    }
     // Waits for it to be well again, since nobody else may be started.
     assert_eq!(server.get("app", "/").0, 200);
     assert_eq!(state(&server, "app"), "ready");

@@ -31,6 +31,12 @@ fn two_hundred_at_once_wake_once_and_stay_within_max() {
     });
     assert!(statuses.iter().all(|s| *s == 200), "{statuses:?}");
     assert!((1..=2).contains(&seen.len()), "instances seen: {seen:?}");
+    let log = server.log();
+    let told: Vec<&str> = log.lines().filter(|l| l.contains("cold start")).collect();
+    assert!(
+        (1..=2).contains(&told.len()),
+        "once for each instance: {told:#?}"
+    );
     server.finish();
 }
 

@@ -79,6 +79,16 @@ fn an_idle_instance_stands_still_and_answers_when_called() {
     });
     let why = server.ok(&["services", "describe", "idle", "--why"]);
     assert!(why.contains("awake, "), "{why}");
+    until_frozen(&server, "idle");
+    let why = server.ok(&["services", "describe", "idle", "--why"]);
+    for words in [
+        " frozen since ",
+        "because no request for 1s",
+        "its memory is given back at ",
+        "there are never fewer than 1 instance (minimum)",
+    ] {
+        assert!(why.contains(words), "{words:?} in {why}");
+    }
     server.finish();
 }
 

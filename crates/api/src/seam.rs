@@ -5,6 +5,8 @@ use std::fmt;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use utsuwa_decide::standing::Standing;
+use utsuwa_model::demand::FailingProbe;
 use utsuwa_model::{Because, InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 /// What runs and why, for `--why` and the dashboard. Observed, never stored.
@@ -23,6 +25,8 @@ pub struct RevisionInsight {
     pub queued: u32,
     pub instances: Vec<InstanceInsight>,
     pub because: Vec<Because>,
+    /// The last start or instance that failed: when and why.
+    pub last_failure: Option<(Timestamp, String)>,
 }
 
 #[derive(Debug, Clone)]
@@ -32,6 +36,8 @@ pub struct InstanceInsight {
     pub pid: u32,
     pub in_flight: u32,
     pub started: Timestamp,
+    pub standing: Standing,
+    pub failing: Vec<FailingProbe>,
 }
 
 #[derive(Debug, Clone)]
@@ -47,18 +53,25 @@ pub struct LoopInsight {
 
 /// Reads what instances wrote.
 pub trait Logs: fmt::Debug + Send + Sync + 'static {
-    /// Lines of a service, oldest first, at most `tail` of the past; goes on with new ones when `follow`. What is from before
-    /// `since`, the service's creation, belongs to another one of that name and is left out.
-    fn lines(
-        &self,
-        service: &ServiceKey,
-        tail: usize,
-        follow: bool,
-        since: Timestamp,
-    ) -> BoxStream<'static, LogLine>;
+    /// Lines of a service, oldest first.
+    fn lines(&self, service: &ServiceKey, wanted: Wanted) -> BoxStream<'static, LogLine>;
 }
 
-/// One line of an instance. (`instance`, `stream`, `sequence`) is unique.
+/// Which lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// At most so many of the past.
+    pub tail: usize,
+    /// Goes on with new ones.
+    pub follow: bool,
+    /// When the service was created: what happened before belongs to another one of that name.
+    pub since: Timestamp,
+    /// What was written before is left out.
+    pub from: Timestamp,
+}
+
+/// One line of an instance. (`instance`, `stream`, `sequence`) is unique and the same whenever it is read; lines of our own are
+/// numbered together, whatever instance they concern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {
     /// `None` for lines of our own that concern no single instance.

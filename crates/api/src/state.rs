@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio_util::sync::CancellationToken;
 use utsuwa_model::Timestamp;
 use utsuwa_store::{Settings, Store};
 
@@ -55,6 +56,8 @@ pub struct ApiState {
     pub configuration: Arc<Vec<serde_json::Value>>,
     /// Set once deploys are possible; `GET /healthz` says so.
     pub ready: Readiness,
+    /// Cancelled when the server ends: answers without an end of their own (a log that is followed) end then.
+    pub closing: CancellationToken,
 }
 
 impl ApiState {

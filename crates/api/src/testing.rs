@@ -11,6 +11,8 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use http::Request;
 use http_body_util::BodyExt;
 use serde_json::Value;
+use utsuwa_decide::standing::Standing;
+use utsuwa_model::demand::FailingProbe;
 use utsuwa_model::operation::GenerationOutcome;
 use utsuwa_model::service::TrafficStatus;
 use utsuwa_model::{
@@ -21,7 +23,7 @@ use utsuwa_store::{Settings, Store};
 use crate::http::{Arrival, Edge};
 use crate::seam::{
     ImageInsight, Images, Insight, InstanceInsight, LoadedImage, LogLine, Logs, LoopInsight,
-    PullInsight, RevisionInsight,
+    PullInsight, RevisionInsight, Wanted,
 };
 use crate::{Addresses, ApiState, Clock, Readiness};
 
@@ -59,8 +61,26 @@ impl Insight for FixedInsight {
                 pid: 42,
                 in_flight: 3,
                 started: Timestamp(1_700_000_000_000_000),
+                standing: Standing {
+                    since: Some(Timestamp(1_700_000_001_000_000)),
+                    because: "3 requests inside".to_owned(),
+                    next: vec![("it stops".to_owned(), Timestamp(1_700_000_901_000_000))],
+                    kept: Some("an idle instance stays 15m (retention period)".to_owned()),
+                },
+                failing: vec![FailingProbe {
+                    probe: "liveness".to_owned(),
+                    asks: "GET /health on port 8080".to_owned(),
+                    since: Timestamp(1_700_000_002_000_000),
+                    last_answer: "HTTP status 503 Service Unavailable".to_owned(),
+                    failures: 1,
+                    failure_threshold: 3,
+                }],
             }],
             because: vec![Because::new("want 1: 3 in flight ÷ target 48").fact("in flight", 3)],
+            last_failure: Some((
+                Timestamp(1_700_000_000_000_000),
+                "the container exited with status 1".to_owned(),
+            )),
         }]
     }
 
@@ -82,13 +102,7 @@ impl Insight for FixedInsight {
 pub(crate) struct FixedLogs;
 
 impl Logs for FixedLogs {
-    fn lines(
-        &self,
-        _: &ServiceKey,
-        tail: usize,
-        follow: bool,
-        _: Timestamp,
-    ) -> BoxStream<'static, LogLine> {
+    fn lines(&self, _: &ServiceKey, wanted: Wanted) -> BoxStream<'static, LogLine> {
         let line = |n: u64| LogLine {
             instance: "0123456789abcdef0123456789abcdef".parse().ok(),
             revision: "hello-00001-abc".to_owned(),
@@ -97,9 +111,9 @@ impl Logs for FixedLogs {
             at: Timestamp(1_700_000_000_000_000),
             text: format!("line {n}"),
         };
-        let past = (1..=3).map(line).skip(3_usize.saturating_sub(tail));
+        let past = (1..=3).map(line).skip(3_usize.saturating_sub(wanted.tail));
         stream::iter(past)
-            .chain(stream::iter(follow.then(|| line(4))))
+            .chain(stream::iter(wanted.follow.then(|| line(4))))
             .boxed()
     }
 }
@@ -180,6 +194,7 @@ impl Bench {
             keys_dir: keys.path().join("keys"),
             configuration: Arc::default(),
             ready: Readiness::default(),
+            closing: tokio_util::sync::CancellationToken::new(),
         };
         Self {
             edge: Edge::new(state.clone()).unwrap(),

@@ -1,11 +1,14 @@
 //! What runs and why, for `--why` and the dashboard. Observed, never stored.
 
-use utsuwa_model::demand::Reach;
+use utsuwa_decide::instances::InstanceView;
+use utsuwa_decide::standing::{self, Household, Standing, Subject};
+use utsuwa_model::demand::{FailingProbe, InstanceLoad, Reach, RevisionDemand};
 use utsuwa_model::instance::Tier;
 use utsuwa_model::{Because, InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 use crate::core::Core;
-use crate::world::RevisionState;
+use crate::instance::tiers;
+use crate::world::{Record, RevisionState, Stage};
 
 /// One revision that is routed, being proven or running.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +20,8 @@ pub struct RevisionExplained {
     pub instances: Vec<InstanceExplained>,
     /// Reasons of the last decisions: how many, then which.
     pub because: Vec<Because>,
+    /// The last start or instance that failed: when and why.
+    pub last_failure: Option<(Timestamp, String)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +33,13 @@ pub struct InstanceExplained {
     pub pid: u32,
     pub in_flight: u32,
     pub started: Timestamp,
+    /// Since when it is in that state, why, and what becomes of it.
+    pub standing: Standing,
+    pub failing: Vec<FailingProbe>,
 }
 
 pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplained> {
+    let now = core.env.now();
     let keys: Vec<RevisionKey> = core.world.with(|inner| {
         inner
             .revisions
@@ -47,26 +56,64 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
                 percent: state.percent,
                 in_flight: demand.in_flight,
                 queued: demand.queued,
-                instances: state
-                    .views(&demand)
-                    .into_iter()
-                    .map(|view| InstanceExplained {
-                        pid: state.instances.get(&view.id).map_or(0, |record| record.pid),
-                        state: word(&view.reach, tier(state, &view.id)).to_owned(),
-                        in_flight: view.in_flight,
-                        started: view.started,
-                        id: view.id,
-                    })
-                    .collect(),
+                instances: instances(state, &demand, now),
                 because: state.because.clone(),
+                last_failure: state.failed_at.zip(state.last_failure.clone()),
             })
         })
         .collect()
 }
 
-fn tier(state: &RevisionState, id: &InstanceId) -> Tier {
-    let record = state.instances.get(id);
-    record.map_or(Tier::Awake, |record| record.rest.tier)
+fn instances(
+    state: &RevisionState,
+    demand: &RevisionDemand,
+    now: Timestamp,
+) -> Vec<InstanceExplained> {
+    let views = state.views(demand);
+    let live = views.iter().filter(|view| view.is_live()).count();
+    let household = Household {
+        scaling: &state.settings,
+        tiers: tiers::settings(state),
+        routed: state.routed,
+        proving: state.stage == Stage::Proving,
+        in_system: demand.in_flight.saturating_add(demand.queued),
+        live: u32::try_from(live).unwrap_or(u32::MAX),
+        last_active: state.scaler.last_active.max(demand.last_active),
+    };
+    let one = |view: InstanceView| {
+        let record = state.instances.get(&view.id)?;
+        let load = demand.instances.iter().find(|load| load.id == view.id);
+        Some(instance(state, record, view, load, &household, now))
+    };
+    views.into_iter().filter_map(one).collect()
+}
+
+fn instance(
+    state: &RevisionState,
+    record: &Record,
+    view: InstanceView,
+    load: Option<&InstanceLoad>,
+    household: &Household<'_>,
+    now: Timestamp,
+) -> InstanceExplained {
+    let failing = load.map_or_else(Vec::new, |load| load.failing.clone());
+    let subject = Subject {
+        view: &view,
+        tier: &tiers::seen(state, record, &view),
+        tier_since: record.rest.since,
+        ready_since: record.ready_since,
+        leaving_since: record.leaving_since,
+        failing_since: failing.iter().map(|probe| probe.since).min(),
+    };
+    InstanceExplained {
+        standing: standing::of(&subject, household, now),
+        failing,
+        pid: record.pid,
+        state: word(&view.reach, record.rest.tier).to_owned(),
+        in_flight: view.in_flight,
+        started: view.started,
+        id: view.id,
+    }
 }
 
 fn word(reach: &Reach, tier: Tier) -> &'static str {

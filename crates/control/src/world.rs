@@ -94,6 +94,8 @@ pub(crate) struct Record {
     pub(crate) ready_since: Option<Timestamp>,
     /// It leaves because this revision has no memory.
     pub(crate) makes_room_for: Option<RevisionKey>,
+    /// Since when it is on its way out.
+    pub(crate) leaving_since: Option<Timestamp>,
     pub(crate) rest: Rest,
 }
 
@@ -109,6 +111,7 @@ impl Record {
             settling: false,
             ready_since: None,
             makes_room_for: None,
+            leaving_since: None,
             rest: Rest::default(),
         }
     }
@@ -119,6 +122,8 @@ impl Record {
 pub(crate) struct Rest {
     /// As it is once the steps under way are done.
     pub(crate) tier: Tier,
+    /// Since when. `None`: it began, or was found, like that.
+    pub(crate) since: Option<Timestamp>,
     /// Steps under way: the driver was asked and hasn't answered.
     pub(crate) steps: u32,
     /// Counts thaws. A step that began before one is undone when it ends after it.
@@ -180,6 +185,7 @@ pub(crate) struct RevisionState {
     pub(crate) prepared: bool,
     /// Why the last start failed, for those who wait.
     pub(crate) last_failure: Option<String>,
+    pub(crate) failed_at: Option<Timestamp>,
 }
 
 impl RevisionState {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use house::{House, template};
+use utsuwa_control::seam::Environment;
 use utsuwa_model::demand::Reach;
 use utsuwa_model::instance::Tier;
 use utsuwa_model::service::RevisionTemplate;
@@ -49,6 +50,16 @@ async fn an_idle_instance_is_frozen_and_the_next_request_thaws_it() {
         .state
         .clone();
     assert_eq!(state, "frozen");
+    let standing = house.control.explain(&key.service)[0].instances[0]
+        .standing
+        .clone();
+    let since = standing.since.expect("it was seen to be frozen");
+    assert!(since < house.clock.now(), "{standing:?}");
+    assert!(standing.because.starts_with("no request for 1s"));
+    assert_eq!(standing.next[0].0, "its memory is given back");
+    let minimum = "there are never fewer than 1 instance (minimum)";
+    assert_eq!(standing.kept.as_deref(), Some(minimum));
+    assert!(why(&house, &key).contains("want 1: the minimum"));
     assert!(
         why(&house, &key).contains("1 frozen"),
         "{}",

@@ -37,6 +37,12 @@ impl Default for Health {
 }
 
 impl Health {
+    /// Whether it counts as well now.
+    #[must_use]
+    pub const fn is_well(&self) -> bool {
+        self.well
+    }
+
     /// Takes in one check. With a failure threshold of 3, the third failure in a row turns it; a threshold of 0 means 1.
     pub fn note(&mut self, success: bool, probe: &HealthProbe) -> Option<Turn> {
         if success == self.well {

@@ -19,6 +19,7 @@ pub mod latest;
 pub mod revision;
 pub mod scale;
 pub mod settings;
+pub mod standing;
 pub mod tiers;
 pub mod traffic;
 pub mod words;

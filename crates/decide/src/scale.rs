@@ -239,7 +239,7 @@ fn automatic(
         draft.summary = format!("want 1: {} in the system", many(in_system, "request"));
     }
 
-    let hold_until = (draft.desired == 0 && present > 0)
+    let hold_until = (draft.desired <= 1 && in_system == 0 && present > 0)
         .then(|| hold(input, state, &mut draft))
         .flatten();
     bound(input, state, in_system, &mut draft);
@@ -261,26 +261,70 @@ fn automatic(
 /// The last instance stays until it was idle long enough. Answers until when.
 fn hold(input: &ScaleInput<'_>, state: &ScalerState, draft: &mut Draft) -> Option<Timestamp> {
     let now = input.now;
-    let (since, keep, what) = match state.last_active {
-        Some(active) => (active, input.settings.retention, "no request"),
-        None => (
-            input.idle_since.unwrap_or(now),
-            input.settings.retention.min(PROOF_IDLE),
-            "started to prove the deploy, not used",
-        ),
-    };
-    let until = since.plus(keep);
-    let idle = time(now.since(since));
+    let idle = idle(
+        state.last_active,
+        input.idle_since.unwrap_or(now),
+        input.settings,
+    );
+    let (until, what, keep) = (idle.since.plus(idle.keep), idle.what(), time(idle.keep));
     if now < until {
         draft.desired = 1;
+        // Without the time gone by: this is read long after it was decided.
         draft.summary = format!(
-            "keep 1: {what} for {idle}, it may sleep after {}",
-            time(keep)
+            "keep 1: {what}, and the last one stays {keep} ({})",
+            idle.rule()
         );
         return Some(until);
     }
-    draft.summary = format!("want 0: {what} for {idle}, and {} are enough", time(keep));
+    // With a delay asked for, the averages may still hold one.
+    if draft.desired == 0 {
+        let gone = time(now.since(idle.since));
+        draft.summary = format!("want 0: {what} for {gone}, and {keep} are enough");
+    }
     None
+}
+
+/// How long a revision has been idle, and how long it may be.
+pub(crate) struct Idle {
+    pub(crate) since: Timestamp,
+    pub(crate) keep: Duration,
+    used: bool,
+}
+
+impl Idle {
+    const fn what(&self) -> &'static str {
+        match self.used {
+            true => "no request",
+            false => "started to prove the deploy, not used",
+        }
+    }
+
+    pub(crate) const fn rule(&self) -> &'static str {
+        match self.used {
+            true => "retention period",
+            false => "nobody called it since it was deployed",
+        }
+    }
+}
+
+/// `ready_since` counts where there was no request at all.
+pub(crate) fn idle(
+    last_active: Option<Timestamp>,
+    ready_since: Timestamp,
+    settings: &ScalingSettings,
+) -> Idle {
+    match last_active {
+        Some(since) => Idle {
+            since,
+            keep: settings.retention,
+            used: true,
+        },
+        None => Idle {
+            since: ready_since,
+            keep: settings.retention.min(PROOF_IDLE),
+            used: false,
+        },
+    }
 }
 
 /// Routing, initial scale, minimum and maximum, in this order.
@@ -295,7 +339,10 @@ fn bound(input: &ScaleInput<'_>, state: &ScalerState, in_system: u32, draft: &mu
     } else if !input.routed && in_system == 0 {
         draft.desired = 0;
         draft.summary = "want 0: no traffic leads here any more".to_owned();
-    } else if input.routed && draft.desired < settings.min {
+    } else if input.routed
+        && (draft.desired < settings.min || (draft.desired == settings.min && in_system == 0))
+        && settings.min > 0
+    {
         draft.desired = settings.min;
         draft.summary = format!("want {}: the minimum", settings.min);
     }

@@ -105,7 +105,11 @@ fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
 }
 
 /// The tier it should be in, and when that will be another one.
-fn wanted(view: &TierView, settings: &TierSettings, now: Timestamp) -> (Tier, Option<Timestamp>) {
+pub(crate) fn wanted(
+    view: &TierView,
+    settings: &TierSettings,
+    now: Timestamp,
+) -> (Tier, Option<Timestamp>) {
     let idle_since = view
         .idle_since
         .filter(|_| settings.throttled && view.ready && view.in_flight == 0);

@@ -109,12 +109,28 @@ impl Watch<'_> {
                 && self.revision.probed(&self.instance.id) == Some(rests)
             {
                 let turn = health.note(answer.is_ok(), &self.probe);
+                self.note_answer(&answer, health.is_well());
                 let came_back = answer.err().unwrap_or_default();
                 if turn.is_some_and(|turn| self.turned(turn, &came_back)) {
                     return;
                 }
             }
             tokio::time::sleep_until(began + self.probe.period).await;
+        }
+    }
+
+    fn note_answer(&self, answer: &Result<(), String>, well: bool) {
+        let failing = &self.instance.failing;
+        match answer {
+            Ok(()) if well => failing.clear(self.kind.word()),
+            Ok(()) => failing.succeeded(self.kind.word()),
+            Err(last) => failing.failed(
+                self.kind.word(),
+                last,
+                self.probe.failure_threshold,
+                self.outside.clock.now(),
+                || self.probe.check.describe(),
+            ),
         }
     }
 

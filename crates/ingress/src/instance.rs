@@ -26,6 +26,7 @@ use utsuwa_model::{InstanceId, RevisionKey};
 
 use crate::body::RequestBody;
 use crate::budget::{Place, Share};
+use crate::failing::Failing;
 use crate::outside::Outside;
 use crate::seam::Connecting;
 use crate::upstream::Upstream;
@@ -57,6 +58,8 @@ pub(crate) struct Instance {
     pub(crate) leaving: CancellationToken,
     /// Whether a startup probe runs or ran for it.
     pub(crate) probed: AtomicBool,
+    /// What its probes complain of.
+    pub(crate) failing: Failing,
     /// Told when it is known to run again after it might have been frozen.
     pub(crate) roused: Notify,
     ending: OnceLock<Ending>,
@@ -89,6 +92,7 @@ impl Instance {
             leaving: dead.child_token(),
             dead,
             probed: AtomicBool::new(false),
+            failing: Failing::default(),
             roused: Notify::new(),
             ending: OnceLock::new(),
             outside,

@@ -18,6 +18,7 @@ mod body;
 mod budget;
 mod counts;
 mod deadline;
+mod failing;
 mod forward;
 mod front;
 mod grpc;

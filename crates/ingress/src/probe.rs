@@ -32,6 +32,10 @@ use crate::pause::Pause;
 use crate::revision::Revision;
 use crate::upstream::Upstream;
 
+const STARTUP: &str = "startup";
+/// Nothing that listens after so long is worth telling those who look.
+const NEWS: Duration = Duration::from_secs(1);
+
 const AGENT: &str = "utsuwa-startup-probe";
 
 /// The shortest time an attempt to connect gets: a first packet that is lost (the interface comes up) must not cost TCP's
@@ -52,6 +56,7 @@ pub(crate) async fn run(
     match outcome {
         Ok(()) => {
             let reached = Instant::now();
+            instance.failing.clear(STARTUP);
             // Set once: a probe runs once.
             instance.reached.get_or_init(|| reached);
             let phases = instance.phases;
@@ -118,6 +123,9 @@ async fn check(
             Ok(Err(error)) => error,
             Err(_) => format!("no answer within {:?}", probe.timeout),
         };
+        let asks = || what.clone();
+        let (most, now) = (probe.failure_threshold, outside.clock.now());
+        instance.failing.failed(STARTUP, &last, most, now, asks);
         let next = began + probe.period;
         if times >= probe.failure_threshold.max(1) || next > end {
             return Err(format!("{what}, {times} times; the last: {last}"));
@@ -194,6 +202,14 @@ async fn reach(
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {patience:?}"),
         };
+        // Not of the first moments, which a wake goes through: there an app that isn't there yet is no news.
+        if gone >= NEWS {
+            let asks = || format!("connecting to port {port}");
+            let now = outside.clock.now();
+            instance
+                .failing
+                .failed(STARTUP, &last, probe.failure_threshold, now, asks);
+        }
         if Instant::now() >= end {
             let mut time = format!("{:?}", probe.remaining(instance.age));
             if !instance.age.is_zero() {

@@ -265,6 +265,7 @@ impl Revision {
                     reach: seat.reach.clone(),
                     in_flight: seat.in_flight,
                     idle_since: seat.idle_since.filter(|_| seat.in_flight == 0),
+                    failing: seat.instance.failing.list(),
                 })
                 .collect(),
         }

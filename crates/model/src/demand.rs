@@ -30,6 +30,25 @@ pub struct InstanceLoad {
     pub in_flight: u32,
     /// When its last request ended, or when it became ready.
     pub idle_since: Option<Timestamp>,
+    /// Its probes whose last answers were not what they want.
+    pub failing: Vec<FailingProbe>,
+}
+
+/// A probe that fails now, whether or not often enough to have consequences.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailingProbe {
+    /// `startup`, `liveness` or `readiness`.
+    pub probe: String,
+    /// What it asks, in the user's words.
+    pub asks: String,
+    /// When the first of the failures in a row was seen.
+    pub since: Timestamp,
+    /// What came back the last time.
+    pub last_answer: String,
+    /// Failures in a row. Zero: it succeeds again, but not often enough yet to count as well.
+    pub failures: u32,
+    /// So many in a row have consequences.
+    pub failure_threshold: u32,
 }
 
 /// Whether the ingress itself has reached the instance.

@@ -1,6 +1,7 @@
 //! What runs, as JSON. Times are RFC 3339, numbers are numbers.
 
 use serde_json::{Value, json};
+use utsuwa_model::demand::FailingProbe;
 use utsuwa_model::{Because, Condition, ConditionState, Timestamp};
 
 use crate::seam::{
@@ -32,7 +33,31 @@ fn of_instance(instance: &InstanceInsight) -> Value {
         "pid": instance.pid,
         "inFlight": instance.in_flight,
         "started": time(instance.started),
+        "since": time_or_null(instance.standing.since),
+        "because": instance.standing.because,
+        "next": instance.standing.next.iter().map(of_next).collect::<Vec<_>>(),
+        "kept": instance.standing.kept,
+        "failingProbes": instance.failing.iter().map(of_probe).collect::<Vec<_>>(),
     })
+}
+
+fn of_next((what, at): &(String, Timestamp)) -> Value {
+    json!({"what": what, "at": time(*at)})
+}
+
+fn of_probe(failing: &FailingProbe) -> Value {
+    json!({
+        "probe": failing.probe,
+        "asks": failing.asks,
+        "since": time(failing.since),
+        "lastAnswer": failing.last_answer,
+        "failures": failing.failures,
+        "failureThreshold": failing.failure_threshold,
+    })
+}
+
+fn of_failure((at, message): &(Timestamp, String)) -> Value {
+    json!({"at": time(*at), "message": message})
 }
 
 pub(super) fn of_revision(revision: &RevisionInsight) -> Value {
@@ -43,6 +68,7 @@ pub(super) fn of_revision(revision: &RevisionInsight) -> Value {
         "queued": revision.queued,
         "instances": revision.instances.iter().map(of_instance).collect::<Vec<_>>(),
         "because": revision.because.iter().map(of_because).collect::<Vec<_>>(),
+        "lastFailure": revision.last_failure.as_ref().map(of_failure),
     })
 }
 

@@ -8,7 +8,7 @@
 //! | `GET /utsuwa/v1/images` | images that are kept |
 //! | `POST /utsuwa/v1/images:load` | takes an archive (a tar), answers the reference to deploy it by |
 //! | `GET /utsuwa/v1/projects/P/locations/R/services/S:explain` | what runs and why |
-//! | `GET /utsuwa/v1/projects/P/locations/R/services/S/logs?tail=N&follow=BOOL` | lines as JSON objects, one per line |
+//! | `GET /utsuwa/v1/projects/P/locations/R/services/S/logs?tail=N&follow=BOOL&from=TIME` | lines as JSON objects, one per line; followed, they end with the service or the server |
 //!
 //! Owns: their JSON. Not here: what they tell, which comes through [`crate::seam`].
 //!
@@ -26,9 +26,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use utsuwa_model::ServiceKey;
+use utsuwa_model::{ServiceKey, Timestamp};
 
 use crate::error::Code;
+use crate::seam::Wanted;
 use crate::{ApiError, ApiState, intent, progress};
 
 /// All of `/utsuwa/v1/…`.
@@ -147,6 +148,8 @@ struct LogsQuery {
     tail: Option<usize>,
     #[serde(default)]
     follow: bool,
+    /// Nothing older than this.
+    from: Option<jiff::Timestamp>,
 }
 
 async fn lines(
@@ -157,17 +160,25 @@ async fn lines(
     let Query(query) = query.map_err(|e| {
         ApiError::invalid(
             "query",
-            format!("{}; write ?tail=NUMBER&follow=true", e.body_text()),
+            format!(
+                "{}; write ?tail=NUMBER&follow=true&from=TIME, the time as in RFC 3339",
+                e.body_text()
+            ),
         )
     })?;
     let key = key(&state, &project, &region, &service)?;
     let service = intent::get(&state, &key)?;
-    let lines = state.logs.lines(
-        &key,
-        query.tail.unwrap_or(logs::TAIL).min(logs::LARGEST_TAIL),
-        query.follow,
-        service.meta.create_time,
-    );
+    let from = query.from.map(|from| Timestamp(from.as_microsecond()));
+    let wanted = Wanted {
+        tail: query.tail.unwrap_or(logs::TAIL).min(logs::LARGEST_TAIL),
+        follow: query.follow,
+        since: service.meta.create_time,
+        from: from.unwrap_or_default(),
+    };
+    let mut lines = state.logs.lines(&key, wanted);
+    if query.follow {
+        lines = logs::until_gone(&state, &service, lines);
+    }
     Ok((
         [(http::header::CONTENT_TYPE, "application/x-ndjson")],
         Body::from_stream(logs::stream(lines)),

@@ -50,10 +50,11 @@ pub async fn serve(
     listeners: Vec<TcpListener>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ProxyError> {
+    let closing = state.closing.clone();
     let edge = Arc::new(Edge::new(state)?);
     let lifetime = Lifetime {
         tasks: TaskTracker::new(),
-        closing: CancellationToken::new(),
+        closing,
         cut: CancellationToken::new(),
     };
     for listener in listeners {

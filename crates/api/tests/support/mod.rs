@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 use tokio::task::JoinSet;
 use utsuwa_api::seam::{
     ImageInsight, Images, Insight, LoadedImage, LogLine, Logs, LoopInsight, PullInsight,
-    RevisionInsight,
+    RevisionInsight, Wanted,
 };
 use utsuwa_api::{Addresses, ApiState, Readiness, SystemClock, serve};
 use utsuwa_decide::revision::automatic_name;
@@ -35,13 +35,7 @@ impl Insight for Nothing {
 }
 
 impl Logs for Nothing {
-    fn lines(
-        &self,
-        _: &ServiceKey,
-        _: usize,
-        _: bool,
-        _: Timestamp,
-    ) -> BoxStream<'static, LogLine> {
+    fn lines(&self, _: &ServiceKey, _: Wanted) -> BoxStream<'static, LogLine> {
         Box::pin(futures_util::stream::empty())
     }
 }
@@ -99,6 +93,7 @@ impl World {
             keys_dir: keys.path().to_owned(),
             configuration: Arc::default(),
             ready: Readiness::default(),
+            closing: tokio_util::sync::CancellationToken::new(),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {

@@ -115,13 +115,15 @@ impl Core {
         let each = capacity::expected(limit);
         let count = capacity::still_missing(missing, each, &on_their_way);
         let bytes = u64::from(count).saturating_mul(each.max(1));
-        let victims = capacity::victims(&idle, bytes, self.env.now());
+        let now = self.env.now();
+        let victims = capacity::victims(&idle, bytes, now);
         for id in &victims {
             let owner = self.world.with(|inner| {
                 let key = inner.owners.get(id)?.clone();
                 let state = inner.revisions.get_mut(&key)?;
                 let record = state.instances.get_mut(id)?;
                 record.phase = Phase::Leaving;
+                record.leaving_since = Some(now);
                 record.makes_room_for = Some(for_whom.clone());
                 Some((key, state.route.timeout))
             });

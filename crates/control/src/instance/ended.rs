@@ -136,6 +136,7 @@ impl Core {
             state.crashes.saturating_add(1)
         };
         state.last_failure = Some(message);
+        state.failed_at = Some(self.env.now());
         let wait = crash_backoff(state.crashes - 1);
         state.not_before = (!wait.is_zero()).then(|| self.env.now().plus(wait));
     }

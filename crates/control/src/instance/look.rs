@@ -137,7 +137,7 @@ pub(super) fn decide(
         let record = Record::new(Phase::Starting, now, state.plan.startup_cpu);
         state.instances.insert(id.clone(), record);
     }
-    let given_up = mark_leaving(state, &plan, &views);
+    let given_up = mark_leaving(state, &plan, &views, now);
     let tiers = tiers::look(state, &views, now);
     if let Some(next) = tiers.next {
         wake_at = Some(wake_at.map_or(next, |at| at.min(next)));
@@ -286,10 +286,12 @@ fn mark_leaving(
     state: &mut RevisionState,
     plan: &InstancePlan,
     views: &[InstanceView],
+    now: Timestamp,
 ) -> Vec<(InstanceId, Reach)> {
     for id in plan.retire.iter().chain(&plan.discard) {
         if let Some(record) = state.instances.get_mut(id) {
             record.phase = Phase::Leaving;
+            record.leaving_since = Some(now);
         }
     }
     views

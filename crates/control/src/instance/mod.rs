@@ -17,7 +17,7 @@ mod capacity;
 mod ended;
 mod look;
 mod start;
-mod tiers;
+pub(crate) mod tiers;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -84,6 +84,7 @@ impl Core {
         let refusal = self.world.revision(key, |state| {
             limit = state.plan.limits.memory.0;
             state.last_failure = Some(error.to_string());
+            state.failed_at = Some(now);
             state.crashes = state.crashes.saturating_add(1);
             let message = error.to_string();
             match error {

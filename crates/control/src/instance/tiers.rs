@@ -22,7 +22,7 @@ use utsuwa_runtime::DriverError;
 
 use crate::core::Core;
 use crate::rounds::Priority;
-use crate::world::{Phase, Rest, RevisionState, Stage};
+use crate::world::{Phase, Record, Rest, RevisionState, Stage};
 
 /// After a step failed for a reason that may pass.
 const RETRY: Duration = Duration::from_secs(10);
@@ -75,35 +75,45 @@ impl Rest {
     }
 }
 
+/// What the decision is told of an instance.
+pub(crate) fn seen(state: &RevisionState, record: &Record, view: &InstanceView) -> TierView {
+    let boosted = record
+        .ready_since
+        .filter(|_| record.cpu != state.plan.limits.cpu);
+    let boost_ends = boosted.map(|since| since.plus(boost::AFTER_READY));
+    TierView {
+        id: view.id.clone(),
+        ready: view.reach == Reach::Ready,
+        in_flight: view.in_flight,
+        idle_since: view.idle_since,
+        tier: record.rest.tier,
+        under_way: record.rest.steps > 0,
+        not_before: record.rest.not_before.max(boost_ends),
+        barred: record.rest.barred.clone(),
+    }
+}
+
+pub(crate) fn settings(state: &RevisionState) -> TierSettings {
+    TierSettings {
+        throttled: !state.template.keeps_cpu(),
+        retention: state.settings.retention,
+        keeps_some: state.settings.manual.unwrap_or(state.settings.min) > 0,
+    }
+}
+
 /// Decides and notes the steps, together with why.
 pub(super) fn look(state: &mut RevisionState, views: &[InstanceView], now: Timestamp) -> Steps {
     if state.stage != Stage::Serving {
         return Steps::default();
     }
-    let limit = state.plan.limits.cpu;
     let seen: Vec<TierView> = views
         .iter()
         .filter_map(|view| {
             let record = state.instances.get(&view.id)?;
-            let boosted = record.ready_since.filter(|_| record.cpu != limit);
-            let boost_ends = boosted.map(|since| since.plus(boost::AFTER_READY));
-            (record.phase == Phase::Running && view.is_live()).then(|| TierView {
-                id: view.id.clone(),
-                ready: view.reach == Reach::Ready,
-                in_flight: view.in_flight,
-                idle_since: view.idle_since,
-                tier: record.rest.tier,
-                under_way: record.rest.steps > 0,
-                not_before: record.rest.not_before.max(boost_ends),
-                barred: record.rest.barred.clone(),
-            })
+            (record.phase == Phase::Running && view.is_live()).then(|| seen(state, record, view))
         })
         .collect();
-    let settings = TierSettings {
-        throttled: !state.template.keeps_cpu(),
-        retention: state.settings.retention,
-        keeps_some: state.settings.manual.unwrap_or(state.settings.min) > 0,
-    };
+    let settings = settings(state);
     let plan = tiers::plan(&seen, &settings, now);
     debug_assert_eq!(
         utsuwa_decide::invariant::freezes_idle_only(&plan, &seen),
@@ -159,7 +169,7 @@ impl Core {
             let rest = &mut record.rest;
             let mut undo = rest.thaws != thaws && !matches!(result, Ok(false));
             match &result {
-                Ok(true) if !undo => rest.tier = Tier::Frozen,
+                Ok(true) if !undo => (rest.tier, rest.since) = (Tier::Frozen, Some(now)),
                 Ok(_) => {}
                 // Its end is about to be told.
                 Err(DriverError::NotFound(_)) => rest.not_before = Some(now.plus(RETRY)),
@@ -225,7 +235,7 @@ impl Core {
             }
             match &result {
                 Ok(reclaimed) => {
-                    rest.tier = Tier::Reclaimed;
+                    (rest.tier, rest.since) = (Tier::Reclaimed, Some(now));
                     rest.kept_bytes = Some(reclaimed.after_bytes);
                 }
                 Err(DriverError::Refused(why)) => {
@@ -264,10 +274,13 @@ impl Core {
     /// A request was let into an instance that is or may be frozen. Never waits. The driver is asked whatever is believed here:
     /// a belief that is wrong would leave the request in there.
     pub(crate) fn thaw(&self, key: &RevisionKey, id: &InstanceId) {
+        let now = self.env.now();
         let known = self.world.revision(key, |state| {
             let rest = &mut state.instances.get_mut(id)?.rest;
             rest.thaws += 1;
-            rest.tier = Tier::Awake;
+            if rest.tier != Tier::Awake {
+                (rest.tier, rest.since) = (Tier::Awake, Some(now));
+            }
             rest.kept_bytes = None;
             rest.steps += 1;
             Some(())

@@ -210,6 +210,7 @@ impl Core {
             because: Vec::new(),
             prepared: false,
             last_failure: None,
+            failed_at: None,
         }
     }
 

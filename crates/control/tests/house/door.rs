@@ -283,6 +283,7 @@ impl FrontDoor for Door {
                     reach,
                     in_flight: 0,
                     idle_since: Some(now),
+                    failing: Vec::new(),
                 });
             }
             demand.wake = false;

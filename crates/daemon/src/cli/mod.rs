@@ -225,8 +225,10 @@ fn configured_data_dir(file: Option<PathBuf>) -> Result<PathBuf, Failure> {
         variables: crate::environment::variables(std::iter::once("data-dir")),
         ..Given::default()
     };
-    let layers = Layers::read(&given).map_err(|e| Failure::usage(e.to_string()))?;
-    Ok(PathBuf::from(layers.text("data-dir")))
+    let usage = |e: crate::config::ConfigError| Failure::usage(e.to_string());
+    // With a file that is wrong elsewhere it is not known whose server is meant.
+    let config = Layers::read(&given).and_then(|layers| layers.check());
+    Ok(config.map_err(usage)?.data_dir)
 }
 
 /// Runs the command line.

@@ -44,7 +44,7 @@ impl Failure {
         self
     }
 
-    fn unreachable(message: impl Into<String>) -> Self {
+    pub(crate) fn unreachable(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: None,

@@ -45,6 +45,8 @@ impl fmt::Display for Source {
 #[derive(Debug, Clone)]
 pub(crate) struct Layers {
     values: BTreeMap<&'static str, (Vec<String>, Source)>,
+    /// What is wrong with the file, apart from the values above.
+    problems: Vec<String>,
 }
 
 /// What is wrong with the configuration: every problem, each naming its option and source.
@@ -128,14 +130,17 @@ impl Layers {
     /// Reads all sources.
     ///
     /// # Errors
-    /// The file can't be read or isn't TOML, has an unknown key or a value of the wrong type (with its line).
+    /// The file can't be read. What else is wrong with it is told by [`Self::check`], together with all other problems.
     pub(crate) fn read(given: &Given) -> Result<Self, ConfigError> {
         let mut values: BTreeMap<&'static str, (Vec<String>, Source)> = OPTIONS
             .iter()
             .map(|o| (o.name, (parse::split_list(o, o.default), Source::Default)))
             .collect();
+        let mut problems = Vec::new();
         if let Some(path) = &given.file {
-            for (option, value, line) in parse::file(path)? {
+            let (options, wrong) = parse::file(path)?;
+            problems = wrong;
+            for (option, value, line) in options {
                 values.insert(option.name, (value, Source::File(path.clone(), line)));
             }
         }
@@ -154,7 +159,7 @@ impl Layers {
                 );
             }
         }
-        Ok(Self { values })
+        Ok(Self { values, problems })
     }
 
     /// Option, value and source, in the order of the reference page.

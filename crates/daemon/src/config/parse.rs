@@ -1,9 +1,9 @@
 //! From text to checked values. Every problem is kept and told with its option and source.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use toml::de::DeValue;
 use utsuwa_model::quantity::MemoryBytes;
 
 use super::options::{OPTIONS, OptionDoc, find};
@@ -26,35 +26,40 @@ pub(super) fn split_list(option: &OptionDoc, value: &str) -> Vec<String> {
 /// An option of a file: its values and its line.
 type Given = (&'static OptionDoc, Vec<String>, usize);
 
-/// The options in a TOML file.
-pub(super) fn file(path: &Path) -> Result<Vec<Given>, ConfigError> {
+/// The options in a TOML file, and what is wrong with it apart from their values.
+pub(super) fn file(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError> {
     let shown = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|e| ConfigError(vec![format!("{shown}: read the configuration file: {e}")]))?;
-    let broken = |e: toml::de::Error| {
-        ConfigError(vec![format!(
-            "{shown}: is not TOML: {}",
-            e.to_string().trim_end()
-        )])
-    };
-    let table: toml::Table = text.parse().map_err(broken)?;
-    let lines = lines(&text).map_err(broken)?;
-    let mut problems = Vec::new();
+    // What can't be read as TOML hides none of the rest.
+    let (document, broken) = toml::de::DeTable::parse_recoverable(&text);
+    let mut problems: Vec<String> = broken
+        .iter()
+        .map(|error| {
+            let line = error.span().map_or(1, |span| line_of(&text, span.start));
+            format!("{shown}, line {line}: is not TOML: {}", error.message())
+        })
+        .collect();
     let mut values = Vec::new();
-    for (key, value) in table {
-        let line = lines.get(&key).copied().unwrap_or(1);
-        let Some(option) = find(&key) else {
-            let meant = crate::cli::nearest(&key, OPTIONS.iter().map(|o| o.name));
+    for (key, value) in document.get_ref() {
+        let line = line_of(&text, key.span().start);
+        let name = key.get_ref().as_ref();
+        let Some(option) = find(name) else {
+            let meant = crate::cli::nearest(name, OPTIONS.iter().map(|o| o.name));
             let meant = meant.map_or_else(String::new, |name| format!("did you mean {name}? "));
             problems.push(format!(
-                "{shown}, line {line}: {key}: no such option; {meant}`utsuwa config show` lists them"
+                "{shown}, line {line}: {name}: no such option; {meant}`utsuwa config show` lists them"
             ));
             continue;
         };
-        match scalars(option, &value) {
+        match scalars(option, value.get_ref()) {
             Some(list) => values.push((option, list, line)),
+            // Its value is what couldn't be read: told already.
+            None if broken
+                .iter()
+                .any(|e| e.span().is_some_and(|s| line_of(&text, s.start) == line)) => {}
             None => problems.push(format!(
-                "{shown}, line {line}: {key}: must be {}",
+                "{shown}, line {line}: {name}: must be {}",
                 if option.list {
                     "a list of strings"
                 } else {
@@ -63,37 +68,28 @@ pub(super) fn file(path: &Path) -> Result<Vec<Given>, ConfigError> {
             )),
         }
     }
-    if problems.is_empty() {
-        Ok(values)
-    } else {
-        Err(ConfigError(problems))
-    }
+    Ok((values, problems))
 }
 
-/// The line of each key.
-fn lines(text: &str) -> Result<BTreeMap<String, usize>, toml::de::Error> {
-    let table = toml::de::DeTable::parse(text)?;
-    let line = |at: usize| {
-        text.get(..at)
-            .map_or(1, |before| before.matches('\n').count() + 1)
-    };
-    Ok(table
-        .get_ref()
-        .keys()
-        .map(|key| (key.get_ref().to_string(), line(key.span().start)))
-        .collect())
+pub(super) fn line_of(text: &str, at: usize) -> usize {
+    text.get(..at)
+        .map_or(1, |before| before.matches('\n').count() + 1)
 }
 
-fn scalars(option: &OptionDoc, value: &toml::Value) -> Option<Vec<String>> {
-    let scalar = |v: &toml::Value| match v {
-        toml::Value::String(s) => Some(s.clone()),
-        toml::Value::Integer(i) => Some(i.to_string()),
-        toml::Value::Boolean(b) => Some(b.to_string()),
+fn scalars(option: &OptionDoc, value: &DeValue<'_>) -> Option<Vec<String>> {
+    let scalar = |v: &DeValue<'_>| match v {
+        DeValue::String(s) => Some(s.to_string()),
+        DeValue::Integer(i) => i64::from_str_radix(i.as_str(), i.radix())
+            .ok()
+            .map(|i| i.to_string()),
+        DeValue::Boolean(b) => Some(b.to_string()),
         _ => None,
     };
     match value {
-        toml::Value::Array(items) if option.list => items.iter().map(scalar).collect(),
-        toml::Value::Array(_) => None,
+        DeValue::Array(items) if option.list => {
+            items.iter().map(|item| scalar(item.get_ref())).collect()
+        }
+        DeValue::Array(_) => None,
         single if option.list => scalar(single).map(|s| split_list(option, &s)),
         single => scalar(single).map(|s| vec![s]),
     }
@@ -128,7 +124,7 @@ impl Checker<'_> {
 pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
     let mut c = Checker {
         layers,
-        problems: Vec::new(),
+        problems: layers.problems.clone(),
     };
     let data_dir = c.parse("data-dir", |t| {
         let path = PathBuf::from(t);

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use utsuwa_runtime::image::Credential;
 
+use super::parse::line_of;
+
 /// What the file says, with all files it names read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Registries {
@@ -39,23 +41,28 @@ struct Table {
 pub(super) fn read(path: &Path) -> Result<Registries, Vec<String>> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| vec![format!("{}: read it: {error}", path.display())])?;
-    let tables: BTreeMap<String, Table> = toml::from_str(&text).map_err(|error| {
-        // Not the error's own text: it shows the line, which may hold a password.
-        let line = error.span().map_or(1, |span| {
-            text.bytes()
-                .take(span.start)
-                .filter(|b| *b == b'\n')
-                .count()
-                + 1
-        });
-        vec![format!(
-            "{}, line {line}: {}",
-            path.display(),
-            error.message()
-        )]
-    })?;
+    // Never an error's whole text: it shows the line, which may hold a password.
+    let at_line =
+        |at: usize, why: &str| format!("{}, line {}: {why}", path.display(), line_of(&text, at));
+    let (document, broken) = toml::de::DeTable::parse_recoverable(&text);
+    let mut problems: Vec<String> = broken
+        .iter()
+        .map(|error| at_line(error.span().map_or(0, |span| span.start), error.message()))
+        .collect();
+    let mut tables = BTreeMap::new();
+    for (name, value) in document.into_inner() {
+        let (at, name) = (name.span().start, name.into_inner().into_owned());
+        match Table::deserialize(toml::de::ValueDeserializer::from(value)) {
+            Ok(table) => {
+                tables.insert(name, table);
+            }
+            Err(error) => {
+                let at = error.span().map_or(at, |span| span.start);
+                problems.push(at_line(at, error.message()));
+            }
+        }
+    }
     let mut registries = Registries::default();
-    let mut problems = Vec::new();
     for (name, table) in tables {
         let at = |why: String| format!("{}: [{name:?}]: {why}", path.display());
         if let Err(why) = name_is_good(&name, table.ca_file.is_some()) {
@@ -194,6 +201,17 @@ mod tests {
         let authorities: Vec<&String> = registries.authorities.keys().collect();
         assert_eq!(authorities, ["other", "r.test:5000"]);
         assert!(!format!("{registries:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn all_tables_are_looked_at() {
+        let said = from(
+            "[r]\npasword = 'hunter2'\n[q]\nusername = 'me'\n[\"https://p\"]\nca-file = 'DIR/ca.pem'",
+            0o600,
+        )
+        .unwrap_err();
+        assert_eq!(said.len(), 3, "{said:?}");
+        assert!(said[0].contains("line 2") && said[0].contains("pasword"));
     }
 
     #[test]

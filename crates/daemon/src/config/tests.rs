@@ -80,6 +80,25 @@ fn all_problems_are_told_at_once_with_their_sources() {
     }
 }
 
+/// One of each kind, and the last line is no TOML: none hides another.
+#[test]
+fn a_file_tells_all_its_problems_in_one_go() {
+    let file = "domian = \"x\"\nproject = [1]\nregion = \"UPPER\"\nidle_timeout = \"soon\"\nlog_level = info\n";
+    let error = read(Some(file), &[], &[("listen-api", "0.0.0.0:1")]).unwrap_err();
+    let text = error.to_string();
+    for part in [
+        "6 problems",
+        "line 1: domian: no such option; did you mean domain?",
+        "line 2: project: must be a string",
+        "config.toml, line 3)",
+        "config.toml, line 4)",
+        "line 5: is not TOML",
+        "flag --listen-api",
+    ] {
+        assert!(text.contains(part), "{part} is missing in: {text}");
+    }
+}
+
 /// What could never have the effect that was wanted is told, not taken.
 #[test]
 fn values_that_mean_nothing_are_refused() {

@@ -46,9 +46,12 @@ impl utsuwa_api::seam::Insight for Insight {
                         state: i.state,
                         in_flight: i.in_flight,
                         started: i.started,
+                        standing: i.standing,
+                        failing: i.failing,
                     })
                     .collect(),
                 because: revision.because,
+                last_failure: revision.last_failure,
             })
             .collect()
     }

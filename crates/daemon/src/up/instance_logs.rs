@@ -1,5 +1,6 @@
 //! What a service's instances wrote, merged with its journal: one list in the order of time.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
-use utsuwa_api::seam::{LogLine, Logs};
+use utsuwa_api::seam::{LogLine, Logs, Wanted};
 use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 use utsuwa_runtime::logs::{LogReader, LogRecord, ReadOptions, Stream};
 
@@ -40,6 +41,11 @@ impl InstanceLogs {
             journal,
             revisions,
         }
+    }
+
+    /// The line, unless it was written before `from`.
+    fn line_from(&self, record: LogRecord, from: Timestamp) -> Option<LogLine> {
+        Some(self.instance_line(record)).filter(|line| is_of(line, from))
     }
 
     fn instance_line(&self, record: LogRecord) -> LogLine {
@@ -83,7 +89,13 @@ struct Place {
     /// The file that was read last.
     inode: u64,
     offset: u64,
+    /// Number of the last line, of all that were ever written: the same in every reading.
     sequence: u64,
+    /// What happened to instances, as told already. An end that was written but not acknowledged before a kill is written
+    /// again by the next server: the same entry.
+    told: BTreeSet<(Option<InstanceId>, Timestamp, String)>,
+    /// Nothing that was written before.
+    from: Timestamp,
 }
 
 impl Place {
@@ -99,9 +111,21 @@ impl Place {
         for line in text.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
             self.offset += line.len() as u64;
             self.sequence += 1;
-            lines.extend(
-                journal::read(line.trim_end()).map(|shown| journal_line(shown, self.sequence)),
-            );
+            let Some(shown) = journal::read(line.trim_end()) else {
+                continue;
+            };
+            if shown.written < self.from {
+                continue;
+            }
+            let happened = shown.instance.is_some() && !shown.request;
+            if happened
+                && !self
+                    .told
+                    .insert((shown.instance.clone(), shown.at, shown.text.clone()))
+            {
+                continue;
+            }
+            lines.push(journal_line(shown, self.sequence));
         }
         lines
     }
@@ -138,7 +162,27 @@ fn read_on(journal: &Journal, service: &ServiceKey, place: &mut Place) -> Vec<Lo
 
 /// The whole journal, old file first, and what it has lost.
 fn read_past(journal: &Journal, service: &ServiceKey, place: &mut Place) -> Vec<LogLine> {
-    let dropped = journal.dropped(service);
+    loop {
+        let dropped = journal.dropped(service);
+        *place = Place {
+            sequence: dropped.lines,
+            from: place.from,
+            ..Place::default()
+        };
+        let lines = read_files(journal, service, place, dropped);
+        // Otherwise a file was dropped meanwhile, and the lines' numbers are not theirs.
+        if journal.dropped(service) == dropped {
+            return lines;
+        }
+    }
+}
+
+fn read_files(
+    journal: &Journal,
+    service: &ServiceKey,
+    place: &mut Place,
+    dropped: journal::Dropped,
+) -> Vec<LogLine> {
     let mut lines = Vec::new();
     if dropped.lines > 0 {
         lines.push(dropped_line(None, dropped.lines, dropped.bytes));
@@ -166,14 +210,13 @@ fn dropped_line(instance: Option<InstanceId>, lines: u64, bytes: u64) -> LogLine
     }
 }
 
+/// What stands before everything has no time.
+fn is_of(line: &LogLine, since: Timestamp) -> bool {
+    line.at >= since || line.at == DROPPED_AT
+}
+
 impl Logs for InstanceLogs {
-    fn lines(
-        &self,
-        service: &ServiceKey,
-        tail: usize,
-        follow: bool,
-        since: Timestamp,
-    ) -> BoxStream<'static, LogLine> {
+    fn lines(&self, service: &ServiceKey, wanted: Wanted) -> BoxStream<'static, LogLine> {
         let (sender, receiver) = mpsc::channel(BUFFERED);
         let (logs, service) = (self.clone(), service.clone());
         // The task ends when the caller goes away: sending fails then.
@@ -181,50 +224,42 @@ impl Logs for InstanceLogs {
             clippy::disallowed_methods,
             reason = "owned by the receiver, whose drop ends it"
         )]
-        tokio::spawn(async move { logs.send(service, tail, follow, sender).await });
+        tokio::spawn(async move { logs.send(service, wanted, sender).await });
         futures_util::stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|line| (line, receiver))
         })
         // The end of an instance may be told after its service is gone, and another one of its name is there.
-        .filter(move |line| std::future::ready(line.at >= since || line.at == DROPPED_AT))
+        .filter(move |line| std::future::ready(is_of(line, wanted.since)))
         .boxed()
     }
 }
 
 impl InstanceLogs {
-    async fn send(
-        self,
-        service: ServiceKey,
-        tail: usize,
-        follow: bool,
-        sender: mpsc::Sender<LogLine>,
-    ) {
+    async fn send(self, service: ServiceKey, wanted: Wanted, sender: mpsc::Sender<LogLine>) {
         let reader = LogReader::new(&self.root);
         // Subscribed before reading, so that nothing falls between past and present.
         let mut changes = self.journal.changes();
         changes.mark_unchanged();
-        let mut place = Place::default();
+        let mut place = Place {
+            from: wanted.from,
+            ..Place::default()
+        };
         let mut past = read_past(&self.journal, &service, &mut place);
         let mut written = Box::pin(reader.read(
             &service,
             ReadOptions {
-                tail: Some(tail),
+                tail: Some(wanted.tail),
                 follow: false,
             },
         ));
         while let Some(record) = written.next().await {
             match record {
-                Ok(record) => past.push(self.instance_line(record)),
+                Ok(record) => past.extend(self.line_from(record, wanted.from)),
                 Err(error) => tracing::warn!(%service, %error, "read instance logs"),
             }
         }
-        // An end that was written but not acknowledged before a kill is written again by the next server: the same entry.
-        let mut ends = std::collections::BTreeSet::new();
-        past.retain(|l| {
-            l.stream != "utsuwa"
-                || l.instance.is_none()
-                || ends.insert((l.instance.clone(), l.at, l.text.clone()))
-        });
+        // Before the tail is taken: what is left out anyway must not take its place.
+        past.retain(|line| is_of(line, wanted.since));
         // A stable sort: lines of one stream keep their order also where times are equal.
         past.sort_by_key(|line| line.at);
         let seen: std::collections::BTreeMap<(Option<InstanceId>, String), u64> = past
@@ -232,13 +267,13 @@ impl InstanceLogs {
             .filter(|l| l.stream != "utsuwa")
             .map(|l| ((l.instance.clone(), l.stream.clone()), l.sequence))
             .collect();
-        let skip = past.len().saturating_sub(tail);
+        let skip = past.len().saturating_sub(wanted.tail);
         for line in past.into_iter().skip(skip) {
             if sender.send(line).await.is_err() {
                 return;
             }
         }
-        if !follow {
+        if !wanted.follow {
             return;
         }
         // Everything again, less what was sent: the reader numbers lines by content, so that this loses and doubles nothing.
@@ -266,7 +301,7 @@ impl InstanceLogs {
                     }
                     Some(Ok(LogRecord::Dropped { .. })) => Vec::new(),
                     Some(Ok(record)) => {
-                        let line = self.instance_line(record);
+                        let Some(line) = self.line_from(record, wanted.from) else { continue };
                         let known = seen.get(&(line.instance.clone(), line.stream.clone())).copied().unwrap_or(0);
                         if line.sequence > known { vec![line] } else { Vec::new() }
                     }

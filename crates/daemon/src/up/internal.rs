@@ -13,10 +13,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use utsuwa_ingress::Ingress;
-use utsuwa_model::instance::Exit;
 use utsuwa_model::{InstanceId, RevisionKey};
 use utsuwa_runtime::client::{InternalEvent, SandboxDriver};
-use utsuwa_runtime::keeper::protocol::ExitReport;
+use utsuwa_runtime::keeper::protocol::{ExitReport, Stop};
 use utsuwa_runtime::network::{self, NetInfo};
 
 use super::environment::Machine;
@@ -47,6 +46,15 @@ struct Sandbox {
     assigned: Option<(InstanceId, RevisionKey)>,
     stop: CancellationToken,
     _internal: network::Internal,
+}
+
+/// A crash is an error; an app that has to be killed because it doesn't stop is not, but its owner should know.
+fn severity(report: &ExitReport) -> &'static str {
+    match report.stop {
+        _ if report.is_orderly() => "INFO",
+        Some(Stop::Overdue { .. }) => "WARNING",
+        _ => "ERROR",
+    }
 }
 
 /// The same refusal is told once in this time: an app that retries must not fill its log with it.
@@ -154,17 +162,19 @@ impl Inside {
 
     /// Writes the end of an instance into its service's journal, in the user's words; the keeper forgets it only then.
     fn ended(&self, report: ExitReport, tasks: &mut JoinSet<()>) {
-        let known = self.directory.take(&report.id).or(report.revision);
+        let known = self
+            .directory
+            .take(&report.id)
+            .or_else(|| report.revision.clone());
         let (written, on_disk) = tokio::sync::oneshot::channel();
         match known {
             Some(revision) => {
-                let orderly = matches!(report.exit, Exit::Code(0) | Exit::Signal(15));
                 self.journal.note(Happening {
                     at: report.at,
                     service: revision.service.clone(),
                     revision: revision.revision.to_string(),
-                    severity: if orderly { "INFO" } else { "ERROR" },
-                    text: report.exit.log_line(),
+                    severity: severity(&report),
+                    text: report.log_line(),
                     instance: Some(report.id.clone()),
                     written: Some(written),
                 });

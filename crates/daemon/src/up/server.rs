@@ -189,6 +189,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         keys_dir: data.join("keys"),
         configuration: Arc::new(running(&layers, &ground.config)),
         ready: ready.clone(),
+        closing: tokio_util::sync::CancellationToken::new(),
     };
     let api_stop = stop.clone();
     let mut api_task = tracker.spawn(utsuwa_api::serve(state, api, api_stop.cancelled_owned()));

@@ -160,6 +160,34 @@ fn the_last_one_sleeps_after_its_idle_time() {
     );
 }
 
+/// The average of the last minute still says 1 after the last request: the truth is that nobody asked, and how long it stays.
+#[test]
+fn what_is_kept_without_a_request_is_not_said_to_be_wanted() {
+    let (s, past) = (settings(), history(1, 3, 10));
+    let mut state = ScalerState::default();
+    let idle = ScaleInput {
+        ready: 1,
+        last_active: Some(at(3)),
+        ..input(&s, &past, 10)
+    };
+    let decision = look(&idle, &mut state);
+    assert_eq!(decision.desired, 1);
+    assert_eq!(
+        decision.because.summary,
+        "keep 1: no request, and the last one stays 15m (retention period)"
+    );
+    let minimum = ScalingSettings {
+        min: 1,
+        ..s.clone()
+    };
+    let idle = ScaleInput {
+        settings: &minimum,
+        ..idle
+    };
+    let decision = look(&idle, &mut ScalerState::default());
+    assert_eq!(decision.because.summary, "want 1: the minimum");
+}
+
 #[test]
 fn a_short_idle_time_beats_the_window() {
     let s = ScalingSettings {

@@ -117,8 +117,22 @@ async fn an_instance_that_is_not_ready_gets_nothing_new_and_comes_back() {
     assert_eq!(asked, 10, "all by the other");
     assert_eq!(load(&scene, &well).reach, Reach::Ready);
 
+    let failing = load(&scene, &sick).failing;
+    assert_eq!(failing.len(), 1);
+    assert_eq!(
+        (failing[0].probe.as_str(), failing[0].asks.as_str()),
+        ("readiness", "GET /health on port 8080")
+    );
+    assert_eq!(
+        failing[0].last_answer,
+        "HTTP status 503 Service Unavailable"
+    );
+    assert!(failing[0].failures >= 3 && failing[0].failure_threshold == 3);
+    assert!(load(&scene, &well).failing.is_empty());
+
     one.life.sick.store(false, Ordering::SeqCst);
     until_reach(&scene, &sick, |reach| *reach == Reach::Ready).await;
+    assert!(load(&scene, &sick).failing.is_empty());
     let notes = scene.records.1.lock().clone();
     let said: Vec<_> = notes
         .iter()

@@ -6,7 +6,7 @@
 //! `HELLO_LISTEN=HOST:PORT` listens there instead of at `PORT` on all addresses (`127.0.0.1:8080` is reachable from inside
 //! alone, `0.0.0.0:9999` is not where it is looked for); `HELLO_START=exit:CODE` exits, `HELLO_START=never-listen` lives
 //! without listening, `HELLO_START=sleep:MS` listens that much later. `HELLO_TICK=MS` counts on between requests, as work in
-//! the background does; `/ticks` tells how far it came.
+//! the background does; `/ticks` tells how far it came. `HELLO_STOP=ignore` takes SIGTERM and goes on.
 //! `/health?set=sick` has the instance that takes it answer 503 at `/healthz`, `/health?set=well` 200 again
 //! (`&ms=N`: well again after that time).
 
@@ -26,7 +26,7 @@ use std::time::Duration;
 const STACK_BYTES: usize = 128 << 10;
 
 fn main() {
-    system::exit_on_terminate();
+    system::on_terminate(std::env::var("HELLO_STOP").is_ok_and(|wish| wish == "ignore"));
     let port = match std::env::var("PORT").map(|text| text.parse::<u16>()) {
         Err(_unset) => 8080,
         Ok(Ok(port)) => port,

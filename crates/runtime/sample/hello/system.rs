@@ -24,11 +24,14 @@ extern "C" fn terminate(_signal: c_int) {
     }
 }
 
-/// Without a handler the kernel ignores SIGTERM for process 1 of a namespace.
-pub fn exit_on_terminate() {
-    // SAFETY: the handler calls nothing that is not allowed in one.
+extern "C" fn go_on(_signal: c_int) {}
+
+/// Exits on SIGTERM, or takes it and goes on. Without a handler the kernel ignores SIGTERM for process 1 of a namespace.
+pub fn on_terminate(ignore: bool) {
+    let handler = if ignore { go_on } else { terminate };
+    // SAFETY: neither handler calls anything that is not allowed in one.
     unsafe {
-        signal(SIGTERM, terminate);
+        signal(SIGTERM, handler);
     }
 }
 

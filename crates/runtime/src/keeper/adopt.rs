@@ -267,7 +267,7 @@ fn adopted(mut record: InstanceRecord, captures: [super::capture::Capture; 2]) -
         record,
         phase: Phase::Running,
         captures,
-        stopping: false,
+        stop: None,
         reclaimed: false,
         killed: false,
     }

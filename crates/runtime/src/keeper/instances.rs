@@ -13,6 +13,7 @@ use utsuwa_model::instance::{InstanceObservation, InstanceSpec};
 use super::capture::Capture;
 use super::core::{Keeper, Token, Watch, wall};
 use super::exit::Ending;
+use super::protocol::Stop;
 use super::record::InstanceRecord;
 use super::sandboxes::{Sandbox, SandboxRole};
 use crate::logs::layout::{Stream, StreamKey};
@@ -33,7 +34,7 @@ pub(crate) struct Instance {
     /// Standard output, standard error.
     pub(crate) captures: [Capture; 2],
     /// A stop was asked for.
-    pub(crate) stopping: bool,
+    pub(crate) stop: Option<Stop>,
     /// Its memory was given back since it was last frozen.
     pub(crate) reclaimed: bool,
     /// We sent SIGKILL, so a SIGKILL is not the kernel's.

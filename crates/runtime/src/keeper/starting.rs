@@ -148,7 +148,7 @@ impl Keeper {
                 record,
                 phase,
                 captures,
-                stopping: false,
+                stop: None,
                 reclaimed: false,
                 killed: false,
             },
@@ -220,7 +220,7 @@ impl Keeper {
             return;
         };
         let number = instance.record.sandbox;
-        let stopped = instance.stopping;
+        let stopped = instance.stop.is_some();
         match result {
             Ok(reply) => {
                 let mut phases = match reply {
@@ -262,7 +262,7 @@ impl Keeper {
     /// Whether a start that lacks copies of its layers is worth another attempt.
     pub(crate) fn may_prepare(&self, id: &InstanceId) -> bool {
         self.instances.get(id).is_some_and(|instance| {
-            !instance.stopping
+            instance.stop.is_none()
                 && matches!(
                     instance.phase,
                     Phase::Starting {
@@ -298,8 +298,8 @@ impl Keeper {
         let Some(instance) = self.instances.get(&id) else {
             return;
         };
-        let gone =
-            instance.stopping || matches!(&instance.phase, Phase::Starting { ended: Some(_), .. });
+        let gone = instance.stop.is_some()
+            || matches!(&instance.phase, Phase::Starting { ended: Some(_), .. });
         match result {
             // Its process id may be another's by now.
             Ok(_) if gone => {

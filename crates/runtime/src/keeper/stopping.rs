@@ -13,7 +13,7 @@ use utsuwa_model::instance::Exit;
 use super::core::{Keeper, Timer, wall};
 use super::exit::Ending;
 use super::instances::Phase;
-use super::protocol::{Event, ExitReport, KeeperError, Reply};
+use super::protocol::{Event, ExitReport, KeeperError, Reply, Stop};
 use super::sandboxes::SandboxRole;
 use crate::sandbox::has_sigterm_handler;
 
@@ -73,12 +73,20 @@ impl Keeper {
             return;
         };
         let starting = matches!(instance.phase, Phase::Starting { .. });
-        let first = !std::mem::replace(&mut instance.stopping, true);
         let pid = instance.record.process.pid;
-        if starting || grace.is_zero() || !has_sigterm_handler(pid).unwrap_or(true) {
+        let at_once = if starting || grace.is_zero() {
+            Some(Stop::AtOnce)
+        } else {
+            (!has_sigterm_handler(pid).unwrap_or(true)).then_some(Stop::Unhandled)
+        };
+        let before = instance
+            .stop
+            .replace(at_once.unwrap_or(Stop::Asked { grace }));
+        if at_once.is_some() {
             self.kill_instance(id);
             return;
         }
+        let first = before.is_none();
         let number = instance.record.sandbox;
         if first && let Some(sandbox) = self.sandboxes.get(&number) {
             let _ = pidfd_send_signal(&sandbox.pidfd, Signal::TERM);
@@ -88,7 +96,10 @@ impl Keeper {
     }
 
     pub(crate) fn grace_ended(&mut self, id: &InstanceId) {
-        if self.instances.contains_key(id) {
+        if let Some(instance) = self.instances.get_mut(id) {
+            if let Some(Stop::Asked { grace }) = instance.stop {
+                instance.stop = Some(Stop::Overdue { grace });
+            }
             tracing::info!(%id, "still running after its grace period; killed");
             if let Some(ending) = &mut self.ending {
                 ending.killed_instance();
@@ -176,6 +187,7 @@ impl Keeper {
             exit,
             at,
             last_lines: last_of(out, err),
+            stop: instance.stop,
         };
         tracing::info!(%id, exit = %report.exit.describe(), "instance ended");
         instance.record.exit = Some(report.clone());

@@ -39,7 +39,7 @@ impl Keeper {
             let text = "this keeper is ending; the next one may not know how to thaw";
             return Err(KeeperError::Exhausted(text.to_owned()));
         }
-        if instance.stopping {
+        if instance.stop.is_some() {
             // Its server hears of its end soon.
             return Err(KeeperError::NotFound(id.clone()));
         }

@@ -2,12 +2,14 @@
 
 pub(super) mod show;
 mod traffic;
+mod why;
 
 use clap::Subcommand;
 use serde_json::Value;
 
-use self::show::{print_service, print_why, ready_mark, ready_word, region};
+use self::show::{print_service, ready_mark, ready_word, region};
 use self::traffic::TrafficArgs;
+use self::why::print_why;
 use super::{ClientArgs, short, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{Format, ask, items, line, moment, note, text_at, value};

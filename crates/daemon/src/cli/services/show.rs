@@ -261,47 +261,6 @@ fn traffic_lines(service: &Value) -> Vec<String> {
     lines
 }
 
-pub(in crate::cli) fn print_why(name: &str, explained: &Value) {
-    let revisions = explained["revisions"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    if revisions.is_empty() {
-        line(&format!(
-            "Service {name}: nothing is routed and nothing runs."
-        ));
-    }
-    for revision in &revisions {
-        line(&format!(
-            "{}  {}% of traffic, {} in flight, {} queued",
-            short(&text_at(revision, "revision")),
-            text_at(revision, "percent"),
-            text_at(revision, "inFlight"),
-            text_at(revision, "queued")
-        ));
-        for instance in revision["instances"].as_array().into_iter().flatten() {
-            line(&format!(
-                "  instance {} {} pid {}, {} in flight, since {}",
-                text_at(instance, "id").get(..12).unwrap_or_default(),
-                text_at(instance, "state"),
-                text_at(instance, "pid"),
-                text_at(instance, "inFlight"),
-                text_at(instance, "started")
-            ));
-        }
-        for because in revision["because"].as_array().into_iter().flatten() {
-            line(&format!("  because {}", text_at(because, "summary")));
-            for fact in because["facts"].as_array().into_iter().flatten() {
-                line(&format!(
-                    "    {} = {}",
-                    text_at(fact, "0"),
-                    text_at(fact, "1")
-                ));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,7 @@
 //! An entry as one line of JSON, and back.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use utsuwa_ingress::seam::{AnsweredBy, ColdStart, RequestRecord};
 use utsuwa_model::{InstanceId, Timestamp};
@@ -70,13 +72,18 @@ pub(in crate::up) struct Shown {
     pub revision: String,
     pub instance: Option<InstanceId>,
     pub text: String,
+    /// When it was written: a request, when it had ended.
+    pub written: Timestamp,
+    /// A request, not something that happened to an instance.
+    pub request: bool,
 }
 
 /// Reads one stored line; `None` for a line that isn't one of ours.
 pub(in crate::up) fn read(line: &str) -> Option<Shown> {
     let entry: Value = serde_json::from_str(line).ok()?;
     let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
-    let shown = if entry["text"].is_string() {
+    let request = !entry["text"].is_string();
+    let shown = if !request {
         text("text")
     } else {
         let mut shown = format!(
@@ -94,10 +101,15 @@ pub(in crate::up) fn read(line: &str) -> Option<Shown> {
         }
         shown
     };
+    let at = Timestamp(entry["at"].as_i64()?);
+    let took = entry["latencyMs"].as_f64().unwrap_or(0.0).max(0.0) / 1000.0;
+    let took = Duration::try_from_secs_f64(took).unwrap_or_default();
     Some(Shown {
-        at: Timestamp(entry["at"].as_i64()?),
+        at,
+        written: at.plus(took),
         revision: text("revision"),
         instance: text("instance").parse().ok(),
         text: shown,
+        request,
     })
 }

@@ -183,7 +183,7 @@ impl Journal {
 
     /// What was dropped of a service's journal to keep its budget.
     pub(super) fn dropped(&self, service: &ServiceKey) -> Dropped {
-        Dropped::read(&service_directory(&self.root, service))
+        Dropped::all(&service_directory(&self.root, service))
     }
 
     /// Changes when something was written.

@@ -3,7 +3,7 @@
 //! Two files per service: the current one, and the one before. When the current one is full the older one is dropped, after
 //! its lines were counted into a third, small one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use utsuwa_model::{ServiceKey, Timestamp};
+use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 use utsuwa_runtime::logs::layout::{newest_change, service_directory};
 
 use super::format::{happening_line, missing_line, ms, request_line};
@@ -48,7 +48,30 @@ pub(in crate::up) struct Dropped {
 }
 
 impl Dropped {
-    pub(super) fn read(folder: &Path) -> Self {
+    /// What is counted, and what is on its way out since a kill and not counted yet: together with what is there, every line
+    /// keeps its number for ever.
+    pub(super) fn all(folder: &Path) -> Self {
+        let mut dropped = Self::read(folder);
+        if let Ok(file) = File::open(folder.join(GONE)) {
+            // One that can't be read is as good as gone.
+            let _ = dropped.add(file);
+        }
+        dropped
+    }
+
+    /// Adds a file that is dropped, unless it is counted already. `true`: it was not.
+    fn add(&mut self, file: File) -> io::Result<bool> {
+        let metadata = file.metadata()?;
+        if self.counted == metadata.ino() {
+            return Ok(false);
+        }
+        self.lines += BufReader::new(file).split(b'\n').count() as u64;
+        self.bytes += metadata.len();
+        self.counted = metadata.ino();
+        Ok(true)
+    }
+
+    fn read(folder: &Path) -> Self {
         fs::read(folder.join(DROPPED))
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
@@ -88,6 +111,29 @@ pub(super) struct Writer {
     looked: Timestamp,
     /// When idle files were last looked for.
     tidied: Instant,
+    /// Whose cold start was told.
+    told: Told,
+}
+
+/// Instances that something was told of, the last of them: each of many requests that waited for an instance could tell its start.
+#[derive(Debug, Default)]
+pub(super) struct Told(VecDeque<InstanceId>);
+
+impl Told {
+    /// Who waited for one instance is answered within moments; more don't start meanwhile.
+    const KEPT: usize = 1_024;
+
+    /// `false`: it was asked for already.
+    pub(super) fn is_news(&mut self, instance: &InstanceId) -> bool {
+        if self.0.contains(instance) {
+            return false;
+        }
+        if self.0.len() >= Self::KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(instance.clone());
+        true
+    }
 }
 
 impl Writer {
@@ -109,6 +155,7 @@ impl Writer {
             disk_low: false,
             looked: Timestamp(0),
             tidied: Instant::now(),
+            told: Told::default(),
         }
     }
 
@@ -129,8 +176,11 @@ impl Writer {
                     let Some(service) = record.service() else {
                         continue;
                     };
-                    if let Some(cold) = &record.cold {
-                        tracing::info!(service = %service.service, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
+                    if let Some(cold) = &record.cold
+                        && let Some(instance) = &record.instance
+                        && self.told.is_news(instance)
+                    {
+                        tracing::info!(service = %service.service, %instance, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
                     }
                     self.entry(service, record.at, &request_line(&record));
                 }
@@ -321,12 +371,8 @@ fn count_gone(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file?,
     };
-    let metadata = file.metadata()?;
     let mut dropped = Dropped::read(folder);
-    if dropped.counted != metadata.ino() {
-        dropped.lines += BufReader::new(file).split(b'\n').count() as u64;
-        dropped.bytes += metadata.len();
-        dropped.counted = metadata.ino();
+    if dropped.add(file)? {
         dropped.write(folder)?;
     }
     fs::remove_file(gone)

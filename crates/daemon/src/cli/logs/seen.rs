@@ -1,0 +1,155 @@
+//! Which lines of a log were printed, over several connections.
+//!
+//! Invariant: a line that a connection brings again is known by the number it has in its stream; one of a stream that was never
+//! printed is known by its time, since what the first connection left out (`--tail`) is older than all it brought. The app's
+//! streams come in the order of their numbers; lines of Utsuwa's own don't, since a request is placed where it began.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::output::text_at;
+
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// Nothing before it is wanted: the first line's time, or when the first connection was made if nothing was there yet.
+    floor: Timestamp,
+    again: bool,
+    /// The last number of each stream of each instance.
+    last: BTreeMap<(String, String), u64>,
+    /// The numbers of Utsuwa's own lines, of all instances together: first and last of each range.
+    ours: BTreeMap<u64, u64>,
+}
+
+impl Seen {
+    pub(super) const fn new(now: Timestamp) -> Self {
+        Self {
+            floor: now,
+            again: false,
+            last: BTreeMap::new(),
+            ours: BTreeMap::new(),
+        }
+    }
+
+    pub(super) const fn floor(&self) -> Timestamp {
+        self.floor
+    }
+
+    /// What comes from now on may have been printed.
+    pub(super) const fn connection_ended(&mut self) {
+        self.again = true;
+    }
+
+    /// Takes in a line that came. `false`: it is not to be printed.
+    pub(super) fn is_new(&mut self, record: &Value) -> bool {
+        let stream = text_at(record, "stream");
+        let sequence = record["sequence"].as_u64().unwrap_or(0);
+        // What was dropped before all others: told once, with no place in the order.
+        if sequence == 0 {
+            return !self.again;
+        }
+        let at: Option<Timestamp> = text_at(record, "at").parse().ok();
+        if !self.again
+            && let Some(at) = at
+        {
+            self.floor = self.floor.min(at);
+        }
+        if stream == "utsuwa" {
+            return self.is_new_of_ours(sequence);
+        }
+        let key = (text_at(record, "instance"), stream);
+        let new = match self.last.get(&key) {
+            Some(last) => sequence > *last,
+            None => !self.again || at.is_none_or(|at| at > self.floor),
+        };
+        if new {
+            self.last.insert(key, sequence);
+        }
+        new
+    }
+
+    /// Adds a number to the ranges. `false`: it is in one.
+    fn is_new_of_ours(&mut self, number: u64) -> bool {
+        let before = self.ours.range(..=number).next_back();
+        let before = before.map(|(first, last)| (*first, *last));
+        if before.is_some_and(|(_, last)| last >= number) {
+            return false;
+        }
+        let first = match before {
+            Some((first, last)) if last + 1 == number => first,
+            _ => number,
+        };
+        let last = self.ours.remove(&(number + 1)).unwrap_or(number);
+        self.ours.insert(first, last);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn at(second: u32) -> Timestamp {
+        let text = format!("2026-11-25T20:00:{second:02}Z");
+        text.parse().unwrap()
+    }
+
+    fn new(seen: &mut Seen, instance: &str, stream: &str, sequence: u64, second: u32) -> bool {
+        seen.is_new(&json!({
+            "at": at(second).to_string(),
+            "instance": instance,
+            "stream": stream,
+            "sequence": sequence,
+        }))
+    }
+
+    #[test]
+    fn every_line_once_whatever_is_brought_again() {
+        let mut seen = Seen::new(at(30));
+        // The marker of what was dropped, then the tail: the second of two lines of a, and one of b.
+        assert!(new(&mut seen, "", "utsuwa", 0, 0));
+        assert!(new(&mut seen, "a", "stdout", 2, 10));
+        assert!(new(&mut seen, "b", "stdout", 1, 11));
+        assert!(new(&mut seen, "a", "utsuwa", 7, 12));
+        assert!(new(&mut seen, "b", "utsuwa", 8, 12), "numbered together");
+        assert_eq!(seen.floor(), at(10));
+        assert!(new(&mut seen, "a", "utsuwa", 5, 13), "in any order");
+        seen.connection_ended();
+        for (instance, stream, sequence, second, want) in [
+            ("", "utsuwa", 0, 0, false),
+            ("old", "stdout", 9, 5, false),
+            ("a", "stdout", 1, 9, false),
+            ("a", "stdout", 2, 10, false),
+            ("a", "stdout", 3, 31, true),
+            ("a", "stdout", 3, 31, false),
+            ("a", "stderr", 1, 31, true),
+            ("c", "stdout", 1, 32, true),
+            ("c", "utsuwa", 8, 12, false),
+            ("c", "utsuwa", 10, 33, true),
+            // It began before the one above and ended after it.
+            ("c", "utsuwa", 9, 34, true),
+            ("c", "utsuwa", 9, 34, false),
+            ("c", "utsuwa", 10, 34, false),
+        ] {
+            assert_eq!(
+                new(&mut seen, instance, stream, sequence, second),
+                want,
+                "{instance} {stream} {sequence}"
+            );
+        }
+        assert_eq!(seen.ours, BTreeMap::from([(5, 5), (7, 10)]), "few ranges");
+    }
+
+    #[test]
+    fn an_empty_past_begins_with_the_connection() {
+        let mut seen = Seen::new(at(30));
+        assert!(new(&mut seen, "a", "stdout", 1, 33));
+        seen.connection_ended();
+        // On its way when the connection broke.
+        assert!(new(&mut seen, "b", "stdout", 1, 32));
+        assert!(!new(&mut seen, "gone", "stdout", 4, 29));
+    }
+}

@@ -1,0 +1,201 @@
+//! `utsuwa services describe NAME --why`: what runs, since when, and for what reason.
+
+use serde_json::Value;
+
+use super::super::short;
+use crate::output::{line, moment, text_at};
+
+pub(super) fn print_why(name: &str, explained: &Value) {
+    for text in lines(name, explained) {
+        line(&text);
+    }
+}
+
+fn lines(name: &str, explained: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    let revisions = all(explained, "revisions");
+    if revisions.is_empty() {
+        lines.push(format!(
+            "Service {name}: nothing is routed and nothing runs."
+        ));
+    }
+    for revision in revisions {
+        lines.push(format!(
+            "{}  {}% of traffic, {} in flight, {} queued",
+            short(&text_at(revision, "revision")),
+            text_at(revision, "percent"),
+            text_at(revision, "inFlight"),
+            text_at(revision, "queued")
+        ));
+        for instance in all(revision, "instances") {
+            lines.extend(instance_lines(instance));
+        }
+        for because in all(revision, "because") {
+            lines.push(format!("  because {}", text_at(because, "summary")));
+            for fact in all(because, "facts") {
+                lines.push(format!(
+                    "    {} = {}",
+                    text_at(fact, "0"),
+                    text_at(fact, "1")
+                ));
+            }
+        }
+        if !revision["lastFailure"].is_null() {
+            let at = moment(&text_at(revision, "lastFailure.at"));
+            let message = text_at(revision, "lastFailure.message");
+            lines.push(format!("  the last failure was at {at}: {message}"));
+        }
+    }
+    lines
+}
+
+fn all<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn instance_lines(instance: &Value) -> Vec<String> {
+    let id = text_at(instance, "id");
+    let state = match text_at(instance, "state").as_str() {
+        // Of the four that take requests, the one that runs.
+        "ready" => "awake".to_owned(),
+        "reclaimed" => "frozen, its memory given back,".to_owned(),
+        other => other.to_owned(),
+    };
+    let since = match moment(&text_at(instance, "since")) {
+        empty if empty.is_empty() => String::new(),
+        since => format!(" since {since}"),
+    };
+    let mut lines = vec![format!(
+        "  instance {} {state}{since} because {}",
+        id.get(..12).unwrap_or(&id),
+        text_at(instance, "because")
+    )];
+    let mut below = |text: String| lines.push(format!("    {text}"));
+    let next: Vec<String> = all(instance, "next")
+        .iter()
+        .map(|next| {
+            format!(
+                "{} at {}",
+                text_at(next, "what"),
+                moment(&text_at(next, "at"))
+            )
+        })
+        .collect();
+    let kept = text_at(instance, "kept");
+    match (next.join(", "), kept.is_empty()) {
+        (next, true) if next.is_empty() => {}
+        (next, true) => below(format!("unless it is called, {next}")),
+        (next, false) if next.is_empty() => below(format!("what keeps it: {kept}")),
+        (next, false) => below(format!("unless it is called, {next}: {kept}")),
+    }
+    for failing in all(instance, "failingProbes") {
+        below(probe_line(failing));
+    }
+    let pid = match text_at(instance, "pid") {
+        unknown if unknown == "0" => String::new(),
+        pid => format!("pid {pid}, "),
+    };
+    below(format!(
+        "{pid}{} in flight, started {}",
+        text_at(instance, "inFlight"),
+        moment(&text_at(instance, "started"))
+    ));
+    lines
+}
+
+fn probe_line(failing: &Value) -> String {
+    let probe = text_at(failing, "probe");
+    let often = match (text_at(failing, "failures").as_str(), probe.as_str()) {
+        ("0", _) => "it succeeds again, not often enough yet".to_owned(),
+        // Its attempts to connect are many more than its checks.
+        (_, "startup") => String::new(),
+        (count, _) => format!(
+            "{count} in a row, {} count as failed",
+            text_at(failing, "failureThreshold")
+        ),
+    };
+    let often = match often.is_empty() {
+        true => often,
+        false => format!(" ({often})"),
+    };
+    format!(
+        "its {probe} probe fails since {}{often}: {}; last answer: {}",
+        moment(&text_at(failing, "since")),
+        text_at(failing, "asks"),
+        text_at(failing, "lastAnswer")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_instance_tells_its_state_since_when_and_what_comes() {
+        let explained = json!({"revisions": [{
+            "revision": "hello-00001-abc",
+            "percent": 100,
+            "inFlight": 0,
+            "queued": 0,
+            "instances": [
+                {
+                    "id": "0123456789abcdef0123456789abcdef",
+                    "state": "frozen",
+                    "since": "2026-11-25T20:00:01.250000Z",
+                    "because": "no request for 1s",
+                    "next": [
+                        {"what": "its memory is given back", "at": "2026-11-25T20:01:00Z"},
+                        {"what": "it stops", "at": "2026-11-25T20:15:00Z"},
+                    ],
+                    "kept": "an idle instance stays 15m (retention period)",
+                    "pid": 7,
+                    "inFlight": 0,
+                    "started": "2026-11-25T19:59:00Z",
+                    "failingProbes": [],
+                },
+                {
+                    "id": "fedcba9876543210fedcba9876543210",
+                    "state": "ready",
+                    "since": null,
+                    "because": "1 request inside",
+                    "next": [],
+                    "kept": null,
+                    "pid": 0,
+                    "inFlight": 1,
+                    "started": "2026-11-25T19:59:00Z",
+                    "failingProbes": [{
+                        "probe": "liveness",
+                        "asks": "GET /health on port 8080",
+                        "since": "2026-11-25T20:00:00Z",
+                        "lastAnswer": "HTTP status 503 Service Unavailable",
+                        "failures": 2,
+                        "failureThreshold": 3,
+                    }],
+                },
+            ],
+            "because": [{"summary": "keep 1: no request", "facts": [["ready", "2"]]}],
+            "lastFailure": {"at": "2026-11-25T19:00:00Z", "message": "the container exited with status 1"},
+        }]});
+        let want = [
+            "hello-00001-abc  100% of traffic, 0 in flight, 0 queued",
+            "  instance 0123456789ab frozen since 2026-11-25 20:00:01 UTC because no request for 1s",
+            "    unless it is called, its memory is given back at 2026-11-25 20:01:00 UTC, it stops at 2026-11-25 20:15:00 UTC: an idle \
+             instance stays 15m (retention period)",
+            "    pid 7, 0 in flight, started 2026-11-25 19:59:00 UTC",
+            "  instance fedcba987654 awake because 1 request inside",
+            "    its liveness probe fails since 2026-11-25 20:00:00 UTC (2 in a row, 3 count as failed): GET /health on port 8080; last \
+             answer: HTTP status 503 Service Unavailable",
+            "    1 in flight, started 2026-11-25 19:59:00 UTC",
+            "  because keep 1: no request",
+            "    ready = 2",
+            "  the last failure was at 2026-11-25 19:00:00 UTC: the container exited with status 1",
+        ];
+        assert_eq!(lines("hello", &explained), want);
+        assert_eq!(
+            lines("hello", &json!({"revisions": []})),
+            ["Service hello: nothing is routed and nothing runs."]
+        );
+    }
+}
