@@ -1,6 +1,7 @@
 //! The spawners with real namespaces, cgroups and mounts. Need root; skipped by name otherwise.
 
 mod busybox;
+mod launcher_gvisor;
 mod launcher_layers;
 mod launcher_volumes;
 mod launcher_world;
