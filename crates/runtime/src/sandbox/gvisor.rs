@@ -164,6 +164,8 @@ pub(crate) struct Contained<'a> {
     pub(crate) env: Vec<String>,
     pub(crate) cwd: &'a str,
     pub(crate) identity: &'a Identity,
+    /// A volume is mounted at /tmp, where gVisor otherwise puts a directory of its own that no limit knows.
+    pub(crate) own_tmp: bool,
 }
 
 /// `config.json`.
@@ -176,6 +178,22 @@ pub(crate) fn bundle(contained: &Contained<'_>) -> Value {
         Vec::new()
     };
     let mount = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
+    let mut mounts = vec![
+        mount("/proc", "proc", &[]),
+        mount("/sys", "sysfs", &["ro", "nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", &["nosuid"]),
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            &["nosuid", "noexec", "nodev", "mode=1777"],
+        ),
+    ];
+    if contained.own_tmp {
+        let source = format!("{IMAGE}/tmp");
+        mounts.push(
+            json!({"destination": "/tmp", "type": "bind", "source": source, "options": ["rbind"]}),
+        );
+    }
     json!({
         "ociVersion": "1.0.2",
         "hostname": "localhost",
@@ -191,12 +209,7 @@ pub(crate) fn bundle(contained: &Contained<'_>) -> Value {
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": OPEN_FILES, "soft": OPEN_FILES},
                 {"type": "RLIMIT_CORE", "hard": 0, "soft": 0}],
         },
-        "mounts": [
-            mount("/proc", "proc", &[]),
-            mount("/sys", "sysfs", &["ro", "nosuid", "noexec", "nodev"]),
-            mount("/dev", "tmpfs", &["nosuid"]),
-            mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777"]),
-        ],
+        "mounts": mounts,
         // Those of the sandbox, made and entered already.
         "linux": {"namespaces": []},
     })
@@ -244,6 +257,7 @@ mod tests {
                 env: vec!["A=b".to_owned()],
                 cwd: "/srv",
                 identity: &identity(uid),
+                own_tmp: false,
             })
         };
         let (root, other) = (of(0), of(33));

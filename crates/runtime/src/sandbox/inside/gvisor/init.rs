@@ -12,6 +12,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::Timespec;
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -32,6 +33,7 @@ const PAUSE: Timespec = Timespec {
 };
 /// A shell's word for an end by a signal.
 const BY_SIGNAL: i32 = 128;
+const TERM: u32 = libc::SIGTERM.unsigned_abs();
 /// The number of the one descriptor that stays open beside the standard streams.
 const KEPT: i32 = 3;
 
@@ -83,9 +85,12 @@ impl Init {
             .map_err(|e| SpawnError::sys("capset", e, "the first process"))?;
         let runsc = keep_only(self.runsc)
             .map_err(|e| SpawnError::sys("close_range", e, "the first process"))?;
+        // Not `sigwait`, which unblocks what it waits for: the keeper would read that SIGTERM means nothing here.
+        let signals = SignalFd::with_flags(&self.wanted, SfdFlags::SFD_CLOEXEC)
+            .map_err(|e| SpawnError::sys("signalfd", e, "the first process"))?;
         loop {
-            match self.wanted.wait() {
-                Ok(Signal::SIGTERM) => {
+            match signals.read_signal() {
+                Ok(Some(signal)) if signal.ssi_signo == TERM => {
                     // One that can't be started is as good as one that fails: SIGKILL follows.
                     let _ = child(|| terminate(&runsc));
                 }

@@ -141,7 +141,15 @@ fn look_at_image(
         env,
         cwd,
         identity: &identity,
+        own_tmp: has_own_tmp(),
     }))
+}
+
+/// Whether something is mounted at /tmp, which is a directory of the image and no link.
+fn has_own_tmp() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &str| std::fs::symlink_metadata(path).map(|m| (m.is_dir(), m.dev()));
+    matches!((device("/"), device("/tmp")), (Ok((_, root)), Ok((true, tmp))) if root != tmp)
 }
 
 /// Does `work` with the rights that the program will have, and comes back.
