@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::attempts::{deploy, make, make_bare, table};
 use super::world::World;
-use super::{Verdict, inputs};
+use super::{On, Verdict, gvisor_is_here, inputs};
 use crate::harness::{Server, until};
 use crate::skip::here;
 
@@ -23,15 +23,27 @@ const LIMITS: &str = "pids=2048&memory=256&inodes=65536&descriptors=25000&log=64
 
 #[test]
 fn each_hits_its_own_limit() {
-    let Some(folder) = inputs(here!()) else {
-        return;
-    };
+    if let Some(folder) = inputs(here!()) {
+        set_off_all(&folder, On::Launcher);
+    }
+}
+
+#[test]
+fn each_hits_its_own_limit_on_gvisor() {
+    if gvisor_is_here(here!())
+        && let Some(folder) = inputs(here!())
+    {
+        set_off_all(&folder, On::Gvisor);
+    }
+}
+
+fn set_off_all(folder: &Path, on: On) {
     let program = folder.join("hostile");
     let world = World::new(&program);
     let mut server = Server::start(&[]);
     // Who takes all its memory is killed: that is told, and no fault of the server's.
     server.expect_warning("hostile");
-    deploy(&server, &folder);
+    deploy(&server, folder, on);
     let quiet = while_asking(&server, || {
         std::thread::park_timeout(Duration::from_millis(500));
     });
@@ -84,7 +96,7 @@ fn what_one_takes_nobody_else_lacks() {
     let program = folder.join("hostile");
     let world = World::new(&program);
     let server = Server::start(&[]);
-    deploy(&server, &folder);
+    deploy(&server, &folder, On::Launcher);
     let count = |verdict: Verdict| -> u64 {
         let number = verdict.detail.split(' ').next().unwrap_or_default();
         number.parse().unwrap_or_else(|_| panic!("{verdict:?}"))

@@ -12,7 +12,7 @@ use super::attempts::{deploy, make, table};
 use super::images::{End, tricks};
 use super::not_here::NOT_HERE;
 use super::world::World;
-use super::{Attempt, Verdict, inputs};
+use super::{Attempt, On, Verdict, inputs};
 use crate::harness::Server;
 use crate::skip::here;
 
@@ -130,7 +130,7 @@ fn write(folder: &Path, attempts: &[Attempt]) {
     let program = folder.join("hostile");
     let world = World::new(&program);
     let server = Server::start(&[]);
-    deploy(&server, folder);
+    deploy(&server, folder, On::Launcher);
     let parameters = world.parameters(&server, "peer");
     let ours: Verdicts = attempts
         .iter()

@@ -99,7 +99,7 @@ impl Keeper {
         Ok(())
     }
 
-    fn runs_on(&self, id: &InstanceId, kernel: Kernel) -> bool {
+    pub(super) fn runs_on(&self, id: &InstanceId, kernel: Kernel) -> bool {
         let instance = self.instances.get(id);
         instance.is_some_and(|instance| instance.record.spec.kernel == kernel)
     }

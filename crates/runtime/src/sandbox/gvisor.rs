@@ -35,6 +35,13 @@ const NAME: &str = "instance";
 pub(crate) const IMAGE: &str = "/image";
 pub(crate) const STATE: &str = "/state";
 pub(crate) const BUNDLE: &str = "/state/config.json";
+/// Where there is nothing.
+pub(crate) const EMPTY: &str = "/empty";
+/// A /proc without covers. The kernel lets gVisor's parts, in user namespaces of their own, mount one only if they see one in full.
+pub(crate) const WHOLE_PROC: &str = "/whole";
+/// `runsc` of 2022 takes a namespace in which it sees a file here for the host's and refuses to use it. Since Linux 6.11 or so every
+/// namespace has some of them.
+pub(crate) const TELLS_THE_HOST: &str = "/proc/sys/net/core";
 
 /// What gVisor itself takes, beyond what the app may use: measured here at 30 to 45 MiB for its kernel and its file server with a
 /// small app. Charged to the instance's cgroup, so its limit is so much higher.
@@ -128,8 +135,9 @@ pub fn try_out() -> Result<String, String> {
     Ok(format!("{version} at {}", path.display()))
 }
 
-/// To run the instance. `ptrace` needs nothing of the host that an unprivileged process lacks; `kvm` would need a device.
-/// `host` is the network of the sandbox, where the ingress reaches it.
+/// To run the instance. `ptrace` needs nothing of the host that an unprivileged process lacks; `kvm` would need a device. The
+/// network is gVisor's own, which takes the addresses of `eth0`: with the host's sockets inside (`--network=host`) a `read(2)`
+/// that should wait fails with `EAGAIN` in Debian 12's version, and every socket would be one of the host's kernel.
 pub(crate) fn run_arguments() -> Vec<CString> {
     let bundle = format!("--bundle={STATE}");
     arguments(&["run", &bundle, NAME])
@@ -148,7 +156,7 @@ fn arguments(rest: &[&str]) -> Vec<CString> {
         &root,
         &log,
         "--platform=ptrace",
-        "--network=host",
+        "--network=sandbox",
         "--ignore-cgroups",
     ]
     .iter()
@@ -210,8 +218,8 @@ pub(crate) fn bundle(contained: &Contained<'_>) -> Value {
                 {"type": "RLIMIT_CORE", "hard": 0, "soft": 0}],
         },
         "mounts": mounts,
-        // Those of the sandbox, made and entered already.
-        "linux": {"namespaces": []},
+        // That of the sandbox, made and entered already. Without a path `runsc` would make another, without a cable.
+        "linux": {"namespaces": [{"type": "network", "path": "/proc/self/ns/net"}]},
     })
 }
 

@@ -79,7 +79,7 @@ pub(crate) fn compile() -> Program {
 /// its parts have narrower filters of their own beneath this one.
 pub(crate) fn compile_for_gvisor() -> Program {
     let mut verdicts = verdicts();
-    let more = calls![SYS_clone SYS_clone3 SYS_unshare SYS_mount SYS_umount2 SYS_pivot_root SYS_chroot SYS_sethostname];
+    let more = calls![SYS_clone SYS_clone3 SYS_unshare SYS_setns SYS_socket SYS_mount SYS_umount2 SYS_pivot_root SYS_chroot SYS_sethostname];
     for number in more {
         set(&mut verdicts, number, Verdict::Allow);
     }

@@ -300,7 +300,7 @@ pub(super) fn mount_with(
         .map_err(|e| SpawnError::sys("fsmount", e, context()))
 }
 
-fn clone_tree(at: impl AsFd, path: impl AsRef<Path>) -> Result<OwnedFd, SpawnError> {
+pub(super) fn clone_tree(at: impl AsFd, path: impl AsRef<Path>) -> Result<OwnedFd, SpawnError> {
     let path = path.as_ref();
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC

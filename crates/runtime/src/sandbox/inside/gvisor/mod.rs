@@ -59,6 +59,12 @@ pub(super) fn launch(
     let options = [("size", Some(STATE_BYTES)), ("mode", Some("700"))];
     let state = tree::mount_with("tmpfs", &options, no)?;
     tree::attach(&state, CWD, gvisor::STATE)?;
+    let proc = tree::mount_with("proc", &[], no)?;
+    tree::attach(&proc, CWD, gvisor::WHOLE_PROC)?;
+    if std::fs::metadata(gvisor::TELLS_THE_HOST).is_ok() {
+        let cover = tree::clone_tree(CWD, gvisor::EMPTY)?;
+        tree::attach(&cover, CWD, gvisor::TELLS_THE_HOST)?;
+    }
     let bundle = in_the_image(&root, || look_at_image(&root, launch, prepared))?;
     let mounts = begun.elapsed();
     let text = serde_json::to_vec(&bundle).unwrap_or_default();
