@@ -93,10 +93,10 @@ fn try_all(folder: &Path, on: On) {
             "hostile"
         };
         let verdict = make(&server, service, &attempt.name, &parameters);
-        let as_wanted = if attempt.walls.is_empty() || on.lets_through(&attempt.name) {
-            verdict.outcome == "escaped"
-        } else {
-            ["refused", "contained", "absent"].contains(&verdict.outcome.as_str())
+        let as_wanted = match verdict.outcome.as_str() {
+            "escaped" => attempt.walls.is_empty() || on.may_let_through(&attempt.name),
+            "refused" | "contained" | "absent" => !attempt.walls.is_empty(),
+            _ => false,
         };
         let line = format!(
             "{} {:20} {:9} {}",

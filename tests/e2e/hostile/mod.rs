@@ -55,8 +55,8 @@ impl On {
         }
     }
 
-    /// Whether this gets through, and why that is no way out is said in [`gvisor::OF_ITS_OWN`].
-    pub(crate) fn lets_through(self, attempt: &str) -> bool {
+    /// Whether this may get through; why that is no way out is said in [`gvisor::OF_ITS_OWN`].
+    pub(crate) fn may_let_through(self, attempt: &str) -> bool {
         self == Self::Gvisor && gvisor::OF_ITS_OWN.iter().any(|(name, _)| *name == attempt)
     }
 }
