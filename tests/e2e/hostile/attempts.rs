@@ -23,8 +23,7 @@ pub(crate) fn table(program: &Path) -> Vec<Attempt> {
 pub(crate) fn deploy(server: &Server, folder: &Path, on: On) {
     let image = format!("oci-archive:{}", folder.join("hostile.tar").display());
     for name in ["hostile", "peer"] {
-        server.deploy(
-            name,
+        let flags = [
             &[
                 "--image",
                 &image,
@@ -34,10 +33,11 @@ pub(crate) fn deploy(server: &Server, folder: &Path, on: On) {
                 "1",
                 "--memory",
                 "256Mi",
-                "--execution-environment",
-                on.flag(),
-            ],
-        );
+            ][..],
+            on.flags(),
+        ]
+        .concat();
+        server.deploy(name, &flags);
         server.until_instances(name, 1);
     }
 }

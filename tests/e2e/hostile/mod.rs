@@ -47,11 +47,11 @@ pub(crate) enum On {
 }
 
 impl On {
-    /// The execution environment.
-    pub(crate) fn flag(self) -> &'static str {
+    /// How it is asked for.
+    pub(crate) fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::Launcher => "gen2",
-            Self::Gvisor => "gen1",
+            Self::Launcher => &[],
+            Self::Gvisor => &["--execution-environment", "gen1"],
         }
     }
 
