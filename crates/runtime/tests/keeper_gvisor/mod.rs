@@ -1,12 +1,14 @@
 //! Instances on gVisor, as the keeper sees them: called, frozen, stopped, adopted, and nothing left. Need root and runsc.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use utsuwa_model::instance::{Exit, InstanceSpec, Kernel, Tier};
 use utsuwa_runtime::{Driver, DriverError};
 
 use crate::busybox::runsc_possible as possible;
-use crate::keeper_world::{World, kill, until};
+use crate::keeper_world::{UID_BASE, World, kill, until};
 
 fn spec(world: &mut World, script: &str) -> InstanceSpec {
     InstanceSpec {
@@ -36,6 +38,7 @@ async fn an_instance_on_gvisor_is_called_frozen_thawed_and_stopped() {
         usage.memory_bytes < one.limits.memory.0 + (64 << 20),
         "{usage:?}"
     );
+    nothing_of_it_has_privileges(server.driver.list().await.unwrap()[0].pid);
     server.driver.freeze(&id).await.unwrap();
     until("it is frozen", async || {
         server.driver.list().await.unwrap()[0].tier == Tier::Frozen
@@ -56,6 +59,47 @@ async fn an_instance_on_gvisor_is_called_frozen_thawed_and_stopped() {
     assert_eq!((ended, exit), (id, Exit::Code(3)));
     assert_eq!(lines, ["up", "bye"]);
     world.down();
+}
+
+/// Of all processes in the cgroup of `first`: none is root of the host, gains anything, or calls what no filter looks at; and the
+/// first, which outlives `runsc`, has no capability even over its own namespaces.
+fn nothing_of_it_has_privileges(first: u32) {
+    let memberships = fs::read_to_string(format!("/proc/{first}/cgroup")).unwrap();
+    let directory = memberships
+        .lines()
+        .find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            let hierarchy = Path::new("/sys/fs/cgroup").join(controllers);
+            let directory = hierarchy.join(path.trim_start_matches('/'));
+            (matches!(controllers, "" | "pids") && path != "/").then_some(directory)
+        })
+        .unwrap();
+    let processes = fs::read_to_string(directory.join("cgroup.procs")).unwrap();
+    let mut seen = 0;
+    for pid in processes.lines() {
+        let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+            continue;
+        };
+        let of = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().split_whitespace().next().unwrap().to_owned()
+        };
+        let uid: u32 = of("Uid:").parse().unwrap();
+        assert!((UID_BASE..UID_BASE + 65_536).contains(&uid), "{status}");
+        assert_eq!(
+            (of("NoNewPrivs:"), of("Seccomp:")),
+            ("1".into(), "2".into()),
+            "{status}"
+        );
+        if pid == first.to_string() {
+            assert_eq!(of("CapPrm:"), "0000000000000000", "{status}");
+        }
+        seen += 1;
+    }
+    assert!(
+        seen >= 4,
+        "the first, runsc, its kernel and its file server: {seen}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

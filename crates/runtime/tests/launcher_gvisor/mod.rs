@@ -1,5 +1,4 @@
 //! Instances on gVisor's kernel. Need root and runsc; skipped by name otherwise.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::time::Instant;
