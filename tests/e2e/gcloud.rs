@@ -164,3 +164,19 @@ fn gcloud_shows_why_a_deploy_failed() {
     );
     server.finish();
 }
+
+#[test]
+fn gcloud_deploys_to_gen1() {
+    const NAME: &str = "gcloud::gcloud_deploys_to_gen1";
+    if !crate::gvisor::possible(NAME) || !installed(NAME) {
+        return;
+    }
+    let server = Server::start(&[]);
+    let deploy = "gcloud run deploy hello --image gcr.io/cloudrun/hello --allow-unauthenticated --execution-environment=gen1";
+    let said = ok(&server, "", deploy);
+    assert!(said.contains("has been deployed and is serving"), "{said}");
+    server.until_public("hello");
+    let (_, kernel) = server.get("hello", "/kernel");
+    assert!(kernel.starts_with("Linux version 4.4.0 "), "{kernel}");
+    server.finish();
+}

@@ -20,6 +20,7 @@ mod deploy;
 mod endurance;
 mod flask;
 mod gcloud;
+mod gvisor;
 mod harness;
 mod health;
 mod hostile;

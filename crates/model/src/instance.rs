@@ -20,6 +20,20 @@ pub struct InstanceSpec {
     /// Directories in memory that the instance has besides its root.
     #[serde(default)]
     pub volumes: Vec<MemoryVolume>,
+    /// Absent in what was written before there was a choice.
+    #[serde(default)]
+    pub kernel: Kernel,
+}
+
+/// Who answers the system calls of an instance's programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernel {
+    /// The host's, behind our walls.
+    #[default]
+    Host,
+    /// gVisor's, a process of the instance's own behind the same walls.
+    Gvisor,
 }
 
 /// A file system in memory, as long-lived as its instance and charged to its memory.

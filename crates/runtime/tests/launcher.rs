@@ -2,6 +2,7 @@
 
 mod busybox;
 mod launcher_contract;
+mod launcher_gvisor;
 mod launcher_layers;
 mod launcher_volumes;
 mod launcher_world;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::attempts::{deploy, make, make_bare, table};
 use super::world::World;
-use super::{Verdict, inputs};
+use super::{On, Verdict, inputs};
 use crate::harness::Server;
 use crate::skip::here;
 
@@ -18,7 +18,7 @@ fn the_same_program_gets_through_where_nothing_confines_it() {
     let program = folder.join("hostile");
     let world = World::new(&program);
     let server = Server::start(&[]);
-    deploy(&server, &folder);
+    deploy(&server, &folder, On::Launcher);
     let mut held_back = Vec::new();
     let of_birth = |walls: &[String]| walls.iter().any(|w| w == "namespaces" || w == "start");
     for attempt in table(&program).iter().filter(|a| of_birth(&a.walls)) {

@@ -6,6 +6,7 @@
 mod attempts;
 mod bombs;
 mod controls;
+mod gvisor;
 mod images;
 mod not_here;
 mod page;
@@ -34,6 +35,39 @@ pub(crate) struct Attempt {
 pub(crate) struct Verdict {
     pub(crate) outcome: String,
     pub(crate) detail: String,
+}
+
+/// What stands between the hostile program and the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    /// Our launcher's walls.
+    Launcher,
+    /// gVisor's kernel behind them.
+    Gvisor,
+}
+
+impl On {
+    /// How it is asked for.
+    pub(crate) fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Launcher => &[],
+            Self::Gvisor => &["--execution-environment", "gen1"],
+        }
+    }
+
+    /// Whether this may get through; why that is no way out is said in [`gvisor::OF_ITS_OWN`].
+    pub(crate) fn may_let_through(self, attempt: &str) -> bool {
+        self == Self::Gvisor && gvisor::OF_ITS_OWN.iter().any(|(name, _)| *name == attempt)
+    }
+}
+
+/// Whether runsc is here; otherwise the test is skipped by name.
+pub(crate) fn gvisor_is_here(test: &str) -> bool {
+    let there = utsuwa_runtime::sandbox::gvisor::installed();
+    if let Err(why) = &there {
+        skip(test, &format!("needs runsc: {why} (apt install runsc)"));
+    }
+    there.is_ok()
 }
 
 impl Attempt {

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::attempts::{deploy, make, table};
+use super::gvisor::OF_ITS_OWN;
 use super::images::{End, tricks};
 use super::not_here::NOT_HERE;
 use super::world::World;
-use super::{Attempt, Verdict, inputs};
+use super::{Attempt, On, Verdict, gvisor_is_here, inputs};
 use crate::harness::Server;
 use crate::skip::here;
 
@@ -49,6 +50,7 @@ fn the_page_tells_what_is_tried() {
                 expected(&t.end)
             )
         }))
+        .chain(of_its_own().lines().map(|line| format!("{line}\n")))
         .chain(cases(&attempts).lines().map(|line| format!("{line}\n")))
         .filter(|line| !page.contains(line.as_str()))
         .collect();
@@ -60,11 +62,12 @@ fn the_page_tells_what_is_tried() {
     let rows = page
         .lines()
         .filter(|l| l.starts_with("| ") && !l.starts_with("| ---"));
-    let known = attempts.len() + tricks().len() + cases(&attempts).lines().count();
-    // Three headings beside them.
+    let known =
+        attempts.len() + OF_ITS_OWN.len() + tricks().len() + cases(&attempts).lines().count();
+    // Four headings beside them.
     assert_eq!(
         rows.count(),
-        known + 3,
+        known + 4,
         "docs/isolation.md lists what is not tried"
     );
 }
@@ -126,29 +129,39 @@ fn word(verdict: Option<&Verdict>) -> &'static str {
     }
 }
 
+/// What it has got of gVisor is none of the host's.
+fn word_on_gvisor(attempt: &Attempt, verdict: Option<&Verdict>) -> &'static str {
+    let escaped = verdict.is_some_and(|verdict| verdict.outcome == "escaped");
+    if escaped && On::Gvisor.may_let_through(&attempt.name) {
+        "its own"
+    } else {
+        word(verdict)
+    }
+}
+
+/// One line for each that may get through on gVisor.
+fn of_its_own() -> String {
+    OF_ITS_OWN
+        .iter()
+        .map(|(name, why)| format!("| {name} | {why} |\n"))
+        .collect()
+}
+
 fn write(folder: &Path, attempts: &[Attempt]) {
     let program = folder.join("hostile");
+    let on_gvisor = gvisor_is_here(here!()).then(|| {
+        let world = World::new(&program);
+        let server = Server::start(&[]);
+        let verdicts = in_instances(&server, &world, folder, attempts, On::Gvisor);
+        server.finish();
+        drop(world);
+        verdicts
+    });
+    let on_gvisor = on_gvisor.expect("the page has a column for gVisor");
     let world = World::new(&program);
     let server = Server::start(&[]);
-    deploy(&server, folder);
+    let ours = in_instances(&server, &world, folder, attempts, On::Launcher);
     let parameters = world.parameters(&server, "peer");
-    let ours: Verdicts = attempts
-        .iter()
-        .map(|attempt| {
-            let verdict = if attempt.is_bomb() {
-                // The bombs' own test has asserted it.
-                Verdict {
-                    outcome: "contained".to_owned(),
-                    detail: String::new(),
-                }
-            } else if attempt.name == "read-image" {
-                make(&server, "peer", &attempt.name, &parameters)
-            } else {
-                make(&server, "hostile", &attempt.name, &parameters)
-            };
-            (attempt.name.clone(), verdict)
-        })
-        .collect();
     let podman = under_podman(folder, &parameters);
     // Podman's bridge and tables stay until the made-up host is gone.
     server.finish_beside();
@@ -164,15 +177,16 @@ fn write(folder: &Path, attempts: &[Attempt]) {
             .filter(|a| wanted(a))
             .map(|a| {
                 format!(
-                    "{} {} | {} |\n",
+                    "{} {} | {} | {} |\n",
                     row_begin(a),
                     word(ours.get(&a.name)),
+                    word_on_gvisor(a, on_gvisor.get(&a.name)),
                     word(podman.get(&a.name))
                 )
             })
             .collect::<String>()
     };
-    let heading = "| Attempt | What it does | Published cases | Each stops it by itself | Utsuwa | podman |\n| --- | --- | --- | --- | --- | --- |\n";
+    let heading = "| Attempt | What it does | Published cases | Each stops it by itself | Utsuwa | gen1 | podman |\n| --- | --- | --- | --- | --- | --- | --- |\n";
     let tricks: String = tricks()
         .iter()
         .map(|t| {
@@ -186,9 +200,11 @@ fn write(folder: &Path, attempts: &[Attempt]) {
         })
         .collect();
     let page = format!(
-        "{HEAD}\nMeasured with {peer}, on {}.\n\n{heading}{}\n{IMAGES}{tricks}\n{CASES}{}",
+        "{HEAD}\nMeasured with {peer}; {}; on {}.\n\n{heading}{}\n{GVISOR}{}\n{IMAGES}{tricks}\n{CASES}{}",
+        version("runsc"),
         kernel(),
         rows(&|_| true),
+        of_its_own(),
         cases(attempts)
     );
     std::fs::write(repository().join("docs/isolation.md"), page).unwrap();
@@ -209,6 +225,42 @@ fn write(folder: &Path, attempts: &[Attempt]) {
     let (head, rest) = text.split_once(BEGIN).unwrap();
     let (_, tail) = rest.split_once(END).unwrap();
     std::fs::write(&file, format!("{head}{BEGIN}{part}{END}{tail}")).unwrap();
+}
+
+/// How each goes in an instance.
+fn in_instances(
+    server: &Server,
+    world: &World,
+    folder: &Path,
+    attempts: &[Attempt],
+    on: On,
+) -> Verdicts {
+    deploy(server, folder, on);
+    let parameters = world.parameters(server, "peer");
+    let one = |attempt: &Attempt| {
+        if attempt.is_bomb() {
+            // The bombs' own test has asserted it.
+            let outcome = if on.may_let_through(&attempt.name) {
+                "escaped"
+            } else {
+                "contained"
+            };
+            return Verdict {
+                outcome: outcome.to_owned(),
+                detail: String::new(),
+            };
+        }
+        let service = if attempt.name == "read-image" {
+            "peer"
+        } else {
+            "hostile"
+        };
+        make(server, service, &attempt.name, &parameters)
+    };
+    attempts
+        .iter()
+        .map(|attempt| (attempt.name.clone(), one(attempt)))
+        .collect()
 }
 
 /// The same program, as `podman run` confines it.
@@ -319,8 +371,18 @@ attempts through whose walls are all missing. Attempts on what every build has (
 outside of any sandbox as a control. `kernel` means that nothing of ours stands there: the kernel's own limit or a mended bug of it.
 
 `refused`: it failed. `limited`: it got as much as its own limit allows. `through`: it succeeded, or passed the check that would have
-stopped it. `–`: this kernel has nothing of the kind, or there was nothing to attack. Nothing is harmed by an attempt that gets
+stopped it. `its own` (gen1 alone): it succeeded in gVisor's kernel, which belongs to the instance; the second table says with what.
+`–`: this kernel has nothing of the kind, or there was nothing to attack. Nothing is harmed by an attempt that gets
 through: what would change the machine is opened and not written, or called so that it is refused after the check of rights.
+";
+
+const GVISOR: &str = "## What gets through on gVisor, and is no way out
+
+The execution environment gen1 puts a kernel between the program and the host's: it answers these calls itself, from its own tables.
+The same program, the same attempts; behind gVisor stand the walls above.
+
+| Attempt | What it has got then |
+| --- | --- |
 ";
 
 const IMAGES: &str = "## Images that attack while they are started

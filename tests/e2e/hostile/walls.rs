@@ -11,7 +11,7 @@ use std::process::Command;
 use super::attempts::{deploy, make, table};
 use super::images::overwrite_launcher;
 use super::world::World;
-use super::{Attempt, Verdict, inputs};
+use super::{Attempt, On, Verdict, inputs};
 use crate::harness::{Server, skip};
 use crate::skip::here;
 
@@ -138,7 +138,7 @@ fn without(
         "a weak build says so: {}",
         server.log()
     );
-    deploy(&server, folder);
+    deploy(&server, folder, On::Launcher);
     let parameters = format!("{}&{LIMITS}", world.parameters(&server, "peer"));
     let mut verdicts: Vec<(Attempt, Verdict)> = attempts
         .iter()

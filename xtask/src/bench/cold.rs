@@ -105,7 +105,7 @@ fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Resul
             load_into_podman(app)?;
         }
         // Engines are slow and steady: fewer rounds say the same.
-        let rounds = if matches!(peer, Peer::Podman | Peer::Docker) {
+        let rounds = if matches!(peer, Peer::Runsc | Peer::Podman | Peer::Docker) {
             rounds.div_ceil(5)
         } else {
             rounds
@@ -134,10 +134,15 @@ fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Resul
             row(peer.name(), &samples);
         }
     }
-    let (settled, in_a_row) = utsuwa(settings, app, condition, rounds)?;
+    let (settled, in_a_row) = utsuwa(settings, app, condition, rounds, None)?;
     row("utsuwa, full isolation, through the ingress", &settled);
     if let Some(in_a_row) = in_a_row {
         row("the same, in a row without a pause", &in_a_row);
+    }
+    if condition == Condition::Quiet && Peer::Runsc.available() {
+        let gen1 = Some("EXECUTION_ENVIRONMENT_GEN1");
+        let (settled, _) = utsuwa(settings, app, condition, rounds.div_ceil(5), gen1)?;
+        row("utsuwa on gVisor (gen1), through the ingress", &settled);
     }
     let head = ["", "p50", "p95", "p99", "p50 ÷ bare", "p50 − bare", "n"];
     Ok(format!(
@@ -154,12 +159,13 @@ fn utsuwa(
     app: &App,
     condition: Condition,
     rounds: usize,
+    environment: Option<&str>,
 ) -> anyhow::Result<(Series, Option<Series>)> {
     let server = Server::start(settings, "cold", &[])?;
     let image = image_of(settings, app, &server)?;
     let names: Vec<String> = (0..rounds).map(|i| format!("cold-{i}")).collect();
     for name in &names {
-        server.deploy(name, &image, "6s", "512Mi")?;
+        server.deploy_in(name, &image, "6s", "512Mi", environment)?;
     }
     server.until_asleep(names.iter().map(String::as_str))?;
     let mut samples = Series::default();

@@ -1,4 +1,4 @@
-//! The peers: whatever is installed of crun, runc, bubblewrap, podman and docker, and the bare process. All run the same program
+//! The peers: whatever is installed of crun, runc, runsc, bubblewrap, podman and docker, and the bare process. All run the same program
 //! from the same root file system on the host's network, so that the probe reaches them at 127.0.0.1.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -32,16 +32,18 @@ pub(crate) enum Peer {
     Bubblewrap,
     Crun,
     Runc,
+    Runsc,
     Podman,
     Docker,
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Bare,
         Self::Bubblewrap,
         Self::Crun,
         Self::Runc,
+        Self::Runsc,
         Self::Podman,
         Self::Docker,
     ];
@@ -52,6 +54,7 @@ impl Peer {
             Self::Bubblewrap => "bubblewrap, host network",
             Self::Crun => "crun, host network",
             Self::Runc => "runc, host network",
+            Self::Runsc => "runsc (gVisor, ptrace), host network",
             Self::Podman => "podman run (runc), host network",
             Self::Docker => "docker run, host network",
         }
@@ -73,6 +76,7 @@ impl Peer {
             Self::Bubblewrap => answers("bwrap", &["--version"]),
             Self::Crun => answers("crun", &["--version"]),
             Self::Runc => answers("runc", &["--version"]),
+            Self::Runsc => answers("runsc", &["--version"]),
             Self::Podman => answers("podman", &["--version"]),
             Self::Docker => answers("docker", &["version"]),
         }
@@ -88,7 +92,7 @@ impl Peer {
         let mut command = match self {
             Self::Bare => bare(app, &env),
             Self::Bubblewrap => bubblewrap(app, &env),
-            Self::Crun | Self::Runc => oci(self.program(), app, &env, work, &name)?,
+            Self::Crun | Self::Runc | Self::Runsc => oci(self.program(), app, &env, work, &name)?,
             Self::Podman | Self::Docker => engine(self.program(), app, port, &name),
         };
         // A file: nobody has to read it, so the program can't wait for us.
@@ -120,7 +124,7 @@ impl Peer {
         let mut command = match self {
             Self::Bare => bare(app, &app.env),
             Self::Bubblewrap => bubblewrap(app, &app.env),
-            Self::Crun | Self::Runc => {
+            Self::Crun | Self::Runc | Self::Runsc => {
                 let work = work.join(name);
                 std::fs::create_dir_all(&work)?;
                 oci(program, app, &app.env, &work, name)?
@@ -140,6 +144,7 @@ impl Peer {
             Self::Bubblewrap => "bwrap",
             Self::Crun => "crun",
             Self::Runc => "runc",
+            Self::Runsc => "runsc",
             Self::Podman => "podman",
             Self::Docker => "docker",
         }
@@ -160,6 +165,7 @@ impl Peer {
         match self {
             Self::Crun => quiet("crun", &["delete", "--force", name]),
             Self::Runc => quiet("runc", &["delete", "--force", name]),
+            Self::Runsc => quiet("runsc", &["delete", "--force", name]),
             Self::Podman => quiet("podman", &["rm", "--force", "--time", "0", name]),
             Self::Docker => quiet("docker", &["rm", "--force", name]),
             Self::Bare | Self::Bubblewrap => {}
@@ -242,6 +248,10 @@ fn oci(
     if program == "crun" {
         // crun refuses v1 controllers beside a v2 tree; without cgroups it has less to do, which is in its favour.
         command.arg("--cgroup-manager=disabled");
+    }
+    if program == "runsc" {
+        // Without cgroups it has less to do as well; the others are on the host's network.
+        command.args(["--network=host", "--platform=ptrace", "--ignore-cgroups"]);
     }
     command.args(["run", "--bundle"]).arg(&bundle).arg(name);
     Ok(command)

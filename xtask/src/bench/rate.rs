@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use utsuwa_model::InstanceId;
-use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec};
+use utsuwa_model::instance::{InstanceSpec, Kernel, Limits, ProcessSpec, RootfsSpec};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
 use utsuwa_runtime::client::SandboxDriver;
 use utsuwa_runtime::{Driver, InstanceEvent};
@@ -242,6 +242,7 @@ async fn one(churn: &Churn, done: &mut Cycles) -> anyhow::Result<()> {
             },
             port: PORT,
             volumes: Vec::new(),
+            kernel: Kernel::Host,
         })
         .await
         .with_context(|| format!("start {number}"))?;

@@ -86,7 +86,20 @@ impl Server {
         window: &str,
         memory: &str,
     ) -> anyhow::Result<Duration> {
+        self.deploy_in(name, image, window, memory, None)
+    }
+
+    /// The same in an execution environment.
+    pub(crate) fn deploy_in(
+        &self,
+        name: &str,
+        image: &str,
+        window: &str,
+        memory: &str,
+        environment: Option<&str>,
+    ) -> anyhow::Result<Duration> {
         self.deploy_template(name, &serde_json::json!({
+            "executionEnvironment": environment.unwrap_or("EXECUTION_ENVIRONMENT_UNSPECIFIED"),
             "annotations": {"autoscaling.knative.dev/window": window},
             "containers": [{"image": image, "resources": {"limits": {"memory": memory, "cpu": "1"}, "cpuIdle": true, "startupCpuBoost": true}}]}))
     }

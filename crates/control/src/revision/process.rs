@@ -10,7 +10,7 @@
 use utsuwa_decide::boost::boosted;
 use utsuwa_model::RevisionKey;
 use utsuwa_model::image::ImageConfig;
-use utsuwa_model::instance::{Limits, ProcessSpec};
+use utsuwa_model::instance::{Kernel, Limits, ProcessSpec};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::service::{
     Container, EnvValue, ExecutionEnvironment, RevisionTemplate, VolumeSource,
@@ -26,6 +26,11 @@ pub enum ProcessError {
     NoContainer,
     #[error("the template has {0} containers; only one is supported yet. Remove the sidecars")]
     Sidecars(usize),
+    #[error(
+        "the execution environment gen1 runs one container, and the template has {0}: remove the sidecars, or deploy with \
+         --execution-environment=gen2"
+    )]
+    SidecarsOnGvisor(usize),
     #[error(
         "image '{image}' names neither an entrypoint nor a command: set the container's command (gcloud: --command) to the \
          program to run"
@@ -51,6 +56,9 @@ pub fn process(
     template: &RevisionTemplate,
     image: &ImageConfig,
 ) -> Result<ProcessSpec, ProcessError> {
+    if template.containers.len() > 1 && kernel(template) == Kernel::Gvisor {
+        return Err(ProcessError::SidecarsOnGvisor(template.containers.len()));
+    }
     if template.containers.len() > 1 {
         return Err(ProcessError::Sidecars(template.containers.len()));
     }
@@ -131,6 +139,15 @@ fn environment(
         .into_iter()
         .map(|(name, value)| format!("{name}={value}"))
         .collect())
+}
+
+/// Gen1 is gVisor on Cloud Run too; without an execution environment the service may have either, and gets the faster one.
+#[must_use]
+pub fn kernel(template: &RevisionTemplate) -> Kernel {
+    match template.execution_environment {
+        Some(ExecutionEnvironment::Gen1) => Kernel::Gvisor,
+        Some(ExecutionEnvironment::Gen2) | None => Kernel::Host,
+    }
 }
 
 /// CPU and memory as written or by default; `pids` is the server's.
@@ -260,6 +277,20 @@ mod tests {
     }
 
     #[test]
+    fn only_gen1_has_a_kernel_of_its_own() {
+        use ExecutionEnvironment::{Gen1, Gen2};
+        for (asked, want) in [
+            (None, Kernel::Host),
+            (Some(Gen2), Kernel::Host),
+            (Some(Gen1), Kernel::Gvisor),
+        ] {
+            let mut template = template("", "");
+            template.execution_environment = asked;
+            assert_eq!(kernel(&template), want, "{asked:?}");
+        }
+    }
+
+    #[test]
     fn directory_and_user() {
         let image = ImageConfig {
             entrypoint: words("/app"),
@@ -303,6 +334,11 @@ mod tests {
         assert_eq!(
             process(&key(), &sidecar, &image),
             Err(ProcessError::Sidecars(2))
+        );
+        sidecar.execution_environment = Some(ExecutionEnvironment::Gen1);
+        assert_eq!(
+            process(&key(), &sidecar, &image),
+            Err(ProcessError::SidecarsOnGvisor(2))
         );
         let mut volume = template("", "");
         volume.volumes.push(Volume {

@@ -77,6 +77,7 @@ pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure>
         "instances can't reach the internet without it",
         "apt-get install nftables",
     ));
+    findings.push(gvisor());
     findings.push(names());
     findings.push(server);
     findings.push(disk(&data));
@@ -199,6 +200,18 @@ fn tool(name: &'static str, why: &str, fix: &str) -> Finding {
         finding("ok", name, "installed")
     } else {
         finding("bad", name, format!("not installed: {why}; {fix}"))
+    }
+}
+
+/// Whether services can have the execution environment gen1.
+fn gvisor() -> Finding {
+    use utsuwa_runtime::sandbox::gvisor::{INSTALL, installed, try_out};
+    match installed().and_then(|()| try_out()) {
+        Ok(says) => finding("ok", "gVisor", format!("{says}: gen1 is there")),
+        Err(why) => {
+            let says = format!("{why}; --execution-environment=gen1 is refused; {INSTALL}");
+            finding("note", "gVisor", says)
+        }
     }
 }
 

@@ -97,6 +97,8 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
         },
         "/mounts" => std::fs::read_to_string("/proc/self/mountinfo")
             .map_err(|error| format!("read the mounts: {error}\n")),
+        "/kernel" => std::fs::read_to_string("/proc/version")
+            .map_err(|error| format!("read the kernel's version: {error}\n")),
         "/write" => number("kb", 1).and_then(|kb| match request.parameter("path") {
             Some(path) => Ok(write_file(path, kb)),
             None => Err("say where: /write?path=/tmp/file\n".to_owned()),

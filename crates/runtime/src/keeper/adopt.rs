@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use utsuwa_model::instance::Exit;
+use utsuwa_model::instance::{Exit, Kernel};
 
 use super::core::{Keeper, Token, Watch, wall};
 use super::exit;
@@ -19,6 +19,7 @@ use super::record::{InstanceRecord, ProcessRecord};
 use super::sandboxes::{Sandbox, SandboxRole, held_name, open_fifo};
 use super::spawners::to_pid;
 use crate::network::NetInfo;
+use crate::sandbox::process::POOLED_NAME;
 
 /// What was deposited of a sandbox.
 struct Deposit {
@@ -93,7 +94,7 @@ impl Keeper {
                 .filter(|_| self.same_process(&record.process)),
             None => None,
         };
-        if alive && exit::executable(record.process.pid) == Some(record.process.executable) {
+        if alive && never_began(&record) {
             // Its program never began, and nobody was told that it did.
             self.records.remove_instance(&id);
             return Ok(());
@@ -243,6 +244,18 @@ impl Keeper {
             held.hold(held_name(*number), all);
         }
         Ok(held)
+    }
+}
+
+/// Whether its process still is what it was in the pool.
+fn never_began(record: &InstanceRecord) -> bool {
+    let process = &record.process;
+    match record.spec.kernel {
+        Kernel::Host => exit::executable(process.pid) == Some(process.executable),
+        // Its first process executes nothing else, and takes another name.
+        Kernel::Gvisor => {
+            exit::name(process.pid).is_some_and(|name| name == POOLED_NAME.to_bytes())
+        }
     }
 }
 

@@ -95,6 +95,23 @@ pub(crate) fn executable(pid: u32) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
+/// What a process calls itself.
+pub(crate) fn name(pid: u32) -> Option<Vec<u8>> {
+    let mut name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    name.pop_if(|last| *last == b'\n');
+    Some(name)
+}
+
+impl Ending {
+    /// Of the program, from that of the process above it on gVisor, whose status is a shell's: 128 and the signal.
+    pub(crate) fn below_gvisor(self) -> Self {
+        match self {
+            Self::Code(code @ 129..=192) => Self::Signal(code - 128),
+            other => other,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "tests")]

@@ -4,19 +4,20 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use utsuwa_model::InstanceId;
-use utsuwa_model::instance::{InstanceObservation, InstanceSpec};
+use utsuwa_model::instance::{InstanceObservation, InstanceSpec, Kernel};
 
 use super::capture::Capture;
 use super::core::{Keeper, Token, Watch, wall};
 use super::exit::Ending;
 use super::protocol::Stop;
 use super::record::InstanceRecord;
-use super::sandboxes::{Sandbox, SandboxRole};
+use super::sandboxes::SandboxRole;
 use crate::logs::layout::{Stream, StreamKey};
+use crate::network;
 
 /// A start that waits for a sandbox.
 #[derive(Debug)]
@@ -78,21 +79,42 @@ impl Keeper {
         Ok([capture(Stream::Stdout, out), capture(Stream::Stderr, err)])
     }
 
-    /// Unconnected sockets in the network of a sandbox.
+    /// Unconnected sockets that reach a sandbox and nothing else.
+    ///
+    /// They live in its network namespace. On gVisor its addresses are gVisor's, not the kernel's there: then they live at the
+    /// other end of its cable, and can use no other.
     pub(crate) fn dial_sockets(&self, number: u32, count: u32) -> io::Result<Vec<OwnedFd>> {
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let sandbox = self.sandboxes.get(&number).ok_or_else(missing)?;
+        let on_gvisor =
+            matches!(&sandbox.role, SandboxRole::Instance(id) if self.runs_on(id, Kernel::Gvisor));
+        if on_gvisor {
+            let gateway = network::gateway_namespace(&self.config.id).ok_or_else(missing)?;
+            let cable = sandbox.net.host_veth.as_bytes();
+            return self.sockets_in(gateway.as_fd(), count, |socket| {
+                socket2::SockRef::from(socket).bind_device(Some(cable))
+            });
+        }
+        let netns = sandbox.netns.as_ref().ok_or_else(missing)?;
+        self.sockets_in(netns.as_fd(), count, |_| Ok(()))
+    }
+
+    fn sockets_in(
+        &self,
+        netns: BorrowedFd<'_>,
+        count: u32,
+        bind: impl Fn(&OwnedFd) -> io::Result<()>,
+    ) -> io::Result<Vec<OwnedFd>> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
         use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-        use std::os::fd::AsFd;
 
-        let netns = self
-            .sandboxes
-            .get(&number)
-            .and_then(|sandbox: &Sandbox| sandbox.netns.as_ref());
-        let netns = netns.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let sockets: Result<Vec<OwnedFd>, _> = (0..count)
-            .map(|_| socket_with(AddressFamily::INET, SocketType::STREAM, flags, None))
+        let sockets: io::Result<Vec<OwnedFd>> = (0..count)
+            .map(|_| {
+                let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+                bind(&socket).map(|()| socket)
+            })
             .collect();
         if let Err(error) =
             move_into_link_name_space(self.host_netns.as_fd(), Some(LinkNameSpaceType::Network))
@@ -101,7 +123,7 @@ impl Keeper {
             tracing::error!(%error, "return to the host's network namespace; the keeper is replaced");
             std::process::abort();
         }
-        Ok(sockets?)
+        sockets
     }
 
     pub(crate) fn drain(&mut self, number: u32, stream: usize) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Signal, pidfd_send_signal};
 use utsuwa_model::InstanceId;
-use utsuwa_model::instance::Exit;
+use utsuwa_model::instance::{Exit, Kernel};
 
 use super::core::{Keeper, Timer, wall};
 use super::exit::Ending;
@@ -145,6 +145,10 @@ impl Keeper {
             return unknown();
         };
         let limit = instance.record.spec.limits.memory;
+        let ending = match instance.record.spec.kernel {
+            Kernel::Host => ending,
+            Kernel::Gvisor => ending.map(Ending::below_gvisor),
+        };
         let out_of_memory = !instance.killed
             && !matches!(ending, Some(Ending::Code(0)))
             && self.oom_kills(instance.record.sandbox) > 0;

@@ -9,7 +9,7 @@
 //! 3. With a server that can't thaw, and for the keeper after this one, which may be of an earlier build, nothing stays frozen.
 
 use utsuwa_model::InstanceId;
-use utsuwa_model::instance::Tier;
+use utsuwa_model::instance::{Kernel, Tier};
 
 use super::core::Keeper;
 use super::instances::{Instance, Phase};
@@ -81,6 +81,11 @@ impl Keeper {
         id: &InstanceId,
     ) -> Result<(), KeeperError> {
         let before_bytes = self.frozen_bytes(id)?;
+        if self.runs_on(id, Kernel::Gvisor) {
+            // Its pages are those of one file in memory that several processes share: they would stay.
+            let why = "gVisor keeps the memory of its programs where it can't be written out";
+            return Err(KeeperError::Refused(why.to_owned()));
+        }
         reclaim::swap().map_err(KeeperError::Refused)?;
         let pending = Pending::Reclaim(Reclaim {
             session,
@@ -92,6 +97,11 @@ impl Keeper {
         let op = SpawnOp::Reclaim { sandbox };
         self.ask(HOUSEKEEPER, op, Vec::new(), pending);
         Ok(())
+    }
+
+    pub(super) fn runs_on(&self, id: &InstanceId, kernel: Kernel) -> bool {
+        let instance = self.instances.get(id);
+        instance.is_some_and(|instance| instance.record.spec.kernel == kernel)
     }
 
     /// It is done, unless it was thawed meanwhile.

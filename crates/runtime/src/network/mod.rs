@@ -50,6 +50,11 @@ pub const INTERNAL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Inside every instance: the host's own services that an [`EgressRule::Host`] opened (`host.utsuwa.internal`).
 pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 
+/// The gateway namespace of the server with this id, while it is there.
+pub(crate) fn gateway_namespace(id: &str) -> Option<std::os::fd::OwnedFd> {
+    namespace::find(id)
+}
+
 /// That the programs which [`Gateway`] runs are there: better said before anything is made than in a log afterwards.
 ///
 /// # Errors

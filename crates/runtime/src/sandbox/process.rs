@@ -1,5 +1,6 @@
 //! Looking at and preparing processes through `/proc`.
 
+use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -11,6 +12,11 @@ use crate::spawner::SpawnError;
 pub const ID_COUNT: u32 = 65_536;
 /// First uid and gid of unpacked layers on disk (0x1000_0000): above what distributions hand out, nobody's login.
 pub const IMAGE_BASE: u32 = 268_435_456;
+
+/// Name of a process that waits to become an instance.
+pub(crate) const POOLED_NAME: &CStr = c"utsuwa-pooled";
+/// Name of the first process of an instance on gVisor: it executes nothing, so this tells that it has begun.
+pub(crate) const GVISOR_NAME: &CStr = c"utsuwa-gvisor";
 
 const SIGTERM_BIT: u64 = 1 << (libc::SIGTERM - 1);
 

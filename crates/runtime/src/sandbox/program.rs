@@ -2,6 +2,8 @@
 //!
 //! Owns: the search along PATH and the diagnosis of a failed `execve`. Runs inside the image's root, as the final user.
 
+mod look;
+
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Read;
@@ -9,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use crate::spawner::SpawnError;
+pub(crate) use look::look;
 
 /// Where programs are looked for when the environment has no PATH: what container images expect.
 pub(crate) const DEFAULT_PATH: &str =
@@ -28,10 +31,7 @@ pub(crate) fn execute(
 ) -> SpawnError {
     let program = arguments[0].to_string_lossy().into_owned();
     if program.is_empty() {
-        return SpawnError::Invalid {
-            field: "command".to_owned(),
-            why: "the program's name is empty".to_owned(),
-        };
+        return no_name();
     }
     if program.contains('/') {
         let errno = try_execute(&arguments[0], arguments, environment);
@@ -75,6 +75,13 @@ pub(crate) fn execute(
         program,
         searched: format!("looked in PATH={path}"),
     })
+}
+
+fn no_name() -> SpawnError {
+    SpawnError::Invalid {
+        field: "command".to_owned(),
+        why: "the program's name is empty".to_owned(),
+    }
 }
 
 fn try_execute(file: &CString, arguments: &[CString], environment: &[CString]) -> i32 {

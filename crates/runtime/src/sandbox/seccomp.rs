@@ -51,6 +51,10 @@ const ENOSYS: u32 = libc::ENOSYS.unsigned_abs();
 const EAFNOSUPPORT: u32 = libc::EAFNOSUPPORT.unsigned_abs();
 const EPROTONOSUPPORT: u32 = libc::EPROTONOSUPPORT.unsigned_abs();
 
+macro_rules! calls {
+    ($($name:ident)*) => { [$(libc::$name),*] };
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Allow,
@@ -68,25 +72,41 @@ enum Verdict {
 
 /// The filter for programs in instances.
 pub(crate) fn compile() -> Program {
+    compile_ranges(&ranges(verdicts()))
+}
+
+/// For `runsc`, which makes namespaces and mounts for its own parts and traces them. What it runs sees gVisor's calls only, and
+/// its parts have narrower filters of their own beneath this one.
+pub(crate) fn compile_for_gvisor() -> Program {
+    let mut verdicts = verdicts();
+    let more = calls![SYS_clone SYS_clone3 SYS_unshare SYS_setns SYS_socket SYS_mount SYS_umount2 SYS_pivot_root SYS_chroot SYS_sethostname];
+    for number in more {
+        set(&mut verdicts, number, Verdict::Allow);
+    }
+    compile_ranges(&ranges(verdicts))
+}
+
+fn compile_ranges(ranges: &[(RangeInclusive<u32>, Verdict)]) -> Program {
     let mut code = Assembler::default();
     code.load(ARCHITECTURE);
     code.skip_one_if_equal(OUR_ARCHITECTURE);
     code.answer(KILL_PROCESS);
     code.load(NUMBER);
-    let ranges = ranges();
-    code.tree(&ranges);
+    code.tree(ranges);
     code.finish()
 }
 
-/// Verdicts of all numbers as adjoining ranges, in order.
-fn ranges() -> Vec<(RangeInclusive<u32>, Verdict)> {
+fn set(verdicts: &mut [Verdict], number: i64, verdict: Verdict) {
+    let slot = usize::try_from(number)
+        .ok()
+        .and_then(|number| verdicts.get_mut(number));
+    *slot.expect("every listed call is below NEWEST_KNOWN") = verdict;
+}
+
+/// Verdicts of all numbers that we know.
+fn verdicts() -> Vec<Verdict> {
     let mut verdicts = vec![Verdict::Errno(EPERM); NEWEST_KNOWN as usize + 1];
-    let mut set = |number: i64, verdict| {
-        let slot = usize::try_from(number)
-            .ok()
-            .and_then(|number| verdicts.get_mut(number));
-        *slot.expect("every listed call is below NEWEST_KNOWN") = verdict;
-    };
+    let mut set = |number, verdict| set(&mut verdicts, number, verdict);
     for number in allowed() {
         set(number, Verdict::Allow);
     }
@@ -110,6 +130,11 @@ fn ranges() -> Vec<(RangeInclusive<u32>, Verdict)> {
     );
     set(libc::SYS_personality, Verdict::Personality);
     set(libc::SYS_socket, Verdict::Socket);
+    verdicts
+}
+
+/// The same for all numbers, as adjoining ranges, in order.
+fn ranges(verdicts: Vec<Verdict>) -> Vec<(RangeInclusive<u32>, Verdict)> {
     let mut ranges: Vec<(RangeInclusive<u32>, Verdict)> = Vec::new();
     for (number, verdict) in (0u32..).zip(verdicts) {
         match ranges.last_mut() {
@@ -227,10 +252,6 @@ impl Assembler {
     fn finish(self) -> Program {
         self.code
     }
-}
-
-macro_rules! calls {
-    ($($name:ident)*) => { [$(libc::$name),*] };
 }
 
 /// Numbers that `libc` doesn't name on every target we build for; the same on both architectures.

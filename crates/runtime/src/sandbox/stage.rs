@@ -33,7 +33,7 @@ pub(crate) fn build(directory: &Path, controllers: &[String]) -> Result<PathBuf,
         directory,
         "tmpfs",
         rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NOEXEC,
-        c"mode=755,size=64k,nr_inodes=64",
+        c"mode=755,size=64k,nr_inodes=96",
     )
     .map_err(|e| {
         SpawnError::sys(
@@ -47,6 +47,11 @@ pub(crate) fn build(directory: &Path, controllers: &[String]) -> Result<PathBuf,
         "sys",
         "empty",
         "cgroup",
+        // For gVisor: the image, what runsc writes, and what it mounts on.
+        "image",
+        "state",
+        "tmp",
+        "whole",
         "dev",
         "dev/pts",
         "dev/shm",

@@ -75,6 +75,12 @@ pub enum SpawnError {
         detail: String,
         advice: String,
     },
+    /// The service wants a kernel of its own, and this host can't give it.
+    #[error(
+        "the execution environment gen1 runs on gVisor, whose program runsc is not installed on this host ({why}): {}; or deploy with --execution-environment=gen2",
+        crate::sandbox::gvisor::INSTALL
+    )]
+    GvisorMissing { why: String },
     /// The memory limit is too small even for starting.
     #[error("the memory limit of {limit} bytes was reached while starting: raise it with --memory")]
     MemoryLimit { limit: u64 },
@@ -156,6 +162,7 @@ impl SpawnError {
             | Self::Invalid { .. }
             | Self::Rootfs { .. }
             | Self::LayerMissing { .. }
+            | Self::GvisorMissing { .. }
             | Self::MemoryLimit { .. } => DriverError::Refused(self.to_string()),
             Self::Unpack { class, .. } => match class {
                 ErrorClass::Caller | ErrorClass::NotFound | ErrorClass::Unauthorized => {

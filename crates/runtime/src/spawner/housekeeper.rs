@@ -75,6 +75,7 @@ impl Housekeeper {
             stage,
             v1_controllers,
             filter: seccomp::compile(),
+            filter_for_gvisor: seccomp::compile_for_gvisor(),
         };
         let mut housekeeper = Self {
             cgroups,

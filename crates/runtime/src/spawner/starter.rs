@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
-use utsuwa_model::instance::{InstanceSpec, StartPhases};
+use utsuwa_model::instance::{InstanceSpec, Kernel, StartPhases};
 
 use super::protocol::{Channel, Op, Reply, Request, SpawnError};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
@@ -20,7 +20,7 @@ use crate::sandbox::inside::{FromSandbox, Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
 use crate::sandbox::probe::Features;
 use crate::sandbox::walls::Wall;
-use crate::sandbox::{process, rootfs};
+use crate::sandbox::{gvisor, process, rootfs};
 
 /// A start that takes longer is given up: a thousand times what it should take.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -41,6 +41,7 @@ struct Pending {
     executing: Option<Duration>,
     /// How many volumes it shall have.
     volumes: usize,
+    kernel: Kernel,
     upper: String,
 }
 
@@ -120,12 +121,16 @@ impl Starter {
                     why,
                 }
             })?;
+        let (runsc, limits) = match spec.kernel {
+            Kernel::Host => (None, spec.limits),
+            Kernel::Gvisor => (Some(gvisor::open()?), gvisor::with_allowance(&spec.limits)),
+        };
         if Wall::UserNamespace.stands() {
             process::map_ids(asked.pid, 0, spec.rootfs.uid_base)?;
         }
         let cgroup = self.cgroups.sandbox(asked.sandbox);
         if Wall::Cgroup.stands() {
-            cgroup.apply(&spec.limits)?;
+            cgroup.apply(&limits)?;
         }
         for stream in [&stdout, &stderr] {
             // Programs open /dev/stdout anew (nginx): the pipe must let another user write. Only the keeper can reach its path.
@@ -146,19 +151,19 @@ impl Starter {
             cwd: spec.process.cwd.clone(),
             user: spec.process.user.clone(),
             volumes: spec.volumes.clone(),
+            kernel: spec.kernel,
         });
         let control = Channel::from(control);
         self.attached.push_back(root.upper.clone());
+        let mut given = vec![
+            root.root.as_fd(),
+            root.shm.as_fd(),
+            stdout.as_fd(),
+            stderr.as_fd(),
+        ];
+        given.extend(runsc.as_ref().map(AsFd::as_fd));
         control
-            .send(
-                &launch,
-                &[
-                    root.root.as_fd(),
-                    root.shm.as_fd(),
-                    stdout.as_fd(),
-                    stderr.as_fd(),
-                ],
-            )
+            .send(&launch, &given)
             .map_err(|e| SpawnError::SandboxGone {
                 detail: format!("sending it its program: {e}"),
             })?;
@@ -171,6 +176,7 @@ impl Starter {
             overlay,
             executing: None,
             volumes: spec.volumes.len(),
+            kernel: spec.kernel,
             upper: root.upper,
         });
         Ok(())
@@ -179,11 +185,19 @@ impl Starter {
     /// The sandbox's socket has something: a message, or the end.
     fn advance(pending: &mut Pending) -> Option<Result<StartPhases, SpawnError>> {
         match pending.control.receive::<FromSandbox>() {
-            Ok(Some((FromSandbox::Executing { mounts, volumes }, _))) => {
-                if volumes != pending.volumes {
-                    // Pooled by a build that knew no volumes: an app must not write to its root what it believes to be elsewhere.
+            Ok(Some((
+                FromSandbox::Executing {
+                    mounts,
+                    volumes,
+                    kernel,
+                },
+                _,
+            ))) => {
+                if volumes != pending.volumes || kernel != pending.kernel {
+                    // Pooled by a build that knew no volumes or no gVisor: an app must not write to its root what it believes
+                    // to be elsewhere, nor run on a kernel that was not asked for.
                     return Some(Err(SpawnError::SandboxGone {
-                        detail: "it was made by an older build, which mounts no volumes".to_owned(),
+                        detail: "it was made by an older build, which can't start this".to_owned(),
                     }));
                 }
                 pending.executing = Some(mounts);

@@ -28,6 +28,19 @@ pub fn possible(test: &str) -> bool {
     true
 }
 
+/// The same with gVisor.
+#[allow(dead_code, reason = "not every test binary runs instances on gVisor")]
+pub fn runsc_possible(test: &str) -> bool {
+    if !possible(test) {
+        return false;
+    }
+    let there = utsuwa_runtime::sandbox::gvisor::installed();
+    if let Err(why) = &there {
+        crate::skip::skip(test, &format!("it needs runsc: {why} (apt install runsc)"));
+    }
+    there.is_ok()
+}
+
 /// Where layer number `number` lies below `layers`, and its diff id.
 pub fn layer(layers: &Path, number: u8) -> (PathBuf, String) {
     let hex = format!("{number:02x}").repeat(32);

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, timeout};
 use utsuwa_model::InstanceId;
-use utsuwa_model::instance::{Exit, InstanceSpec, Limits, ProcessSpec, RootfsSpec};
+use utsuwa_model::instance::{Exit, InstanceSpec, Kernel, Limits, ProcessSpec, RootfsSpec};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
 use utsuwa_runtime::client::{InternalEvent, SandboxDriver};
 use utsuwa_runtime::keeper::protocol::{Op, Reply, Status};
@@ -117,6 +117,7 @@ impl World {
             },
             port: 8080,
             volumes: Vec::new(),
+            kernel: Kernel::default(),
         }
     }
 

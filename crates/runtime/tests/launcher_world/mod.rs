@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{WaitId, WaitIdOptions};
-use utsuwa_model::instance::{InstanceSpec, Limits, ProcessSpec, RootfsSpec, StartPhases};
+use utsuwa_model::instance::{InstanceSpec, Kernel, Limits, ProcessSpec, RootfsSpec, StartPhases};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
 use utsuwa_runtime::network::{NetConfig, NetInfo, SocketRole};
 use utsuwa_runtime::sandbox::cgroup::{Cgroups, SandboxCgroup};
@@ -27,10 +27,11 @@ use utsuwa_runtime::spawner::{CHANNEL_FD, Role, SpawnerConfig};
 use crate::busybox;
 
 pub const UID_BASE: u32 = 0x2000_0000;
-const APPLETS: [&str; 35] = [
+const APPLETS: [&str; 37] = [
     "sh", "id", "cat", "ls", "dd", "sleep", "stat", "readlink", "mount", "umount", "touch",
     "mkdir", "chown", "ps", "hostname", "grep", "env", "pwd", "head", "mknod", "unshare", "chroot",
     "tail", "true", "ip", "ping", "nc", "find", "sed", "od", "tr", "cut", "seq", "kill", "wc",
+    "dmesg", "df",
 ];
 
 pub struct Spawner {
@@ -273,6 +274,7 @@ impl World {
             },
             port: 8080,
             volumes: Vec::new(),
+            kernel: Kernel::default(),
         }
     }
 

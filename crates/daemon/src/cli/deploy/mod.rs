@@ -85,7 +85,7 @@ pub(crate) struct DeployArgs {
     /// Replaces the image's arguments; comma-separated. Empty resets it.
     #[arg(long, value_name = "LIST")]
     args: Option<String>,
-    /// gen1 or gen2.
+    /// gen1 (on gVisor, where runsc is installed) or gen2.
     #[arg(long)]
     execution_environment: Option<String>,
     /// CPU during requests only (default for new services): idle instances are frozen and go on with the next request.

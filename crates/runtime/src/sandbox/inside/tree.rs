@@ -228,7 +228,7 @@ pub(super) fn enter(root: &OwnedFd, shm: &OwnedFd, prepared: &Prepared) -> Resul
 }
 
 /// The directory `name` of the image's root, made if missing, refused if it is anything but a directory.
-fn mount_point(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, SpawnError> {
+pub(super) fn mount_point(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, SpawnError> {
     let open = || {
         let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::openat2(
@@ -300,7 +300,7 @@ pub(super) fn mount_with(
         .map_err(|e| SpawnError::sys("fsmount", e, context()))
 }
 
-fn clone_tree(at: impl AsFd, path: impl AsRef<Path>) -> Result<OwnedFd, SpawnError> {
+pub(super) fn clone_tree(at: impl AsFd, path: impl AsRef<Path>) -> Result<OwnedFd, SpawnError> {
     let path = path.as_ref();
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -315,7 +315,11 @@ fn at_root_of(path: &str) -> Result<OwnedFd, SpawnError> {
         .map_err(|e| SpawnError::sys("open_tree", e, path))
 }
 
-fn attach(tree: &OwnedFd, at: impl AsFd, path: impl AsRef<Path>) -> Result<(), SpawnError> {
+pub(super) fn attach(
+    tree: &OwnedFd,
+    at: impl AsFd,
+    path: impl AsRef<Path>,
+) -> Result<(), SpawnError> {
     let path = path.as_ref();
     rustix::mount::move_mount(tree, c"", at, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(|e| SpawnError::sys("move_mount", e, path.display().to_string()))
