@@ -1,7 +1,10 @@
 //! One running copy of a revision: how to start it, what is known of it, how it ended.
 
+mod group;
+
 use std::time::Duration;
 
+pub use group::{Group, Sidecar};
 use serde::{Deserialize, Serialize};
 
 use crate::quantity::{MemoryBytes, MilliCpu};
@@ -20,6 +23,9 @@ pub struct InstanceSpec {
     /// Directories in memory that the instance has besides its root.
     #[serde(default)]
     pub volumes: Vec<MemoryVolume>,
+    /// Its other containers; all above is then of the one that takes requests.
+    #[serde(default)]
+    pub group: Option<Group>,
 }
 
 /// A file system in memory, as long-lived as its instance and charged to its memory.
@@ -28,6 +34,9 @@ pub struct MemoryVolume {
     pub size: MemoryBytes,
     /// Where it is seen; never empty.
     pub mounts: Vec<MountPoint>,
+    /// The name under which containers of one instance share it; empty for one that only one has.
+    #[serde(default)]
+    pub shared: String,
 }
 
 /// One place where a volume is seen.

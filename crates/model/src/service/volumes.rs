@@ -37,6 +37,7 @@ impl RevisionTemplate {
                 volumes.push(MemoryVolume {
                     size: size.min(most),
                     mounts,
+                    shared: String::new(),
                 });
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Owns: the records in memory. How they start is in `starting`, how they end in `stopping`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -13,8 +13,9 @@ use utsuwa_model::instance::{InstanceObservation, InstanceSpec};
 use super::capture::Capture;
 use super::core::{Keeper, Token, Watch, wall};
 use super::exit::Ending;
+use super::group::Group;
 use super::record::InstanceRecord;
-use super::sandboxes::{Sandbox, SandboxRole};
+use super::sandboxes::Sandbox;
 use crate::logs::layout::{Stream, StreamKey};
 
 /// A start that waits for a sandbox.
@@ -30,14 +31,24 @@ pub(crate) struct QueuedStart {
 pub(crate) struct Instance {
     pub(crate) record: InstanceRecord,
     pub(crate) phase: Phase,
-    /// Standard output, standard error.
-    pub(crate) captures: [Capture; 2],
+    /// Standard output and standard error of each container.
+    pub(crate) captures: Vec<[Capture; 2]>,
+    /// Of an instance of several containers.
+    pub(crate) group: Group,
     /// A stop was asked for.
     pub(crate) stopping: bool,
     /// Its memory was given back since it was last frozen.
     pub(crate) reclaimed: bool,
     /// We sent SIGKILL, so a SIGKILL is not the kernel's.
     pub(crate) killed: bool,
+}
+
+impl Instance {
+    /// Whether nothing of it waits to be started on its own.
+    pub(crate) fn is_whole(&self) -> bool {
+        let spec = &self.record.spec;
+        spec.group.is_none() || self.group.begun.len() > spec.sidecars().len()
+    }
 }
 
 /// How far it is.
@@ -56,20 +67,27 @@ pub(crate) enum Phase {
 }
 
 impl Keeper {
-    /// Begins to store what comes out of both FIFOs.
+    /// Begins to store what comes out of both FIFOs of a container.
     pub(crate) fn captures(
         &self,
         record: &InstanceRecord,
+        container: usize,
         fifos: [OwnedFd; 2],
         resume: bool,
     ) -> io::Result<[Capture; 2]> {
         let [out, err] = fifos;
-        self.watch(&out, Token::Stdout(record.sandbox), Watch::Level)?;
-        self.watch(&err, Token::Stderr(record.sandbox), Watch::Level)?;
+        let sandbox = match container.checked_sub(1) {
+            None => Some(record.sandbox),
+            Some(index) => record.sidecars.get(index).map(|one| one.sandbox),
+        };
+        let sandbox = sandbox.ok_or(io::ErrorKind::NotFound)?;
+        self.watch(&out, Token::Stdout(sandbox), Watch::Level)?;
+        self.watch(&err, Token::Stderr(sandbox), Watch::Level)?;
         let service = &record.spec.revision.service;
         let capture = |stream, fifo| {
             let key = StreamKey {
                 instance: record.spec.id.clone(),
+                container: record.spec.container_name(container).to_owned(),
                 stream,
             };
             self.logs.capture(service, key, fifo, resume)
@@ -104,27 +122,24 @@ impl Keeper {
     }
 
     pub(crate) fn drain(&mut self, number: u32, stream: usize) {
-        let Some(SandboxRole::Instance(id)) = self
-            .sandboxes
-            .get(&number)
-            .map(|sandbox| sandbox.role.clone())
-        else {
+        let role = self.sandboxes.get(&number).map(|sandbox| &sandbox.role);
+        let Some((id, container)) = role.and_then(|role| role.container()) else {
             return;
         };
-        let Some(capture) = self
-            .instances
-            .get_mut(&id)
-            .and_then(|instance| instance.captures.get_mut(stream))
-        else {
+        let id = id.clone();
+        let Some(capture) = self.instances.get_mut(&id).and_then(|instance| {
+            let captures = instance.captures.get_mut(container)?;
+            captures.get_mut(stream)
+        }) else {
             return;
         };
         self.logs.drain(capture, wall());
         if self.logs.over_budget(capture) {
-            self.keep_budget(&id, stream);
+            self.keep_budget(&id, container, stream);
         }
     }
 
-    fn keep_budget(&mut self, id: &InstanceId, stream: usize) {
+    fn keep_budget(&mut self, id: &InstanceId, container: usize, stream: usize) {
         let live: BTreeSet<InstanceId> = self.instances.keys().cloned().collect();
         let Some(service) = self
             .instances
@@ -133,11 +148,7 @@ impl Keeper {
         else {
             return;
         };
-        let Some(capture) = self
-            .instances
-            .get(id)
-            .and_then(|instance| instance.captures.get(stream))
-        else {
+        let Some(capture) = capture_of(&self.instances, id, container, stream) else {
             return;
         };
         if !self.logs.keep_budget(capture, &live) {
@@ -149,15 +160,11 @@ impl Keeper {
             .values_mut()
             .filter(|instance| instance.record.spec.revision.service == service)
         {
-            for capture in &mut instance.captures {
+            for capture in instance.captures.iter_mut().flatten() {
                 capture.roll_if_large(&self.logs);
             }
         }
-        if let Some(capture) = self
-            .instances
-            .get(id)
-            .and_then(|instance| instance.captures.get(stream))
-        {
+        if let Some(capture) = capture_of(&self.instances, id, container, stream) {
             self.logs.keep_budget(capture, &live);
         }
     }
@@ -189,4 +196,13 @@ impl Keeper {
             .collect();
         (instances, running.next().is_some())
     }
+}
+
+fn capture_of<'a>(
+    instances: &'a BTreeMap<InstanceId, Instance>,
+    id: &InstanceId,
+    container: usize,
+    stream: usize,
+) -> Option<&'a Capture> {
+    instances.get(id)?.captures.get(container)?.get(stream)
 }

@@ -19,6 +19,7 @@ mod core;
 mod demand;
 mod ending;
 mod exit;
+mod group;
 pub mod held;
 mod instances;
 mod limits;
@@ -41,6 +42,7 @@ mod visitor;
 
 pub use capture::LogLimits;
 pub use config::{BUILD, KeeperConfig, PoolLimits, data_id, runtime_dir, socket_path};
+pub(crate) use sandboxes::held_sandbox;
 pub use process::{become_keeper, main};
 pub use up::{UpError, down, end_server, ensure_keeper, held_listeners};
 pub(crate) use visitor::connect_socket;

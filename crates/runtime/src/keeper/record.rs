@@ -22,7 +22,25 @@ pub(crate) struct InstanceRecord {
     pub(crate) process: ProcessRecord,
     pub(crate) net: NetInfo,
     pub(crate) started: Timestamp,
+    /// Its further containers as far as their sandboxes are there, in order.
+    #[serde(default)]
+    pub(crate) sidecars: Vec<SidecarRecord>,
     pub(crate) exit: Option<ExitReport>,
+}
+
+/// A further container of an instance.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SidecarRecord {
+    pub(crate) sandbox: u32,
+    pub(crate) process: ProcessRecord,
+}
+
+impl InstanceRecord {
+    /// The sandboxes of its containers, in order.
+    pub(crate) fn sandboxes(&self) -> Vec<u32> {
+        let others = self.sidecars.iter().map(|one| one.sandbox);
+        std::iter::once(self.sandbox).chain(others).collect()
+    }
 }
 
 /// Identifies a process beyond doubt.

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::Mode;
 use utsuwa_model::instance::{InstanceSpec, StartPhases};
 
-use super::protocol::{Channel, Op, Reply, Request, SpawnError};
+use super::protocol::{Channel, Member, Op, Reply, Request, SpawnError};
+use super::shared::{self, Shared};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
 use crate::sandbox::cgroup::Cgroups;
@@ -50,6 +51,7 @@ struct Asked {
     began: Instant,
     sandbox: u32,
     pid: u32,
+    member: Option<Member>,
 }
 
 /// State of the starter.
@@ -60,6 +62,7 @@ pub(super) struct Starter {
     layers: Layers,
     pending: Vec<Pending>,
     attached: VecDeque<String>,
+    shared: Shared,
     held: Held,
 }
 
@@ -82,6 +85,7 @@ impl Starter {
             layers: Layers::new(&config.images_dir, method),
             pending: Vec::new(),
             attached: VecDeque::new(),
+            shared: Shared::default(),
             held: Held::default(),
         })
     }
@@ -120,9 +124,8 @@ impl Starter {
                     why,
                 }
             })?;
-        if Wall::UserNamespace.stands() {
-            process::map_ids(asked.pid, 0, spec.rootfs.uid_base)?;
-        }
+        let member = asked.member.as_ref();
+        shared::map_ids(asked.pid, member, spec.rootfs.uid_base)?;
         let cgroup = self.cgroups.sandbox(asked.sandbox);
         if Wall::Cgroup.stands() {
             cgroup.apply(&spec.limits)?;
@@ -140,25 +143,23 @@ impl Starter {
             asked.sandbox,
         )?;
         let overlay = overlay_began.elapsed();
+        let shared = self
+            .shared
+            .mounts(member, &spec.volumes, spec.rootfs.uid_base)?;
         let launch = ToSandbox::Launch(Launch {
             args: spec.process.args.clone(),
             env: spec.process.env.clone(),
             cwd: spec.process.cwd.clone(),
             user: spec.process.user.clone(),
             volumes: spec.volumes.clone(),
+            containers: member.map_or_else(Vec::new, |member| member.names.clone()),
         });
         let control = Channel::from(control);
         self.attached.push_back(root.upper.clone());
+        let own = [&root.root, &root.shm, &stdout, &stderr];
+        let all: Vec<BorrowedFd<'_>> = own.into_iter().chain(&shared).map(AsFd::as_fd).collect();
         control
-            .send(
-                &launch,
-                &[
-                    root.root.as_fd(),
-                    root.shm.as_fd(),
-                    stdout.as_fd(),
-                    stderr.as_fd(),
-                ],
-            )
+            .send(&launch, &all)
             .map_err(|e| SpawnError::SandboxGone {
                 detail: format!("sending it its program: {e}"),
             })?;
@@ -227,6 +228,7 @@ impl Worker for Starter {
                 pid,
                 spec,
                 net: _,
+                member,
             } => {
                 let began = Instant::now();
                 let names = match self.layers_of(&spec) {
@@ -242,6 +244,7 @@ impl Worker for Starter {
                     began,
                     sandbox,
                     pid,
+                    member,
                 };
                 match self.start(&asked, &spec, &names, descriptors) {
                     Ok(()) => return,
@@ -260,9 +263,13 @@ impl Worker for Starter {
             }
             Op::Release { name } => {
                 self.held.release(&name);
+                if let Some(sandbox) = crate::keeper::held_sandbox(&name) {
+                    self.attached.extend(self.shared.forget(sandbox));
+                }
                 return;
             }
             Op::MakeSandbox { .. } => Err(wrong_role("MakeSandbox", Role::Starter)),
+            Op::JoinSandbox { .. } => Err(wrong_role("JoinSandbox", Role::Starter)),
             Op::DestroySandbox { .. } => Err(wrong_role("DestroySandbox", Role::Starter)),
             Op::Unpack { .. } => Err(wrong_role("Unpack", Role::Starter)),
             Op::RefusalSockets => Err(wrong_role("RefusalSockets", Role::Starter)),

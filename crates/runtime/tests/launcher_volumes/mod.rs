@@ -28,6 +28,7 @@ fn volume(mib: u64, mounts: Vec<MountPoint>) -> MemoryVolume {
 fn spec(world: &World, script: &str, volumes: Vec<MemoryVolume>) -> InstanceSpec {
     InstanceSpec {
         volumes,
+        group: None,
         ..world.spec(&["sh", "-c", script])
     }
 }
