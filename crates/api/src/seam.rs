@@ -58,11 +58,13 @@ pub trait Logs: fmt::Debug + Send + Sync + 'static {
     ) -> BoxStream<'static, LogLine>;
 }
 
-/// One line of an instance. (`instance`, `stream`, `sequence`) is unique.
+/// One line of an instance. (`instance`, `container`, `stream`, `sequence`) is unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {
     /// `None` for lines of our own that concern no single instance.
     pub instance: Option<InstanceId>,
+    /// Which of its containers wrote it; empty where there is only one.
+    pub container: String,
     pub revision: String,
     /// `stdout`, `stderr`, or `utsuwa` for lines of our own (exits, refused egress, request records).
     pub stream: String,

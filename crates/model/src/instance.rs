@@ -110,10 +110,16 @@ impl Exit {
 
 impl Exit {
     /// The line of the system log. Google's sentence first where there is one (§2.6), since people and scripts look for it; then
-    /// what we know better. Used is what was allowed: the kernel ends who asks for one page more.
+    /// what we know better. Used is what was allowed: the kernel ends who asks for one page more. `container` is the one that ended
+    /// first, empty where there is only one.
     #[must_use]
-    pub fn log_line(&self) -> String {
-        let ours = format!("The instance {}.", self.describe());
+    pub fn log_line(&self, container: &str) -> String {
+        let ours = if container.is_empty() {
+            format!("The instance {}.", self.describe())
+        } else {
+            let how = self.describe();
+            format!("The container {container:?} {how}; its instance has ended with it.")
+        };
         match self {
             Self::OutOfMemory { limit } => {
                 let mib = limit.0.div_ceil(1 << 20);
@@ -192,13 +198,17 @@ mod tests {
     fn ends_in_googles_words_and_ours() {
         let limit = MemoryBytes(512 << 20);
         assert_eq!(
-            Exit::OutOfMemory { limit }.log_line(),
+            Exit::OutOfMemory { limit }.log_line(""),
             "Memory limit of 512 MiB exceeded with 512 MiB used. Consider increasing the memory limit. \
              The instance used more than its memory limit of 512Mi and was ended; raise it with --memory."
         );
         assert_eq!(
-            Exit::Code(7).log_line(),
+            Exit::Code(7).log_line(""),
             "The instance exited with status 7."
+        );
+        assert_eq!(
+            Exit::Code(7).log_line("side"),
+            "The container \"side\" exited with status 7; its instance has ended with it."
         );
     }
 }

@@ -47,6 +47,7 @@ impl InstanceLogs {
             LogRecord::Line(line) => LogLine {
                 revision: self.revisions.revision(&line.instance).unwrap_or_default(),
                 instance: Some(line.instance),
+                container: line.container,
                 stream: match line.stream {
                     Stream::Stdout => "stdout",
                     Stream::Stderr => "stderr",
@@ -69,6 +70,7 @@ impl InstanceLogs {
 fn journal_line(shown: journal::Shown, sequence: u64) -> LogLine {
     LogLine {
         instance: shown.instance,
+        container: String::new(),
         revision: shown.revision,
         stream: "utsuwa".to_owned(),
         sequence,
@@ -152,10 +154,22 @@ fn read_past(journal: &Journal, service: &ServiceKey, place: &mut Place) -> Vec<
     lines
 }
 
+/// Within which lines are numbered: instance, container, stream.
+type Source = (Option<InstanceId>, String, String);
+
+fn source_of(line: &LogLine) -> Source {
+    (
+        line.instance.clone(),
+        line.container.clone(),
+        line.stream.clone(),
+    )
+}
+
 /// It stands before everything else.
 fn dropped_line(instance: Option<InstanceId>, lines: u64, bytes: u64) -> LogLine {
     LogLine {
         instance,
+        container: String::new(),
         revision: String::new(),
         stream: "utsuwa".to_owned(),
         sequence: 0,
@@ -227,10 +241,10 @@ impl InstanceLogs {
         });
         // A stable sort: lines of one stream keep their order also where times are equal.
         past.sort_by_key(|line| line.at);
-        let seen: std::collections::BTreeMap<(Option<InstanceId>, String), u64> = past
+        let seen: std::collections::BTreeMap<Source, u64> = past
             .iter()
             .filter(|l| l.stream != "utsuwa")
-            .map(|l| ((l.instance.clone(), l.stream.clone()), l.sequence))
+            .map(|l| (source_of(l), l.sequence))
             .collect();
         let skip = past.len().saturating_sub(tail);
         for line in past.into_iter().skip(skip) {
@@ -267,7 +281,7 @@ impl InstanceLogs {
                     Some(Ok(LogRecord::Dropped { .. })) => Vec::new(),
                     Some(Ok(record)) => {
                         let line = self.instance_line(record);
-                        let known = seen.get(&(line.instance.clone(), line.stream.clone())).copied().unwrap_or(0);
+                        let known = seen.get(&source_of(&line)).copied().unwrap_or(0);
                         if line.sequence > known { vec![line] } else { Vec::new() }
                     }
                 },

@@ -164,7 +164,7 @@ impl Inside {
                     service: revision.service.clone(),
                     revision: revision.revision.to_string(),
                     severity: if orderly { "INFO" } else { "ERROR" },
-                    text: report.exit.log_line(),
+                    text: report.exit.log_line(&report.container),
                     instance: Some(report.id.clone()),
                     written: Some(written),
                 });

@@ -176,7 +176,10 @@ impl Connection {
     /// What an answer says of an instance is taken in here, where ends are too: one task, one order.
     fn learn_of_instance(&self, op: &Op, result: &Result<Reply, KeeperError>) {
         match (op, result) {
-            (Op::Start { spec } | Op::StartGroup { spec }, Ok(Reply::Started { address, pid, .. })) => {
+            (
+                Op::Start { spec } | Op::StartGroup { spec },
+                Ok(Reply::Started { address, pid, .. }),
+            ) => {
                 self.shared.sockets.lives(&spec.id, *address);
                 self.shared.sockets.learn_pid(&spec.id, *pid);
             }

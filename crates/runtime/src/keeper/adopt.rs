@@ -83,13 +83,12 @@ impl Keeper {
             .chain(others)
             .cloned()
             .collect();
-        let begun = !processes.iter().any(|process| self.is_pooled(process));
-        if !begun && record.spec.group.is_none() {
+        if record.spec.group.is_none() && self.is_pooled(&record.process) {
             // Its program never began, and nobody was told that it did.
             self.records.remove_instance(&id);
             return Ok(());
         }
-        let whole = begun && processes.len() == record.spec.sidecars().len() + 1;
+        let whole = record.is_whole();
         let numbers = record.sandboxes();
         let mut found = Vec::new();
         let mut captures = Vec::new();
@@ -327,7 +326,7 @@ fn adopted(mut record: InstanceRecord, captures: Vec<[super::capture::Capture; 2
     Instance {
         phase: Phase::Running,
         captures,
-        group: Group::all_begun(record.sidecars.len()),
+        group: Group::default(),
         record,
         stopping: false,
         reclaimed: false,

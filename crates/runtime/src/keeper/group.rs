@@ -39,8 +39,6 @@ pub(crate) struct Group {
     asked: BTreeSet<usize>,
     /// Their layers were copied because the start found them missing.
     copied: BTreeSet<usize>,
-    /// Their programs run, or ran.
-    pub(crate) begun: BTreeSet<usize>,
     /// Their processes are reaped.
     pub(crate) gone: BTreeSet<usize>,
     /// Who waits for the start of a container that waited.
@@ -48,16 +46,6 @@ pub(crate) struct Group {
     /// What ended the instance.
     cause: Option<(usize, Exit)>,
     phases: StartPhases,
-}
-
-impl Group {
-    /// Of an instance that was found running.
-    pub(crate) fn all_begun(sidecars: usize) -> Self {
-        Self {
-            begun: (0..=sidecars).collect(),
-            ..Self::default()
-        }
-    }
 }
 
 /// Whether an instance may be made of these containers. The server is believed as far as its requests go, and names of
@@ -72,10 +60,15 @@ pub(crate) fn check(spec: &InstanceSpec) -> Result<(), KeeperError> {
         .collect();
     let distinct: BTreeSet<&str> = names.iter().copied().collect();
     if !names.iter().all(|name| plain(name)) || distinct.len() != names.len() {
-        let text = format!("containers need names of their own, of letters, digits and hyphens: {names:?}");
+        let text = format!(
+            "containers need names of their own, of letters, digits and hyphens: {names:?}"
+        );
         return Err(KeeperError::Refused(text));
     }
-    if spec.rootfs_of_all().any(|one| one.uid_base != spec.rootfs.uid_base) {
+    if spec
+        .rootfs_of_all()
+        .any(|one| one.uid_base != spec.rootfs.uid_base)
+    {
         let text = "containers of one instance have the same user ids".to_owned();
         return Err(KeeperError::Refused(text));
     }
@@ -154,7 +147,9 @@ impl Keeper {
             Ok(SpawnReply::Joined { pid, helper }) => {
                 reap(helper);
                 self.adopt_joined(number, &id, pid, descriptors)
-                    .map_err(|error| KeeperError::Internal(format!("take over a further container: {error}")))
+                    .map_err(|error| {
+                        KeeperError::Internal(format!("take over a further container: {error}"))
+                    })
             }
             Ok(other) => Err(KeeperError::Internal(format!(
                 "the spawner answered {other:?} when asked for a further container"
@@ -260,7 +255,7 @@ impl Keeper {
             return;
         };
         let all = 0..=record.spec.sidecars().len();
-        let before = instance.group.begun.union(&instance.group.asked);
+        let before = record.begun.union(&instance.group.asked);
         let seen = before
             .filter_map(|number| record.spec.only(*number))
             .flat_map(|spec| spec.volumes)
@@ -305,12 +300,17 @@ impl Keeper {
             return self.reply(session, request, Err(error), Vec::new());
         };
         let group = &mut instance.group;
-        if group.begun.contains(&container) {
+        if instance.record.begun.contains(&container) {
             return self.reply(session, request, Ok(Reply::Done), Vec::new());
         }
         if !group.asked.contains(&container) && !group.parcels.contains_key(&container) {
             let text = format!("instance {id} has no container {container} to start");
-            return self.reply(session, request, Err(KeeperError::Refused(text)), Vec::new());
+            return self.reply(
+                session,
+                request,
+                Err(KeeperError::Refused(text)),
+                Vec::new(),
+            );
         }
         group.waiters.push((container, session, request));
         if !group.asked.contains(&container) {
@@ -333,7 +333,11 @@ impl Keeper {
         match result {
             Ok(reply) => {
                 let group = &mut instance.group;
-                group.begun.insert(container);
+                instance.record.begun.insert(container);
+                // A keeper after this one must know how far the start was.
+                if let Err(error) = self.records.write_instance(&instance.record) {
+                    tracing::error!(%id, %error, "note that a container runs");
+                }
                 if let SpawnReply::Started { phases } = reply {
                     group.phases.rootfs += phases.rootfs;
                     group.phases.exec += phases.exec;
@@ -420,7 +424,7 @@ impl Keeper {
         };
         let spec = &instance.record.spec;
         let all = (0..=spec.sidecars().len())
-            .all(|number| spec.waits(number) || instance.group.begun.contains(&number));
+            .all(|number| spec.waits(number) || instance.record.begun.contains(&number));
         if !all || !matches!(instance.phase, Phase::Starting { .. }) {
             return;
         }
@@ -443,7 +447,11 @@ impl Keeper {
         };
         let mut told: Vec<(u32, u64)> = Vec::new();
         let waiting = std::mem::take(&mut instance.group.waiters);
-        told.extend(waiting.into_iter().map(|(_, session, request)| (session, request)));
+        told.extend(
+            waiting
+                .into_iter()
+                .map(|(_, session, request)| (session, request)),
+        );
         let starting = match &mut instance.phase {
             Phase::Starting { waiters, .. } => {
                 told.append(waiters);
@@ -465,7 +473,10 @@ impl Keeper {
             }
         } else {
             let why = why.to_string();
-            instance.group.cause.get_or_insert((0, Exit::Unknown { why }));
+            instance
+                .group
+                .cause
+                .get_or_insert((0, Exit::Unknown { why }));
             self.kill_instance(id);
         }
         for (session, request) in told {
@@ -577,7 +588,7 @@ impl Keeper {
         let unfinished: Vec<InstanceId> = self
             .instances
             .iter()
-            .filter(|(_, instance)| !instance.is_whole())
+            .filter(|(_, instance)| !instance.record.is_whole())
             .map(|(id, _)| id.clone())
             .collect();
         for id in unfinished {

@@ -43,14 +43,6 @@ pub(crate) struct Instance {
     pub(crate) killed: bool,
 }
 
-impl Instance {
-    /// Whether nothing of it waits to be started on its own.
-    pub(crate) fn is_whole(&self) -> bool {
-        let spec = &self.record.spec;
-        spec.group.is_none() || self.group.begun.len() > spec.sidecars().len()
-    }
-}
-
 /// How far it is.
 #[derive(Debug)]
 pub(crate) enum Phase {

@@ -42,8 +42,8 @@ mod visitor;
 
 pub use capture::LogLimits;
 pub use config::{BUILD, KeeperConfig, PoolLimits, data_id, runtime_dir, socket_path};
-pub(crate) use sandboxes::held_sandbox;
 pub use process::{become_keeper, main};
+pub(crate) use sandboxes::held_sandbox;
 pub use up::{UpError, down, end_server, ensure_keeper, held_listeners};
 pub(crate) use visitor::connect_socket;
 pub use visitor::{VisitError, Visitor};

@@ -3,6 +3,7 @@
 //! `instances/ID.json` is there from just before an instance starts until its exit was acknowledged; `sandboxes/N/` is
 //! there from before a sandbox is made until nothing of it is left.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ pub(crate) struct InstanceRecord {
     /// Its further containers as far as their sandboxes are there, in order.
     #[serde(default)]
     pub(crate) sidecars: Vec<SidecarRecord>,
+    /// Which of several containers run, or ran.
+    #[serde(default)]
+    pub(crate) begun: BTreeSet<usize>,
     pub(crate) exit: Option<ExitReport>,
 }
 
@@ -40,6 +44,11 @@ impl InstanceRecord {
     pub(crate) fn sandboxes(&self) -> Vec<u32> {
         let others = self.sidecars.iter().map(|one| one.sandbox);
         std::iter::once(self.sandbox).chain(others).collect()
+    }
+
+    /// Whether nothing of it waits to be started on its own.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.spec.group.is_none() || self.begun.len() > self.spec.sidecars().len()
     }
 }
 

@@ -194,7 +194,10 @@ impl Keeper {
         let waiting = self.stop_waiters.remove(&number).unwrap_or_default();
         if let Some(another) = another {
             // They wait until nothing of the instance is left.
-            self.stop_waiters.entry(another).or_default().extend(waiting);
+            self.stop_waiters
+                .entry(another)
+                .or_default()
+                .extend(waiting);
             self.refill();
             return;
         }

@@ -5,7 +5,7 @@
 //! 2. A start that failed leaves no exit behind: it is answered by its error.
 //! 3. Layers that have to be copied first are copied once, and other starts go on meanwhile.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -126,6 +126,7 @@ impl Keeper {
             net: sandbox.net.clone(),
             started: wall(),
             sidecars: Vec::new(),
+            begun: BTreeSet::new(),
             exit: None,
         };
         self.records.write_instance(&record)?;
@@ -316,7 +317,13 @@ impl Keeper {
         }
     }
 
-    pub(super) fn reply_started(&mut self, session: u32, request: u64, id: &InstanceId, phases: StartPhases) {
+    pub(super) fn reply_started(
+        &mut self,
+        session: u32,
+        request: u64,
+        id: &InstanceId,
+        phases: StartPhases,
+    ) {
         let Some(instance) = self.instances.get(id) else {
             return;
         };

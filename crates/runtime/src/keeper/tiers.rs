@@ -43,7 +43,7 @@ impl Keeper {
             // Its server hears of its end soon.
             return Err(KeeperError::NotFound(id.clone()));
         }
-        if !matches!(instance.phase, Phase::Running) || !instance.is_whole() {
+        if !matches!(instance.phase, Phase::Running) || !instance.record.is_whole() {
             let text = format!("instance {id} starts, which it needs its CPU for");
             return Err(KeeperError::Internal(text));
         }

@@ -115,13 +115,7 @@ impl Housekeeper {
 }
 
 /// The helper's whole life.
-fn help(
-    netns: &OwnedFd,
-    userns: &OwnedFd,
-    theirs: &Channel,
-    to_us: &Channel,
-    plan: &Plan,
-) -> ! {
+fn help(netns: &OwnedFd, userns: &OwnedFd, theirs: &Channel, to_us: &Channel, plan: &Plan) -> ! {
     let enter = |namespace: &OwnedFd, kind| {
         move_into_link_name_space(namespace.as_fd(), Some(kind))
             .map_err(|e| SpawnError::sys("setns", e, WHAT))

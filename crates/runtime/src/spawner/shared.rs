@@ -98,9 +98,7 @@ fn attach(at: &str, volume: &MemoryVolume, uid_base: u32) -> Result<(), SpawnErr
         _ => {}
     }
     let (size, inodes) = (volume.size.0, rootfs::inodes(volume.size.0));
-    let options = format!(
-        "mode=777,uid={uid_base},gid={uid_base},size={size},nr_inodes={inodes}"
-    );
+    let options = format!("mode=777,uid={uid_base},gid={uid_base},size={size},nr_inodes={inodes}");
     let options = CString::new(options).expect("digits and letters");
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("utsuwa-volume", at, "tmpfs", flags, options.as_c_str())
@@ -117,7 +115,8 @@ pub(super) fn map_ids(pid: u32, member: Option<&Member>, uid_base: u32) -> Resul
     }
     if member.is_some() {
         let path = format!("/proc/{pid}/gid_map");
-        let mapped = std::fs::read_to_string(&path).map_err(|e| SpawnError::sys("read", e, path))?;
+        let mapped =
+            std::fs::read_to_string(&path).map_err(|e| SpawnError::sys("read", e, path))?;
         if !mapped.trim().is_empty() {
             return Ok(());
         }
