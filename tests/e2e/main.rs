@@ -14,6 +14,7 @@ mod bad_apps;
 mod bad_input;
 mod cli;
 mod clients;
+mod containers;
 mod deploy;
 mod endurance;
 mod flask;

@@ -143,6 +143,7 @@ impl Keeper {
         descriptors: Vec<OwnedFd>,
     ) {
         self.making.remove(&number);
+        self.refill_after_start();
         let joined = match result {
             Ok(SpawnReply::Joined { pid, helper }) => {
                 reap(helper);
@@ -478,6 +479,8 @@ impl Keeper {
                 .cause
                 .get_or_insert((0, Exit::Unknown { why }));
             self.kill_instance(id);
+            // Perhaps all had ended, and only this answer was waited for.
+            self.ended_together(id);
         }
         for (session, request) in told {
             self.reply(session, request, Err(why.clone()), Vec::new());

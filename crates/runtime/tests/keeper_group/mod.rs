@@ -64,6 +64,17 @@ fn status(pid: u32, name: &str) -> String {
     line.unwrap_or_default().to_owned()
 }
 
+/// What is mounted where and how, in order; whose file system it is differs.
+fn mounts(pid: u32) -> Vec<String> {
+    let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let kind = line.split(" - ").nth(1)?.split(' ').next()?;
+        Some(format!("{} {} {kind}", words[4], words[5]))
+    };
+    table.lines().filter_map(line).collect()
+}
+
 async fn next_exit(server: &mut Server) -> (String, Exit, Vec<String>) {
     let InstanceEvent::Exited {
         id,
@@ -137,6 +148,14 @@ async fn two_containers_share_loopback_and_nothing_else() {
         assert_eq!(status(first, wall), status(second, wall), "{wall}");
     }
     assert!(status(second, "Seccomp:").ends_with('2'));
+    let limits = |pid: u32| fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    assert_eq!(limits(first), limits(second));
+    let masks = mounts(first);
+    assert!(
+        masks.iter().any(|one| one.starts_with("/proc/sys ro")),
+        "{masks:?}"
+    );
+    assert_eq!(masks, mounts(second));
     let usage = server.driver.usage(&spec.id).await.unwrap();
     assert!(usage.pids >= 4, "two shells, and what each runs: {usage:?}");
     server

@@ -22,6 +22,7 @@ fn volume(mib: u64, mounts: Vec<MountPoint>) -> MemoryVolume {
     MemoryVolume {
         size: MemoryBytes(mib << 20),
         mounts,
+        shared: String::new(),
     }
 }
 

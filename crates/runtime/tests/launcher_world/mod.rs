@@ -318,6 +318,7 @@ impl World {
             pid: sandbox.pid,
             spec: Box::new(spec),
             net: sandbox.net.clone(),
+            member: None,
         };
         let (result, _) = self.starter.ask(
             op,
