@@ -76,6 +76,10 @@ impl Core {
                     passed.insert(number);
                 }
                 Some((number, Err(tried))) => {
+                    // Of one that is gone its end says more.
+                    if let Err(gone @ DriverError::NotFound(_)) = self.driver.usage(id).await {
+                        return Err(Unstarted::Driver(gone));
+                    }
                     let name = group.name(number);
                     return Err(Unstarted::Probe(format!(
                         "The container {name:?} failed its startup probe. Logs for this revision might contain more \

@@ -245,13 +245,7 @@ impl Driver for SandboxDriver {
     fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>> {
         Box::pin(async move {
             let id = spec.id.clone();
-            // An operation of its own: a keeper that knows one container only must not leave the others out.
-            let op = if spec.group.is_some() {
-                Op::StartGroup { spec }
-            } else {
-                Op::Start { spec }
-            };
-            match self.call(op, Vec::new()).await? {
+            match self.call(Op::start(spec), Vec::new()).await? {
                 (Reply::Started { phases, .. }, sockets) => {
                     self.shared.sockets.add(&id, sockets);
                     Ok(phases)

@@ -186,6 +186,17 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// An operation of its own for several containers: a keeper that knows one only must not leave the others out.
+    pub(crate) fn start(spec: InstanceSpec) -> Self {
+        if spec.group.is_some() {
+            Self::StartGroup { spec }
+        } else {
+            Self::Start { spec }
+        }
+    }
+}
+
 /// From the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
