@@ -180,3 +180,47 @@ fn gcloud_deploys_to_gen1() {
     assert!(kernel.starts_with("Linux version 4.4.0 "), "{kernel}");
     server.finish();
 }
+
+#[test]
+fn gcloud_deploys_several_containers() {
+    const NAME: &str = "gcloud::gcloud_deploys_several_containers";
+    if !can_run(NAME) || !installed(NAME) {
+        return;
+    }
+    let server = Server::start(&[]);
+    let said = ok(
+        &server,
+        "",
+        "gcloud run deploy pair --allow-unauthenticated \
+         --container app --image utsuwa.local/hello --port 9000 \
+         --container side --image utsuwa.local/hello --set-env-vars PORT=7000 --depends-on app",
+    );
+    assert!(said.contains("has been deployed and is serving"), "{said}");
+    server.until_public("pair");
+    let reached = server.get("pair", "/egress?url=127.0.0.1:7000").1;
+    assert!(reached.starts_with("ok"), "{reached}");
+    let depends =
+        "gcloud run services describe pair --format='value(spec.template.metadata.annotations)'";
+    let said = ok(&server, "", depends);
+    assert!(
+        said.contains("container-dependencies") && said.contains("app"),
+        "{said}"
+    );
+    // The other way round: who is waited for needs a startup probe, and gets one.
+    let turned = "gcloud run services update pair --container app --depends-on side --container side --depends-on ''";
+    let output = shell(&server, "", turned);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains("startupProbe"),
+        "{said}"
+    );
+    ok(
+        &server,
+        "",
+        "gcloud run services update pair --container app --depends-on side \
+         --container side --depends-on '' --startup-probe tcpSocket.port=7000,periodSeconds=1,failureThreshold=30",
+    );
+    let reached = server.get("pair", "/egress?url=127.0.0.1:7000").1;
+    assert!(reached.starts_with("ok"), "{reached}");
+    server.finish();
+}

@@ -15,6 +15,7 @@ mod bad_images;
 mod bad_input;
 mod cli;
 mod clients;
+mod containers;
 mod contract;
 mod deploy;
 mod endurance;

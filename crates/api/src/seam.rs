@@ -70,12 +70,14 @@ pub struct Wanted {
     pub from: Timestamp,
 }
 
-/// One line of an instance. (`instance`, `stream`, `sequence`) is unique and the same whenever it is read; lines of our own are
+/// One line of an instance. (`instance`, `container`, `stream`, `sequence`) is unique and the same whenever it is read; lines of our own are
 /// numbered together, whatever instance they concern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {
     /// `None` for lines of our own that concern no single instance.
     pub instance: Option<InstanceId>,
+    /// Which of its containers wrote it; empty where there is only one.
+    pub container: String,
     pub revision: String,
     /// `stdout`, `stderr`, or `utsuwa` for lines of our own (exits, refused egress, request records).
     pub stream: String,

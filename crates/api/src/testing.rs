@@ -105,6 +105,7 @@ impl Logs for FixedLogs {
     fn lines(&self, _: &ServiceKey, wanted: Wanted) -> BoxStream<'static, LogLine> {
         let line = |n: u64| LogLine {
             instance: "0123456789abcdef0123456789abcdef".parse().ok(),
+            container: String::new(),
             revision: "hello-00001-abc".to_owned(),
             stream: "stdout".to_owned(),
             sequence: n,

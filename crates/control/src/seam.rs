@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use utsuwa_model::demand::RevisionDemand;
 use utsuwa_model::image::ResolvedImage;
 use utsuwa_model::instance::StartPhases;
-use utsuwa_model::route::{InstanceRoute, RouteChange};
+use utsuwa_model::route::{InstanceRoute, RouteChange, StartupProbe};
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 /// The ingress, as the loops see it.
@@ -18,6 +18,13 @@ pub trait FrontDoor: fmt::Debug + Send + Sync + 'static {
     /// Hands over a started instance: the ingress runs its startup probe and takes it into choice once it reached it.
     /// Repeating it for a known id changes nothing.
     fn admit(&self, instance: InstanceRoute, phases: StartPhases);
+
+    /// Makes the startup probe of one container of an instance that isn't handed over yet. The error says what was tried.
+    fn probe(
+        &self,
+        instance: InstanceRoute,
+        startup: StartupProbe,
+    ) -> BoxFuture<'static, Result<(), String>>;
 
     /// Takes the instance out of choice at once; answers when its last request has ended or `deadline` has passed
     /// (`true`: nothing was in flight any more). After the answer it may be stopped. Unknown ids answer at once.

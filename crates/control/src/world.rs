@@ -21,10 +21,10 @@ use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::instance::{
-    InstanceSpec, Kernel, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier,
+    Group, InstanceSpec, Kernel, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier,
 };
 use utsuwa_model::quantity::MilliCpu;
-use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable};
+use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable, StartupProbe};
 use utsuwa_model::scaling::ScalingSettings;
 use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
 use utsuwa_model::{Because, InstanceId, RevisionId, RevisionKey, ServiceKey, Timestamp};
@@ -40,9 +40,45 @@ pub(crate) struct StartPlan {
     pub(crate) port: u16,
     pub(crate) volumes: Vec<MemoryVolume>,
     pub(crate) kernel: Kernel,
+    /// Of instances of several containers; all above is of the one that takes requests.
+    pub(crate) group: Option<GroupPlan>,
+}
+
+/// The containers of an instance, by number, as [`Group`] counts them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GroupPlan {
+    pub(crate) spec: Group,
+    /// What each depends on.
+    pub(crate) after: Vec<Vec<usize>>,
+    /// How each is judged to have started.
+    pub(crate) startup: Vec<Option<StartupProbe>>,
 }
 
 impl StartPlan {
+    /// What an instance may have in memory.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let others = self.group.iter().flat_map(|group| &group.spec.sidecars);
+        others.fold(self.limits.memory.0, |sum, one| {
+            sum.saturating_add(one.limits.memory.0)
+        })
+    }
+
+    /// How long the startup probes of those that take no requests may take, were each to wait for the one before.
+    pub(crate) fn sidecars_may_take(&self) -> Duration {
+        let startup = self
+            .group
+            .iter()
+            .flat_map(|group| group.startup.iter().skip(1));
+        startup.flatten().map(StartupProbe::deadline).sum()
+    }
+
+    /// The root file systems of its containers.
+    pub(crate) fn rootfs_of_all(&self) -> Vec<RootfsSpec> {
+        let others = self.group.iter().flat_map(|group| &group.spec.sidecars);
+        let others = others.map(|one| one.rootfs.clone());
+        std::iter::once(self.rootfs.clone()).chain(others).collect()
+    }
+
     pub(crate) fn spec(&self, key: &RevisionKey, id: InstanceId) -> InstanceSpec {
         InstanceSpec {
             id,
@@ -56,6 +92,7 @@ impl StartPlan {
             port: self.port,
             volumes: self.volumes.clone(),
             kernel: self.kernel,
+            group: self.group.as_ref().map(|group| group.spec.clone()),
         }
     }
 }

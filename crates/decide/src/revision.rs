@@ -66,8 +66,9 @@ pub enum ProofInstance {
     NotMade {
         why: String,
     },
-    /// It ended before anybody reached it.
+    /// It ended before anybody reached it, of the end of `container` where it has several.
     Ended {
+        container: String,
         exit: Exit,
         last_lines: Vec<String>,
     },
@@ -127,9 +128,16 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
         (ImageState::There, ProofInstance::NotMade { why }) => {
             failed("ProgressDeadlineExceeded", never_achieved(Some(why)))
         }
-        (ImageState::There, ProofInstance::Ended { exit, last_lines }) => failed(
+        (
+            ImageState::There,
+            ProofInstance::Ended {
+                container,
+                exit,
+                last_lines,
+            },
+        ) => failed(
             &exit_reason(exit),
-            exit_message(exit, last_lines, proof.port),
+            exit_message(container, exit, last_lines, proof.port),
         ),
         (ImageState::There, ProofInstance::NotListening { tried }) => {
             failed("HealthCheckContainerError", tried.clone())
@@ -169,8 +177,13 @@ fn not_listening(port: u16, detail: &str) -> String {
     }
 }
 
-fn exit_message(exit: &Exit, last_lines: &[String], port: u16) -> String {
-    let mut detail = format!("The container {} before it listened.", exit.describe());
+fn exit_message(container: &str, exit: &Exit, last_lines: &[String], port: u16) -> String {
+    let how = exit.describe();
+    let mut detail = if container.is_empty() {
+        format!("The container {how} before it listened.")
+    } else {
+        format!("The container {container:?} {how} before the instance was ready.")
+    };
     if *exit == Exit::Code(0) {
         detail.push_str(" A service's program must keep running and answer requests.");
     }
@@ -249,6 +262,7 @@ mod tests {
         for (instance, reason, parts) in [
             (
                 ProofInstance::Ended {
+                    container: String::new(),
                     exit: Exit::Code(3),
                     last_lines: vec!["boom".into()],
                 },
@@ -261,6 +275,7 @@ mod tests {
             ),
             (
                 ProofInstance::Ended {
+                    container: String::new(),
                     exit: Exit::Code(0),
                     last_lines: vec![],
                 },

@@ -17,7 +17,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use utsuwa_model::demand::RevisionDemand;
 use utsuwa_model::instance::StartPhases;
-use utsuwa_model::route::{InstanceRoute, RevisionRoute, RouteChange, RouteTable};
+use utsuwa_model::route::{
+    InstanceRoute, Protocol, RevisionRoute, RouteChange, RouteTable, StartupProbe,
+};
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 
 use crate::instance::{Ending, Instance};
@@ -225,6 +227,25 @@ impl Ingress {
             drained
         }
         .boxed()
+    }
+
+    /// Makes the startup probe of one container of an instance that isn't handed over yet: nothing is sent to it by this. The
+    /// error says what was tried.
+    pub fn probe(
+        &self,
+        instance: InstanceRoute,
+        startup: StartupProbe,
+    ) -> BoxFuture<'static, Result<(), String>> {
+        let outside = Arc::clone(&self.shared.outside);
+        // No connection of a probe is kept: none goes to port 0.
+        let instance = Instance::new(
+            instance.id,
+            instance.revision,
+            (0, instance.age),
+            StartPhases::default(),
+            Arc::clone(&outside),
+        );
+        async move { probe::check(&outside, &instance, &startup, Protocol::Http1).await }.boxed()
     }
 
     /// The instance may be frozen from now on: nothing is in flight in it, and the next request raises [`Wake::thaw`].

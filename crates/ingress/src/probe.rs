@@ -51,7 +51,7 @@ pub(crate) async fn run(
 ) {
     let outcome = tokio::select! {
         () = instance.leaving.cancelled() => return,
-        outcome = check(outside, instance, route) => outcome,
+        outcome = check(outside, instance, &route.startup, route.protocol) => outcome,
     };
     match outcome {
         Ok(()) => {
@@ -78,12 +78,12 @@ pub(crate) async fn run(
     }
 }
 
-async fn check(
+pub(crate) async fn check(
     outside: &Outside,
     instance: &Arc<Instance>,
-    route: &RevisionRoute,
+    probe: &StartupProbe,
+    protocol: Protocol,
 ) -> Result<(), String> {
-    let probe = &route.startup;
     // Not even a sleep of zero where none is asked for: tokio's timers tick in milliseconds, and it would take one.
     let delay = probe.initial_delay.saturating_sub(instance.age);
     if !delay.is_zero() {
@@ -99,7 +99,7 @@ async fn check(
     let stream = reach(outside, instance, port, probe, end).await?;
     let what = match &probe.check {
         StartupCheck::None | StartupCheck::Tcp { .. } => {
-            keep(outside, instance, route, port, stream).await;
+            keep(outside, instance, protocol, port, stream).await;
             return Ok(());
         }
         StartupCheck::Http { path, .. } => format!("GET {path} on port {port}"),
@@ -115,7 +115,13 @@ async fn check(
         times += 1;
         let last = match timeout(
             probe.timeout,
-            ask(outside, instance, route, port, stream.take()),
+            ask(
+                outside,
+                instance,
+                (&probe.check, protocol),
+                port,
+                stream.take(),
+            ),
         )
         .await
         {
@@ -138,7 +144,7 @@ async fn check(
 async fn ask(
     outside: &Outside,
     instance: &Arc<Instance>,
-    route: &RevisionRoute,
+    (what, protocol): (&StartupCheck, Protocol),
     port: u16,
     stream: Option<TcpStream>,
 ) -> Result<(), String> {
@@ -150,20 +156,20 @@ async fn ask(
             .await
             .map_err(|error| error.to_string())?,
     };
-    match &route.startup.check {
+    match what {
         StartupCheck::None | StartupCheck::Tcp { .. } => Ok(()),
         StartupCheck::Http { path, headers, .. } => {
             let upstream = get(outside, stream, path, headers, AGENT).await?;
             if let Some(upstream) = upstream
                 && same_port
-                && route.protocol == Protocol::Http1
+                && protocol == Protocol::Http1
             {
                 instance.keep(upstream);
             }
             Ok(())
         }
         StartupCheck::Grpc { service, .. } => {
-            let sender = if same_port && route.protocol == Protocol::H2c {
+            let sender = if same_port && protocol == Protocol::H2c {
                 instance.adopt_http2(stream).await
             } else {
                 instance.handshake_http2(stream).await
@@ -232,14 +238,14 @@ async fn reach(
 async fn keep(
     outside: &Outside,
     instance: &Instance,
-    route: &RevisionRoute,
+    protocol: Protocol,
     port: u16,
     stream: TcpStream,
 ) {
     if port != instance.port {
         return;
     }
-    match route.protocol {
+    match protocol {
         Protocol::Http1 => {
             if let Ok(upstream) =
                 Upstream::handshake(stream, outside.settings.max_header_bytes).await

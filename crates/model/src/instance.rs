@@ -1,7 +1,10 @@
 //! One running copy of a revision: how to start it, what is known of it, how it ended.
 
+mod group;
+
 use std::time::Duration;
 
+pub use group::{Group, Sidecar};
 use serde::{Deserialize, Serialize};
 
 use crate::quantity::{MemoryBytes, MilliCpu};
@@ -23,6 +26,9 @@ pub struct InstanceSpec {
     /// Absent in what was written before there was a choice.
     #[serde(default)]
     pub kernel: Kernel,
+    /// Its other containers; all above is then of the one that takes requests.
+    #[serde(default)]
+    pub group: Option<Group>,
 }
 
 /// Who answers the system calls of an instance's programs.
@@ -42,6 +48,9 @@ pub struct MemoryVolume {
     pub size: MemoryBytes,
     /// Where it is seen; never empty.
     pub mounts: Vec<MountPoint>,
+    /// The name under which containers of one instance share it; empty for one that only one has.
+    #[serde(default)]
+    pub shared: String,
 }
 
 /// One place where a volume is seen.
@@ -115,10 +124,16 @@ impl Exit {
 
 impl Exit {
     /// The line of the system log. Google's sentence first where there is one (§2.6), since people and scripts look for it; then
-    /// what we know better. Used is what was allowed: the kernel ends who asks for one page more.
+    /// what we know better. Used is what was allowed: the kernel ends who asks for one page more. `container` is the one that ended
+    /// first, empty where there is only one.
     #[must_use]
-    pub fn log_line(&self) -> String {
-        let ours = format!("The instance {}.", self.describe());
+    pub fn log_line(&self, container: &str) -> String {
+        let ours = if container.is_empty() {
+            format!("The instance {}.", self.describe())
+        } else {
+            let how = self.describe();
+            format!("The container {container:?} {how}; its instance has ended with it.")
+        };
         match self {
             Self::OutOfMemory { limit } => {
                 let mib = limit.0.div_ceil(1 << 20);
@@ -197,13 +212,17 @@ mod tests {
     fn ends_in_googles_words_and_ours() {
         let limit = MemoryBytes(512 << 20);
         assert_eq!(
-            Exit::OutOfMemory { limit }.log_line(),
+            Exit::OutOfMemory { limit }.log_line(""),
             "Memory limit of 512 MiB exceeded with 512 MiB used. Consider increasing the memory limit. \
              The instance used more than its memory limit of 512Mi and was ended; raise it with --memory."
         );
         assert_eq!(
-            Exit::Code(7).log_line(),
+            Exit::Code(7).log_line(""),
             "The instance exited with status 7."
+        );
+        assert_eq!(
+            Exit::Code(7).log_line("side"),
+            "The container \"side\" exited with status 7; its instance has ended with it."
         );
     }
 }

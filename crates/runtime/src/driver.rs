@@ -20,8 +20,17 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// a restart of the host. The layers must be in the image store.
     fn prepare(&self, rootfs: RootfsSpec) -> BoxFuture<'_, Result<(), DriverError>>;
 
-    /// Starts the instance and answers once its program runs (it need not listen yet).
+    /// Starts the instance and answers once its program runs (it need not listen yet); of several containers those that don't
+    /// wait.
     fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>>;
+
+    /// Starts a container of an instance that waits for it ([`InstanceSpec::waits`]), by its number, and answers once its program
+    /// runs.
+    fn start_container(
+        &self,
+        id: &InstanceId,
+        container: usize,
+    ) -> BoxFuture<'_, Result<(), DriverError>>;
 
     /// SIGTERM, then SIGKILL after `grace`; answers when nothing of the instance is left. Its exit is reported as an event.
     fn stop(&self, id: InstanceId, grace: Duration) -> BoxFuture<'_, Result<(), DriverError>>;
@@ -89,6 +98,8 @@ pub enum InstanceEvent {
     /// It ended. Sent exactly once for each instance, also after a restart of the server.
     Exited {
         id: InstanceId,
+        /// Which of its containers ended first; empty in an instance of one.
+        container: String,
         exit: Exit,
         at: Timestamp,
         last_lines: Vec<String>,

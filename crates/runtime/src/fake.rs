@@ -30,6 +30,7 @@ use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 pub enum Call {
     Prepare,
     Start,
+    StartContainer,
     Stop,
     SetCpu,
     Freeze,
@@ -185,6 +186,7 @@ impl FakeDriver {
     fn tell(&self, id: &InstanceId, exit: Exit, last_lines: Vec<String>) {
         let event = InstanceEvent::Exited {
             id: id.clone(),
+            container: String::new(),
             exit,
             at: (self.inner.now)(),
             last_lines,
@@ -214,6 +216,25 @@ impl Driver for FakeDriver {
             if world.prepared.insert(rootfs) {
                 world.log.push("prepare".to_owned());
             }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn start_container(
+        &self,
+        id: &InstanceId,
+        container: usize,
+    ) -> BoxFuture<'_, Result<(), DriverError>> {
+        let id = id.clone();
+        async move {
+            let what = format!("start {id} container {container}");
+            self.before(Call::StartContainer, &what).await?;
+            let mut world = self.inner.world.lock();
+            if !world.running.contains_key(&id) {
+                return Err(DriverError::NotFound(id));
+            }
+            world.log.push(what);
             Ok(())
         }
         .boxed()

@@ -8,6 +8,7 @@
 )]
 
 mod busybox;
+mod keeper_group;
 mod keeper_gvisor;
 mod keeper_lets_go;
 mod keeper_protocol;

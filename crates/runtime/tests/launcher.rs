@@ -473,7 +473,7 @@ root_test! {
         for sandbox in &sandboxes {
             let pipe = rustix::pipe::pipe().unwrap();
             let spec = world.spec(&["/bin/sleep", "1000"]);
-            let op = Op::Start { sandbox: sandbox.number, pid: sandbox.pid, spec: Box::new(spec), net: sandbox.net.clone() };
+            let op = Op::Start { sandbox: sandbox.number, pid: sandbox.pid, spec: Box::new(spec), net: sandbox.net.clone(), member: None };
             waiting.insert(world.starter.send(op, &[sandbox.control.as_fd(), pipe.1.as_fd(), pipe.1.as_fd()]));
         }
         while !waiting.is_empty() {

@@ -243,6 +243,7 @@ async fn one(churn: &Churn, done: &mut Cycles) -> anyhow::Result<()> {
             port: PORT,
             volumes: Vec::new(),
             kernel: Kernel::Host,
+            group: None,
         })
         .await
         .with_context(|| format!("start {number}"))?;

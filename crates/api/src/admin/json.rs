@@ -118,12 +118,16 @@ pub(super) fn of_pull(pull: &PullInsight) -> Value {
 }
 
 pub(super) fn of_line(line: &LogLine) -> Value {
-    json!({
+    let mut shown = json!({
         "at": time(line.at),
         "instance": line.instance,
         "revision": line.revision,
         "stream": line.stream,
         "sequence": line.sequence,
         "text": line.text,
-    })
+    });
+    if !line.container.is_empty() {
+        shown["container"] = json!(line.container);
+    }
+    shown
 }

@@ -7,6 +7,8 @@
 //! 1. `write(read(a)) == a` for every set of annotations without output-only ones.
 //! 2. A canonical text is never stored beside its field, so what v2 wrote and v1 echoes is no change.
 
+pub(super) mod dependencies;
+
 use std::collections::BTreeMap;
 
 use utsuwa_model::Violations;
@@ -67,11 +69,13 @@ pub(super) fn write_template(template: &RevisionTemplate) -> Annotations {
         &mut parsed,
         &mut Violations::default(),
     );
-    merge(
+    let mut all = merge(
         &template.annotations,
         template_fields(&parsed),
         template_fields(template),
-    )
+    );
+    dependencies::write(&mut all, &template.containers);
+    all
 }
 
 const DESCRIPTION: &[&str] = &["run.googleapis.com/description"];

@@ -162,7 +162,10 @@ fn read_template(template: &Object<'_>, found: &RefCell<Violations>) -> Revision
         read.annotations = annotations;
     }
     match template.object("spec") {
-        Some(spec) => read_revision_spec(&spec, &mut read),
+        Some(spec) => {
+            read_revision_spec(&spec, &mut read);
+            annotation::dependencies::read(&mut read, &mut found.borrow_mut());
+        }
         None => template.wrong("spec", "missing: a revision needs a container"),
     }
     template.forbid_rest();

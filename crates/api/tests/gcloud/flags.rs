@@ -342,7 +342,8 @@ async fn gcloud_adds_and_removes_volumes_in_memory() {
     let key = "demo/us-central1/cached".parse().expect("a key");
     let volumes = || {
         let stored = world.store.service(&key).expect("reads");
-        stored.expect("exists").spec.template.memory_volumes()
+        let template = stored.expect("exists").spec.template;
+        template.memory_volumes(&template.containers[0])
     };
     let made = volumes();
     assert_eq!(made.len(), 1);

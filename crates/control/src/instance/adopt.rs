@@ -129,7 +129,7 @@ impl Core {
         for id in before.keys() {
             if !listed.iter().any(|found| found.id == *id) {
                 let why = "it was gone when the server looked".to_owned();
-                self.ended(id, &Exit::Unknown { why }, Vec::new());
+                self.ended(id, "", &Exit::Unknown { why }, Vec::new());
             }
         }
         let known = self.world.instance_ids();

@@ -19,8 +19,7 @@ pub(crate) fn promised(inner: &Inner) -> u64 {
         .filter_map(|(id, key)| {
             let state = inner.revisions.get(key)?;
             let record = state.instances.get(id)?;
-            (record.phase == Phase::Starting)
-                .then(|| capacity::expected(state.plan.limits.memory.0))
+            (record.phase == Phase::Starting).then(|| capacity::expected(state.plan.memory_bytes()))
         })
         .fold(0, u64::saturating_add)
 }
@@ -63,7 +62,7 @@ fn held_bytes(state: &RevisionState, id: &InstanceId) -> u64 {
         .instances
         .get(id)
         .and_then(|record| record.rest.kept_bytes);
-    kept.unwrap_or_else(|| capacity::expected(state.plan.limits.memory.0))
+    kept.unwrap_or_else(|| capacity::expected(state.plan.memory_bytes()))
 }
 
 /// Its instances that are on their way out. `waits`: whether another revision still waits for room.

@@ -28,10 +28,11 @@ impl Core {
             match event {
                 Ok(InstanceEvent::Exited {
                     id,
+                    container,
                     exit,
                     last_lines,
                     ..
-                }) => self.ended(&id, &exit, last_lines),
+                }) => self.ended(&id, &container, &exit, last_lines),
                 Err(RecvError::Lagged(missed)) => {
                     tracing::warn!(
                         missed,
@@ -46,8 +47,14 @@ impl Core {
         }
     }
 
-    /// The instance is dead.
-    pub(crate) fn ended(&self, id: &InstanceId, exit: &Exit, last_lines: Vec<String>) {
+    /// The instance is dead, of the end of `container` where it has several.
+    pub(crate) fn ended(
+        &self,
+        id: &InstanceId,
+        container: &str,
+        exit: &Exit,
+        last_lines: Vec<String>,
+    ) {
         let Some(key) = self.world.with(|inner| inner.owners.get(id).cloned()) else {
             return;
         };
@@ -70,10 +77,16 @@ impl Core {
         }
         tracing::info!(revision = %key, instance = %id, exit = %exit.describe(), "instance ended by itself");
         let lived = self.env.now().since(record.started);
-        let message = format!("the container {}", exit.describe());
+        let which = if container.is_empty() {
+            "the container".to_owned()
+        } else {
+            format!("the container {container:?}")
+        };
+        let message = format!("{which} {}", exit.describe());
         let proving = self.world.revision(&key, |state| {
             if state.stage == Stage::Proving && !reached {
                 state.proof = Some(ProofInstance::Ended {
+                    container: container.to_owned(),
                     exit: exit.clone(),
                     last_lines,
                 });

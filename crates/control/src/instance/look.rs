@@ -95,7 +95,7 @@ pub(super) fn decide(
     let mut missing = 0;
     let short = match (memory, state.stage) {
         (Some(memory), Stage::Serving) if plan.start > 0 => {
-            let each = utsuwa_decide::capacity::expected(state.plan.limits.memory.0);
+            let each = utsuwa_decide::capacity::expected(state.plan.memory_bytes());
             let fits = utsuwa_decide::capacity::fit(memory, reserve, promised, each, plan.start);
             let since = state.short_since.unwrap_or(now);
             utsuwa_decide::capacity::shortage(plan.start, fits, demand.queued, now.since(since))

@@ -14,6 +14,7 @@
 pub(crate) mod adopt;
 mod boost;
 mod capacity;
+mod containers;
 mod ended;
 mod look;
 mod start;
@@ -81,7 +82,7 @@ impl Core {
             self.leave(key, id, decided.timeout);
         }
         if decided.missing > 0 {
-            let room = self.make_room(key, decided.missing, decided.plan.limits.memory.0);
+            let room = self.make_room(key, decided.missing, decided.plan.memory_bytes());
             report.actions += room.gave_way;
             if room.gave_way > 0 {
                 // It comes free soon: the next looks are the first ones again. It goes on being short, so that nobody else

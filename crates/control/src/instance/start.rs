@@ -23,9 +23,14 @@ impl Core {
     /// Asks the driver and hands the instance to the ingress.
     pub(crate) async fn start_one(&self, key: &RevisionKey, id: InstanceId, plan: &StartPlan) {
         let started = self.driver.start(plan.spec(key, id.clone())).await;
+        let others = match &started {
+            Ok(_) => self.start_containers(key, &id, plan).await,
+            Err(_) => Ok(()),
+        };
         self.world.with(|inner| inner.starting.remove(&id));
-        match started {
-            Ok(phases) => {
+        match (started, others) {
+            (Ok(_), Err(why)) => self.give_up_containers(key, &id, why),
+            (Ok(phases), Ok(())) => {
                 let known = self
                     .world
                     .revision(key, |state| match state.instances.get_mut(&id) {
@@ -47,7 +52,7 @@ impl Core {
                     self.take_back_unless_running(key, &id);
                 }
             }
-            Err(error) => self.start_failed(key, &id, &error),
+            (Err(error), _) => self.start_failed(key, &id, &error),
         }
         self.ask_instances(key, Priority::Soon);
         self.after_count_changed(key);
@@ -70,7 +75,7 @@ impl Core {
         }
     }
 
-    fn start_failed(&self, key: &RevisionKey, id: &InstanceId, error: &DriverError) {
+    pub(super) fn start_failed(&self, key: &RevisionKey, id: &InstanceId, error: &DriverError) {
         match error {
             // The user's to change; the condition and the answer say so.
             DriverError::Refused(_) => {
@@ -82,7 +87,7 @@ impl Core {
         self.world.forget(id);
         let mut limit = 0;
         let refusal = self.world.revision(key, |state| {
-            limit = state.plan.limits.memory.0;
+            limit = state.plan.memory_bytes();
             state.last_failure = Some(error.to_string());
             state.failed_at = Some(now);
             state.crashes = state.crashes.saturating_add(1);

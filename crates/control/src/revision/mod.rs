@@ -8,6 +8,7 @@
 //! 2. A failed deploy changes nothing that serves: only the failed revision's own instances are stopped.
 //! 3. The digest is pinned before the first instance starts and never changes.
 
+mod plan;
 pub mod process;
 mod prove;
 mod startable;

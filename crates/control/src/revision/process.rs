@@ -24,8 +24,6 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub enum ProcessError {
     #[error("the template has no container: name an image")]
     NoContainer,
-    #[error("the template has {0} containers; only one is supported yet. Remove the sidecars")]
-    Sidecars(usize),
     #[error(
         "the execution environment gen1 runs one container, and the template has {0}: remove the sidecars, or deploy with \
          --execution-environment=gen2"
@@ -47,24 +45,16 @@ pub enum ProcessError {
     SecretVolume { name: String, secret: String },
 }
 
-/// The process for instances of `key`.
+/// The process of a container of instances of `key`. `PORT` is set where requests come in alone.
 ///
 /// # Errors
 /// [`ProcessError`]: what can't be run, and what to change.
 pub fn process(
     key: &RevisionKey,
     template: &RevisionTemplate,
+    container: &Container,
     image: &ImageConfig,
 ) -> Result<ProcessSpec, ProcessError> {
-    if template.containers.len() > 1 && kernel(template) == Kernel::Gvisor {
-        return Err(ProcessError::SidecarsOnGvisor(template.containers.len()));
-    }
-    if template.containers.len() > 1 {
-        return Err(ProcessError::Sidecars(template.containers.len()));
-    }
-    let container = template
-        .ingress_container()
-        .ok_or(ProcessError::NoContainer)?;
     for volume in &template.volumes {
         if let VolumeSource::Secret { secret, .. } = &volume.source {
             return Err(ProcessError::SecretVolume {
@@ -131,7 +121,9 @@ fn environment(
         }
     }
     let service = key.service.service.as_str();
-    set("PORT", &template.port().to_string());
+    if template.ingress_container() == Some(container) {
+        set("PORT", &template.port().to_string());
+    }
     set("K_SERVICE", service);
     set("K_REVISION", key.revision.as_str());
     set("K_CONFIGURATION", service);
@@ -152,10 +144,10 @@ pub fn kernel(template: &RevisionTemplate) -> Kernel {
 
 /// CPU and memory as written or by default; `pids` is the server's.
 #[must_use]
-pub fn limits(template: &RevisionTemplate, pids: u32) -> Limits {
+pub fn limits(container: &Container, pids: u32) -> Limits {
     Limits {
-        cpu: template.cpu(),
-        memory: template.memory(),
+        cpu: container.cpu(),
+        memory: container.memory(),
         pids,
     }
 }
@@ -178,6 +170,10 @@ mod tests {
 
     fn key() -> RevisionKey {
         "demo/here/hello/hello-00001-abc".parse().unwrap()
+    }
+
+    fn of(template: &RevisionTemplate, image: &ImageConfig) -> Result<ProcessSpec, ProcessError> {
+        process(&key(), template, &template.containers[0], image)
     }
 
     fn words(text: &str) -> Vec<String> {
@@ -220,7 +216,7 @@ mod tests {
                 cmd: words(cmd),
                 ..ImageConfig::default()
             };
-            let got = process(&key(), &template(command, args), &image);
+            let got = of(&template(command, args), &image);
             match want {
                 Some(want) => assert_eq!(
                     got.unwrap().args,
@@ -255,7 +251,7 @@ mod tests {
             container_port: 9000,
         }];
         assert_eq!(
-            process(&key(), &with, &image).unwrap().env,
+            of(&with, &image).unwrap().env,
             [
                 "PATH=/opt/bin",
                 "LANG=C",
@@ -269,7 +265,7 @@ mod tests {
         );
         with.execution_environment = Some(ExecutionEnvironment::Gen1);
         assert!(
-            process(&key(), &with, &image)
+            of(&with, &image)
                 .unwrap()
                 .env
                 .contains(&"HOME=/home".to_owned())
@@ -298,14 +294,14 @@ mod tests {
             user: "app:app".into(),
             ..ImageConfig::default()
         };
-        let plain = process(&key(), &template("", ""), &image).unwrap();
+        let plain = of(&template("", ""), &image).unwrap();
         assert_eq!(
             (plain.cwd.as_str(), plain.user.as_str()),
             ("/srv", "app:app")
         );
         let mut moved = template("", "");
         moved.containers[0].working_dir = Some("/elsewhere".into());
-        assert_eq!(process(&key(), &moved, &image).unwrap().cwd, "/elsewhere");
+        assert_eq!(of(&moved, &image).unwrap().cwd, "/elsewhere");
     }
 
     #[test]
@@ -323,29 +319,18 @@ mod tests {
             name: "API_KEY".into(),
             value,
         });
-        let text = process(&key(), &secret, &image).unwrap_err().to_string();
+        let text = of(&secret, &image).unwrap_err().to_string();
         assert!(
             text.contains("API_KEY") && text.contains("'key'") && text.contains("--set-env-vars"),
             "{text}"
         );
 
-        let mut sidecar = template("", "");
-        sidecar.containers.push(Container::default());
-        assert_eq!(
-            process(&key(), &sidecar, &image),
-            Err(ProcessError::Sidecars(2))
-        );
-        sidecar.execution_environment = Some(ExecutionEnvironment::Gen1);
-        assert_eq!(
-            process(&key(), &sidecar, &image),
-            Err(ProcessError::SidecarsOnGvisor(2))
-        );
         let mut volume = template("", "");
         volume.volumes.push(Volume {
             name: "tmp".into(),
             source: VolumeSource::EmptyDir { size_limit: None },
         });
-        assert!(process(&key(), &volume, &image).is_ok());
+        assert!(of(&volume, &image).is_ok());
         volume.volumes.push(Volume {
             name: "key".into(),
             source: VolumeSource::Secret {
@@ -354,11 +339,7 @@ mod tests {
                 default_mode: None,
             },
         });
-        let error = process(&key(), &volume, &image).unwrap_err();
+        let error = of(&volume, &image).unwrap_err();
         assert!(matches!(&error, ProcessError::SecretVolume { name, .. } if name == "key"));
-        assert_eq!(
-            process(&key(), &RevisionTemplate::default(), &image),
-            Err(ProcessError::NoContainer)
-        );
     }
 }

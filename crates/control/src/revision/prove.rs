@@ -121,7 +121,8 @@ impl Core {
                 port: state.plan.port,
                 trouble: state.last_failure.clone(),
             };
-            let whole = state.route.startup.deadline() + START_PATIENCE;
+            let whole =
+                state.route.startup.deadline() + state.plan.sidecars_may_take() + START_PATIENCE;
             let deadline = state.proving_since.plus(whole);
             let looked = state.looked_at_by.map(|by| by.plus(LOOK_PATIENCE));
             (

@@ -16,7 +16,7 @@ use utsuwa_model::scaling::{Ceiling, ScalingSettings};
 use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
 use utsuwa_runtime::DriverError;
 
-use super::process;
+use super::{plan, process};
 use crate::core::Core;
 use crate::rounds::{PassError, Report};
 use crate::world::{RevisionState, Stage, StartPlan};
@@ -51,17 +51,18 @@ impl Core {
         stage: Stage,
     ) -> Result<(), Hindrance> {
         let key = &revision.key;
-        let image = self.pinned_image(revision).await?;
-        let rootfs = self.learn(revision, &image, stage).await?;
-        match self.driver.prepare(rootfs).await {
-            Ok(()) => {}
-            Err(DriverError::Refused(message)) => {
-                return Err(Hindrance::Failed {
-                    reason: "ContainerMissing",
-                    message,
-                });
+        let images = self.pinned_images(revision).await?;
+        for rootfs in self.learn(revision, &images, stage).await? {
+            match self.driver.prepare(rootfs).await {
+                Ok(()) => {}
+                Err(DriverError::Refused(message)) => {
+                    return Err(Hindrance::Failed {
+                        reason: "ContainerMissing",
+                        message,
+                    });
+                }
+                Err(error) => return Err(Hindrance::Later(error.into())),
             }
-            Err(error) => return Err(Hindrance::Later(error.into())),
         }
         self.world.revision(key, |state| state.prepared = true);
         Ok(())
@@ -107,20 +108,21 @@ impl Core {
         )))
     }
 
-    /// Puts the way to start `revision` into the picture. Answers its root file system.
+    /// Puts the way to start `revision` into the picture. `images` are of its containers, in their order. Answers their root file
+    /// systems.
     async fn learn(
         &self,
         revision: &Revision,
-        image: &ResolvedImage,
+        images: &[ResolvedImage],
         stage: Stage,
-    ) -> Result<RootfsSpec, Hindrance> {
+    ) -> Result<Vec<RootfsSpec>, Hindrance> {
         let uid_base = self
             .store
             .uid_base(&revision.key.service)
             .await
             .map_err(PassError::from)?;
-        let plan = self.start_plan(revision, image, uid_base)?;
-        let rootfs = plan.rootfs.clone();
+        let plan = self.start_plan(revision, images, uid_base)?;
+        let rootfs = plan.rootfs_of_all();
         let scaling = self.service_scaling(revision);
         let new = self.world.learn(&revision.key, || {
             self.state_of(revision, plan, stage, &scaling)
@@ -138,13 +140,17 @@ impl Core {
         revision: &Revision,
         stage: Stage,
     ) -> Result<bool, PassError> {
-        let Some(pinned) = revision.status.image_digests.first() else {
+        let mut images = Vec::new();
+        for pinned in &revision.status.image_digests {
+            match self.store.image(pinned)? {
+                Some(image) => images.push(image),
+                None => return Ok(false),
+            }
+        }
+        if images.is_empty() || images.len() != revision.template.containers.len() {
             return Ok(false);
-        };
-        let Some(image) = self.store.image(pinned)? else {
-            return Ok(false);
-        };
-        match self.learn(revision, &image, stage).await {
+        }
+        match self.learn(revision, &images, stage).await {
             Ok(_) => Ok(true),
             Err(Hindrance::Later(error)) => Err(error),
             Err(Hindrance::Failed { .. } | Hindrance::Pulling) => Ok(false),
@@ -154,28 +160,19 @@ impl Core {
     fn start_plan(
         &self,
         revision: &Revision,
-        image: &ResolvedImage,
+        images: &[ResolvedImage],
         uid_base: u32,
     ) -> Result<StartPlan, Hindrance> {
-        let template = &revision.template;
-        let process =
-            process::process(&revision.key, template, &image.config).map_err(|error| {
-                Hindrance::Failed {
-                    reason: "ContainerMissing",
-                    message: error.to_string(),
-                }
-            })?;
-        Ok(StartPlan {
-            rootfs: RootfsSpec {
-                layers: image.layers.clone(),
-                uid_base,
-            },
-            process,
-            limits: process::limits(template, self.settings.pids),
-            startup_cpu: process::startup_cpu(template),
-            port: template.port(),
-            volumes: template.memory_volumes(),
-            kernel: process::kernel(template),
+        plan::start_plan(
+            &revision.key,
+            &revision.template,
+            images,
+            uid_base,
+            self.settings.pids,
+        )
+        .map_err(|error| Hindrance::Failed {
+            reason: "ContainerMissing",
+            message: error.to_string(),
         })
     }
 
@@ -225,42 +222,36 @@ impl Core {
         known.unwrap_or_default()
     }
 
-    /// The image of the revision, pinned: resolved at the first time, by digest ever after.
-    async fn pinned_image(&self, revision: &Revision) -> Result<ResolvedImage, Hindrance> {
-        let template = &revision.template;
-        let Some(container) = template.ingress_container() else {
+    /// The images of the revision's containers, pinned: resolved at the first time, by digest ever after.
+    async fn pinned_images(&self, revision: &Revision) -> Result<Vec<ResolvedImage>, Hindrance> {
+        let containers = &revision.template.containers;
+        if containers.is_empty() {
             let message = process::ProcessError::NoContainer.to_string();
             return Err(Hindrance::Failed {
                 reason: "ContainerMissing",
                 message,
             });
-        };
-        let pinned = revision.status.image_digests.first();
-        let wanted = pinned.map_or(container.image.as_str(), String::as_str);
-        let pull = tokio::time::timeout(PULL_LOOK, self.images.ensure(wanted));
-        let ended = pull.await.map_err(|_elapsed| Hindrance::Pulling)?;
-        let image = ended.map_err(|error| {
-            if error.transient {
-                Hindrance::Later(PassError(error.message))
-            } else {
-                Hindrance::Failed {
-                    reason: static_reason(&error.reason),
-                    message: error.message,
-                }
+        }
+        let pinned = &revision.status.image_digests;
+        let mut images = Vec::new();
+        for (index, container) in containers.iter().enumerate() {
+            let wanted = pinned.get(index).unwrap_or(&container.image);
+            images.push(self.pull(wanted).await?);
+        }
+        if pinned.is_empty() {
+            for image in &images {
+                self.env.before("save image").await;
+                self.store
+                    .save_image(image.clone())
+                    .await
+                    .map_err(PassError::from)?;
             }
-        })?;
-        if pinned.is_none() {
-            self.env.before("save image").await;
-            self.store
-                .save_image(image.clone())
-                .await
-                .map_err(PassError::from)?;
             self.env.before("pin digest").await;
-            let digest = image.pinned.clone();
+            let digests: Vec<String> = images.iter().map(|image| image.pinned.clone()).collect();
             let pin = move |stored: &mut Revision| {
                 let unpinned = stored.status.image_digests.is_empty();
                 if unpinned {
-                    stored.status.image_digests.push(digest);
+                    stored.status.image_digests = digests;
                 }
                 unpinned
             };
@@ -269,7 +260,22 @@ impl Core {
                 .await
                 .map_err(PassError::from)?;
         }
-        Ok(image)
+        Ok(images)
+    }
+
+    async fn pull(&self, wanted: &str) -> Result<ResolvedImage, Hindrance> {
+        let pull = tokio::time::timeout(PULL_LOOK, self.images.ensure(wanted));
+        let ended = pull.await.map_err(|_elapsed| Hindrance::Pulling)?;
+        ended.map_err(|error| {
+            if error.transient {
+                Hindrance::Later(PassError(error.message))
+            } else {
+                Hindrance::Failed {
+                    reason: static_reason(&error.reason),
+                    message: error.message,
+                }
+            }
+        })
     }
 }
 

@@ -29,7 +29,9 @@ use utsuwa_model::iam::{Binding, Policy};
 use utsuwa_model::image::{ImageConfig, ResolvedImage};
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::operation::{Operation, OperationKind};
-use utsuwa_model::route::{InstanceRoute, RouteChange, RouteTable, Target};
+use utsuwa_model::route::{
+    InstanceRoute, RouteChange, RouteTable, StartupCheck, StartupProbe, Target,
+};
 use utsuwa_model::service::{
     Container, Meta, RevisionTemplate, Service, ServiceSpec, ServiceStatus,
 };

@@ -158,13 +158,19 @@ async fn back(
 
 fn print(record: &Value, format: &Format) -> Result<(), Failure> {
     match format {
-        Format::Table => line(&format!(
-            "{} {} {:<6} {}",
-            text_at(record, "at"),
-            text_at(record, "instance").get(..8).unwrap_or_default(),
-            text_at(record, "stream"),
-            text_at(record, "text")
-        )),
+        Format::Table => {
+            let (instance, container) = (text_at(record, "instance"), text_at(record, "container"));
+            let mut who = instance.get(..8).unwrap_or_default().to_owned();
+            if !container.is_empty() {
+                who = format!("{who} {container}");
+            }
+            line(&format!(
+                "{} {who} {:<6} {}",
+                text_at(record, "at"),
+                text_at(record, "stream"),
+                text_at(record, "text")
+            ));
+        }
         Format::Value(path) => line(&text_at(record, path)),
         // A document per line: a stream has no end that a list could be closed with.
         Format::Yaml => {

@@ -10,7 +10,7 @@ use utsuwa_ingress::Ingress;
 use utsuwa_ingress::seam::Wake;
 use utsuwa_model::demand::RevisionDemand;
 use utsuwa_model::instance::StartPhases;
-use utsuwa_model::route::{InstanceRoute, RouteChange};
+use utsuwa_model::route::{InstanceRoute, RouteChange, StartupProbe};
 use utsuwa_model::{InstanceId, RevisionKey};
 
 /// `control → ingress`.
@@ -24,6 +24,14 @@ impl FrontDoor for Door {
 
     fn admit(&self, instance: InstanceRoute, phases: StartPhases) {
         self.0.admit(instance, phases);
+    }
+
+    fn probe(
+        &self,
+        instance: InstanceRoute,
+        startup: StartupProbe,
+    ) -> BoxFuture<'static, Result<(), String>> {
+        self.0.probe(instance, startup)
     }
 
     fn retire(&self, id: &InstanceId, deadline: Duration) -> BoxFuture<'static, bool> {

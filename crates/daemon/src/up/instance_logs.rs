@@ -53,6 +53,7 @@ impl InstanceLogs {
             LogRecord::Line(line) => LogLine {
                 revision: self.revisions.revision(&line.instance).unwrap_or_default(),
                 instance: Some(line.instance),
+                container: line.container,
                 stream: match line.stream {
                     Stream::Stdout => "stdout",
                     Stream::Stderr => "stderr",
@@ -75,6 +76,7 @@ impl InstanceLogs {
 fn journal_line(shown: journal::Shown, sequence: u64) -> LogLine {
     LogLine {
         instance: shown.instance,
+        container: String::new(),
         revision: shown.revision,
         stream: "utsuwa".to_owned(),
         sequence,
@@ -196,10 +198,22 @@ fn read_files(
     lines
 }
 
+/// Within which lines are numbered: instance, container, stream.
+type Source = (Option<InstanceId>, String, String);
+
+fn source_of(line: &LogLine) -> Source {
+    (
+        line.instance.clone(),
+        line.container.clone(),
+        line.stream.clone(),
+    )
+}
+
 /// It stands before everything else.
 fn dropped_line(instance: Option<InstanceId>, lines: u64, bytes: u64) -> LogLine {
     LogLine {
         instance,
+        container: String::new(),
         revision: String::new(),
         stream: "utsuwa".to_owned(),
         sequence: 0,
@@ -262,10 +276,10 @@ impl InstanceLogs {
         past.retain(|line| is_of(line, wanted.since));
         // A stable sort: lines of one stream keep their order also where times are equal.
         past.sort_by_key(|line| line.at);
-        let seen: std::collections::BTreeMap<(Option<InstanceId>, String), u64> = past
+        let seen: std::collections::BTreeMap<Source, u64> = past
             .iter()
             .filter(|l| l.stream != "utsuwa")
-            .map(|l| ((l.instance.clone(), l.stream.clone()), l.sequence))
+            .map(|l| (source_of(l), l.sequence))
             .collect();
         let skip = past.len().saturating_sub(wanted.tail);
         for line in past.into_iter().skip(skip) {
@@ -302,7 +316,7 @@ impl InstanceLogs {
                     Some(Ok(LogRecord::Dropped { .. })) => Vec::new(),
                     Some(Ok(record)) => {
                         let Some(line) = self.line_from(record, wanted.from) else { continue };
-                        let known = seen.get(&(line.instance.clone(), line.stream.clone())).copied().unwrap_or(0);
+                        let known = seen.get(&source_of(&line)).copied().unwrap_or(0);
                         if line.sequence > known { vec![line] } else { Vec::new() }
                     }
                 },

@@ -44,10 +44,7 @@ impl RevisionTemplate {
     /// The container that takes requests: the one with a port, else the first.
     #[must_use]
     pub fn ingress_container(&self) -> Option<&Container> {
-        self.containers
-            .iter()
-            .find(|c| !c.ports.is_empty())
-            .or_else(|| self.containers.first())
+        self.containers.get(self.ingress_index())
     }
 
     /// Requests an instance may have in flight: as written, else 80, or 1 with less than one CPU.
@@ -110,35 +107,11 @@ impl RevisionTemplate {
             Some(written) => written.defaulted(port),
             None => startup_probe(port),
         };
-        let check = match probe.action {
-            _ if self.health_check_disabled == Some(true) => StartupCheck::None,
-            ProbeAction::Tcp { port: given } => StartupCheck::Tcp {
-                port: given.unwrap_or(port),
-            },
-            ProbeAction::Http {
-                path,
-                port: given,
-                headers,
-            } => StartupCheck::Http {
-                port: given.unwrap_or(port),
-                path,
-                headers,
-            },
-            ProbeAction::Grpc {
-                port: given,
-                service,
-            } => StartupCheck::Grpc {
-                port: given.unwrap_or(port),
-                service,
-            },
-        };
-        StartupProbe {
-            initial_delay: seconds(probe.initial_delay_secs, 0),
-            timeout: seconds(probe.timeout_secs, 1),
-            period: seconds(probe.period_secs, 10),
-            failure_threshold: probe.failure_threshold.unwrap_or(3),
-            check,
+        let mut startup = startup_of_probe(probe, port);
+        if self.health_check_disabled == Some(true) {
+            startup.check = StartupCheck::None;
         }
+        startup
     }
 
     /// What ends an instance that fails it.
@@ -163,11 +136,7 @@ impl RevisionTemplate {
         full.concurrency = Some(self.effective_concurrency());
         full.timeout_secs = Some(u32::try_from(self.timeout().as_secs()).unwrap_or(TIMEOUT_SECS));
         let port = self.port();
-        let ingress = self
-            .containers
-            .iter()
-            .position(|c| !c.ports.is_empty())
-            .unwrap_or(0);
+        let ingress = self.ingress_index();
         for (index, container) in full.containers.iter_mut().enumerate() {
             if index == ingress {
                 if container.ports.is_empty() {
@@ -212,6 +181,38 @@ impl RevisionTemplate {
     #[must_use]
     pub fn same_as(&self, other: &Self) -> bool {
         self == other || self.defaulted() == other.defaulted()
+    }
+}
+
+/// What a probe with its defaults asks for at the start, where `port` is the container's own.
+pub(super) fn startup_of_probe(probe: Probe, port: u16) -> StartupProbe {
+    let check = match probe.action {
+        ProbeAction::Tcp { port: given } => StartupCheck::Tcp {
+            port: given.unwrap_or(port),
+        },
+        ProbeAction::Http {
+            path,
+            port: given,
+            headers,
+        } => StartupCheck::Http {
+            port: given.unwrap_or(port),
+            path,
+            headers,
+        },
+        ProbeAction::Grpc {
+            port: given,
+            service,
+        } => StartupCheck::Grpc {
+            port: given.unwrap_or(port),
+            service,
+        },
+    };
+    StartupProbe {
+        initial_delay: seconds(probe.initial_delay_secs, 0),
+        timeout: seconds(probe.timeout_secs, 1),
+        period: seconds(probe.period_secs, 10),
+        failure_threshold: probe.failure_threshold.unwrap_or(3),
+        check,
     }
 }
 

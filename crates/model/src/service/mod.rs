@@ -1,6 +1,7 @@
 //! A service: what the user asked for (`spec`) and what became of it (`status`). Shape: v2's Service (§1.2), v1's extras kept.
 
 pub mod defaults;
+mod group;
 mod spec;
 mod status;
 pub mod validate;

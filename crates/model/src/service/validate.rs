@@ -10,6 +10,7 @@
 
 mod annotations;
 mod container;
+mod group;
 mod mounts;
 mod probe;
 mod template;

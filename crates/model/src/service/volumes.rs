@@ -1,22 +1,25 @@
 //! A template's volumes as an instance gets them.
 
-use super::{RevisionTemplate, VolumeSource};
+use super::{Container, RevisionTemplate, VolumeSource};
 use crate::instance::{MemoryVolume, MountPoint};
 use crate::quantity::MemoryBytes;
 
 impl RevisionTemplate {
-    /// The directories in memory of the ingress container. One is as large as written, but never larger than the instance's
-    /// memory, which what is in it is charged to; so large it is, too, where nothing was written.
+    /// The directories in memory of a container. One is as large as written, but never larger than the memory that what is in it
+    /// is charged to: the container's, or that of all where several see it; so large it is, too, where nothing was written.
     #[must_use]
-    pub fn memory_volumes(&self) -> Vec<MemoryVolume> {
-        let Some(container) = self.ingress_container() else {
-            return Vec::new();
-        };
-        let most = self.memory();
+    pub fn memory_volumes(&self, container: &Container) -> Vec<MemoryVolume> {
         let mut volumes = Vec::new();
         for volume in &self.volumes {
             let VolumeSource::EmptyDir { size_limit } = &volume.source else {
                 continue;
+            };
+            let sees = |one: &&Container| one.volume_mounts.iter().any(|m| m.name == volume.name);
+            let shared = self.containers.iter().filter(sees).count() > 1;
+            let most = if shared {
+                self.memory_of_all()
+            } else {
+                container.memory()
             };
             let written = size_limit.as_ref().and_then(|limit| limit.parse().ok());
             let size = written
@@ -37,6 +40,11 @@ impl RevisionTemplate {
                 volumes.push(MemoryVolume {
                     size: size.min(most),
                     mounts,
+                    shared: if shared {
+                        volume.name.clone()
+                    } else {
+                        String::new()
+                    },
                 });
             }
         }
@@ -46,7 +54,7 @@ impl RevisionTemplate {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Container, Volume, VolumeMount};
+    use super::super::{Volume, VolumeMount};
     use super::*;
 
     #[test]
@@ -82,7 +90,7 @@ mod tests {
             ],
             ..RevisionTemplate::default()
         };
-        let volumes = template.memory_volumes();
+        let volumes = template.memory_volumes(&template.containers[0]);
         let sizes: Vec<u64> = volumes.iter().map(|volume| volume.size.0 >> 20).collect();
         assert_eq!(sizes, [10, 256, 256]);
         let point = |path: &str, sub: &str, read_only| MountPoint {

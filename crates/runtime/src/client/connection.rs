@@ -176,7 +176,10 @@ impl Connection {
     /// What an answer says of an instance is taken in here, where ends are too: one task, one order.
     fn learn_of_instance(&self, op: &Op, result: &Result<Reply, KeeperError>) {
         match (op, result) {
-            (Op::Start { spec }, Ok(Reply::Started { address, pid, .. })) => {
+            (
+                Op::Start { spec } | Op::StartGroup { spec },
+                Ok(Reply::Started { address, pid, .. }),
+            ) => {
                 self.shared.sockets.lives(&spec.id, *address);
                 self.shared.sockets.learn_pid(&spec.id, *pid);
             }
@@ -269,6 +272,7 @@ impl Connection {
             let kept = report.clone();
             let ExitReport {
                 id,
+                container,
                 exit,
                 at,
                 last_lines,
@@ -276,6 +280,7 @@ impl Connection {
             } = report;
             let _ = self.shared.events.send(InstanceEvent::Exited {
                 id: id.clone(),
+                container,
                 exit,
                 at,
                 last_lines,

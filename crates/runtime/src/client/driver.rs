@@ -245,13 +245,24 @@ impl Driver for SandboxDriver {
     fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>> {
         Box::pin(async move {
             let id = spec.id.clone();
-            match self.call(Op::Start { spec }, Vec::new()).await? {
+            match self.call(Op::start(spec), Vec::new()).await? {
                 (Reply::Started { phases, .. }, sockets) => {
                     self.shared.sockets.add(&id, sockets);
                     Ok(phases)
                 }
                 other => Err(unexpected(&other.0)),
             }
+        })
+    }
+
+    fn start_container(
+        &self,
+        id: &InstanceId,
+        container: usize,
+    ) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.done(Op::StartContainer {
+            id: id.clone(),
+            container,
         })
     }
 

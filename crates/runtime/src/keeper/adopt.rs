@@ -7,10 +7,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use utsuwa_model::InstanceId;
 use utsuwa_model::instance::{Exit, Kernel};
 
 use super::core::{Keeper, Token, Watch, wall};
 use super::exit;
+use super::group::Group;
 use super::held::Held;
 use super::instances::{Instance, Phase};
 use super::listeners;
@@ -20,6 +22,13 @@ use super::sandboxes::{Sandbox, SandboxRole, held_name, open_fifo};
 use super::spawners::to_pid;
 use crate::network::NetInfo;
 use crate::sandbox::process::POOLED_NAME;
+
+/// What a sandbox was found to have.
+struct Recovered {
+    pidfd: Option<OwnedFd>,
+    netns: Option<OwnedFd>,
+    internal: Vec<OwnedFd>,
+}
 
 /// What was deposited of a sandbox.
 struct Deposit {
@@ -47,8 +56,7 @@ impl Keeper {
             }
             let id = record.spec.id.clone();
             let number = record.sandbox;
-            let deposit = held.take(&held_name(number)).and_then(Deposit::sort);
-            if let Err(error) = self.adopt_instance(record, deposit) {
+            if let Err(error) = self.adopt_instance(record, &mut held) {
                 tracing::error!(%id, number, %error, "adopt an instance");
             }
         }
@@ -69,14 +77,97 @@ impl Keeper {
         Ok(leftovers)
     }
 
-    fn adopt_instance(
-        &mut self,
-        record: InstanceRecord,
-        deposit: Option<Deposit>,
-    ) -> io::Result<()> {
-        let number = record.sandbox;
+    fn adopt_instance(&mut self, record: InstanceRecord, held: &mut Held) -> io::Result<()> {
         let id = record.spec.id.clone();
-        let alive = self.same_process(&record.process);
+        let others = record.sidecars.iter().map(|one| &one.process);
+        let processes: Vec<ProcessRecord> = std::iter::once(&record.process)
+            .chain(others)
+            .cloned()
+            .collect();
+        if record.spec.group.is_none() && self.same_process(&record.process) && never_began(&record)
+        {
+            // Its program never began, and nobody was told that it did.
+            self.records.remove_instance(&id);
+            return Ok(());
+        }
+        let whole = record.is_whole();
+        let numbers = record.sandboxes();
+        let mut found = Vec::new();
+        let mut captures = Vec::new();
+        for (container, (number, process)) in numbers.iter().zip(&processes).enumerate() {
+            let deposit = held.take(&held_name(*number)).and_then(Deposit::sort);
+            let (one, fifos) = self.recover(*number, process, deposit)?;
+            captures.push(self.captures(&record, container, fifos, true)?);
+            found.push(one);
+        }
+        let before = record.process.boot != self.boot;
+        let net = record.net.clone();
+        tracing::info!(%id, ?numbers, pid = record.process.pid, whole, "adopted an instance");
+        self.instances.insert(id.clone(), adopted(record, captures));
+        if !whole {
+            // Its processes are leftovers now.
+            let why = "its keeper ended before all of its containers had started".to_owned();
+            self.finish(&id, 0, Exit::Unknown { why });
+            return Ok(());
+        }
+        let mut dead = Vec::new();
+        for (container, ((number, process), one)) in
+            numbers.iter().zip(processes).zip(found).enumerate()
+        {
+            match one.pidfd {
+                Some(pidfd) => {
+                    self.watch(&pidfd, Token::SandboxEnded(*number), Watch::Level)?;
+                    let mut net = net.clone();
+                    let role = match container {
+                        0 => SandboxRole::Instance(id.clone()),
+                        _ => {
+                            net.sockets.clear();
+                            SandboxRole::Sidecar(id.clone(), container)
+                        }
+                    };
+                    let sandbox = Sandbox {
+                        process,
+                        net,
+                        pidfd,
+                        netns: one.netns,
+                        control: None,
+                        internal: one.internal,
+                        memory: self.watch_memory(*number),
+                        fifos: None,
+                        role,
+                    };
+                    self.sandboxes.insert(*number, sandbox);
+                }
+                None => dead.push(container),
+            }
+        }
+        // The keeper before may have died while it gave memory back.
+        if dead.is_empty()
+            && let Err(error) = self.allow_swap(&id, false)
+        {
+            tracing::warn!(%id, %error, "an instance may go on using swap");
+        }
+        for number in &numbers {
+            // Perhaps while nobody watched.
+            self.memory_ran_out(*number, MEMORY_LOOKED);
+        }
+        for container in dead {
+            let exit = self.exit_of_the_dead(&id, container, before);
+            if !self.found_dead(&id, container, exit.clone()) {
+                self.finish(&id, container, exit);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is left of a sandbox, and both its FIFOs.
+    fn recover(
+        &self,
+        number: u32,
+        process: &ProcessRecord,
+        deposit: Option<Deposit>,
+    ) -> io::Result<(Recovered, [OwnedFd; 2])> {
+        let alive = self.same_process(process);
         let (pidfd, netns, fifos, internal) = match deposit {
             Some(deposit) => (
                 Some(deposit.pidfd),
@@ -89,16 +180,11 @@ impl Keeper {
         let pidfd = match pidfd {
             Some(pidfd) => Some(pidfd),
             // Opened by number, it is only right if the process is the same before and after.
-            None if alive => pidfd_open(to_pid(record.process.pid)?, PidfdFlags::empty())
+            None if alive => pidfd_open(to_pid(process.pid)?, PidfdFlags::empty())
                 .ok()
-                .filter(|_| self.same_process(&record.process)),
+                .filter(|_| self.same_process(process)),
             None => None,
         };
-        if alive && never_began(&record) {
-            // Its program never began, and nobody was told that it did.
-            self.records.remove_instance(&id);
-            return Ok(());
-        }
         let directory = self.records.make_sandbox(number)?;
         let fifos = match fifos {
             Some(fifos) => fifos,
@@ -113,58 +199,33 @@ impl Keeper {
         };
         let netns = match netns {
             Some(netns) => Some(netns),
-            None => std::fs::File::open(format!("/proc/{}/ns/net", record.process.pid))
+            None => std::fs::File::open(format!("/proc/{}/ns/net", process.pid))
                 .ok()
                 .filter(|_| alive)
                 .map(OwnedFd::from),
         };
-        let captures = self.captures(&record, fifos, true)?;
-        let before = record.process.boot != self.boot;
-        tracing::info!(%id, number, pid = record.process.pid, alive, "adopted an instance");
-        match pidfd {
-            Some(pidfd) => {
-                self.watch(&pidfd, Token::SandboxEnded(number), Watch::Level)?;
-                let sandbox = Sandbox {
-                    process: record.process.clone(),
-                    net: record.net.clone(),
-                    pidfd,
-                    netns,
-                    control: None,
-                    internal,
-                    memory: self.watch_memory(number),
-                    fifos: None,
-                    role: SandboxRole::Instance(id.clone()),
-                };
-                self.sandboxes.insert(number, sandbox);
-                self.instances.insert(id.clone(), adopted(record, captures));
-                // The keeper before may have died while it gave memory back.
-                if let Err(error) = self.allow_swap(&id, false) {
-                    tracing::warn!(%id, %error, "an instance may go on using swap");
-                }
-                // Perhaps while nobody watched.
-                self.memory_ran_out(number, MEMORY_LOOKED);
-            }
-            None => {
-                // Out of memory is known from its cgroup even now.
-                let oom = !before && self.oom_kills(number) > 0;
-                let limit = record.spec.limits.memory;
-                self.instances.insert(id.clone(), adopted(record, captures));
-                let why = if before {
-                    "the host was restarted"
-                } else {
-                    "no keeper was running when it ended"
-                };
-                let exit = if oom {
-                    Exit::OutOfMemory { limit }
-                } else {
-                    Exit::Unknown {
-                        why: why.to_owned(),
-                    }
-                };
-                self.finish(&id, exit);
-            }
+        let recovered = Recovered {
+            pidfd,
+            netns,
+            internal,
+        };
+        Ok((recovered, fifos))
+    }
+
+    /// How a container ended whose process is gone. Out of memory is known from its cgroup even now.
+    fn exit_of_the_dead(&self, id: &InstanceId, container: usize, before: bool) -> Exit {
+        let why = if before {
+            "the host was restarted"
+        } else {
+            "no keeper was running when it ended"
+        };
+        let unknown = Exit::Unknown {
+            why: why.to_owned(),
+        };
+        match self.exit_of(id, container, None) {
+            exit @ Exit::OutOfMemory { .. } if !before => exit,
+            _ => unknown,
         }
-        Ok(())
     }
 
     /// Whether the process still runs (or is a zombie) that the record means.
@@ -196,17 +257,10 @@ impl Keeper {
         }
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
         self.thaw_sandbox(number);
-        let net = NetInfo {
-            index: 0,
-            host_veth: String::new(),
-            address: std::net::Ipv4Addr::UNSPECIFIED,
-            address6: None,
-            sockets: Vec::new(),
-        };
         let role = SandboxRole::Ending;
         let sandbox = Sandbox {
             process,
-            net,
+            net: no_network(),
             pidfd,
             netns: None,
             control: None,
@@ -228,14 +282,16 @@ impl Keeper {
             held.hold(listeners::held_name(key), vec![socket.try_clone()?]);
         }
         for (number, sandbox) in &self.sandboxes {
-            let (SandboxRole::Instance(id), Some(netns)) = (&sandbox.role, &sandbox.netns) else {
+            let (Some((id, container)), Some(netns)) = (sandbox.role.container(), &sandbox.netns)
+            else {
                 continue;
             };
-            let Some(instance) = self.instances.get(id) else {
+            let instance = self.instances.get(id);
+            let Some(captures) = instance.and_then(|one| one.captures.get(container)) else {
                 continue;
             };
             let mut all = vec![sandbox.pidfd.try_clone()?, netns.try_clone()?];
-            for capture in &instance.captures {
+            for capture in captures {
                 all.push(capture.fifo().try_clone()?);
             }
             for socket in &sandbox.internal {
@@ -272,17 +328,29 @@ impl Deposit {
     }
 }
 
-fn adopted(mut record: InstanceRecord, captures: [super::capture::Capture; 2]) -> Instance {
+fn adopted(mut record: InstanceRecord, captures: Vec<[super::capture::Capture; 2]>) -> Instance {
     if record.started.0 == 0 {
         record.started = wall();
     }
     Instance {
-        record,
         phase: Phase::Running,
         captures,
         stop: None,
+        group: Group::default(),
+        record,
         reclaimed: false,
         killed: false,
+    }
+}
+
+/// Of a process that nobody will ask.
+pub(crate) fn no_network() -> NetInfo {
+    NetInfo {
+        index: 0,
+        host_veth: String::new(),
+        address: std::net::Ipv4Addr::UNSPECIFIED,
+        address6: None,
+        sockets: Vec::new(),
     }
 }
 

@@ -149,8 +149,8 @@ pub(crate) struct Keeper {
     pub(crate) queue: VecDeque<QueuedStart>,
     pub(crate) instances: BTreeMap<InstanceId, Instance>,
     pub(crate) exits: BTreeMap<InstanceId, ExitReport>,
-    /// Where an instance whose exit isn't forgotten yet was; its sandbox may still be being removed.
-    pub(crate) last_sandbox: HashMap<InstanceId, u32>,
+    /// The sandboxes of instances that have ended, as long as something of them is left.
+    pub(crate) last_sandboxes: HashMap<InstanceId, BTreeSet<u32>>,
     /// Who waits until nothing is left of a sandbox.
     pub(crate) stop_waiters: HashMap<u32, Vec<(u32, u64)>>,
     pub(crate) listeners: BTreeMap<(String, String), OwnedFd>,
@@ -216,7 +216,7 @@ impl Keeper {
             queue: VecDeque::new(),
             instances: BTreeMap::new(),
             exits: BTreeMap::new(),
-            last_sandbox: HashMap::new(),
+            last_sandboxes: HashMap::new(),
             stop_waiters: HashMap::new(),
             listeners: BTreeMap::new(),
             refusals: Vec::new(),

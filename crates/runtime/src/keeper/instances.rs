@@ -2,7 +2,7 @@
 //!
 //! Owns: the records in memory. How they start is in `starting`, how they end in `stopping`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use utsuwa_model::instance::{InstanceObservation, InstanceSpec, Kernel};
 use super::capture::Capture;
 use super::core::{Keeper, Token, Watch, wall};
 use super::exit::Ending;
+use super::group::Group;
 use super::protocol::Stop;
 use super::record::InstanceRecord;
 use super::sandboxes::SandboxRole;
@@ -32,8 +33,10 @@ pub(crate) struct QueuedStart {
 pub(crate) struct Instance {
     pub(crate) record: InstanceRecord,
     pub(crate) phase: Phase,
-    /// Standard output, standard error.
-    pub(crate) captures: [Capture; 2],
+    /// Standard output and standard error of each container.
+    pub(crate) captures: Vec<[Capture; 2]>,
+    /// Of an instance of several containers.
+    pub(crate) group: Group,
     /// A stop was asked for.
     pub(crate) stop: Option<Stop>,
     /// Its memory was given back since it was last frozen.
@@ -58,20 +61,27 @@ pub(crate) enum Phase {
 }
 
 impl Keeper {
-    /// Begins to store what comes out of both FIFOs.
+    /// Begins to store what comes out of both FIFOs of a container.
     pub(crate) fn captures(
         &self,
         record: &InstanceRecord,
+        container: usize,
         fifos: [OwnedFd; 2],
         resume: bool,
     ) -> io::Result<[Capture; 2]> {
         let [out, err] = fifos;
-        self.watch(&out, Token::Stdout(record.sandbox), Watch::Level)?;
-        self.watch(&err, Token::Stderr(record.sandbox), Watch::Level)?;
+        let sandbox = match container.checked_sub(1) {
+            None => Some(record.sandbox),
+            Some(index) => record.sidecars.get(index).map(|one| one.sandbox),
+        };
+        let sandbox = sandbox.ok_or(io::ErrorKind::NotFound)?;
+        self.watch(&out, Token::Stdout(sandbox), Watch::Level)?;
+        self.watch(&err, Token::Stderr(sandbox), Watch::Level)?;
         let service = &record.spec.revision.service;
         let capture = |stream, fifo| {
             let key = StreamKey {
                 instance: record.spec.id.clone(),
+                container: record.spec.container_name(container).to_owned(),
                 stream,
             };
             self.logs.capture(service, key, fifo, resume)
@@ -127,27 +137,24 @@ impl Keeper {
     }
 
     pub(crate) fn drain(&mut self, number: u32, stream: usize) {
-        let Some(SandboxRole::Instance(id)) = self
-            .sandboxes
-            .get(&number)
-            .map(|sandbox| sandbox.role.clone())
-        else {
+        let role = self.sandboxes.get(&number).map(|sandbox| &sandbox.role);
+        let Some((id, container)) = role.and_then(|role| role.container()) else {
             return;
         };
-        let Some(capture) = self
-            .instances
-            .get_mut(&id)
-            .and_then(|instance| instance.captures.get_mut(stream))
-        else {
+        let id = id.clone();
+        let Some(capture) = self.instances.get_mut(&id).and_then(|instance| {
+            let captures = instance.captures.get_mut(container)?;
+            captures.get_mut(stream)
+        }) else {
             return;
         };
         self.logs.drain(capture, wall());
         if self.logs.over_budget(capture) {
-            self.keep_budget(&id, stream);
+            self.keep_budget(&id, container, stream);
         }
     }
 
-    fn keep_budget(&mut self, id: &InstanceId, stream: usize) {
+    fn keep_budget(&mut self, id: &InstanceId, container: usize, stream: usize) {
         let live: BTreeSet<InstanceId> = self.instances.keys().cloned().collect();
         let Some(service) = self
             .instances
@@ -156,11 +163,7 @@ impl Keeper {
         else {
             return;
         };
-        let Some(capture) = self
-            .instances
-            .get(id)
-            .and_then(|instance| instance.captures.get(stream))
-        else {
+        let Some(capture) = capture_of(&self.instances, id, container, stream) else {
             return;
         };
         if !self.logs.keep_budget(capture, &live) {
@@ -172,15 +175,11 @@ impl Keeper {
             .values_mut()
             .filter(|instance| instance.record.spec.revision.service == service)
         {
-            for capture in &mut instance.captures {
+            for capture in instance.captures.iter_mut().flatten() {
                 capture.roll_if_large(&self.logs);
             }
         }
-        if let Some(capture) = self
-            .instances
-            .get(id)
-            .and_then(|instance| instance.captures.get(stream))
-        {
+        if let Some(capture) = capture_of(&self.instances, id, container, stream) {
             self.logs.keep_budget(capture, &live);
         }
     }
@@ -212,4 +211,13 @@ impl Keeper {
             .collect();
         (instances, running.next().is_some())
     }
+}
+
+fn capture_of<'a>(
+    instances: &'a BTreeMap<InstanceId, Instance>,
+    id: &InstanceId,
+    container: usize,
+    stream: usize,
+) -> Option<&'a Capture> {
+    instances.get(id)?.captures.get(container)?.get(stream)
 }

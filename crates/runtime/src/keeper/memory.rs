@@ -10,7 +10,6 @@ use std::time::Duration;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::core::{Keeper, Timer, Token, Watch};
-use super::sandboxes::SandboxRole;
 
 /// The event comes a moment before the kill, so we look for the kill this often, each time a little later.
 pub(crate) const LOOKS: u32 = 8;
@@ -46,7 +45,7 @@ impl Keeper {
             // Empty after the first look at an event; what counts is the number of kills.
             let _ = rustix::io::read(events, &mut count);
         }
-        let SandboxRole::Instance(id) = &sandbox.role else {
+        let Some((id, _)) = sandbox.role.container() else {
             return;
         };
         if kills > 0 {

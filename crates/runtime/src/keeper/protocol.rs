@@ -20,8 +20,8 @@ use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 use crate::network::NetInfo;
 
 /// Version of this protocol. 2: [`Op::ReleaseIds`], [`Op::RemoveLogs`], [`Op::SetCpu`], [`Op::EndServer`], [`FromKeeper::Leave`].
-/// 3: [`Op::Freeze`], [`Op::Thaw`], [`Op::Reclaim`].
-pub const VERSION: u32 = 3;
+/// 3: [`Op::Freeze`], [`Op::Thaw`], [`Op::Reclaim`]. 4: [`Op::StartGroup`], [`Op::StartContainer`].
+pub const VERSION: u32 = 4;
 /// Oldest version still answered.
 pub const OLDEST: u32 = 1;
 /// A server of an older version would never thaw what another one had frozen.
@@ -80,6 +80,15 @@ pub enum Op {
     /// Reply [`Reply::Started`] with a few unconnected sockets.
     Start {
         spec: InstanceSpec,
+    },
+    /// The same for an instance of several containers, once those run that don't wait for another.
+    StartGroup {
+        spec: InstanceSpec,
+    },
+    /// Starts a container that waits, by its number. Reply [`Reply::Done`] once its program runs.
+    StartContainer {
+        id: InstanceId,
+        container: usize,
     },
     /// Reply [`Reply::Done`] once nothing of it is left.
     Stop {
@@ -176,6 +185,17 @@ pub enum Op {
         tear_down: bool,
         grace_ms: u64,
     },
+}
+
+impl Op {
+    /// An operation of its own for several containers: a keeper that knows one only must not leave the others out.
+    pub(crate) fn start(spec: InstanceSpec) -> Self {
+        if spec.group.is_some() {
+            Self::StartGroup { spec }
+        } else {
+            Self::Start { spec }
+        }
+    }
 }
 
 /// From the keeper.
@@ -279,6 +299,9 @@ pub struct ExitReport {
     /// Whose instance it was: `None` from a keeper that doesn't say.
     #[serde(default)]
     pub revision: Option<RevisionKey>,
+    /// Which of its containers ended first; empty in an instance of one.
+    #[serde(default)]
+    pub container: String,
     pub exit: Exit,
     pub at: Timestamp,
     /// The last lines it wrote, oldest first, standard error after standard output.
@@ -320,7 +343,7 @@ impl ExitReport {
             Some(Stop::Asked { .. }) => {
                 format!("The instance was asked to stop (SIGTERM) and {}.", self.exit.describe())
             }
-            _ => self.exit.log_line(),
+            _ => self.exit.log_line(&self.container),
         }
     }
 
@@ -439,6 +462,7 @@ mod tests {
             let report = ExitReport {
                 id: "0123456789abcdef0123456789abcdef".parse().unwrap(),
                 revision: None,
+                container: String::new(),
                 exit,
                 at: Timestamp(0),
                 last_lines: Vec::new(),

@@ -3,6 +3,7 @@
 //! `instances/ID.json` is there from just before an instance starts until its exit was acknowledged; `sandboxes/N/` is
 //! there from before a sandbox is made until nothing of it is left.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,33 @@ pub(crate) struct InstanceRecord {
     pub(crate) process: ProcessRecord,
     pub(crate) net: NetInfo,
     pub(crate) started: Timestamp,
+    /// Its further containers as far as their sandboxes are there, in order.
+    #[serde(default)]
+    pub(crate) sidecars: Vec<SidecarRecord>,
+    /// Which of several containers run, or ran.
+    #[serde(default)]
+    pub(crate) begun: BTreeSet<usize>,
     pub(crate) exit: Option<ExitReport>,
+}
+
+/// A further container of an instance.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SidecarRecord {
+    pub(crate) sandbox: u32,
+    pub(crate) process: ProcessRecord,
+}
+
+impl InstanceRecord {
+    /// The sandboxes of its containers, in order.
+    pub(crate) fn sandboxes(&self) -> Vec<u32> {
+        let others = self.sidecars.iter().map(|one| one.sandbox);
+        std::iter::once(self.sandbox).chain(others).collect()
+    }
+
+    /// Whether nothing of it waits to be started on its own.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.spec.group.is_none() || self.begun.len() > self.spec.sidecars().len()
+    }
 }
 
 /// Identifies a process beyond doubt.

@@ -83,7 +83,14 @@ impl Keeper {
             return;
         }
         match sandbox.role.clone() {
-            SandboxRole::Instance(id) => self.instance_ended(&id, ending),
+            SandboxRole::Instance(id) => {
+                if !self.container_ended(&id, 0, ending) {
+                    self.instance_ended(&id, ending);
+                }
+            }
+            SandboxRole::Sidecar(id, container) => {
+                self.container_ended(&id, container, ending);
+            }
             SandboxRole::Ready => {
                 tracing::warn!(number, ?ending, "a pooled sandbox ended by itself");
                 self.ready.retain(|ready| *ready != number);
@@ -177,8 +184,24 @@ impl Keeper {
         }
         self.removing.remove(&number);
         self.sandboxes.remove(&number);
-        self.last_sandbox.retain(|_, sandbox| *sandbox != number);
-        for (session, request) in self.stop_waiters.remove(&number).unwrap_or_default() {
+        let mut another = None;
+        self.last_sandboxes.retain(|_, left| {
+            if left.remove(&number) {
+                another = left.first().copied();
+            }
+            !left.is_empty()
+        });
+        let waiting = self.stop_waiters.remove(&number).unwrap_or_default();
+        if let Some(another) = another {
+            // They wait until nothing of the instance is left.
+            self.stop_waiters
+                .entry(another)
+                .or_default()
+                .extend(waiting);
+            self.refill();
+            return;
+        }
+        for (session, request) in waiting {
             self.reply(
                 session,
                 request,

@@ -28,7 +28,13 @@ impl Keeper {
             .get(&session)
             .is_some_and(|session| session.uid == 0);
         let result = match op {
-            Op::Start { spec } => return self.start(session, request, spec),
+            Op::Start { spec } | Op::StartGroup { spec } => match super::group::check(&spec) {
+                Ok(()) => return self.start(session, request, spec),
+                Err(error) => Err(error),
+            },
+            Op::StartContainer { id, container } => {
+                return self.start_container(session, request, &id, container);
+            }
             Op::Stop { id, grace_ms } => {
                 return self.stop(session, request, &id, Duration::from_millis(grace_ms));
             }
@@ -224,14 +230,20 @@ impl Keeper {
             .cgroups
             .as_ref()
             .ok_or_else(|| KeeperError::Internal("this host has no cgroups".to_owned()))?;
-        let usage = cgroups
-            .sandbox(instance.record.sandbox)
-            .usage()
-            .map_err(|error| KeeperError::Internal(error.to_string()))?;
+        let (mut memory_bytes, mut cpu_us, mut pids) = (0, 0, 0);
+        for number in instance.record.sandboxes() {
+            let usage = cgroups
+                .sandbox(number)
+                .usage()
+                .map_err(|error| KeeperError::Internal(error.to_string()))?;
+            memory_bytes += usage.memory_bytes;
+            cpu_us += usage.cpu_us;
+            pids += usage.pids;
+        }
         Ok(Reply::Usage {
-            memory_bytes: usage.memory_bytes,
-            cpu_us: usage.cpu_us,
-            pids: usage.pids,
+            memory_bytes,
+            cpu_us,
+            pids,
         })
     }
 

@@ -51,8 +51,21 @@ pub(crate) struct Sandbox {
 pub(crate) enum SandboxRole {
     Ready,
     Instance(InstanceId),
+    /// A further container of an instance, by its number.
+    Sidecar(InstanceId, usize),
     /// Ended or to be thrown away; stays until nothing of it is left.
     Ending,
+}
+
+impl SandboxRole {
+    /// Whose container it is, and which.
+    pub(crate) fn container(&self) -> Option<(&InstanceId, usize)> {
+        match self {
+            Self::Instance(id) => Some((id, 0)),
+            Self::Sidecar(id, number) => Some((id, *number)),
+            Self::Ready | Self::Ending => None,
+        }
+    }
 }
 
 impl Keeper {
@@ -98,7 +111,7 @@ impl Keeper {
         }
     }
 
-    fn free_number(&mut self) -> u32 {
+    pub(crate) fn free_number(&mut self) -> u32 {
         loop {
             let number = self.next_sandbox;
             self.next_sandbox = number % NUMBERS + 1;
@@ -217,18 +230,16 @@ impl Keeper {
         let mut borrowed = vec![sandbox.pidfd.as_fd()];
         let Some(netns) = &sandbox.netns else { return };
         borrowed.push(netns.as_fd());
-        match (&sandbox.fifos, &sandbox.role) {
+        match (&sandbox.fifos, sandbox.role.container()) {
             (Some([out, err]), _) => borrowed.extend([out.as_fd(), err.as_fd()]),
-            (None, SandboxRole::Instance(id)) => match self.instances.get(id) {
-                Some(instance) => borrowed.extend(
-                    instance
-                        .captures
-                        .iter()
-                        .map(|capture| capture.fifo().as_fd()),
-                ),
-                None => return,
-            },
-            (None, _) => return,
+            (None, Some((id, container))) => {
+                let instance = self.instances.get(id);
+                let Some(captures) = instance.and_then(|one| one.captures.get(container)) else {
+                    return;
+                };
+                borrowed.extend(captures.iter().map(|capture| capture.fifo().as_fd()));
+            }
+            (None, None) => return,
         }
         borrowed.extend(sandbox.internal.iter().map(AsFd::as_fd));
         let copies: io::Result<Vec<OwnedFd>> = borrowed
@@ -278,8 +289,13 @@ pub(crate) fn held_name(number: u32) -> String {
     format!("sandbox:{number}")
 }
 
+/// The number in a name of [`held_name`].
+pub(crate) fn held_sandbox(name: &str) -> Option<u32> {
+    name.strip_prefix("sandbox:")?.parse().ok()
+}
+
 /// Makes both FIFOs and opens them for us.
-fn make_fifos(directory: &Path) -> io::Result<[OwnedFd; 2]> {
+pub(crate) fn make_fifos(directory: &Path) -> io::Result<[OwnedFd; 2]> {
     // Writable by all: the path is root's alone, and an app that opens /dev/stdout gets here with its own uid.
     let mode = Mode::from_raw_mode(0o622);
     let make = |name: &str| {

@@ -167,6 +167,7 @@ impl Keeper {
         if self.server == Some(id) {
             tracing::info!("the server is gone; instances go on");
             self.server = None;
+            self.end_unfinished();
         }
     }
 
@@ -242,6 +243,7 @@ impl Keeper {
                 Vec::new(),
             );
             self.drop_session(before);
+            self.end_unfinished();
         }
         tracing::info!(build, "a server connected");
         if version < KNOWS_TIERS {

@@ -5,7 +5,7 @@
 //! 2. A start that failed leaves no exit behind: it is answered by its error.
 //! 3. Layers that have to be copied first are copied once, and other starts go on meanwhile.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use utsuwa_model::InstanceId;
 use utsuwa_model::instance::{InstanceSpec, StartPhases};
 
 use super::core::{Keeper, Timer, now, wall};
+use super::group::Group;
 use super::instances::{Instance, Phase, QueuedStart};
 use super::protocol::{Event, KeeperError, Reply, dial_address};
 use super::record::InstanceRecord;
@@ -124,15 +125,17 @@ impl Keeper {
             process: sandbox.process.clone(),
             net: sandbox.net.clone(),
             started: wall(),
+            sidecars: Vec::new(),
+            begun: BTreeSet::new(),
             exit: None,
         };
         self.records.write_instance(&record)?;
         let id = record.spec.id.clone();
         sandbox.role = SandboxRole::Instance(id.clone());
-        let op = start_op(&record);
+        let op = record.spec.group.is_none().then(|| start_op(&record));
         let revision = record.spec.revision.clone();
         let captures = self
-            .captures(&record, fifos, false)
+            .captures(&record, 0, fifos, false)
             .inspect_err(|_| self.records.remove_instance(&id))?;
         let asked = now();
         let phase = Phase::Starting {
@@ -147,19 +150,19 @@ impl Keeper {
             Instance {
                 record,
                 phase,
-                captures,
+                captures: vec![captures],
+                group: Group::default(),
                 stop: None,
                 reclaimed: false,
                 killed: false,
             },
         );
         let [out, err] = ends;
-        self.ask(
-            STARTER,
-            op,
-            vec![control, out, err],
-            Pending::Start(id.clone()),
-        );
+        let parcel = vec![control, out, err];
+        match op {
+            Some(op) => self.ask(STARTER, op, parcel, Pending::Start(id.clone())),
+            None => self.begin_group(id.clone(), parcel),
+        }
         self.announce(
             Event::SandboxAssigned {
                 sandbox: number,
@@ -314,7 +317,13 @@ impl Keeper {
         }
     }
 
-    fn reply_started(&mut self, session: u32, request: u64, id: &InstanceId, phases: StartPhases) {
+    pub(super) fn reply_started(
+        &mut self,
+        session: u32,
+        request: u64,
+        id: &InstanceId,
+        phases: StartPhases,
+    ) {
         let Some(instance) = self.instances.get(id) else {
             return;
         };
@@ -342,5 +351,6 @@ fn start_op(record: &InstanceRecord) -> Op {
         pid: record.process.pid,
         spec: Box::new(record.spec.clone()),
         net: record.net.clone(),
+        member: None,
     }
 }

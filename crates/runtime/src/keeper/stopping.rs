@@ -14,7 +14,7 @@ use super::core::{Keeper, Timer, wall};
 use super::exit::Ending;
 use super::instances::Phase;
 use super::protocol::{Event, ExitReport, KeeperError, Reply, Stop};
-use super::sandboxes::SandboxRole;
+use super::sandboxes::{Sandbox, SandboxRole};
 use crate::sandbox::has_sigterm_handler;
 
 pub(crate) const STOPPED_EARLY: &str = "it was stopped before it had started";
@@ -63,8 +63,9 @@ impl Keeper {
 
     /// An instance whose exit is known and whose sandbox isn't removed yet.
     fn ending_sandbox_of(&self, id: &InstanceId) -> Option<u32> {
-        let last = self.last_sandbox.get(id).copied()?;
-        self.sandboxes.contains_key(&last).then_some(last)
+        let mut left = self.last_sandboxes.get(id)?.iter();
+        left.find(|number| self.sandboxes.contains_key(number))
+            .copied()
     }
 
     /// SIGTERM if it means anything to the program, SIGKILL otherwise (decision 5).
@@ -73,25 +74,37 @@ impl Keeper {
             return;
         };
         let starting = matches!(instance.phase, Phase::Starting { .. });
-        let pid = instance.record.process.pid;
+        let sandboxes: Vec<&Sandbox> = instance
+            .record
+            .sandboxes()
+            .iter()
+            .enumerate()
+            .filter(|(container, _)| !instance.group.gone.contains(container))
+            .filter_map(|(_, number)| self.sandboxes.get(number))
+            .collect();
+        let minds = |one: &&Sandbox| has_sigterm_handler(one.process.pid).unwrap_or(true);
         let at_once = if starting || grace.is_zero() {
             Some(Stop::AtOnce)
         } else {
-            (!has_sigterm_handler(pid).unwrap_or(true)).then_some(Stop::Unhandled)
+            (!sandboxes.iter().any(minds)).then_some(Stop::Unhandled)
         };
-        let before = instance
+        let first = instance
             .stop
-            .replace(at_once.unwrap_or(Stop::Asked { grace }));
+            .replace(at_once.unwrap_or(Stop::Asked { grace }))
+            .is_none();
         if at_once.is_some() {
             self.kill_instance(id);
             return;
         }
-        let first = before.is_none();
-        let number = instance.record.sandbox;
-        if first && let Some(sandbox) = self.sandboxes.get(&number) {
-            let _ = pidfd_send_signal(&sandbox.pidfd, Signal::TERM);
+        for sandbox in sandboxes.into_iter().filter(|_| first) {
+            let signal = if minds(&sandbox) {
+                Signal::TERM
+            } else {
+                Signal::KILL
+            };
+            let _ = pidfd_send_signal(&sandbox.pidfd, signal);
         }
-        self.thaw_sandbox(number);
+        self.thaw_instance(id);
         self.after(grace, Timer::Kill(id.clone()));
     }
 
@@ -108,17 +121,18 @@ impl Keeper {
         }
     }
 
-    fn kill_instance(&mut self, id: &InstanceId) {
+    pub(super) fn kill_instance(&mut self, id: &InstanceId) {
         let Some(instance) = self.instances.get_mut(id) else {
             return;
         };
         instance.killed = true;
-        let number = instance.record.sandbox;
-        if let Some(sandbox) = self.sandboxes.get(&number) {
-            // The whole pid namespace goes with its PID 1.
-            let _ = pidfd_send_signal(&sandbox.pidfd, Signal::KILL);
+        for number in instance.record.sandboxes() {
+            if let Some(sandbox) = self.sandboxes.get(&number) {
+                // The whole pid namespace goes with its PID 1.
+                let _ = pidfd_send_signal(&sandbox.pidfd, Signal::KILL);
+            }
         }
-        self.thaw_sandbox(number);
+        self.thaw_instance(id);
     }
 
     /// Its process is reaped.
@@ -132,26 +146,36 @@ impl Keeper {
             return;
         }
         let number = instance.record.sandbox;
-        let exit = self.exit_of(id, ending);
-        self.finish(id, exit);
+        let exit = self.exit_of(id, 0, ending);
+        self.finish(id, 0, exit);
         self.destroy(number, 0);
     }
 
-    fn exit_of(&self, id: &InstanceId, ending: Option<Ending>) -> Exit {
+    pub(super) fn exit_of(
+        &self,
+        id: &InstanceId,
+        container: usize,
+        ending: Option<Ending>,
+    ) -> Exit {
         let unknown = || Exit::Unknown {
             why: "its keeper was gone when it ended".to_owned(),
         };
         let Some(instance) = self.instances.get(id) else {
             return unknown();
         };
-        let limit = instance.record.spec.limits.memory;
-        let ending = match instance.record.spec.kernel {
+        let spec = &instance.record.spec;
+        let ending = match spec.kernel {
             Kernel::Host => ending,
             Kernel::Gvisor => ending.map(Ending::below_gvisor),
         };
+        let number = instance.record.sandboxes().get(container).copied();
+        let sidecar = container
+            .checked_sub(1)
+            .and_then(|index| spec.sidecars().get(index));
+        let limit = sidecar.map_or(spec.limits, |one| one.limits).memory;
         let out_of_memory = !instance.killed
             && !matches!(ending, Some(Ending::Code(0)))
-            && self.oom_kills(instance.record.sandbox) > 0;
+            && number.is_some_and(|number| self.oom_kills(number) > 0);
         match ending {
             // 137: a shell's word for a child that got SIGKILL.
             Some(Ending::Signal(9) | Ending::Code(137)) | None if out_of_memory => {
@@ -170,36 +194,38 @@ impl Keeper {
             .unwrap_or(0)
     }
 
-    /// Stores the rest of the log, writes the exit down and tells it.
-    pub(crate) fn finish(&mut self, id: &InstanceId, exit: Exit) {
+    /// Stores the rest of the log, writes the exit down and tells it, with the last lines of the container that ended first.
+    pub(crate) fn finish(&mut self, id: &InstanceId, container: usize, exit: Exit) {
         let Some(mut instance) = self.instances.remove(id) else {
             return;
         };
         let at = wall();
-        for capture in &mut instance.captures {
+        for capture in instance.captures.iter_mut().flatten() {
             self.unwatch(capture.fifo());
             capture.finish(&mut self.logs, at);
         }
-        let [out, err] = instance
-            .captures
-            .each_ref()
-            .map(|capture| capture.last_lines(LAST_LINES));
+        let [out, err] = instance.captures.get(container).map_or_else(
+            || [Vec::new(), Vec::new()],
+            |both| both.each_ref().map(|one| one.last_lines(LAST_LINES)),
+        );
+        let name = instance.record.spec.container_name(container).to_owned();
         let revision = Some(instance.record.spec.revision.clone());
         let report = ExitReport {
             id: id.clone(),
             revision,
+            container: name,
             exit,
             at,
             last_lines: last_of(out, err),
             stop: instance.stop,
         };
-        tracing::info!(%id, exit = %report.exit.describe(), "instance ended");
+        tracing::info!(%id, container = report.container, exit = %report.exit.describe(), "instance ended");
         instance.record.exit = Some(report.clone());
         if let Err(error) = self.records.write_instance(&instance.record) {
             tracing::error!(%id, %error, "write the exit of an instance down");
         }
-        self.last_sandbox
-            .insert(id.clone(), instance.record.sandbox);
+        let left = instance.record.sandboxes().into_iter().collect();
+        self.last_sandboxes.insert(id.clone(), left);
         self.exits.insert(id.clone(), report.clone());
         self.announce(Event::Exited(report), Vec::new());
     }
@@ -208,12 +234,14 @@ impl Keeper {
     pub(crate) fn forget(&mut self, id: &InstanceId) {
         if let Some(mut instance) = self.instances.remove(id) {
             let at = wall();
-            for capture in &mut instance.captures {
+            for capture in instance.captures.iter_mut().flatten() {
                 self.unwatch(capture.fifo());
                 capture.finish(&mut self.logs, at);
             }
-            if let Some(sandbox) = self.sandboxes.get_mut(&instance.record.sandbox) {
-                sandbox.role = SandboxRole::Ending;
+            for number in instance.record.sandboxes() {
+                if let Some(sandbox) = self.sandboxes.get_mut(&number) {
+                    sandbox.role = SandboxRole::Ending;
+                }
             }
         }
         self.records.remove_instance(id);

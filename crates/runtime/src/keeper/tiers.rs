@@ -43,19 +43,32 @@ impl Keeper {
             // Its server hears of its end soon.
             return Err(KeeperError::NotFound(id.clone()));
         }
-        if !matches!(instance.phase, Phase::Running) {
+        if !matches!(instance.phase, Phase::Running) || !instance.record.is_whole() {
             let text = format!("instance {id} starts, which it needs its CPU for");
             return Err(KeeperError::Internal(text));
         }
-        let cgroups = self
-            .cgroups
-            .as_ref()
-            .ok_or_else(|| KeeperError::Refused("this host has no cgroups".to_owned()))?;
-        match cgroups.sandbox(instance.record.sandbox).freeze() {
+        if self.cgroups.is_none() {
+            return Err(KeeperError::Refused("this host has no cgroups".to_owned()));
+        }
+        let mut all = self.cgroups_of(instance);
+        let frozen = all.try_for_each(|cgroup| cgroup.freeze());
+        if frozen.is_err() {
+            // All of it or nothing.
+            self.thaw_instance(id);
+        }
+        match frozen {
             Ok(()) => Ok(Reply::Done),
             Err(FreezeError::Impossible(why)) => Err(KeeperError::Refused(why)),
             Err(FreezeError::Sys(error)) => Err(KeeperError::Internal(error.to_string())),
         }
+    }
+
+    /// Those of all its containers; none on a host without cgroups.
+    fn cgroups_of(&self, instance: &Instance) -> impl Iterator<Item = SandboxCgroup> {
+        let numbers = instance.record.sandboxes().into_iter();
+        self.cgroups
+            .iter()
+            .flat_map(move |cgroups| numbers.clone().map(|number| cgroups.sandbox(number)))
     }
 
     pub(crate) fn thaw(&mut self, id: &InstanceId) -> Result<Reply, KeeperError> {
@@ -64,13 +77,13 @@ impl Keeper {
             .get_mut(id)
             .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
         instance.reclaimed = false;
-        self.cgroups.as_ref().map_or(Ok(Reply::Done), |cgroups| {
-            cgroups
-                .sandbox(instance.record.sandbox)
-                .thaw()
-                .map(|()| Reply::Done)
-                .map_err(|error| KeeperError::Internal(error.to_string()))
-        })
+        let Some(instance) = self.instances.get(id) else {
+            return Ok(Reply::Done);
+        };
+        self.cgroups_of(instance)
+            .try_for_each(|cgroup| cgroup.thaw())
+            .map(|()| Reply::Done)
+            .map_err(|error| KeeperError::Internal(error.to_string()))
     }
 
     /// Has the memory of a frozen instance written out, which takes a while; [`Keeper::reclaimed`] answers.
@@ -93,8 +106,9 @@ impl Keeper {
             id: id.clone(),
             before_bytes,
         });
-        let sandbox = self.allow_swap(id, true)?;
-        let op = SpawnOp::Reclaim { sandbox };
+        let mut others = self.allow_swap(id, true)?;
+        let sandbox = others.remove(0);
+        let op = SpawnOp::Reclaim { sandbox, others };
         self.ask(HOUSEKEEPER, op, Vec::new(), pending);
         Ok(())
     }
@@ -121,17 +135,20 @@ impl Keeper {
         self.reply(reclaim.session, reclaim.request, reply, Vec::new());
     }
 
-    /// Whether the kernel may write out pages of it: only while we ask for that. Answers its sandbox.
-    pub(super) fn allow_swap(&self, id: &InstanceId, allowed: bool) -> Result<u32, KeeperError> {
+    /// Whether the kernel may write out pages of it: only while we ask for that. Answers its
+    /// sandboxes, at least one.
+    pub(super) fn allow_swap(
+        &self,
+        id: &InstanceId,
+        allowed: bool,
+    ) -> Result<Vec<u32>, KeeperError> {
         let instance = self
             .instances
             .get(id)
             .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
-        let number = instance.record.sandbox;
-        let set = self.cgroups.as_ref().map_or(Ok(()), |cgroups| {
-            cgroups.sandbox(number).allow_swap(allowed)
-        });
-        set.map(|()| number)
+        self.cgroups_of(instance)
+            .try_for_each(|cgroup| cgroup.allow_swap(allowed))
+            .map(|()| instance.record.sandboxes())
             .map_err(|error| KeeperError::Internal(error.to_string()))
     }
 
@@ -141,18 +158,14 @@ impl Keeper {
             .instances
             .get(id)
             .ok_or_else(|| KeeperError::NotFound(id.clone()))?;
-        let cgroup = self
-            .cgroups
-            .as_ref()
-            .map(|cgroups| cgroups.sandbox(instance.record.sandbox))
-            .filter(SandboxCgroup::is_frozen);
-        let Some(cgroup) = cgroup else {
+        if self.tier(instance) == Tier::Awake {
             let text = format!("instance {id} is awake and needs its memory");
             return Err(KeeperError::Internal(text));
-        };
-        let usage = cgroup.usage();
-        usage
-            .map(|usage| usage.memory_bytes)
+        }
+        let used = self
+            .cgroups_of(instance)
+            .map(|cgroup| cgroup.usage().map(|usage| usage.memory_bytes));
+        used.sum::<Result<u64, _>>()
             .map_err(|error| KeeperError::Internal(error.to_string()))
     }
 
@@ -169,18 +182,26 @@ impl Keeper {
 
     /// For a server or a keeper that doesn't know that instances may be frozen.
     pub(crate) fn thaw_all(&self) {
-        for instance in self.instances.values() {
-            self.thaw_sandbox(instance.record.sandbox);
+        for id in self.instances.keys() {
+            self.thaw_instance(id);
+        }
+    }
+
+    /// So that a signal reaches all of it.
+    pub(crate) fn thaw_instance(&self, id: &InstanceId) {
+        for number in self
+            .instances
+            .get(id)
+            .map_or_else(Vec::new, |instance| instance.record.sandboxes())
+        {
+            self.thaw_sandbox(number);
         }
     }
 
     /// As its cgroup says.
     pub(crate) fn tier(&self, instance: &Instance) -> Tier {
-        let number = instance.record.sandbox;
-        let frozen = self
-            .cgroups
-            .as_ref()
-            .is_some_and(|cgroups| cgroups.sandbox(number).is_frozen());
+        let mut all = self.cgroups_of(instance).peekable();
+        let frozen = all.peek().is_some() && all.all(|cgroup| cgroup.is_frozen());
         match (frozen, instance.reclaimed) {
             (false, _) => Tier::Awake,
             (true, false) => Tier::Frozen,

@@ -1,6 +1,6 @@
 //! How the logs of instances lie on disk; shared by the keeper, which writes them, and the reader.
 //!
-//! `LOGS/PROJECT/REGION/SERVICE/INSTANCE.STREAM.START` holds the raw bytes that the instance wrote to the stream, from
+//! `LOGS/PROJECT/REGION/SERVICE/INSTANCE.STREAM.START` (for one of several containers `INSTANCE.STREAM-CONTAINER.START`) holds the raw bytes that the instance wrote to the stream, from
 //! offset START on. `….START.idx` says when: entries of (end offset, microseconds since the epoch), both little-endian 64
 //! bits; bytes below the first end offset that is greater than theirs were written at its time. A negative time says that
 //! the stream has ended there. `INSTANCE.STREAM.dropped` counts what was deleted from the stream's beginning, and
@@ -37,24 +37,33 @@ impl Stream {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamKey {
     pub instance: InstanceId,
+    /// Which of its containers; empty in an instance of one.
+    pub container: String,
     pub stream: Stream,
 }
 
 impl StreamKey {
+    /// What the names of all its files begin with.
+    fn stem(&self) -> String {
+        let (instance, stream) = (&self.instance, self.stream.short());
+        if self.container.is_empty() {
+            format!("{instance}.{stream}")
+        } else {
+            // Names of containers have no dots.
+            format!("{instance}.{stream}-{}", self.container)
+        }
+    }
+
     pub(crate) fn segment(&self, directory: &Path, start: u64) -> PathBuf {
-        directory.join(format!("{}.{}.{start}", self.instance, self.stream.short()))
+        directory.join(format!("{}.{start}", self.stem()))
     }
 
     pub(crate) fn index(&self, directory: &Path, start: u64) -> PathBuf {
-        directory.join(format!(
-            "{}.{}.{start}.idx",
-            self.instance,
-            self.stream.short()
-        ))
+        directory.join(format!("{}.{start}.idx", self.stem()))
     }
 
     pub(crate) fn marker(&self, directory: &Path) -> PathBuf {
-        directory.join(format!("{}.{}.dropped", self.instance, self.stream.short()))
+        directory.join(format!("{}.dropped", self.stem()))
     }
 }
 
@@ -198,16 +207,20 @@ fn entries(directory: &Path) -> Vec<(PathBuf, String)> {
 pub(crate) fn parse_segment(name: &str) -> Option<(StreamKey, u64)> {
     let mut parts = name.split('.');
     let instance = parts.next()?.parse().ok()?;
-    let stream = match parts.next()? {
+    let stream = parts.next()?;
+    let (stream, container) = stream.split_once('-').unwrap_or((stream, ""));
+    let stream = match stream {
         "out" => Stream::Stdout,
         "err" => Stream::Stderr,
         _ => return None,
     };
     let start = parts.next()?.parse().ok()?;
-    parts
-        .next()
-        .is_none()
-        .then_some((StreamKey { instance, stream }, start))
+    let key = StreamKey {
+        instance,
+        container: container.to_owned(),
+        stream,
+    };
+    parts.next().is_none().then_some((key, start))
 }
 
 /// All segments of a service, in no order. A missing directory has none.

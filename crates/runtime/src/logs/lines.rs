@@ -215,6 +215,7 @@ impl Lines {
         self.number += 1;
         self.ready.push_back(LogRecord::Line(LogLine {
             instance: self.key.instance.clone(),
+            container: self.key.container.clone(),
             stream: self.key.stream,
             sequence: self.number,
             at,

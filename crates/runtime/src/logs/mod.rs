@@ -41,6 +41,9 @@ const TURN: usize = 1000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
     pub instance: InstanceId,
+    /// Which of its containers; empty in an instance of one.
+    #[serde(default)]
+    pub container: String,
     pub stream: Stream,
     /// Number within the stream, from 1.
     pub sequence: u64,

@@ -31,6 +31,7 @@ impl Service {
 
     fn stream(&self, number: u32, stream: Stream) -> StreamKey {
         StreamKey {
+            container: String::new(),
             instance: format!("{number:032x}").parse().unwrap(),
             stream,
         }

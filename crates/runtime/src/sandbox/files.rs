@@ -9,27 +9,28 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
 use crate::spawner::SpawnError;
 
-const FILES: [(&str, &str); 3] = [
-    ("/etc/resolv.conf", "nameserver 169.254.169.254\n"),
-    (
-        "/etc/hosts",
-        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
-    ),
-    ("/etc/hostname", "localhost\n"),
-];
+const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
 const EVERYBODY: u32 = 0o1777;
 
-/// Writes them all.
+/// Writes them all. `containers` are the names of the instance's containers, which all are at its loopback address.
 ///
 /// # Errors
 /// [`SpawnError::Rootfs`] naming the path of the image that is in the way.
-pub(crate) fn write_all() -> Result<(), SpawnError> {
+pub(crate) fn write_all(containers: &[String]) -> Result<(), SpawnError> {
     if let Err(error) = fs::create_dir("/etc")
         && error.kind() != io::ErrorKind::AlreadyExists
     {
         return Err(in_the_way("/etc", &error));
     }
-    for (path, content) in FILES {
+    let mut hosts = HOSTS.to_owned();
+    for name in containers {
+        hosts.push_str(&format!("127.0.0.1 {name}\n"));
+    }
+    for (path, content) in [
+        ("/etc/resolv.conf", "nameserver 169.254.169.254\n"),
+        ("/etc/hosts", hosts.as_str()),
+        ("/etc/hostname", "localhost\n"),
+    ] {
         write(path, content).map_err(|error| in_the_way(path, &error))?;
     }
     temporary_directory().map_err(|error| in_the_way("/tmp", &error))

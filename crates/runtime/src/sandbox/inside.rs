@@ -56,7 +56,7 @@ const SELF: i32 = 3;
 pub(crate) enum ToSandbox {
     /// It is in its cgroups: go to the waiting room.
     Attached,
-    /// Become an instance. Descriptors: `[root, shm, stdout, stderr]`, and `runsc` for gVisor.
+    /// Become an instance. Descriptors: `[root, shm, stdout, stderr]`, then `runsc` for gVisor, or shared volumes.
     Launch(Launch),
 }
 
@@ -71,6 +71,9 @@ pub(crate) struct Launch {
     pub(crate) volumes: Vec<MemoryVolume>,
     #[serde(default)]
     pub(crate) kernel: Kernel,
+    /// Names of the instance's containers, where there are several: each reaches the others on loopback.
+    #[serde(default)]
+    pub(crate) containers: Vec<String>,
 }
 
 /// From the process in the sandbox.
@@ -144,7 +147,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     let received = control
         .receive::<ToSandbox>()
         .map_err(|e| SpawnError::sys("recvmsg", e, "control socket"))?;
-    let Some((ToSandbox::Launch(launch), descriptors)) = received else {
+    let Some((ToSandbox::Launch(launch), mut descriptors)) = received else {
         return Err(lost("an instance"));
     };
     if launch.kernel == Kernel::Gvisor {
@@ -154,15 +157,16 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         give_up_gaining();
     }
     let begun = Instant::now();
+    let shared = descriptors.split_off(descriptors.len().min(4));
     let [root, shm, stdout, stderr]: [OwnedFd; 4] = descriptors
         .try_into()
         .map_err(|_| lost("all of its descriptors"))?;
     become_mapped_root()?;
     tree::enter(&root, &shm, &prepared)?;
-    let unsealed = volumes::mount(&root, &prepared.hidden, &launch.volumes)?;
+    let unsealed = volumes::mount(&root, &prepared.hidden, &launch.volumes, shared)?;
     // From here on paths of the image are followed: no descriptor may lead out of its root (CVE-2024-21626).
     drop((prepared, root, shm));
-    files::write_all()?;
+    files::write_all(&launch.containers)?;
     let mounts = begun.elapsed();
     let identity = user::look_up(&launch.user)?;
     let arguments = strings("args", &launch.args)?;

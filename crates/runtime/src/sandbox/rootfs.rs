@@ -21,8 +21,13 @@ use crate::spawner::SpawnError;
 /// The kernel takes mount options of the descriptor calls up to this many bytes.
 const OPTION_LIMIT: usize = 255;
 /// One inode per 4 KiB of memory, but enough for a small image's worth of files.
-pub(super) const BYTES_PER_INODE: u64 = 4096;
-pub(super) const INODES_AT_LEAST: u64 = 16_384;
+const BYTES_PER_INODE: u64 = 4096;
+const INODES_AT_LEAST: u64 = 16_384;
+
+/// How many files a file system in memory of `bytes` may have.
+pub(crate) fn inodes(bytes: u64) -> u64 {
+    (bytes / BYTES_PER_INODE).max(INODES_AT_LEAST)
+}
 
 /// What the sandbox attaches, and what to let go of afterwards.
 #[derive(Debug)]
@@ -54,7 +59,7 @@ pub(crate) fn mount(
         }
         _ => {}
     }
-    let inodes = (memory_bytes / BYTES_PER_INODE).max(INODES_AT_LEAST);
+    let inodes = inodes(memory_bytes);
     let options = if Wall::Cgroup.stands() {
         format!("mode=755,size={memory_bytes},nr_inodes={inodes}")
     } else {

@@ -14,12 +14,11 @@ use rustix::thread::Uid;
 use super::walls::Wall;
 
 const USER_NAMESPACE: u64 = libc::CLONE_NEWUSER as u64;
-/// All others there are, except time, and cgroup which comes later.
-const OTHER_NAMESPACES: u64 = (libc::CLONE_NEWNET
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUTS) as u64;
+/// What each container has of its own. Not time, and cgroup comes later.
+pub(crate) const OWN_NAMESPACES: u64 =
+    (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
+/// What the containers of an instance share is made with the first.
+const OTHER_NAMESPACES: u64 = OWN_NAMESPACES | libc::CLONE_NEWNET as u64;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Makes the process of a sandbox, whose user namespace belongs to `owner` of the host.

@@ -135,8 +135,10 @@ impl Chore {
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn reclaim(request: u64, cgroup: SandboxCgroup) -> Result<Self, SpawnError> {
-        let child = Child::fork("give memory back", || reclaim::page_out(&cgroup))?;
+    pub(super) fn reclaim(request: u64, cgroups: Vec<SandboxCgroup>) -> Result<Self, SpawnError> {
+        let child = Child::fork("give memory back", || {
+            cgroups.iter().try_for_each(reclaim::page_out)
+        })?;
         Ok(Self {
             request: Some(request),
             child,

@@ -147,6 +147,10 @@ impl Worker for Housekeeper {
                 }
                 Err(error) => Err(error),
             },
+            Op::JoinSandbox { sandbox } => {
+                self.join(channel, id, sandbox, descriptors);
+                return;
+            }
             Op::DestroySandbox { sandbox } => {
                 self.destroy(channel, id, sandbox);
                 return;
@@ -182,8 +186,10 @@ impl Worker for Housekeeper {
                 let chore = Chore::remove(Some(id), &[shift::all_of(&self.images, uid_base)]);
                 return self.begin(channel, id, chore);
             }
-            Op::Reclaim { sandbox } => {
-                let chore = Chore::reclaim(id, self.cgroups.sandbox(sandbox)).map(Some);
+            Op::Reclaim { sandbox, others } => {
+                let all = std::iter::once(sandbox).chain(others);
+                let all = all.map(|number| self.cgroups.sandbox(number)).collect();
+                let chore = Chore::reclaim(id, all).map(Some);
                 return self.begin(channel, id, chore);
             }
             Op::RemoveOldLogs => {

@@ -25,18 +25,18 @@ const OOM_SCORE_ADJUSTMENT: &str = "500";
 /// A sandbox's process that nobody has let into its waiting room yet.
 #[derive(Debug)]
 pub(super) struct Newborn {
-    request: u64,
-    sandbox: u32,
-    cgroup: SandboxCgroup,
+    pub(super) request: u64,
+    pub(super) sandbox: u32,
+    pub(super) cgroup: SandboxCgroup,
     /// It must be moved to its cgroup: it could not be born there.
-    attach: bool,
-    pid: u32,
-    pidfd: OwnedFd,
-    control: Channel,
+    pub(super) attach: bool,
+    pub(super) pid: u32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) control: Channel,
 }
 
 impl Newborn {
-    fn admit(&self) -> Result<(), SpawnError> {
+    pub(super) fn admit(&self) -> Result<(), SpawnError> {
         let score = format!("/proc/{}/oom_score_adj", self.pid);
         write_file(&score, OOM_SCORE_ADJUSTMENT).map_err(|e| SpawnError::sys("write", e, score))?;
         if self.attach {
@@ -147,7 +147,7 @@ impl Housekeeper {
     }
 
     /// Nothing of a sandbox that could not be made may stay.
-    fn give_up(&mut self, sandbox: u32, cgroup: SandboxCgroup) {
+    pub(super) fn give_up(&mut self, sandbox: u32, cgroup: SandboxCgroup) {
         if let Some(gateway) = &mut self.gateway {
             let _ = gateway.detach(sandbox);
         }
@@ -159,7 +159,7 @@ impl Housekeeper {
     }
 }
 
-fn wait_until_staged(control: &Channel) -> Result<(), SpawnError> {
+pub(super) fn wait_until_staged(control: &Channel) -> Result<(), SpawnError> {
     let mut polled = [PollFd::from_borrowed_fd(control.as_fd(), PollFlags::IN)];
     let timeout = Timespec {
         tv_sec: MAKE_DEADLINE_S,

@@ -58,6 +58,10 @@ pub enum Op {
     /// Makes a pooled sandbox. Reply: [`Reply::Made`] with the descriptors `[pidfd, netns, control, net.sockets…]`. The keeper
     /// is the parent of the process and must reap it. Housekeeper only.
     MakeSandbox { sandbox: u32 },
+    /// Makes the sandbox of a further container of an instance, in the network and the user namespace of its first. Descriptors
+    /// in: `[netns, userns]`. Reply: [`Reply::Joined`] with the descriptors `[pidfd, control]`. The keeper must reap the process
+    /// and the helper it came from, which has ended. Housekeeper only.
+    JoinSandbox { sandbox: u32 },
     /// Turns a pooled sandbox into an instance. Descriptors in: `[control, stdout, stderr]`. Reply: [`Reply::Started`] once
     /// the program's `execve` succeeded. After an error the keeper kills the process and sends [`Op::DestroySandbox`]. Only
     /// [`SpawnError::NotPrepared`] comes with the descriptors given back: after [`Op::Prepare`] it may be sent again.
@@ -66,6 +70,9 @@ pub enum Op {
         pid: u32,
         spec: Box<InstanceSpec>,
         net: NetInfo,
+        /// Set for one of several containers; `spec` is then as if it were the only one.
+        #[serde(default)]
+        member: Option<Member>,
     },
     /// After the process was reaped: removes its cgroup and network. Idempotent. Reply: [`Reply::Done`]. Housekeeper only.
     DestroySandbox { sandbox: u32 },
@@ -80,7 +87,12 @@ pub enum Op {
     /// it to the starter first.
     ReleaseIds { uid_base: u32 },
     /// Writes the memory of a frozen sandbox to swap, unless it is thawed meanwhile. Reply: [`Reply::Done`]. Housekeeper only.
-    Reclaim { sandbox: u32 },
+    Reclaim {
+        sandbox: u32,
+        /// Those of its further containers.
+        #[serde(default)]
+        others: Vec<u32>,
+    },
     /// Deletes the logs that were put aside for it. Reply: [`Reply::Done`]. Housekeeper only.
     RemoveOldLogs,
     /// Reply: [`Reply::Done`] with the sockets of `Gateway::refusal_sockets` as descriptors. Housekeeper only.
@@ -91,6 +103,17 @@ pub enum Op {
     Hold { name: String },
     /// Closes what is held under `name`. No reply.
     Release { name: String },
+}
+
+/// What a container shares with the others of its instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The sandbox of the container that takes requests: owner of network, user ids and shared volumes.
+    pub of: u32,
+    /// All containers, itself included.
+    pub names: Vec<String>,
+    /// Shared volumes that were made for containers before it.
+    pub seen: Vec<String>,
 }
 
 /// From a spawner to the keeper.
@@ -107,6 +130,10 @@ pub enum Reply {
     Made {
         pid: u32,
         net: NetInfo,
+    },
+    Joined {
+        pid: u32,
+        helper: u32,
     },
     Started {
         phases: StartPhases,

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::Mode;
 use utsuwa_model::instance::{InstanceSpec, Kernel, StartPhases};
 
-use super::protocol::{Channel, Op, Reply, Request, SpawnError};
+use super::protocol::{Channel, Member, Op, Reply, Request, SpawnError};
+use super::shared::{self, Shared};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
 use crate::sandbox::cgroup::Cgroups;
@@ -51,6 +52,7 @@ struct Asked {
     began: Instant,
     sandbox: u32,
     pid: u32,
+    member: Option<Member>,
 }
 
 /// State of the starter.
@@ -61,6 +63,7 @@ pub(super) struct Starter {
     layers: Layers,
     pending: Vec<Pending>,
     attached: VecDeque<String>,
+    shared: Shared,
     held: Held,
 }
 
@@ -83,6 +86,7 @@ impl Starter {
             layers: Layers::new(&config.images_dir, method),
             pending: Vec::new(),
             attached: VecDeque::new(),
+            shared: Shared::default(),
             held: Held::default(),
         })
     }
@@ -125,9 +129,8 @@ impl Starter {
             Kernel::Host => (None, spec.limits),
             Kernel::Gvisor => (Some(gvisor::open()?), gvisor::with_allowance(&spec.limits)),
         };
-        if Wall::UserNamespace.stands() {
-            process::map_ids(asked.pid, 0, spec.rootfs.uid_base)?;
-        }
+        let member = asked.member.as_ref();
+        shared::map_ids(asked.pid, member, spec.rootfs.uid_base)?;
         let cgroup = self.cgroups.sandbox(asked.sandbox);
         if Wall::Cgroup.stands() {
             cgroup.apply(&limits)?;
@@ -145,6 +148,9 @@ impl Starter {
             asked.sandbox,
         )?;
         let overlay = overlay_began.elapsed();
+        let shared = self
+            .shared
+            .mounts(member, &spec.volumes, spec.rootfs.uid_base)?;
         let launch = ToSandbox::Launch(Launch {
             args: spec.process.args.clone(),
             env: spec.process.env.clone(),
@@ -152,16 +158,17 @@ impl Starter {
             user: spec.process.user.clone(),
             volumes: spec.volumes.clone(),
             kernel: spec.kernel,
+            containers: member.map_or_else(Vec::new, |member| member.names.clone()),
         });
         let control = Channel::from(control);
         self.attached.push_back(root.upper.clone());
-        let mut given = vec![
-            root.root.as_fd(),
-            root.shm.as_fd(),
-            stdout.as_fd(),
-            stderr.as_fd(),
-        ];
-        given.extend(runsc.as_ref().map(AsFd::as_fd));
+        let own = [&root.root, &root.shm, &stdout, &stderr];
+        let given: Vec<BorrowedFd<'_>> = own
+            .into_iter()
+            .chain(&shared)
+            .chain(&runsc)
+            .map(AsFd::as_fd)
+            .collect();
         control
             .send(&launch, &given)
             .map_err(|e| SpawnError::SandboxGone {
@@ -241,6 +248,7 @@ impl Worker for Starter {
                 pid,
                 spec,
                 net: _,
+                member,
             } => {
                 let began = Instant::now();
                 let names = match self.layers_of(&spec) {
@@ -256,6 +264,7 @@ impl Worker for Starter {
                     began,
                     sandbox,
                     pid,
+                    member,
                 };
                 match self.start(&asked, &spec, &names, descriptors) {
                     Ok(()) => return,
@@ -274,9 +283,13 @@ impl Worker for Starter {
             }
             Op::Release { name } => {
                 self.held.release(&name);
+                if let Some(sandbox) = crate::keeper::held_sandbox(&name) {
+                    self.attached.extend(self.shared.forget(sandbox));
+                }
                 return;
             }
             Op::MakeSandbox { .. } => Err(wrong_role("MakeSandbox", Role::Starter)),
+            Op::JoinSandbox { .. } => Err(wrong_role("JoinSandbox", Role::Starter)),
             Op::DestroySandbox { .. } => Err(wrong_role("DestroySandbox", Role::Starter)),
             Op::Unpack { .. } => Err(wrong_role("Unpack", Role::Starter)),
             Op::RefusalSockets => Err(wrong_role("RefusalSockets", Role::Starter)),

@@ -118,6 +118,7 @@ impl World {
             port: 8080,
             volumes: Vec::new(),
             kernel: Kernel::default(),
+            group: None,
         }
     }
 

@@ -199,10 +199,12 @@ fn volumes_are_the_same_on_gvisor() {
         MemoryVolume {
             size: MemoryBytes(4 << 20),
             mounts: vec![point("/a", "", false), point("/b/deep", "part", true)],
+            shared: String::new(),
         },
         MemoryVolume {
             size: MemoryBytes(1 << 20),
             mounts: vec![point("/tmp", "", false)],
+            shared: String::new(),
         },
     ];
     let script = "echo one > /a/part/file; cat /b/deep/file; (echo no > /b/deep/other) 2>&1; \

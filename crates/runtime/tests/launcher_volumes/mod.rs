@@ -22,12 +22,14 @@ fn volume(mib: u64, mounts: Vec<MountPoint>) -> MemoryVolume {
     MemoryVolume {
         size: MemoryBytes(mib << 20),
         mounts,
+        shared: String::new(),
     }
 }
 
 fn spec(world: &World, script: &str, volumes: Vec<MemoryVolume>) -> InstanceSpec {
     InstanceSpec {
         volumes,
+        group: None,
         ..world.spec(&["sh", "-c", script])
     }
 }

@@ -275,6 +275,7 @@ impl World {
             port: 8080,
             volumes: Vec::new(),
             kernel: Kernel::default(),
+            group: None,
         }
     }
 
@@ -319,6 +320,7 @@ impl World {
             pid: sandbox.pid,
             spec: Box::new(spec),
             net: sandbox.net.clone(),
+            member: None,
         };
         let (result, _) = self.starter.ask(
             op,

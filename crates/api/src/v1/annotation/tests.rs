@@ -1,5 +1,7 @@
 //! Tests of the module above.
 
+use utsuwa_model::service::Container;
+
 use super::*;
 
 fn set(pairs: &[(&str, &str)]) -> Annotations {
@@ -83,4 +85,46 @@ fn output_is_dropped_and_nonsense_named() {
             "metadata.annotations[run.googleapis.com/invoker-iam-disabled]"
         ]
     );
+}
+
+#[test]
+fn what_containers_wait_for_is_a_field_of_theirs() {
+    const NAME: &str = "run.googleapis.com/container-dependencies";
+    let containers = || {
+        ["app", "side"].map(|name| Container {
+            name: name.to_owned(),
+            ..Container::default()
+        })
+    };
+    let read = |text: &str| {
+        let mut template = RevisionTemplate {
+            annotations: set(&[(NAME, text)]),
+            containers: containers().to_vec(),
+            ..RevisionTemplate::default()
+        };
+        let mut found = Violations::default();
+        dependencies::read(&mut template, &mut found);
+        (template, found)
+    };
+    for written in [
+        "{\"app\":[\"side\"]}",
+        "{ \"app\": [\"side\"], \"side\": [] }",
+    ] {
+        let (mut template, found) = read(written);
+        assert_eq!(found, Violations::default());
+        assert_eq!(template.containers[0].depends_on, ["side"]);
+        assert_eq!(write_template(&template), set(&[(NAME, written)]));
+        // A canonical text is not stored beside its field.
+        assert_eq!(template.annotations.is_empty(), !written.contains(' '));
+        template.containers[0].depends_on.clear();
+        assert_eq!(write_template(&template), Annotations::new());
+        template.containers[1].depends_on.push("app".to_owned());
+        let turned = set(&[(NAME, "{\"side\":[\"app\"]}")]);
+        assert_eq!(write_template(&template), turned);
+    }
+    for wrong in ["side", "[1]", "{\"other\":[\"app\"]}"] {
+        let (_, found) = read(wrong);
+        let field = format!("spec.template.metadata.annotations[{NAME}]");
+        assert_eq!(found.0[0].field, field, "{wrong}");
+    }
 }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::DeployArgs;
+use crate::cli::services::containers::ingress_index;
 use crate::client::Failure;
 
 /// The service to send: the existing one with the named changes.
@@ -71,7 +72,8 @@ pub(super) fn body(
     for (key, value) in pairs("--annotations", args.annotations.as_deref())? {
         template["annotations"][&key] = json!(value);
     }
-    container(&mut template["containers"][0], args, image, new)?;
+    let ingress = ingress_index(template);
+    container(&mut template["containers"][ingress], args, image, new)?;
     traffic(&mut service, args, latest_ready.as_deref());
     Ok(service)
 }

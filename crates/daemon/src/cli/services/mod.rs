@@ -1,5 +1,6 @@
 //! `utsuwa services …`.
 
+pub(super) mod containers;
 pub(super) mod show;
 mod traffic;
 mod why;

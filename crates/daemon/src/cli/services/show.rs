@@ -6,6 +6,7 @@ use utsuwa_model::scaling::DEFAULT_MAX_INSTANCES;
 use utsuwa_model::service::defaults;
 
 use super::super::short;
+use super::containers::{ingress_index, sidecar_lines};
 use super::traffic::LATEST;
 use crate::output::{line, moment, text_at};
 
@@ -124,7 +125,8 @@ fn service_lines(service: &Value) -> Vec<String> {
 
 /// What the next revision has, as gcloud shows it: with the defaults of what isn't written.
 fn template_lines(template: &Value) -> Vec<String> {
-    let container = &template["containers"][0];
+    let ingress = ingress_index(template);
+    let container = &template["containers"][ingress];
     let mut lines = vec!["Template:".to_owned()];
     let mut add = |label: &str, text: String| {
         if !text.is_empty() {
@@ -170,6 +172,7 @@ fn template_lines(template: &Value) -> Vec<String> {
         add("Affinity:", "a client goes to the same instance".to_owned());
     }
     lines.extend(environment_lines(container));
+    lines.extend(sidecar_lines(template, ingress));
     lines
 }
 

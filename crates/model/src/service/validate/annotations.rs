@@ -27,7 +27,6 @@ const TEMPLATE_NOT_BUILT: &[&str] = &[
     "vpc-access-egress",
     "network-interfaces",
     "secrets",
-    "container-dependencies",
     "encryption-key",
     "encryption-key-shutdown-hours",
     "post-key-revocation-action-type",

@@ -63,20 +63,15 @@ pub(super) fn check(
             format!("{dir:?} must be an absolute path"),
         );
     }
-    env(&base, container, found);
+    env(&base, container, index == template.ingress_index(), found);
     limits(&base, container, found);
     ports(&base, container, found);
     mounts::check(&base, container, template, found);
     probe::check(&base, container, found);
-    if !container.depends_on.is_empty() {
-        found.add(
-            at("dependsOn"),
-            not_built("more than one container per instance is"),
-        );
-    }
 }
 
-fn env(base: &str, container: &Container, found: &mut Violations) {
+/// `PORT` is set in the container that takes requests alone; others may have one of their own.
+fn env(base: &str, container: &Container, ingress: bool, found: &mut Violations) {
     if container.env.len() > ENV_COUNT {
         found.add(
             format!("{base}.env"),
@@ -88,6 +83,7 @@ fn env(base: &str, container: &Container, found: &mut Violations) {
     }
     let reserved: Vec<&str> = RESERVED_ENV
         .into_iter()
+        .filter(|name| ingress || *name != "PORT")
         .filter(|name| container.env.iter().any(|e| e.name == *name))
         .collect();
     if !reserved.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Context, annotations, container, labels, not_built};
+use super::{Context, annotations, container, group, labels, not_built};
 use crate::Violations;
 use crate::quantity::{MemoryBytes, MilliCpu};
 use crate::service::{ExecutionEnvironment, RevisionTemplate, Service, VolumeSource};
@@ -133,19 +133,7 @@ fn containers(template: &RevisionTemplate, found: &mut Violations) {
             ),
         );
     }
-    if all.len() > 1 {
-        found.add(
-            "template.containers[1]",
-            not_built("more than one container per instance is"),
-        );
-        let with_port = all.iter().filter(|c| !c.ports.is_empty()).count();
-        if with_port != 1 {
-            found.add(
-                "template.containers",
-                format!("exactly one container must have a port, {with_port} have one"),
-            );
-        }
-    }
+    group::check(template, found);
     let mut names = BTreeSet::new();
     for (index, one) in all.iter().enumerate() {
         container::check(index, one, template, found);

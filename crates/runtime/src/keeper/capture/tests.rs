@@ -38,6 +38,7 @@ impl World {
     fn capture(&self, number: u32, resume: bool) -> (Capture, File) {
         let (reader, writer) = pipe_with(PipeFlags::NONBLOCK).unwrap();
         let key = StreamKey {
+            container: String::new(),
             instance: format!("{number:032x}").parse().unwrap(),
             stream: Stream::Stdout,
         };

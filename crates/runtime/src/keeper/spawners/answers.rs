@@ -15,6 +15,21 @@ use crate::spawner::protocol::{Op, Reply, SpawnError};
 pub(crate) enum Pending {
     Make(u32),
     Start(InstanceId),
+    /// A sandbox for a further container of an instance.
+    Join {
+        sandbox: u32,
+        id: InstanceId,
+    },
+    /// The start of one of several containers.
+    Container {
+        id: InstanceId,
+        container: usize,
+    },
+    /// What its start found missing is being copied.
+    ContainerCopies {
+        id: InstanceId,
+        container: usize,
+    },
     Destroy {
         sandbox: u32,
         attempts: u32,
@@ -56,6 +71,15 @@ impl Keeper {
                 }
                 result => self.started(&id, result),
             },
+            Pending::Join { sandbox, id } => self.joined(sandbox, id, result, descriptors),
+            Pending::Container { id, container } => {
+                let missing = matches!(result, Err(SpawnError::NotPrepared { .. }));
+                let mut parcel = descriptors;
+                if !missing || !self.copy_first(&id, container, &mut parcel) {
+                    self.container_started(&id, container, result);
+                }
+            }
+            Pending::ContainerCopies { id, container } => self.copied(&id, container, result),
             Pending::Copies { id, descriptors } => self.prepared(id, result, descriptors),
             Pending::Destroy { sandbox, attempts } => self.destroyed(sandbox, attempts, result),
             Pending::Session { session, request } => {

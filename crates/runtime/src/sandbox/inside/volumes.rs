@@ -58,15 +58,23 @@ impl Unsealed<'_> {
     }
 }
 
-/// Mounts all of them below `root`. On `hidden`, volumes are mounted whole of which parts are seen, or in several places.
+/// Mounts all of them below `root`. `shared` are mounts of those that other containers see too, in their order. On `hidden`, volumes are mounted whole of which parts are seen, or in several places.
 pub(super) fn mount<'a>(
     root: &OwnedFd,
     hidden: &OwnedFd,
     volumes: &'a [MemoryVolume],
+    shared: Vec<OwnedFd>,
 ) -> Result<Unsealed<'a>, SpawnError> {
     let mut wanted = Vec::new();
+    let mut shared = shared.into_iter();
     for volume in volumes {
-        trees(volume, hidden, &mut wanted)?;
+        let given = if volume.shared.is_empty() {
+            None
+        } else {
+            let missing = || refused(&volume.shared, "the volume did not come along");
+            Some(shared.next().ok_or_else(missing)?)
+        };
+        trees(volume, given, hidden, &mut wanted)?;
     }
     // Those above first: what is mounted later would hide what is below it.
     wanted.sort_by_key(|one: &Wanted<'_>| one.parts.len());
@@ -81,19 +89,11 @@ pub(super) fn mount<'a>(
 /// The trees of one volume, one for each place where it is seen.
 fn trees<'a>(
     volume: &'a MemoryVolume,
+    given: Option<OwnedFd>,
     hidden: &OwnedFd,
     wanted: &mut Vec<Wanted<'a>>,
 ) -> Result<(), SpawnError> {
-    let size = volume.size.0.to_string();
-    let inodes = (volume.size.0 / rootfs::BYTES_PER_INODE).max(rootfs::INODES_AT_LEAST);
-    let (inodes, mode) = (inodes.to_string(), format!("{IN_A_VOLUME:o}"));
-    let options = [
-        ("size", Some(size.as_str())),
-        ("nr_inodes", Some(inodes.as_str())),
-        ("mode", Some(mode.as_str())),
-    ];
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let whole = mount_with("tmpfs", &options, attributes)?;
+    let whole = given.map_or_else(|| new(volume), Ok)?;
     let mut add = |point: &'a MountPoint, tree| {
         let parts = parts(&point.path);
         wanted.push(Wanted { point, parts, tree });
@@ -117,6 +117,19 @@ fn trees<'a>(
         add(point, tree);
     }
     Ok(())
+}
+
+fn new(volume: &MemoryVolume) -> Result<OwnedFd, SpawnError> {
+    let size = volume.size.0.to_string();
+    let inodes = rootfs::inodes(volume.size.0).to_string();
+    let mode = format!("{IN_A_VOLUME:o}");
+    let options = [
+        ("size", Some(size.as_str())),
+        ("nr_inodes", Some(inodes.as_str())),
+        ("mode", Some(mode.as_str())),
+    ];
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    mount_with("tmpfs", &options, attributes)
 }
 
 /// The directory to mount on, made if it is missing: in the deepest volume that is above it, else in the image's root.

@@ -83,10 +83,6 @@ fn names_ports_and_images() {
                 container(s).ports = vec![port.clone(), port];
             },
         ),
-        ("template.containers[1]: more than one container", |s| {
-            let second = container(s).clone();
-            s.spec.template.containers.push(second);
-        }),
         ("template.containers[0].workingDir: \"srv\"", |s| {
             container(s).working_dir = Some("srv".to_owned())
         }),

@@ -1,6 +1,7 @@
 //! One row per rule: what is changed on a good service, and what must be said about it.
 
 mod container;
+mod group;
 mod template;
 
 use super::*;

@@ -116,8 +116,8 @@ fn look_at_image(
     for name in ["proc", "sys", "dev"] {
         tree::mount_point(root.as_fd(), name)?;
     }
-    let unsealed = volumes::mount(root, &prepared.hidden, &launch.volumes)?;
-    files::write_all()?;
+    let unsealed = volumes::mount(root, &prepared.hidden, &launch.volumes, Vec::new())?;
+    files::write_all(&[])?;
     let identity = user::look_up(&launch.user)?;
     let arguments = strings("args", &launch.args)?;
     if arguments.is_empty() {
