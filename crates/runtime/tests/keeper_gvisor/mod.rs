@@ -38,6 +38,13 @@ async fn an_instance_on_gvisor_is_called_frozen_thawed_and_stopped() {
         usage.memory_bytes < one.limits.memory.0 + (64 << 20),
         "{usage:?}"
     );
+    // Its socket is no door to anybody else, whatever address it is told to connect to.
+    let (socket, _) = server.driver.socket(&id).await.unwrap();
+    let cable = socket2::SockRef::from(&socket).device().unwrap();
+    assert!(
+        cable.is_some_and(|name| !name.is_empty()),
+        "bound to its cable"
+    );
     nothing_of_it_has_privileges(server.driver.list().await.unwrap()[0].pid);
     server.driver.freeze(&id).await.unwrap();
     until("it is frozen", async || {
