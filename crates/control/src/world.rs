@@ -20,7 +20,9 @@ use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
-use utsuwa_model::instance::{InstanceSpec, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier};
+use utsuwa_model::instance::{
+    HostMount, InstanceSpec, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier,
+};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable};
 use utsuwa_model::scaling::ScalingSettings;
@@ -37,6 +39,7 @@ pub(crate) struct StartPlan {
     pub(crate) startup_cpu: MilliCpu,
     pub(crate) port: u16,
     pub(crate) volumes: Vec<MemoryVolume>,
+    pub(crate) host_dirs: Vec<HostMount>,
 }
 
 impl StartPlan {
@@ -52,6 +55,7 @@ impl StartPlan {
             },
             port: self.port,
             volumes: self.volumes.clone(),
+            host_dirs: self.host_dirs.clone(),
         }
     }
 }

@@ -20,12 +20,27 @@ pub struct InstanceSpec {
     /// Directories in memory that the instance has besides its root.
     #[serde(default)]
     pub volumes: Vec<MemoryVolume>,
+    /// Directories of the host that it sees.
+    #[serde(default)]
+    pub host_dirs: Vec<HostMount>,
 }
 
 /// A file system in memory, as long-lived as its instance and charged to its memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryVolume {
     pub size: MemoryBytes,
+    /// Where it is seen; never empty.
+    pub mounts: Vec<MountPoint>,
+}
+
+/// A directory of the host in an instance. By itself it opens nothing: the keeper's own rules say which directories there are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMount {
+    /// The path of the rule ([`HostDir`](crate::host_dir::HostDir)) that allows it.
+    pub rule: String,
+    /// The directory below that; empty for the rule's own.
+    pub beneath: String,
+    pub read_only: bool,
     /// Where it is seen; never empty.
     pub mounts: Vec<MountPoint>,
 }

@@ -2,6 +2,7 @@
 
 mod busybox;
 mod launcher_contract;
+mod launcher_host_dirs;
 mod launcher_layers;
 mod launcher_volumes;
 mod launcher_world;

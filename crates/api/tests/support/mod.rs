@@ -98,6 +98,7 @@ impl World {
             addresses: Addresses::default(),
             keys_dir: keys.path().to_owned(),
             configuration: Arc::default(),
+            host_dirs: Arc::default(),
             ready: Readiness::default(),
         };
         let mut tasks = JoinSet::new();

@@ -175,6 +175,7 @@ impl Core {
             startup_cpu: process::startup_cpu(template),
             port: template.port(),
             volumes: template.memory_volumes(),
+            host_dirs: template.host_mounts(&self.settings.host_dirs),
         })
     }
 

@@ -130,6 +130,9 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         ground.config.listen_http.port,
     );
     control_settings.idle_timeout = ground.config.idle_timeout;
+    control_settings
+        .host_dirs
+        .clone_from(&ground.config.host_dirs);
     let started = Control::start(
         store.clone(),
         Arc::clone(&shared),
@@ -187,6 +190,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         },
         keys_dir: data.join("keys"),
         configuration: Arc::new(running(&layers, &ground.config)),
+        host_dirs: Arc::new(ground.config.host_dirs.clone()),
         ready: ready.clone(),
     };
     let api_stop = stop.clone();

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
+use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::instance::{InstanceSpec, StartPhases};
 
 use super::protocol::{Channel, Op, Reply, Request, SpawnError};
@@ -20,7 +21,7 @@ use crate::sandbox::inside::{FromSandbox, Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
 use crate::sandbox::probe::Features;
 use crate::sandbox::walls::Wall;
-use crate::sandbox::{process, rootfs};
+use crate::sandbox::{host_dirs, process, rootfs};
 
 /// A start that takes longer is given up: a thousand times what it should take.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -58,6 +59,8 @@ pub(super) struct Starter {
     cgroups: Cgroups,
     mounts: PathBuf,
     layers: Layers,
+    /// The keeper's rules: what a request names is looked up here.
+    host_dirs: Vec<HostDir>,
     pending: Vec<Pending>,
     attached: VecDeque<String>,
     held: Held,
@@ -80,6 +83,7 @@ impl Starter {
             cgroups,
             mounts,
             layers: Layers::new(&config.images_dir, method),
+            host_dirs: config.host_dirs.clone(),
             pending: Vec::new(),
             attached: VecDeque::new(),
             held: Held::default(),
@@ -132,6 +136,8 @@ impl Starter {
             rustix::fs::fchmod(stream, Mode::from_raw_mode(0o622))
                 .map_err(|e| SpawnError::sys("fchmod", e, "log pipe"))?;
         }
+        // Before there is a root that would have to go again.
+        let trees = host_dirs::trees(&self.host_dirs, &spec.host_dirs, spec.rootfs.uid_base)?;
         let overlay_began = Instant::now();
         let root = rootfs::mount(
             names,
@@ -140,12 +146,14 @@ impl Starter {
             asked.sandbox,
         )?;
         let overlay = overlay_began.elapsed();
+        let seen_at = spec.host_dirs.iter().flat_map(|dir| &dir.mounts);
         let launch = ToSandbox::Launch(Launch {
             args: spec.process.args.clone(),
             env: spec.process.env.clone(),
             cwd: spec.process.cwd.clone(),
             user: spec.process.user.clone(),
             volumes: spec.volumes.clone(),
+            host_dirs: seen_at.cloned().collect(),
         });
         let control = Channel::from(control);
         self.attached.push_back(root.upper.clone());
@@ -162,6 +170,14 @@ impl Starter {
             .map_err(|e| SpawnError::SandboxGone {
                 detail: format!("sending it its program: {e}"),
             })?;
+        if !trees.is_empty() {
+            let given: Vec<BorrowedFd<'_>> = trees.iter().map(AsFd::as_fd).collect();
+            control
+                .send(&ToSandbox::HostDirs, &given)
+                .map_err(|e| SpawnError::SandboxGone {
+                    detail: format!("sending it directories of the host: {e}"),
+                })?;
+        }
         self.pending.push(Pending {
             request: asked.request,
             control,
@@ -170,7 +186,7 @@ impl Starter {
             cgroup,
             overlay,
             executing: None,
-            volumes: spec.volumes.len(),
+            volumes: spec.volumes.len() + trees.len(),
             upper: root.upper,
         });
         Ok(())
