@@ -13,6 +13,7 @@
 mod revision;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub use revision::{delete_revision, get_revision};
 
@@ -114,6 +115,7 @@ pub async fn create(
         &Context {
             old: None,
             revisions: &[],
+            host_dirs: &state.host_dirs,
         },
     )
     .into_result()?;
@@ -145,6 +147,7 @@ where
 {
     let now = state.now();
     let revisions = state.store.revisions_of(key)?;
+    let host_dirs = Arc::clone(&state.host_dirs);
     let change = move |service: &mut Service| -> Result<(), ApiError> {
         if service.meta.delete_time.is_some() {
             return Err(ApiError::new(
@@ -164,6 +167,7 @@ where
             &Context {
                 old: Some(&old),
                 revisions: &revisions,
+                host_dirs: &host_dirs,
             },
         )
         .into_result()?;

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 use utsuwa_model::Timestamp;
+use utsuwa_model::host_dir::HostDir;
 use utsuwa_store::{Settings, Store};
 
 use crate::seam::{Images, Insight, Logs};
@@ -54,6 +55,8 @@ pub struct ApiState {
     pub keys_dir: PathBuf,
     /// Every option of the server with its value and where it came from, as `utsuwa config show` prints it.
     pub configuration: Arc<Vec<serde_json::Value>>,
+    /// Directories of the host that services may have.
+    pub host_dirs: Arc<Vec<HostDir>>,
     /// Set once deploys are possible; `GET /healthz` says so.
     pub ready: Readiness,
     /// Cancelled when the server ends: answers without an end of their own (a log that is followed) end then.

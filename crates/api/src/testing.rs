@@ -194,6 +194,10 @@ impl Bench {
             },
             keys_dir: keys.path().join("keys"),
             configuration: Arc::default(),
+            host_dirs: Arc::new(vec![
+                "/srv/data:rw".parse().unwrap(),
+                "/srv/models".parse().unwrap(),
+            ]),
             ready: Readiness::default(),
             closing: tokio_util::sync::CancellationToken::new(),
         };
@@ -202,6 +206,12 @@ impl Bench {
             state,
             _keys: keys,
         }
+    }
+
+    /// As after a start of the server without any `--allow-host-dir`.
+    pub(crate) fn without_host_dirs(&mut self) {
+        self.state.host_dirs = Arc::default();
+        self.edge = Edge::new(self.state.clone()).unwrap();
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Response {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::{ProjectId, Region};
 
 /// Settings of the loops, by value (house rules §4.7).
@@ -22,6 +23,8 @@ pub struct ControlSettings {
     pub stop_grace: Duration,
     /// Processes and threads an instance may have.
     pub pids: u32,
+    /// Directories of the host that services may have.
+    pub host_dirs: Vec<HostDir>,
     /// Memory that is never given to instances by a wake, so that the machine and the server keep breathing.
     pub memory_reserve_bytes: u64,
     /// How often everything is looked at without a cause.
@@ -43,6 +46,7 @@ impl ControlSettings {
             idle_timeout: Duration::from_secs(15 * 60),
             stop_grace: Duration::from_secs(10),
             pids: 2048,
+            host_dirs: Vec::new(),
             memory_reserve_bytes: 128 << 20,
             sweep: Duration::from_secs(300),
             collect: Duration::from_secs(600),

@@ -21,7 +21,7 @@ use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::instance::{
-    Group, InstanceSpec, Kernel, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier,
+    Group, HostMount, InstanceSpec, Kernel, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier,
 };
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable, StartupProbe};
@@ -39,6 +39,7 @@ pub(crate) struct StartPlan {
     pub(crate) startup_cpu: MilliCpu,
     pub(crate) port: u16,
     pub(crate) volumes: Vec<MemoryVolume>,
+    pub(crate) host_dirs: Vec<HostMount>,
     pub(crate) kernel: Kernel,
     /// Of instances of several containers; all above is of the one that takes requests.
     pub(crate) group: Option<GroupPlan>,
@@ -91,6 +92,7 @@ impl StartPlan {
             },
             port: self.port,
             volumes: self.volumes.clone(),
+            host_dirs: self.host_dirs.clone(),
             kernel: self.kernel,
             group: self.group.as_ref().map(|group| group.spec.clone()),
         }

@@ -23,6 +23,9 @@ pub struct InstanceSpec {
     /// Directories in memory that the instance has besides its root.
     #[serde(default)]
     pub volumes: Vec<MemoryVolume>,
+    /// Directories of the host that it sees.
+    #[serde(default)]
+    pub host_dirs: Vec<HostMount>,
     /// Absent in what was written before there was a choice.
     #[serde(default)]
     pub kernel: Kernel,
@@ -51,6 +54,18 @@ pub struct MemoryVolume {
     /// The name under which containers of one instance share it; empty for one that only one has.
     #[serde(default)]
     pub shared: String,
+}
+
+/// A directory of the host in an instance. By itself it opens nothing: the keeper's own rules say which directories there are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMount {
+    /// The path of the rule ([`HostDir`](crate::host_dir::HostDir)) that allows it.
+    pub rule: String,
+    /// The directory below that; empty for the rule's own.
+    pub beneath: String,
+    pub read_only: bool,
+    /// Where it is seen; never empty.
+    pub mounts: Vec<MountPoint>,
 }
 
 /// One place where a volume is seen.

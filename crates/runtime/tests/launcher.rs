@@ -3,6 +3,7 @@
 mod busybox;
 mod launcher_contract;
 mod launcher_gvisor;
+mod launcher_host_dirs;
 mod launcher_layers;
 mod launcher_volumes;
 mod launcher_world;

@@ -156,6 +156,11 @@ impl Server {
         self.program = program.to_owned();
     }
 
+    /// The next [`Server::up`] is without the test's own flags.
+    pub(crate) fn forget_flags(&mut self) {
+        self.flags.clear();
+    }
+
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }

@@ -49,7 +49,7 @@ pub(crate) const NOT_HERE: &[(&str, &str)] = &[
     ),
     (
         "CVE-2021-43816",
-        "no host paths are mounted, nothing is relabelled",
+        "nothing is relabelled, and of the host only directories that the operator names are mounted: crates/runtime/tests/launcher_host_dirs",
     ),
     ("CVE-2022-0532", "no sysctls can be asked for"),
     ("CVE-2022-23471", "no terminals, exec or attach"),
@@ -71,7 +71,10 @@ pub(crate) const NOT_HERE: &[(&str, &str)] = &[
         "nothing is written into an image's files but by the instance itself: files-link and folder-link",
     ),
     ("CVE-2024-8676", "no checkpoints"),
-    ("CVE-2024-9341", "no host paths are mounted"),
+    (
+        "CVE-2024-9341",
+        "of the host only directories that the operator names are mounted, and no link in the image leads a mount elsewhere: crates/runtime/tests/launcher_host_dirs",
+    ),
     ("CVE-2024-23650", "nothing is built from source"),
     (
         "CVE-2024-23651",

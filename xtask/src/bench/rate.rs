@@ -242,6 +242,7 @@ async fn one(churn: &Churn, done: &mut Cycles) -> anyhow::Result<()> {
             },
             port: PORT,
             volumes: Vec::new(),
+            host_dirs: Vec::new(),
             kernel: Kernel::Host,
             group: None,
         })

@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 
 use serde_json::Value;
+use utsuwa_model::host_dir::{HOST, ONLY_THIS_HOST};
 use utsuwa_model::service::{
     RevisionTemplate, SecretItem, ServiceSpec, TrafficTarget, Volume, VolumeSource,
 };
@@ -218,8 +219,29 @@ fn read_volume(volume: &Object<'_>) -> Option<Volume> {
         Some(VolumeSource::EmptyDir {
             size_limit: dir.word("sizeLimit"),
         })
+    } else if let Some(dir) = volume.object("hostPath") {
+        if let Some(kind) = dir.word("type")
+            && kind != "Directory"
+        {
+            let why = format!(
+                "{kind:?} is not built in this server: write Directory, or leave the field out"
+            );
+            dir.wrong("type", why);
+        }
+        Some(VolumeSource::HostDir {
+            path: dir.text("path").unwrap_or_default(),
+            read_only: None,
+        })
+    } else if let Some(nfs) = volume.object("nfs") {
+        if nfs.text("server").as_deref() != Some(HOST) {
+            nfs.wrong("server", ONLY_THIS_HOST.to_owned());
+        }
+        Some(VolumeSource::HostDir {
+            path: nfs.text("path").unwrap_or_default(),
+            read_only: Some(nfs.flag("readOnly") == Some(true)),
+        })
     } else {
-        for kind in ["csi", "nfs", "configMap", "persistentVolumeClaim"] {
+        for kind in ["csi", "configMap", "persistentVolumeClaim"] {
             if volume.get(kind).is_some() {
                 volume.wrong(kind, format!("volumes of kind {kind} are not built in this server yet: leave the field out"));
             }

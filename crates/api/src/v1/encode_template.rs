@@ -2,6 +2,7 @@
 //! `gcloud` prints absent ones as "Nones".
 
 use serde_json::{Map, Value, json};
+use utsuwa_model::host_dir::HOST;
 use utsuwa_model::service::{
     Container, EnvValue, Probe, ProbeAction, RevisionTemplate, Volume, VolumeSource,
 };
@@ -154,6 +155,21 @@ fn volume(volume: &Volume) -> Value {
             source.value("items", items.collect());
             source.number("defaultMode", *default_mode);
             out.value("secret", Value::Object(source.0));
+        }
+        VolumeSource::HostDir { path, read_only } => {
+            let mut dir = Fields::default();
+            let kind = match read_only {
+                None => "hostPath",
+                Some(_) => {
+                    dir.text("server", Some(HOST));
+                    "nfs"
+                }
+            };
+            dir.text("path", Some(path));
+            if *read_only == Some(true) {
+                dir.0.insert("readOnly".to_owned(), Value::Bool(true));
+            }
+            out.value(kind, Value::Object(dir.0));
         }
     }
     Value::Object(out.0)

@@ -92,6 +92,7 @@ impl World {
             addresses: Addresses::default(),
             keys_dir: keys.path().to_owned(),
             configuration: Arc::default(),
+            host_dirs: Arc::default(),
             ready: Readiness::default(),
             closing: tokio_util::sync::CancellationToken::new(),
         };

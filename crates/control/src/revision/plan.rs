@@ -6,9 +6,11 @@ use utsuwa_model::instance::{Group, Kernel, RootfsSpec, Sidecar};
 use utsuwa_model::service::RevisionTemplate;
 
 use super::process::{self, ProcessError};
+use crate::settings::ControlSettings;
 use crate::world::{GroupPlan, StartPlan};
 
-/// `images` are of the template's containers, in their order; `pids` is the server's limit of each.
+/// `images` are of the template's containers, in their order; `settings` has the limit of processes of each, and which directories of
+/// the host are open.
 ///
 /// # Errors
 /// [`ProcessError`]: what can't be run, and what to change.
@@ -17,7 +19,7 @@ pub(super) fn start_plan(
     template: &RevisionTemplate,
     images: &[ResolvedImage],
     uid_base: u32,
-    pids: u32,
+    settings: &ControlSettings,
 ) -> Result<StartPlan, ProcessError> {
     let kernel = process::kernel(template);
     if template.containers.len() > 1 && kernel == Kernel::Gvisor {
@@ -35,9 +37,13 @@ pub(super) fn start_plan(
                 uid_base,
             },
             process: process::process(key, template, container, &image.config)?,
-            limits: process::limits(container, pids),
+            limits: process::limits(container, settings.pids),
             volumes: template.memory_volumes(container),
+            host_dirs: template.host_mounts(container, &settings.host_dirs),
         });
+    }
+    if kernel == Kernel::Gvisor && all.iter().any(|one| !one.host_dirs.is_empty()) {
+        return Err(ProcessError::HostDirOnGvisor);
     }
     if all.is_empty() {
         return Err(ProcessError::NoContainer);
@@ -60,6 +66,7 @@ pub(super) fn start_plan(
         port: template.port(),
         volumes: first.volumes,
         kernel,
+        host_dirs: first.host_dirs,
         group,
     })
 }

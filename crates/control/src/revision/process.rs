@@ -30,6 +30,11 @@ pub enum ProcessError {
     )]
     SidecarsOnGvisor(usize),
     #[error(
+        "the execution environment gen1 shows no directory of the host to a container: remove the volume, or deploy with \
+         --execution-environment=gen2"
+    )]
+    HostDirOnGvisor,
+    #[error(
         "image '{image}' names neither an entrypoint nor a command: set the container's command (gcloud: --command) to the \
          program to run"
     )]

@@ -168,7 +168,7 @@ impl Core {
             &revision.template,
             images,
             uid_base,
-            self.settings.pids,
+            &self.settings,
         )
         .map_err(|error| Hindrance::Failed {
             reason: "ContainerMissing",

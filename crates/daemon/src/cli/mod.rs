@@ -157,6 +157,9 @@ pub(crate) struct ServerArgs {
     /// Open a closed destination: CIDR[:PORT], or host:PORT for a port of this machine. Repeatable.
     #[arg(long, value_name = "RULE")]
     allow_egress: Vec<String>,
+    /// Let services mount a directory of this machine: PATH to read, PATH:rw to write. Repeatable.
+    #[arg(long, value_name = "PATH")]
+    allow_host_dir: Vec<String>,
     /// Registry (host or host:port) that may be spoken to over plain HTTP. Repeatable.
     #[arg(long, value_name = "REGISTRY")]
     insecure_registry: Vec<String>,
@@ -195,6 +198,7 @@ impl ServerArgs {
         one("region", &client.region);
         for (name, values) in [
             ("allow-egress", &self.allow_egress),
+            ("allow-host-dir", &self.allow_host_dir),
             ("insecure-registries", &self.insecure_registry),
             ("image-rewrites", &self.image_rewrite),
         ] {

@@ -14,6 +14,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::{ProjectId, Region};
 
 pub(crate) use options::{OPTIONS, OptionDoc, variable};
@@ -105,6 +106,7 @@ pub(crate) struct Config {
     pub region: Region,
     pub idle_timeout: Duration,
     pub allow_egress: Vec<String>,
+    pub host_dirs: Vec<HostDir>,
     pub insecure_registries: Vec<String>,
     pub image_rewrites: Vec<(String, String)>,
     pub docker_config: Option<PathBuf>,

@@ -44,6 +44,7 @@ pub(crate) const OPTIONS: &[OptionDoc] = &[
     one("region", "asia-northeast1", "Default region. Frozen at the first start."),
     one("idle-timeout", "15m", "How long an instance without requests is kept, as 30s, 15m or 1h."),
     many("allow-egress", "", "Opens closed destinations to instances: CIDR[:PORT], or host:PORT for a port of this machine."),
+    many("allow-host-dir", "", "Directories of this machine that services may mount: PATH to read, PATH:rw to write, with all that is below."),
     many("insecure-registries", "", "Registries (host or host:port) that may be spoken to over plain HTTP."),
     many("image-rewrites", "", "FROM=TO rules for image references; FROM ending in / matches a prefix."),
     one("docker-config", "", "File with registry credentials in docker's format; default: config.json in .docker of the user who starts."),

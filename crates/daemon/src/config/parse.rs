@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::de::DeValue;
+use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::quantity::MemoryBytes;
 
 use super::options::{OPTIONS, OptionDoc, find};
@@ -185,6 +186,13 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             c.wrong("allow-egress", &e.to_string());
         }
     }
+    let mut host_dirs = Vec::new();
+    for rule in layers.list("allow-host-dir") {
+        match rule.parse::<HostDir>() {
+            Ok(rule) => host_dirs.push(rule),
+            Err(e) => c.wrong("allow-host-dir", &e.to_string()),
+        }
+    }
     let log_format = layers.text("log-format").to_owned();
     if !["auto", "text", "json"].contains(&log_format.as_str()) {
         c.wrong("log-format", "must be text, json or auto");
@@ -237,6 +245,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             region,
             idle_timeout,
             allow_egress: layers.list("allow-egress").to_vec(),
+            host_dirs,
             insecure_registries: layers.list("insecure-registries").to_vec(),
             image_rewrites,
             docker_config,

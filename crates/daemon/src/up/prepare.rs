@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use utsuwa_model::host_dir::HostDir;
 use utsuwa_runtime::image::DockerConfig;
 use utsuwa_runtime::keeper::{self, KeeperConfig};
 use utsuwa_runtime::network::{EgressRule, NetConfig};
 use utsuwa_runtime::privilege::{self, ServerUser};
+use utsuwa_runtime::sandbox;
 
 use super::journal::JournalLimits;
 use super::{Refusal, folders, ports};
@@ -63,6 +65,9 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
                 .with_context(|| format!("--allow-egress {rule}"))
         })
         .collect::<anyhow::Result<_>>()?;
+    for rule in &config.host_dirs {
+        check_host_dir(rule, &config.data_dir)?;
+    }
     for listen in [&mut config.listen_api, &mut config.listen_http] {
         ports::choose(listen)?;
     }
@@ -100,6 +105,7 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
     keeper.logs.service_budget = config.log_budget - journal.service_budget;
     keeper.logs.reserve = reserve;
     keeper.disk_reserve = config.disk_reserve;
+    keeper.host_dirs.clone_from(&config.host_dirs);
     keeper.privileged_ports = [&config.listen_api, &config.listen_http]
         .iter()
         .map(|l| l.port)
@@ -117,6 +123,28 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
         pid_file,
         open_files,
     })
+}
+
+/// What can be told at once, and not by the first service that wants it.
+fn check_host_dir(rule: &HostDir, data_dir: &Path) -> anyhow::Result<()> {
+    let refuse = |why: &str, hint: &str| {
+        Err(Refusal::new(
+            format!("--allow-host-dir {rule}: {why}"),
+            hint,
+        ))
+    };
+    match sandbox::host_dirs::owner(rule) {
+        Err(error) => refuse(&error.to_string(), "make it, or leave the rule out"),
+        Ok((0, _)) if rule.writable => refuse(
+            "it belongs to root, and what a service writes there would too",
+            "give it to a user for it (chown), or let services only read it (:ro)",
+        ),
+        Ok(_) if rule.overlaps(&data_dir.to_string_lossy()) => refuse(
+            &format!("the data directory {} is there", data_dir.display()),
+            "name a directory beside it",
+        ),
+        Ok(_) => Ok(()),
+    }
 }
 
 fn identify(data_dir: &Path) -> anyhow::Result<String> {

@@ -131,6 +131,9 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     );
     control_settings.idle_timeout = ground.config.idle_timeout;
     control_settings.memory_reserve_bytes = ground.config.memory_reserve;
+    control_settings
+        .host_dirs
+        .clone_from(&ground.config.host_dirs);
     let started = Control::start(
         store.clone(),
         Arc::clone(&shared),
@@ -188,6 +191,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         },
         keys_dir: data.join("keys"),
         configuration: Arc::new(running(&layers, &ground.config)),
+        host_dirs: Arc::new(ground.config.host_dirs.clone()),
         ready: ready.clone(),
         closing: tokio_util::sync::CancellationToken::new(),
     };

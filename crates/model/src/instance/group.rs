@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{InstanceSpec, Limits, MemoryVolume, ProcessSpec, RootfsSpec};
+use super::{HostMount, InstanceSpec, Limits, MemoryVolume, ProcessSpec, RootfsSpec};
 use crate::quantity::MemoryBytes;
 
 /// What an instance of several containers has besides the one that takes requests. Containers are numbered: 0 is that one, the
@@ -28,6 +28,8 @@ pub struct Sidecar {
     pub process: ProcessSpec,
     pub limits: Limits,
     pub volumes: Vec<MemoryVolume>,
+    #[serde(default)]
+    pub host_dirs: Vec<HostMount>,
 }
 
 impl InstanceSpec {
@@ -71,6 +73,7 @@ impl InstanceSpec {
             only.process = one.process;
             only.limits = one.limits;
             only.volumes = one.volumes;
+            only.host_dirs = one.host_dirs;
         }
         Some(only)
     }

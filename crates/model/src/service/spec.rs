@@ -167,6 +167,12 @@ pub enum VolumeSource {
         items: Vec<SecretItem>,
         default_mode: Option<u32>,
     },
+    /// A directory of the host, where the operator allows it.
+    HostDir {
+        path: String,
+        /// As written in a volume of kind nfs; `None` for one of kind hostPath, which has no such field.
+        read_only: Option<bool>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@
 mod annotations;
 mod container;
 mod group;
+mod host_dirs;
 mod mounts;
 mod probe;
 mod template;
@@ -22,6 +23,7 @@ pub use traffic::tag_problem;
 mod tests;
 
 use super::{ScalingMode, Service};
+use crate::host_dir::HostDir;
 use crate::revision::Revision;
 use crate::{RevisionId, Violations};
 
@@ -37,6 +39,8 @@ pub struct Context<'a> {
     pub old: Option<&'a Service>,
     /// Its revisions, in any order.
     pub revisions: &'a [Revision],
+    /// Directories of the host that services may have.
+    pub host_dirs: &'a [HostDir],
 }
 
 impl Context<'_> {
@@ -71,6 +75,7 @@ pub fn validate(service: &Service, context: &Context<'_>) -> Violations {
     annotations::of_service(&service.meta.annotations, &mut found);
     scaling(service, &mut found);
     template::check(service, context, &mut found);
+    host_dirs::check(&spec.template, context, &mut found);
     traffic::check(service, context, &mut found);
     found
 }

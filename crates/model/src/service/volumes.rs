@@ -1,7 +1,8 @@
 //! A template's volumes as an instance gets them.
 
 use super::{Container, RevisionTemplate, VolumeSource};
-use crate::instance::{MemoryVolume, MountPoint};
+use crate::host_dir::HostDir;
+use crate::instance::{HostMount, MemoryVolume, MountPoint};
 use crate::quantity::MemoryBytes;
 
 impl RevisionTemplate {
@@ -25,17 +26,7 @@ impl RevisionTemplate {
             let size = written
                 .filter(|size| *size > MemoryBytes(0))
                 .unwrap_or(most);
-            let of_it = container
-                .volume_mounts
-                .iter()
-                .filter(|mount| mount.name == volume.name);
-            let mounts: Vec<MountPoint> = of_it
-                .map(|mount| MountPoint {
-                    path: mount.mount_path.clone(),
-                    sub_path: mount.sub_path.clone().unwrap_or_default(),
-                    read_only: mount.read_only == Some(true),
-                })
-                .collect();
+            let mounts = mounts_of(container, &volume.name);
             if !mounts.is_empty() {
                 volumes.push(MemoryVolume {
                     size: size.min(most),
@@ -50,6 +41,41 @@ impl RevisionTemplate {
         }
         volumes
     }
+
+    /// The host's directories of a container. One that no rule allows comes along as a rule of its own: whoever starts
+    /// the instance refuses it by name, and starts it once the operator has allowed it.
+    #[must_use]
+    pub fn host_mounts(&self, container: &Container, rules: &[HostDir]) -> Vec<HostMount> {
+        let asked = self.volumes.iter().filter_map(|volume| {
+            let VolumeSource::HostDir { path, read_only } = &volume.source else {
+                return None;
+            };
+            let (rule, beneath, writable) = match HostDir::find(rules, path) {
+                Some((rule, beneath)) => (rule.path.clone(), beneath, rule.writable),
+                None => (path.clone(), String::new(), true),
+            };
+            Some(HostMount {
+                rule,
+                beneath,
+                read_only: *read_only == Some(true) || !writable,
+                mounts: mounts_of(container, &volume.name),
+            })
+        });
+        asked.filter(|mount| !mount.mounts.is_empty()).collect()
+    }
+}
+
+/// Where `container` shows the volume.
+fn mounts_of(container: &Container, volume: &str) -> Vec<MountPoint> {
+    let of_it = container.volume_mounts.iter();
+    of_it
+        .filter(|mount| mount.name == volume)
+        .map(|mount| MountPoint {
+            path: mount.mount_path.clone(),
+            sub_path: mount.sub_path.clone().unwrap_or_default(),
+            read_only: mount.read_only == Some(true),
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use utsuwa_model::host_dir::HostDir;
 
 use super::capture::LogLimits;
 use crate::image::unpack::Limits;
@@ -39,6 +40,9 @@ pub struct KeeperConfig {
     /// Copy layers for each service also where they could be idmapped: for tests of that way.
     #[serde(default)]
     pub copy_layers: bool,
+    /// Directories of the host that instances may have. Who asks for one names its rule; no path of a server's is opened.
+    #[serde(default)]
+    pub host_dirs: Vec<HostDir>,
     /// Free bytes that unpacking a layer leaves on the disk.
     #[serde(default = "default_disk_reserve")]
     pub disk_reserve: u64,
@@ -82,6 +86,7 @@ impl KeeperConfig {
             pool: PoolLimits::default(),
             logs: LogLimits::default(),
             copy_layers: false,
+            host_dirs: Vec::new(),
             disk_reserve: default_disk_reserve(),
             build: build_of(Path::new("/proc/self/exe")),
         })

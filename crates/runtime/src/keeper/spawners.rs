@@ -111,6 +111,7 @@ impl Keeper {
             logs_dir: Some(self.config.logs_dir()),
             copy_layers: self.config.copy_layers,
             disk_reserve: self.config.disk_reserve,
+            host_dirs: self.config.host_dirs.clone(),
             network: self.config.net.clone(),
             on_keeper_gone: if starter {
                 super::successor_arguments(&self.config)

@@ -14,6 +14,7 @@
 //! Failure: sent as [`FromSandbox::Failed`], then the process ends.
 
 mod gvisor;
+mod host_dirs;
 mod tree;
 mod volumes;
 
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use serde::{Deserialize, Serialize};
-use utsuwa_model::instance::{Kernel, MemoryVolume};
+use utsuwa_model::instance::{Kernel, MemoryVolume, MountPoint};
 
 use super::process::POOLED_NAME;
 use super::walls::Wall;
@@ -58,6 +59,8 @@ pub(crate) enum ToSandbox {
     Attached,
     /// Become an instance. Descriptors: `[root, shm, stdout, stderr]`, then `runsc` for gVisor, or shared volumes.
     Launch(Launch),
+    /// After [`Self::Launch`], if that has host directories. Descriptors: a mount for each.
+    HostDirs,
 }
 
 /// The program and how to run it.
@@ -69,6 +72,9 @@ pub(crate) struct Launch {
     pub(crate) user: String,
     #[serde(default)]
     pub(crate) volumes: Vec<MemoryVolume>,
+    /// Where the directories of the host are to be seen, whose mounts follow.
+    #[serde(default)]
+    pub(crate) host_dirs: Vec<MountPoint>,
     #[serde(default)]
     pub(crate) kernel: Kernel,
     /// Names of the instance's containers, where there are several: each reaches the others on loopback.
@@ -167,6 +173,14 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     // From here on paths of the image are followed: no descriptor may lead out of its root (CVE-2024-21626).
     drop((prepared, root, shm));
     files::write_all(&launch.containers)?;
+    if !launch.host_dirs.is_empty() {
+        let received = control.receive::<ToSandbox>();
+        let received = received.map_err(|e| SpawnError::sys("recvmsg", e, "control socket"))?;
+        let Some((ToSandbox::HostDirs, trees)) = received else {
+            return Err(lost("directories of the host"));
+        };
+        host_dirs::mount(&launch.host_dirs, trees)?;
+    }
     let mounts = begun.elapsed();
     let identity = user::look_up(&launch.user)?;
     let arguments = strings("args", &launch.args)?;
@@ -194,7 +208,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         .send(
             &FromSandbox::Executing {
                 mounts,
-                volumes: launch.volumes.len(),
+                volumes: launch.volumes.len() + launch.host_dirs.len(),
                 kernel: Kernel::Host,
             },
             &[],

@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub(crate) mod files;
 pub mod gvisor;
+pub mod host_dirs;
 pub(crate) mod inside;
 pub(crate) mod layers;
 pub mod probe;

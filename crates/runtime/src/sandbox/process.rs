@@ -43,9 +43,13 @@ pub fn has_sigterm_handler(pid: u32) -> io::Result<bool> {
 /// Maps ids `inside..inside+65536` of the user namespace of `pid` to `outside…`, users and groups.
 pub(crate) fn map_ids(pid: u32, inside: u32, outside: u32) -> Result<(), SpawnError> {
     let line = format!("{inside} {outside} {ID_COUNT}");
-    for map in ["uid_map", "gid_map"] {
+    write_maps(pid, &line, &line)
+}
+
+fn write_maps(pid: u32, users: &str, groups: &str) -> Result<(), SpawnError> {
+    for (map, line) in [("uid_map", users), ("gid_map", groups)] {
         let path = format!("/proc/{pid}/{map}");
-        write_file(&path, &line).map_err(|error| match error.raw_os_error() {
+        write_file(&path, line).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOENT | libc::ESRCH) => SpawnError::SandboxGone {
                 detail: format!("{path} is not there"),
             },
@@ -65,6 +69,12 @@ pub(crate) fn write_file(path: impl AsRef<std::path::Path>, text: &str) -> io::R
 
 /// A user namespace in which `inside…` are `outside…`, held by its descriptor only: for idmapped mounts.
 pub(crate) fn user_namespace(inside: u32, outside: u32) -> Result<OwnedFd, SpawnError> {
+    let line = format!("{inside} {outside} {ID_COUNT}");
+    user_namespace_of(&line, &line)
+}
+
+/// The same with the kernel's own lines for users and groups.
+pub(crate) fn user_namespace_of(users: &str, groups: &str) -> Result<OwnedFd, SpawnError> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| SpawnError::sys("pipe", e, "make a user namespace"))?;
     let cloned = sys::clone_process(libc::CLONE_NEWUSER as u64, false, None)
@@ -79,7 +89,7 @@ pub(crate) fn user_namespace(inside: u32, outside: u32) -> Result<OwnedFd, Spawn
         }
         Cloned::Parent { pid, pidfd } => {
             drop(reader);
-            let result = map_ids(pid, inside, outside).and_then(|()| {
+            let result = write_maps(pid, users, groups).and_then(|()| {
                 let path = format!("/proc/{pid}/ns/user");
                 File::open(&path)
                     .map(OwnedFd::from)

@@ -30,6 +30,7 @@ pub use error::SpawnError;
 use protocol::{Channel, Request, Response};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};
+use utsuwa_model::host_dir::HostDir;
 
 use crate::keeper::held::Held;
 use crate::sandbox::{probe, sys};
@@ -72,6 +73,9 @@ pub struct SpawnerConfig {
     /// Copy layers for each service also where they could be idmapped.
     #[serde(default)]
     pub copy_layers: bool,
+    /// Directories of the host that instances may have.
+    #[serde(default)]
+    pub host_dirs: Vec<HostDir>,
     /// Free bytes that unpacking leaves on the disk of `images_dir`.
     pub disk_reserve: u64,
     /// The gateway; `None` gives sandboxes no network but loopback (their [`NetInfo`](crate::network::NetInfo) is then all

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
+use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::instance::{InstanceSpec, Kernel, StartPhases};
 
 use super::protocol::{Channel, Member, Op, Reply, Request, SpawnError};
@@ -21,7 +22,7 @@ use crate::sandbox::inside::{FromSandbox, Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
 use crate::sandbox::probe::Features;
 use crate::sandbox::walls::Wall;
-use crate::sandbox::{gvisor, process, rootfs};
+use crate::sandbox::{gvisor, host_dirs, process, rootfs};
 
 /// A start that takes longer is given up: a thousand times what it should take.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -61,6 +62,8 @@ pub(super) struct Starter {
     cgroups: Cgroups,
     mounts: PathBuf,
     layers: Layers,
+    /// The keeper's rules: what a request names is looked up here.
+    host_dirs: Vec<HostDir>,
     pending: Vec<Pending>,
     attached: VecDeque<String>,
     shared: Shared,
@@ -84,6 +87,7 @@ impl Starter {
             cgroups,
             mounts,
             layers: Layers::new(&config.images_dir, method),
+            host_dirs: config.host_dirs.clone(),
             pending: Vec::new(),
             attached: VecDeque::new(),
             shared: Shared::default(),
@@ -140,6 +144,8 @@ impl Starter {
             rustix::fs::fchmod(stream, Mode::from_raw_mode(0o622))
                 .map_err(|e| SpawnError::sys("fchmod", e, "log pipe"))?;
         }
+        // Before there is a root that would have to go again.
+        let trees = host_dirs::trees(&self.host_dirs, &spec.host_dirs, spec.rootfs.uid_base)?;
         let overlay_began = Instant::now();
         let root = rootfs::mount(
             names,
@@ -151,12 +157,14 @@ impl Starter {
         let shared = self
             .shared
             .mounts(member, &spec.volumes, spec.rootfs.uid_base)?;
+        let seen_at = spec.host_dirs.iter().flat_map(|dir| &dir.mounts);
         let launch = ToSandbox::Launch(Launch {
             args: spec.process.args.clone(),
             env: spec.process.env.clone(),
             cwd: spec.process.cwd.clone(),
             user: spec.process.user.clone(),
             volumes: spec.volumes.clone(),
+            host_dirs: seen_at.cloned().collect(),
             kernel: spec.kernel,
             containers: member.map_or_else(Vec::new, |member| member.names.clone()),
         });
@@ -174,6 +182,14 @@ impl Starter {
             .map_err(|e| SpawnError::SandboxGone {
                 detail: format!("sending it its program: {e}"),
             })?;
+        if !trees.is_empty() {
+            let given: Vec<BorrowedFd<'_>> = trees.iter().map(AsFd::as_fd).collect();
+            control
+                .send(&ToSandbox::HostDirs, &given)
+                .map_err(|e| SpawnError::SandboxGone {
+                    detail: format!("sending it directories of the host: {e}"),
+                })?;
+        }
         self.pending.push(Pending {
             request: asked.request,
             control,
@@ -182,7 +198,7 @@ impl Starter {
             cgroup,
             overlay,
             executing: None,
-            volumes: spec.volumes.len(),
+            volumes: spec.volumes.len() + trees.len(),
             kernel: spec.kernel,
             upper: root.upper,
         });

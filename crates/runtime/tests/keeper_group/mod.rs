@@ -24,6 +24,7 @@ fn group(world: &mut World, scripts: &[&str]) -> InstanceSpec {
             process: one.process,
             limits: one.limits,
             volumes: Vec::new(),
+            host_dirs: Vec::new(),
         }
     });
     spec.group = Some(Group {

@@ -117,6 +117,7 @@ impl World {
             },
             port: 8080,
             volumes: Vec::new(),
+            host_dirs: Vec::new(),
             kernel: Kernel::default(),
             group: None,
         }

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{WaitId, WaitIdOptions};
+use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::instance::{InstanceSpec, Kernel, Limits, ProcessSpec, RootfsSpec, StartPhases};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
 use utsuwa_runtime::network::{NetConfig, NetInfo, SocketRole};
@@ -27,11 +28,11 @@ use utsuwa_runtime::spawner::{CHANNEL_FD, Role, SpawnerConfig};
 use crate::busybox;
 
 pub const UID_BASE: u32 = 0x2000_0000;
-const APPLETS: [&str; 37] = [
+const APPLETS: [&str; 38] = [
     "sh", "id", "cat", "ls", "dd", "sleep", "stat", "readlink", "mount", "umount", "touch",
     "mkdir", "chown", "ps", "hostname", "grep", "env", "pwd", "head", "mknod", "unshare", "chroot",
     "tail", "true", "ip", "ping", "nc", "find", "sed", "od", "tr", "cut", "seq", "kill", "wc",
-    "dmesg", "df",
+    "dmesg", "df", "ln",
 ];
 
 pub struct Spawner {
@@ -163,15 +164,25 @@ impl World {
 
     /// One in which layers are copied, as where ids can't be mapped.
     pub fn that_copies() -> Self {
-        Self::begin(None, true, 0)
+        Self::begin(None, true, 0, Vec::new())
     }
 
     /// `disk_reserve`: bytes that unpacking must leave.
     pub fn with(network: Option<NetConfig>, disk_reserve: u64) -> Self {
-        Self::begin(network, false, disk_reserve)
+        Self::begin(network, false, disk_reserve, Vec::new())
     }
 
-    fn begin(network: Option<NetConfig>, copy_layers: bool, disk_reserve: u64) -> Self {
+    /// One whose keeper allows directories of the host.
+    pub fn that_allows(host_dirs: Vec<HostDir>) -> Self {
+        Self::begin(None, false, 0, host_dirs)
+    }
+
+    fn begin(
+        network: Option<NetConfig>,
+        copy_layers: bool,
+        disk_reserve: u64,
+        host_dirs: Vec<HostDir>,
+    ) -> Self {
         let id = network
             .as_ref()
             .map_or_else(Self::id, |network| network.id.clone());
@@ -189,6 +200,7 @@ impl World {
             logs_dir: None,
             copy_layers,
             disk_reserve,
+            host_dirs: host_dirs.clone(),
             network: network.clone(),
             on_keeper_gone: Vec::new(),
         };
@@ -274,6 +286,7 @@ impl World {
             },
             port: 8080,
             volumes: Vec::new(),
+            host_dirs: Vec::new(),
             kernel: Kernel::default(),
             group: None,
         }

@@ -1,5 +1,6 @@
 //! Containers, probes and volumes.
 
+use utsuwa_model::host_dir::{HOST, ONLY_THIS_HOST};
 use utsuwa_model::service as model;
 use utsuwa_wire::google::cloud::run::v2;
 
@@ -155,7 +156,16 @@ pub(super) fn volume(mut at: Reader<'_>, wire: v2::Volume) -> Option<model::Volu
             secret: secret.secret,
         },
         Some(VolumeType::CloudSqlInstance(_)) => return refuse(&mut at, "cloudSqlInstance"),
-        Some(VolumeType::Nfs(_)) => return refuse(&mut at, "nfs"),
+        Some(VolumeType::Nfs(nfs)) => {
+            if nfs.server != HOST {
+                let mut at = at.at("nfs");
+                at.wrong("server", ONLY_THIS_HOST);
+            }
+            model::VolumeSource::HostDir {
+                path: nfs.path,
+                read_only: Some(nfs.read_only),
+            }
+        }
         Some(VolumeType::Gcs(_)) => return refuse(&mut at, "gcs"),
     };
     Some(model::Volume {
@@ -285,6 +295,11 @@ pub(super) fn write_volume(volume: &model::Volume) -> v2::Volume {
                 })
                 .collect(),
             default_mode: number(*default_mode),
+        }),
+        model::VolumeSource::HostDir { path, read_only } => VolumeType::Nfs(v2::NfsVolumeSource {
+            server: HOST.to_owned(),
+            path: path.clone(),
+            read_only: *read_only == Some(true),
         }),
     };
     v2::Volume {

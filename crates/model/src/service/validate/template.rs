@@ -256,6 +256,8 @@ fn volumes(template: &RevisionTemplate, found: &mut Violations) {
             VolumeSource::Secret { .. } => {
                 found.add(format!("{field}.secret"), not_built("secrets are"))
             }
+            // With the operator's rules: `host_dirs`.
+            VolumeSource::HostDir { .. } => {}
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::sandbox::{rootfs, sys};
 use crate::spawner::SpawnError;
 
 /// Directories of the image's root.
-const IN_THE_IMAGE: u32 = 0o755;
+pub(super) const IN_THE_IMAGE: u32 = 0o755;
 /// Volumes and directories in them: everybody may write, as in Kubernetes, for the program need not run as root.
 const IN_A_VOLUME: u32 = 0o777;
 /// What links and `..` led through was renamed while it was looked up: by nobody here, but the kernel can't know.
@@ -152,12 +152,7 @@ fn mount_point(
     };
     let path = one.point.path.as_str();
     let found = descend(base, rest, mode, path)?;
-    let place = |fd: BorrowedFd<'_>| {
-        rustix::fs::fstat(fd)
-            .map(|stat| (stat.st_dev, stat.st_ino))
-            .map_err(|e| SpawnError::sys("fstat", e, path))
-    };
-    if place(found.as_fd())? == place(base)? {
+    if is_same(&found, base, path)? {
         return Err(refused(
             path,
             "it leads to the root itself, by a symbolic link in the image",
@@ -166,8 +161,18 @@ fn mount_point(
     Ok(found)
 }
 
+/// Whether both are the same directory.
+pub(super) fn is_same(a: impl AsFd, b: impl AsFd, path: &str) -> Result<bool, SpawnError> {
+    let place = |fd: BorrowedFd<'_>| {
+        rustix::fs::fstat(fd)
+            .map(|stat| (stat.st_dev, stat.st_ino))
+            .map_err(|e| SpawnError::sys("fstat", e, path))
+    };
+    Ok(place(a.as_fd())? == place(b.as_fd())?)
+}
+
 /// The directory `parts` below `base`; what is missing of it is made with `mode`.
-fn descend(
+pub(super) fn descend(
     base: BorrowedFd<'_>,
     parts: &[&str],
     mode: u32,
@@ -232,14 +237,14 @@ fn explain(path: &str, errno: Errno) -> SpawnError {
     refused(path, why)
 }
 
-fn refused(path: &str, why: &str) -> SpawnError {
+pub(super) fn refused(path: &str, why: &str) -> SpawnError {
     SpawnError::Rootfs {
         path: path.to_owned(),
         why: why.to_owned(),
     }
 }
 
-fn parts(path: &str) -> Vec<&str> {
+pub(super) fn parts(path: &str) -> Vec<&str> {
     path.split('/')
         .filter(|part| !part.is_empty() && *part != ".")
         .collect()

@@ -211,7 +211,8 @@ fn traffic() {
             &service,
             &Context {
                 old: None,
-                revisions: &known
+                revisions: &known,
+                ..Context::default()
             }
         )
         .is_empty()
@@ -223,7 +224,8 @@ fn traffic() {
             &service,
             &Context {
                 old: None,
-                revisions: &going
+                revisions: &going,
+                ..Context::default()
             }
         )
         .len(),
@@ -243,6 +245,7 @@ fn a_named_revision_changes_only_with_its_name() {
     let context = Context {
         old: Some(&old),
         revisions: &[],
+        ..Context::default()
     };
     new.spec.template.concurrency = Some(80);
     assert!(
@@ -263,6 +266,7 @@ fn a_named_revision_changes_only_with_its_name() {
     let context = Context {
         old: Some(&old),
         revisions: &taken,
+        ..Context::default()
     };
     let found = said(&new, &context);
     assert!(
