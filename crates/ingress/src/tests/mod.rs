@@ -2,6 +2,7 @@
 
 mod app;
 mod bodies;
+mod containers;
 mod crowd;
 mod errors;
 mod health;

@@ -341,7 +341,12 @@ async fn all_of_them_are_frozen_and_live_on_without_their_keeper() {
     server.driver.thaw(&spec.id).await.unwrap();
     server.driver.stop(spec.id.clone(), PATIENCE).await.unwrap();
     let (container, exit, _) = next_exit(&mut server).await;
-    assert_eq!((container.as_str(), exit), ("app", Exit::Code(3)));
+    assert_eq!(container, "app");
+    // The status of what isn't its child a keeper learns from Linux 6.15 on.
+    assert!(
+        matches!(exit, Exit::Code(3) | Exit::Unknown { .. }),
+        "{exit:?}"
+    );
     for name in ["app", "one"] {
         assert!(log_of(&world, &spec, name).contains("bye"), "{name}");
     }
