@@ -20,12 +20,16 @@ use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
-use utsuwa_model::instance::{InstanceSpec, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier};
+use utsuwa_model::instance::{
+    InstanceSpec, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier, Zygote,
+};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable};
 use utsuwa_model::scaling::ScalingSettings;
 use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
 use utsuwa_model::{Because, InstanceId, RevisionId, RevisionKey, ServiceKey, Timestamp};
+
+use crate::instance::zygote::{Birth, Zygotes};
 
 /// How instances of a revision are started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,10 +41,17 @@ pub(crate) struct StartPlan {
     pub(crate) startup_cpu: MilliCpu,
     pub(crate) port: u16,
     pub(crate) volumes: Vec<MemoryVolume>,
+    /// Starts are prepared ahead where they can be.
+    pub(crate) zygote: bool,
 }
 
 impl StartPlan {
-    pub(crate) fn spec(&self, key: &RevisionKey, id: InstanceId) -> InstanceSpec {
+    pub(crate) fn spec(
+        &self,
+        key: &RevisionKey,
+        id: InstanceId,
+        zygote: Option<Zygote>,
+    ) -> InstanceSpec {
         InstanceSpec {
             id,
             revision: key.clone(),
@@ -52,6 +63,7 @@ impl StartPlan {
             },
             port: self.port,
             volumes: self.volumes.clone(),
+            zygote,
         }
     }
 }
@@ -95,6 +107,7 @@ pub(crate) struct Record {
     /// It leaves because this revision has no memory.
     pub(crate) makes_room_for: Option<RevisionKey>,
     pub(crate) rest: Rest,
+    pub(crate) birth: Birth,
 }
 
 impl Record {
@@ -110,6 +123,7 @@ impl Record {
             ready_since: None,
             makes_room_for: None,
             rest: Rest::default(),
+            birth: Birth::Plain,
         }
     }
 }
@@ -161,6 +175,7 @@ pub(crate) struct RevisionState {
     pub(crate) scaler: ScalerState,
     pub(crate) history: DemandHistory,
     pub(crate) instances: BTreeMap<InstanceId, Record>,
+    pub(crate) zygotes: Zygotes,
     /// Ends in a row soon after the start.
     pub(crate) crashes: u32,
     /// No start before this.
@@ -210,6 +225,7 @@ impl RevisionState {
         self.routed
             || matches!(self.stage, Stage::Proving | Stage::Proven)
             || !self.instances.is_empty()
+            || !self.zygotes.parked.is_empty()
     }
 }
 

@@ -22,3 +22,4 @@ pub mod settings;
 pub mod tiers;
 pub mod traffic;
 pub mod words;
+pub mod zygote;

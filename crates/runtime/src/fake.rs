@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use utsuwa_model::instance::{
-    Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases, Tier,
+    Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases, Tier, Zygote,
 };
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, Timestamp};
@@ -35,6 +35,7 @@ pub enum Call {
     Freeze,
     Thaw,
     Reclaim,
+    GoOn,
     Release,
     List,
 }
@@ -63,6 +64,7 @@ struct World {
     start_takes: Duration,
     stop_takes: Duration,
     exit_at_start: Option<(Exit, Vec<String>)>,
+    learnt: Option<Result<Vec<String>, String>>,
     log: Vec<String>,
     next_pid: u32,
     gate: Option<Gate>,
@@ -118,6 +120,19 @@ impl FakeDriver {
     /// Programs end like this as soon as they were started; `None`: they run.
     pub fn exit_at_start(&self, exit: Option<(Exit, Vec<String>)>) {
         self.inner.world.lock().exit_at_start = exit;
+    }
+
+    /// What every instance that learns has imported, or why none can.
+    pub fn learns(&self, learnt: Result<&[&str], &str>) {
+        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        self.inner.world.lock().learnt = Some(learnt.map(owned).map_err(str::to_owned));
+    }
+
+    /// Whether an instance is parked; `None` if it isn't there.
+    #[must_use]
+    pub fn parked(&self, id: &InstanceId) -> Option<bool> {
+        let world = self.inner.world.lock();
+        world.running.get(id).map(|found| found.parked)
     }
 
     /// Sets or clears the gate before calls.
@@ -240,6 +255,7 @@ impl Driver for FakeDriver {
                         started: (self.inner.now)(),
                         limits: spec.limits,
                         tier: Tier::Awake,
+                        parked: spec.parks(),
                     };
                     world.running.insert(id.clone(), observation);
                     world.log.push(format!("start {id}"));
@@ -347,6 +363,28 @@ impl Driver for FakeDriver {
     fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
         let id = id.clone();
         async move { self.change_tier(Call::Thaw, "thaw", id, Tier::Awake).await }.boxed()
+    }
+
+    fn go_on(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        let id = id.clone();
+        async move {
+            self.before(Call::GoOn, &format!("go {id}")).await?;
+            let mut world = self.inner.world.lock();
+            let Some(found) = world.running.get_mut(&id) else {
+                return Err(DriverError::NotFound(id));
+            };
+            if std::mem::replace(&mut found.parked, false) {
+                world.log.push(format!("go {id}"));
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn learnt(&self, id: &InstanceId) -> Option<Result<Vec<String>, String>> {
+        let world = self.inner.world.lock();
+        let learns = world.specs.get(id)?.zygote == Some(Zygote::Learn);
+        world.learnt.clone().filter(|_| learns)
     }
 
     fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>> {

@@ -242,6 +242,7 @@ async fn one(churn: &Churn, done: &mut Cycles) -> anyhow::Result<()> {
             },
             port: PORT,
             volumes: Vec::new(),
+            zygote: None,
         })
         .await
         .with_context(|| format!("start {number}"))?;

@@ -51,6 +51,9 @@ impl Core {
         let Some(key) = self.world.with(|inner| inner.owners.get(id).cloned()) else {
             return;
         };
+        if self.parked_ended(&key, id, exit) {
+            return;
+        }
         let demand = self.door.demand(&key).unwrap_or_default();
         let reached = demand.instances.iter().any(|load| {
             load.id == *id && !matches!(load.reach, Reach::Starting | Reach::Failed { .. })
@@ -69,6 +72,9 @@ impl Core {
             return;
         }
         tracing::info!(revision = %key, instance = %id, exit = %exit.describe(), "instance ended by itself");
+        if !reached {
+            self.distrust(&key, record.birth, &exit.describe());
+        }
         let lived = self.env.now().since(record.started);
         let message = format!("the container {}", exit.describe());
         let proving = self.world.revision(&key, |state| {
@@ -94,6 +100,12 @@ impl Core {
     /// The startup probe gave up on an instance that runs.
     pub(crate) fn not_listening(&self, key: &RevisionKey, id: &InstanceId, tried: &str) {
         tracing::info!(revision = %key, instance = %id, tried, "instance never listened");
+        let birth = self.world.revision(key, |state| {
+            state.instances.get(id).map(|record| record.birth)
+        });
+        if let Some(birth) = birth.flatten() {
+            self.distrust(key, birth, tried);
+        }
         let proving = self.world.revision(key, |state| {
             if state.stage == Stage::Proving {
                 state.proof = Some(ProofInstance::NotListening {

@@ -18,6 +18,7 @@ mod ended;
 mod look;
 mod start;
 mod tiers;
+pub(crate) mod zygote;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ impl Core {
         let now = self.env.now();
         let demand = self.door.demand(key).unwrap_or_default();
         let memory = self.env.available_memory();
+        self.take_lessons(key, &demand);
         let mut fresh = || self.new_instance_id();
         let reserve = self.settings.memory_reserve_bytes;
         let decided = self
@@ -58,7 +60,7 @@ impl Core {
             + decided.leave.len()
             + decided.given_up.len()
             + decided.settle.len();
-        report.actions += decided.tiers.count();
+        report.actions += decided.tiers.count() + decided.zygotes.count();
         self.take_steps(key, decided.tiers);
         for id in decided.settle {
             self.end_boost(key, id);
@@ -69,6 +71,7 @@ impl Core {
             let key = key.clone();
             self.spawn(|core| async move { core.start_one(&key, id, &plan).await });
         }
+        self.park_or_drop(key, &decided.plan, decided.zygotes);
         for (id, reach) in decided.given_up {
             match &reach {
                 Reach::Unhealthy { message } => self.unhealthy(key, &id, message),
@@ -108,6 +111,7 @@ impl Core {
 
     /// Takes the instance out of choice at once and stops it when nothing is in flight any more, in a task of its own.
     pub(crate) fn leave(&self, key: &RevisionKey, id: InstanceId, timeout: Duration) {
+        self.take_last_lesson(key, &id);
         let retired = self.door.retire(&id, timeout);
         let key = key.clone();
         self.spawn(|core| async move {

@@ -18,6 +18,7 @@ use utsuwa_runtime::DriverError;
 
 use super::process;
 use crate::core::Core;
+use crate::instance::zygote::Zygotes;
 use crate::rounds::{PassError, Report};
 use crate::world::{RevisionState, Stage, StartPlan};
 
@@ -175,6 +176,7 @@ impl Core {
             startup_cpu: process::startup_cpu(template),
             port: template.port(),
             volumes: template.memory_volumes(),
+            zygote: template.zygote(),
         })
     }
 
@@ -199,6 +201,7 @@ impl Core {
             scaler: ScalerState::default(),
             history: DemandHistory::default(),
             instances: std::collections::BTreeMap::new(),
+            zygotes: Zygotes::default(),
             crashes: 0,
             not_before: None,
             short_since: None,

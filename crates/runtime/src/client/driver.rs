@@ -244,9 +244,17 @@ impl Driver for SandboxDriver {
 
     fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>> {
         Box::pin(async move {
-            let id = spec.id.clone();
+            let (id, parks) = (spec.id.clone(), spec.parks());
             match self.call(Op::Start { spec }, Vec::new()).await? {
-                (Reply::Started { phases, .. }, sockets) => {
+                (Reply::Started { zygote: false, .. }, _) if parks => {
+                    self.stop(id, Duration::ZERO).await?;
+                    let why = "the keeper is of an older build, which parks nothing";
+                    Err(DriverError::Refused(why.to_owned()))
+                }
+                (Reply::Started { phases, learns, .. }, mut sockets) => {
+                    if let Some(memory) = sockets.pop_if(|_| learns) {
+                        self.shared.sockets.learns(&id, memory);
+                    }
                     self.shared.sockets.add(&id, sockets);
                     Ok(phases)
                 }
@@ -350,6 +358,14 @@ impl Driver for SandboxDriver {
 
     fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
         self.done(Op::Thaw { id: id.clone() })
+    }
+
+    fn go_on(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.done(Op::GoOn { id: id.clone() })
+    }
+
+    fn learnt(&self, id: &InstanceId) -> Option<Result<Vec<String>, String>> {
+        self.shared.sockets.learnt(id)
     }
 
     fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>> {

@@ -110,6 +110,10 @@ pub enum Op {
     Thaw {
         id: InstanceId,
     },
+    /// Lets a parked instance go on with its start; no error for one that isn't parked.
+    GoOn {
+        id: InstanceId,
+    },
     /// Gives back the memory of a frozen instance. Reply [`Reply::Reclaimed`]. Refused without swap that may hold it.
     Reclaim {
         id: InstanceId,
@@ -217,6 +221,12 @@ pub enum Reply {
         /// Process id on the host; 0 from a keeper that doesn't say.
         #[serde(default)]
         pid: u32,
+        /// It does what its spec's `zygote` asks for. A keeper that doesn't know of that doesn't say.
+        #[serde(default)]
+        zygote: bool,
+        /// The last descriptor is what is learnt of it.
+        #[serde(default)]
+        learns: bool,
     },
     List {
         instances: Vec<InstanceObservation>,

@@ -86,6 +86,7 @@ impl Keeper {
             Op::Usage { id } => self.usage(&id),
             Op::SetCpu { id, cpu } => self.set_cpu(&id, cpu),
             Op::Freeze { id } => self.freeze(&id),
+            Op::GoOn { id } => return self.go_on(session, request, &id),
             Op::Thaw { id } => self.thaw(&id),
             Op::Reclaim { id } => match self.reclaim(session, request, &id) {
                 Ok(()) => return,

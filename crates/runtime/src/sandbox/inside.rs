@@ -8,7 +8,7 @@
 //! 1. Nothing that the image contains is looked at before the process has the instance's own ids and root; from then on
 //!    links in the image can lead nowhere but into the image.
 //! 2. Mount targets in the image are opened without following any link.
-//! 3. No descriptor but 0, 1 and 2 survives exec, no signal is blocked or ignored, no privilege is left beyond [`KEPT`].
+//! 3. No descriptor but 0, 1 and 2 (and a zygote's own two, which it closes) survives exec, no signal is blocked or ignored, no privilege is left beyond [`KEPT`].
 //! 4. After the waiting room, launching makes no `umount`: unmounting waits for the kernel's RCU.
 //!
 //! Failure: sent as [`FromSandbox::Failed`], then the process ends.
@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use serde::{Deserialize, Serialize};
-use utsuwa_model::instance::MemoryVolume;
+use utsuwa_model::instance::{MemoryVolume, Zygote};
 
 use super::walls::Wall;
-use super::{files, program, seccomp, sys, user};
+use super::{files, program, seccomp, sys, user, zygote};
 use crate::spawner::SpawnError;
 use crate::spawner::protocol::Channel;
 
@@ -54,7 +54,7 @@ const SELF: i32 = 3;
 pub(crate) enum ToSandbox {
     /// It is in its cgroups: go to the waiting room.
     Attached,
-    /// Become an instance. Descriptors: `[root, shm, stdout, stderr]`.
+    /// Become an instance. Descriptors: `[root, shm, stdout, stderr]`, and one more for a zygote.
     Launch(Launch),
 }
 
@@ -67,6 +67,8 @@ pub(crate) struct Launch {
     pub(crate) user: String,
     #[serde(default)]
     pub(crate) volumes: Vec<MemoryVolume>,
+    #[serde(default)]
+    pub(crate) zygote: Option<Zygote>,
 }
 
 /// From the process in the sandbox.
@@ -80,6 +82,9 @@ pub(crate) enum FromSandbox {
         mounts: Duration,
         #[serde(default)]
         volumes: usize,
+        /// Whether it does what [`Launch::zygote`] asked for.
+        #[serde(default)]
+        zygote: bool,
     },
     Failed(SpawnError),
 }
@@ -137,9 +142,10 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     let received = control
         .receive::<ToSandbox>()
         .map_err(|e| SpawnError::sys("recvmsg", e, "control socket"))?;
-    let Some((ToSandbox::Launch(launch), descriptors)) = received else {
+    let Some((ToSandbox::Launch(launch), mut descriptors)) = received else {
         return Err(lost("an instance"));
     };
+    let say = launch.zygote.as_ref().and_then(|_| descriptors.pop());
     let begun = Instant::now();
     let [root, shm, stdout, stderr]: [OwnedFd; 4] = descriptors
         .try_into()
@@ -160,7 +166,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
             why,
         });
     }
-    let (environment, path) = environment(&launch.env, &identity.home)?;
+    let (mut environment, path) = environment(&launch.env, &identity.home)?;
     let cwd = if launch.cwd.is_empty() {
         "/"
     } else {
@@ -179,7 +185,18 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
             std::io::Error::from(e)
         ),
     })?;
+    let luggage = match (&launch.zygote, say) {
+        (Some(wanted), Some(say)) => {
+            zygote::pack(wanted, say, &launch.args, &mut environment, &path)?
+        }
+        _ => None,
+    };
     sys::cloexec_from(3).map_err(|e| SpawnError::sys("close_range", e, "before exec"))?;
+    if let Some(luggage) = &luggage {
+        luggage
+            .place()
+            .map_err(|e| SpawnError::sys("dup2", e, "descriptors of a zygote"))?;
+    }
     if Wall::Seccomp.stands() {
         sys::install_seccomp(&plan.filter)
             .map_err(|e| SpawnError::sys("seccomp", e, "install the filter"))?;
@@ -189,6 +206,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
             &FromSandbox::Executing {
                 mounts,
                 volumes: launch.volumes.len(),
+                zygote: launch.zygote.is_some(),
             },
             &[],
         )

@@ -18,5 +18,6 @@ pub(crate) mod stage;
 pub(crate) mod sys;
 pub(crate) mod user;
 pub(crate) mod walls;
+pub(crate) mod zygote;
 
 pub use process::has_sigterm_handler;

@@ -117,6 +117,7 @@ impl World {
             },
             port: 8080,
             volumes: Vec::new(),
+            zygote: None,
         }
     }
 

@@ -273,6 +273,7 @@ impl World {
             },
             port: 8080,
             volumes: Vec::new(),
+            zygote: None,
         }
     }
 

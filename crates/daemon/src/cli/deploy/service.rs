@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use utsuwa_model::service::ZYGOTE;
+
 use super::DeployArgs;
 use crate::client::Failure;
 
@@ -70,6 +72,9 @@ pub(super) fn body(
     }
     for (key, value) in pairs("--annotations", args.annotations.as_deref())? {
         template["annotations"][&key] = json!(value);
+    }
+    if let Some(ahead) = flag(args.zygote, args.no_zygote) {
+        template["annotations"][ZYGOTE] = json!(ahead.to_string());
     }
     container(&mut template["containers"][0], args, image, new)?;
     traffic(&mut service, args, latest_ready.as_deref());

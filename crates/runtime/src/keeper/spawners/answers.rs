@@ -54,7 +54,7 @@ impl Keeper {
                 Err(SpawnError::NotPrepared { .. }) if self.may_prepare(&id) => {
                     self.prepare_first(id, descriptors)
                 }
-                result => self.started(&id, result),
+                result => self.started(&id, result, descriptors),
             },
             Pending::Copies { id, descriptors } => self.prepared(id, result, descriptors),
             Pending::Destroy { sandbox, attempts } => self.destroyed(sandbox, attempts, result),
