@@ -29,3 +29,4 @@ mod scale;
 mod skip;
 mod tiers;
 mod volumes;
+mod zygote;

@@ -5,6 +5,7 @@ mod house;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use house::door::Listens;
 use house::{House, template};
 use utsuwa_model::instance::{Exit, Zygote};
 use utsuwa_model::service::{RevisionTemplate, ZYGOTE};
@@ -203,15 +204,16 @@ async fn one_that_can_not_go_on_costs_a_start_and_nothing_else() {
 async fn one_that_ends_before_it_answers_is_the_last_of_its_kind() {
     let (house, _, revision) = asleep(Ok(&["re"])).await;
     let waiting = parked(&house);
-    house.door.listens(false);
+    house.door.listens(Listens::NotYet);
     house.door.arrive(&revision, 1);
     house.until("it went on", |h| instances(h) == waiting).await;
     house.driver.exit(&waiting[0], Exit::Code(1), Vec::new());
-    house.door.listens(true);
+    house.door.listens(Listens::AtOnce);
     house
         .until("served", |h| h.door_in_flight(&revision) > 0)
         .await;
     house.door.finish(&revision);
+    assert!(house.door.refused().is_empty(), "nobody was told of it");
     house.pass_time(Duration::from_secs(60)).await;
     assert!(
         house.driver.running().is_empty(),
@@ -260,6 +262,7 @@ async fn a_parked_one_gives_way_first_when_memory_is_short() {
         .until("the parked one is gone", |h| h.driver.running().is_empty())
         .await;
     *house.clock.memory.lock() = None;
+    house.pass_time(Duration::from_secs(1)).await;
     house
         .until("served", |h| h.door_in_flight(&revision) > 0)
         .await;

@@ -17,6 +17,7 @@ mod rest;
 mod server;
 mod stats;
 mod tiers;
+mod zygote;
 
 use std::path::{Path, PathBuf};
 
@@ -44,7 +45,7 @@ pub(crate) struct Settings {
 }
 
 const SECTIONS: &[&str] = &[
-    "cold", "tiers", "pull", "rest", "twenty", "burst", "rate", "density", "many",
+    "cold", "zygote", "tiers", "pull", "rest", "twenty", "burst", "rate", "density", "many",
 ];
 
 pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
@@ -59,6 +60,7 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
     for section in &settings.sections {
         let text = match section.as_str() {
             "cold" => cold::run(&settings),
+            "zygote" => zygote::run(&settings),
             "tiers" => tiers::run(&settings),
             "pull" => pull::run(&settings),
             "rest" => rest::run(&settings),

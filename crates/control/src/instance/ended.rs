@@ -72,8 +72,8 @@ impl Core {
             return;
         }
         tracing::info!(revision = %key, instance = %id, exit = %exit.describe(), "instance ended by itself");
-        if !reached {
-            self.distrust(&key, record.birth, &exit.describe());
+        if !reached && self.distrust(&key, record.birth, &exit.describe()) {
+            return;
         }
         let lived = self.env.now().since(record.started);
         let message = format!("the container {}", exit.describe());
@@ -103,8 +103,11 @@ impl Core {
         let birth = self.world.revision(key, |state| {
             state.instances.get(id).map(|record| record.birth)
         });
-        if let Some(birth) = birth.flatten() {
-            self.distrust(key, birth, tried);
+        if birth
+            .flatten()
+            .is_some_and(|birth| self.distrust(key, birth, tried))
+        {
+            return;
         }
         let proving = self.world.revision(key, |state| {
             if state.stage == Stage::Proving {

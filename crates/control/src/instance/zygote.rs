@@ -289,23 +289,31 @@ impl Core {
 
     /// Memory is short. Answers how many were let go.
     pub(super) fn drop_parked_of_others(&self, for_whom: &RevisionKey) -> usize {
-        let dropped = self.world.with(|inner| {
-            let others = inner
-                .revisions
-                .iter_mut()
-                .filter(|(key, _)| *key != for_whom);
-            let dropped: Vec<InstanceId> = others
-                .flat_map(|(_, state)| std::mem::take(&mut state.zygotes.parked).into_keys())
-                .collect();
+        let now = self.env.now();
+        let (dropped, owners) = self.world.with(|inner| {
+            let (mut dropped, mut owners) = (Vec::new(), Vec::new());
+            for (key, state) in &mut inner.revisions {
+                let zygotes = &mut state.zygotes;
+                if key == for_whom || zygotes.parked.is_empty() {
+                    continue;
+                }
+                dropped.extend(std::mem::take(&mut zygotes.parked).into_keys());
+                // Not at once again: it would only be taken away once more.
+                put_off(zygotes, now);
+                owners.push(key.clone());
+            }
             for id in &dropped {
                 inner.owners.remove(id);
             }
-            dropped
+            (dropped, owners)
         });
         let count = dropped.len();
         for id in dropped {
             tracing::info!(instance = %id, waiting = %for_whom, "a parked instance gives way: memory is short");
             self.stop_parked(id);
+        }
+        for key in owners {
+            self.ask_instances(&key, Priority::Soon);
         }
         count
     }
@@ -352,14 +360,19 @@ impl Core {
         true
     }
 
-    /// One that was parked never answered. Perhaps it would not have in any case, but perhaps it is because of that.
-    pub(super) fn distrust(&self, key: &RevisionKey, birth: Birth, what: &str) {
-        if birth == Birth::Parked {
-            let why = format!("an instance that had been parked never answered ({what})");
-            tracing::warn!(revision = %key, why, "nothing more is parked");
-            self.world
-                .revision(key, |state| state.zygotes.lessons = Lessons::Refused(why));
+    /// One that was parked never answered. Perhaps it would not have in any case, but perhaps it is because of that: the next one
+    /// starts as always, and only if that fails too has the program failed. `false`: it wasn't parked.
+    pub(super) fn distrust(&self, key: &RevisionKey, birth: Birth, what: &str) -> bool {
+        if birth != Birth::Parked {
+            return false;
         }
+        let why = format!("an instance that had been parked never answered ({what})");
+        tracing::warn!(revision = %key, why, "nothing more is parked");
+        self.world
+            .revision(key, |state| state.zygotes.lessons = Lessons::Refused(why));
+        self.ask_instances(key, Priority::Soon);
+        self.after_count_changed(key);
+        true
     }
 
     /// Reads what the idle instances that are looked at have imported, once for each time that they fell idle.

@@ -128,7 +128,8 @@ def leftover(before):
         pass
     for name, what in descriptors().items():
         if before.get(name) != what and what.startswith(("socket:", "pipe:", "anon_inode:")):
-            return "left %s open" % what.partition(":[")[0].replace("anon_inode:", "")
+            kind, _, rest = what.partition(":")
+            return "left a descriptor open (%s)" % (rest.strip("[]") if kind == "anon_inode" else kind)
     return None
 
 
