@@ -132,6 +132,7 @@ fn a_program_that_goes_on_is_as_it_always_starts() {
         "that one was stopped: the new server knows nothing of it"
     );
     until_parked(&server, "ahead");
+    server.expect_warning("keeper");
     kill_9(server.keeper_pid().unwrap());
     let (_, parked) = woken(&server, "ahead", "/");
     assert!(parked, "{}", server.log());

@@ -6,6 +6,8 @@
 //! Invariants: 1. Like the real one it can be asked twice: starting a running id and stopping a gone one is no error.
 //! 2. Every instance that ends sends exactly one event.
 
+mod parked;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,7 +20,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use utsuwa_model::instance::{
-    Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases, Tier, Zygote,
+    Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases, Tier,
 };
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, Timestamp};
@@ -120,19 +122,6 @@ impl FakeDriver {
     /// Programs end like this as soon as they were started; `None`: they run.
     pub fn exit_at_start(&self, exit: Option<(Exit, Vec<String>)>) {
         self.inner.world.lock().exit_at_start = exit;
-    }
-
-    /// What every instance that learns has imported, or why none can.
-    pub fn learns(&self, learnt: Result<&[&str], &str>) {
-        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        self.inner.world.lock().learnt = Some(learnt.map(owned).map_err(str::to_owned));
-    }
-
-    /// Whether an instance is parked; `None` if it isn't there.
-    #[must_use]
-    pub fn parked(&self, id: &InstanceId) -> Option<bool> {
-        let world = self.inner.world.lock();
-        world.running.get(id).map(|found| found.parked)
     }
 
     /// Sets or clears the gate before calls.
@@ -366,25 +355,11 @@ impl Driver for FakeDriver {
     }
 
     fn go_on(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
-        let id = id.clone();
-        async move {
-            self.before(Call::GoOn, &format!("go {id}")).await?;
-            let mut world = self.inner.world.lock();
-            let Some(found) = world.running.get_mut(&id) else {
-                return Err(DriverError::NotFound(id));
-            };
-            if std::mem::replace(&mut found.parked, false) {
-                world.log.push(format!("go {id}"));
-            }
-            Ok(())
-        }
-        .boxed()
+        self.let_go_on(id.clone()).boxed()
     }
 
     fn learnt(&self, id: &InstanceId) -> Option<Result<Vec<String>, String>> {
-        let world = self.inner.world.lock();
-        let learns = world.specs.get(id)?.zygote == Some(Zygote::Learn);
-        world.learnt.clone().filter(|_| learns)
+        self.learnt_of(id)
     }
 
     fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>> {

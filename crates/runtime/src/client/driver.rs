@@ -19,7 +19,7 @@ use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 use super::connection::Connection;
 use super::internal::InternalEvent;
 use super::link::{ConnectError, KeeperLink};
-use super::shared::{Answer, Call, Shared, superseded};
+use super::shared::{Answer, Call, Shared, Unpacked, superseded, unexpected};
 use super::sockets::{READY, SocketCache};
 use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 use crate::keeper::protocol::{Op, Reply, Status};
@@ -228,15 +228,6 @@ impl SandboxDriver {
     }
 }
 
-/// What was unpacked.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Unpacked {
-    pub entries: u64,
-    pub bytes: u64,
-    /// What of the layer was left out, in words.
-    pub skipped: Vec<String>,
-}
-
 impl Driver for SandboxDriver {
     fn prepare(&self, rootfs: RootfsSpec) -> BoxFuture<'_, Result<(), DriverError>> {
         self.done(Op::Prepare { rootfs })
@@ -245,6 +236,7 @@ impl Driver for SandboxDriver {
     fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>> {
         Box::pin(async move {
             let (id, parks) = (spec.id.clone(), spec.parks());
+            let spec = Box::new(spec);
             match self.call(Op::Start { spec }, Vec::new()).await? {
                 (Reply::Started { zygote: false, .. }, _) if parks => {
                     self.stop(id, Duration::ZERO).await?;
@@ -407,8 +399,4 @@ impl Driver for SandboxDriver {
             }
         })
     }
-}
-
-pub(super) fn unexpected(reply: &Reply) -> DriverError {
-    DriverError::Internal(format!("the keeper answered something else: {reply:?}"))
 }
