@@ -324,7 +324,7 @@ impl World {
             &[sandbox.control.as_fd(), writer.as_fd(), writer.as_fd()],
         );
         match result {
-            Ok(Reply::Started { phases }) => Ok(Instance {
+            Ok(Reply::Started { phases, .. }) => Ok(Instance {
                 sandbox,
                 phases,
                 output: File::from(reader),
