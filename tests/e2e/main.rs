@@ -33,3 +33,4 @@ mod scale;
 mod skip;
 mod tiers;
 mod volumes;
+mod zygote;

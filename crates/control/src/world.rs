@@ -22,12 +22,15 @@ use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::instance::{
     Group, HostMount, InstanceSpec, Kernel, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier,
+    Zygote,
 };
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable, StartupProbe};
 use utsuwa_model::scaling::ScalingSettings;
 use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
 use utsuwa_model::{Because, InstanceId, RevisionId, RevisionKey, ServiceKey, Timestamp};
+
+use crate::instance::zygote::{Birth, Zygotes};
 
 /// How instances of a revision are started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +46,8 @@ pub(crate) struct StartPlan {
     pub(crate) kernel: Kernel,
     /// Of instances of several containers; all above is of the one that takes requests.
     pub(crate) group: Option<GroupPlan>,
+    /// Starts are prepared ahead where they can be.
+    pub(crate) zygote: bool,
 }
 
 /// The containers of an instance, by number, as [`Group`] counts them.
@@ -80,7 +85,12 @@ impl StartPlan {
         std::iter::once(self.rootfs.clone()).chain(others).collect()
     }
 
-    pub(crate) fn spec(&self, key: &RevisionKey, id: InstanceId) -> InstanceSpec {
+    pub(crate) fn spec(
+        &self,
+        key: &RevisionKey,
+        id: InstanceId,
+        zygote: Option<Zygote>,
+    ) -> InstanceSpec {
         InstanceSpec {
             id,
             revision: key.clone(),
@@ -95,6 +105,7 @@ impl StartPlan {
             host_dirs: self.host_dirs.clone(),
             kernel: self.kernel,
             group: self.group.as_ref().map(|group| group.spec.clone()),
+            zygote,
         }
     }
 }
@@ -140,6 +151,7 @@ pub(crate) struct Record {
     /// Since when it is on its way out.
     pub(crate) leaving_since: Option<Timestamp>,
     pub(crate) rest: Rest,
+    pub(crate) birth: Birth,
 }
 
 impl Record {
@@ -156,6 +168,7 @@ impl Record {
             makes_room_for: None,
             leaving_since: None,
             rest: Rest::default(),
+            birth: Birth::Plain,
         }
     }
 }
@@ -209,6 +222,7 @@ pub(crate) struct RevisionState {
     pub(crate) scaler: ScalerState,
     pub(crate) history: DemandHistory,
     pub(crate) instances: BTreeMap<InstanceId, Record>,
+    pub(crate) zygotes: Zygotes,
     /// Ends in a row soon after the start.
     pub(crate) crashes: u32,
     /// No start before this.
@@ -259,6 +273,7 @@ impl RevisionState {
         self.routed
             || matches!(self.stage, Stage::Proving | Stage::Proven)
             || !self.instances.is_empty()
+            || !self.zygotes.parked.is_empty()
     }
 }
 

@@ -12,6 +12,7 @@ use house::{Gate, House, template};
 use utsuwa_decide::invariant;
 use utsuwa_model::instance::Tier;
 use utsuwa_model::route::Target;
+use utsuwa_model::service::ZYGOTE;
 use utsuwa_model::{ConditionState, ServiceKey, condition};
 
 /// Long enough for an instance to be frozen and to give its memory back before it is stopped.
@@ -101,6 +102,89 @@ async fn reach(house: &mut House, gate: &Arc<Gate>, what: &str, done: impl Fn(&H
         house.restart(None).await;
         house.reborn = true;
         house.until(what, |h| done(h)).await;
+    }
+}
+
+/// With starts prepared ahead: deploy, sleep with one parked, wake by it, sleep, delete.
+async fn tell_of_zygotes(actions: u64) -> (End, Arc<Gate>) {
+    let idle = Duration::from_secs(5);
+    let mut house = House::with(true, |settings| settings.idle_timeout = idle).await;
+    let gate = Gate::after(actions);
+    house.restart(Some(Arc::clone(&gate))).await;
+    house.images.put("hello:1");
+    house.driver.learns(Ok(&["re", "json"]));
+    let mut ahead = template("hello:1");
+    ahead
+        .annotations
+        .insert(ZYGOTE.to_owned(), "true".to_owned());
+    let key = house.create("hello", ahead).await;
+    reach(&mut house, &gate, "deploy", |h| {
+        state(h, &key) == Some(ConditionState::True)
+    })
+    .await;
+    for _ in 0..2 {
+        for _ in 0..4 {
+            if gate.is_closed() && !house.reborn {
+                house.restart(None).await;
+                house.reborn = true;
+            }
+            house.pass_time(Duration::from_secs(5)).await;
+        }
+        let routed = house.routed("hello.localhost").expect("it is routed");
+        house.door.arrive(&routed, 1);
+        reach(&mut house, &gate, "served", |h| {
+            h.door_in_flight(&routed) > 0 || h.reborn
+        })
+        .await;
+        house.door.finish(&routed);
+    }
+    for _ in 0..6 {
+        if gate.is_closed() && !house.reborn {
+            house.restart(None).await;
+            house.reborn = true;
+        }
+        house.pass_time(Duration::from_secs(5)).await;
+    }
+    let parked = house.driver.running();
+    let parked = parked
+        .iter()
+        .filter(|id| house.driver.parked(id) == Some(true));
+    assert!(parked.count() <= 1, "{:?}", house.driver.log());
+    house.delete(&key).await;
+    reach(&mut house, &gate, "deleted", |h| {
+        h.store.service(&key).unwrap().is_none()
+    })
+    .await;
+    if gate.is_closed() && !house.reborn {
+        house.restart(None).await;
+        house.reborn = true;
+    }
+    house
+        .until("all gone", |h| h.driver.running().is_empty())
+        .await;
+    house.control.look_at_everything();
+    house.rest().await;
+    let end = end(&house);
+    house.control.shutdown(Duration::ZERO).await;
+    (end, gate)
+}
+
+#[tokio::test(start_paused = true)]
+async fn dying_after_every_action_leaves_nothing_parked() {
+    let (undisturbed, gate) = tell_of_zygotes(u64::MAX).await;
+    let actions = u64::try_from(gate.seen.lock().len()).unwrap();
+    let went = gate
+        .seen
+        .lock()
+        .iter()
+        .filter(|action| *action == "go")
+        .count();
+    assert_eq!(went, 2, "{:?}", gate.seen.lock());
+    assert_eq!(undisturbed.running, 0);
+    for after in 0..actions {
+        let (end, gate) = tell_of_zygotes(after).await;
+        let last = gate.seen.lock().last().cloned();
+        assert_eq!(end, undisturbed, "died after action {after} ({last:?})");
     }
 }
 

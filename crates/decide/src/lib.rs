@@ -24,3 +24,4 @@ pub mod standing;
 pub mod tiers;
 pub mod traffic;
 pub mod words;
+pub mod zygote;

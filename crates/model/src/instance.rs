@@ -32,6 +32,9 @@ pub struct InstanceSpec {
     /// Its other containers; all above is then of the one that takes requests.
     #[serde(default)]
     pub group: Option<Group>,
+    /// Started for the sake of a later start; `None`: as always.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zygote: Option<Zygote>,
 }
 
 /// Who answers the system calls of an instance's programs.
@@ -43,6 +46,24 @@ pub enum Kernel {
     Host,
     /// gVisor's, a process of the instance's own behind the same walls.
     Gvisor,
+}
+
+/// What an instance does for a quicker start: its own, or that of those after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Zygote {
+    /// It starts as always, and the modules that it imports are noted.
+    Learn,
+    /// Its runtime starts and imports these modules; then it waits, before anything of the app runs, until it is let go on.
+    Park { modules: Vec<String> },
+}
+
+impl InstanceSpec {
+    /// Whether it waits after the first part of its start.
+    #[must_use]
+    pub const fn parks(&self) -> bool {
+        matches!(self.zygote, Some(Zygote::Park { .. }))
+    }
 }
 
 /// A file system in memory, as long-lived as its instance and charged to its memory.
@@ -206,6 +227,9 @@ pub struct InstanceObservation {
     /// A driver that freezes nothing doesn't say.
     #[serde(default)]
     pub tier: Tier,
+    /// It waits for the rest of its start ([`Zygote::Park`]).
+    #[serde(default)]
+    pub parked: bool,
 }
 
 /// Where the time of a start went, as measured by the driver. Zero for a phase that did not happen.

@@ -69,6 +69,18 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Gives it back; no error for one that isn't frozen. A request waits for it.
     fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>>;
 
+    /// Lets an instance that was started with [`Zygote::Park`](utsuwa_model::instance::Zygote) go on, once; no error for one that
+    /// isn't parked. Its start was answered when it was parked. [`DriverError::Refused`] by a driver that parks nothing, also to
+    /// such a start.
+    fn go_on(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>>;
+
+    /// The modules that an instance started with `Zygote::Learn` has imported so far, or why none can be learnt. `None`: nothing
+    /// is known of it (here, any more).
+    fn learnt(&self, id: &InstanceId) -> Option<Result<Vec<String>, String>> {
+        let _ = id;
+        None
+    }
+
     /// Gives back the memory of a frozen instance, and answers what it has kept. [`DriverError::Refused`] where there is nothing
     /// that may hold it, with the reason. A thaw doesn't wait for it.
     fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>>;

@@ -6,6 +6,8 @@
 //! Invariants: 1. Like the real one it can be asked twice: starting a running id and stopping a gone one is no error.
 //! 2. Every instance that ends sends exactly one event.
 
+mod parked;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
@@ -36,6 +38,7 @@ pub enum Call {
     Freeze,
     Thaw,
     Reclaim,
+    GoOn,
     Release,
     List,
 }
@@ -64,6 +67,7 @@ struct World {
     start_takes: Duration,
     stop_takes: Duration,
     exit_at_start: Option<(Exit, Vec<String>)>,
+    learnt: Option<Result<Vec<String>, String>>,
     log: Vec<String>,
     next_pid: u32,
     gate: Option<Gate>,
@@ -261,6 +265,7 @@ impl Driver for FakeDriver {
                         started: (self.inner.now)(),
                         limits: spec.limits,
                         tier: Tier::Awake,
+                        parked: spec.parks(),
                     };
                     world.running.insert(id.clone(), observation);
                     world.log.push(format!("start {id}"));
@@ -368,6 +373,14 @@ impl Driver for FakeDriver {
     fn thaw(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
         let id = id.clone();
         async move { self.change_tier(Call::Thaw, "thaw", id, Tier::Awake).await }.boxed()
+    }
+
+    fn go_on(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.let_go_on(id.clone()).boxed()
+    }
+
+    fn learnt(&self, id: &InstanceId) -> Option<Result<Vec<String>, String>> {
+        self.learnt_of(id)
     }
 
     fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>> {

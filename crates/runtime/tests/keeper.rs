@@ -11,6 +11,7 @@ mod busybox;
 mod keeper_group;
 mod keeper_gvisor;
 mod keeper_lets_go;
+mod keeper_parked;
 mod keeper_protocol;
 mod keeper_sockets;
 mod keeper_spawners;

@@ -18,6 +18,7 @@ mod rest;
 mod server;
 mod stats;
 mod tiers;
+mod zygote;
 
 use std::path::{Path, PathBuf};
 
@@ -45,7 +46,7 @@ pub(crate) struct Settings {
 }
 
 const SECTIONS: &[&str] = &[
-    "cold", "tiers", "pull", "rest", "twenty", "burst", "rate", "density", "fit", "many",
+    "cold", "zygote", "tiers", "pull", "rest", "twenty", "burst", "rate", "density", "fit", "many",
 ];
 
 pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
@@ -60,6 +61,7 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
     for section in &settings.sections {
         let text = match section.as_str() {
             "cold" => cold::run(&settings),
+            "zygote" => zygote::run(&settings),
             "tiers" => tiers::run(&settings),
             "pull" => pull::run(&settings),
             "rest" => rest::run(&settings),

@@ -245,6 +245,7 @@ async fn one(churn: &Churn, done: &mut Cycles) -> anyhow::Result<()> {
             host_dirs: Vec::new(),
             kernel: Kernel::Host,
             group: None,
+            zygote: None,
         })
         .await
         .with_context(|| format!("start {number}"))?;

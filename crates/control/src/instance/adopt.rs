@@ -29,6 +29,10 @@ impl Core {
                 if state.stage == Stage::Ended {
                     return false;
                 }
+                // What was learnt of it is lost with the server that parked it; another one is parked after the next start.
+                if found.parked {
+                    return false;
+                }
                 let mut record = Record::new(Phase::Running, found.started, found.limits.cpu);
                 record.pid = found.pid;
                 record.rest.tier = found.tier;
@@ -125,8 +129,9 @@ impl Core {
                 .filter_map(running)
                 .collect::<BTreeMap<InstanceId, RestMark>>()
         });
+        let parked = self.parked_ids();
         let listed = self.driver.list().await?;
-        for id in before.keys() {
+        for id in before.keys().chain(&parked) {
             if !listed.iter().any(|found| found.id == *id) {
                 let why = "it was gone when the server looked".to_owned();
                 self.ended(id, "", &Exit::Unknown { why }, Vec::new());

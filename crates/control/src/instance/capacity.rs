@@ -100,6 +100,14 @@ impl Core {
                 keys(|state| state.short_since.is_some()),
             )
         });
+        // What is only parked costs nobody a request.
+        let dropped = self.drop_parked_of_others(for_whom);
+        if dropped > 0 {
+            return Room {
+                gave_way: dropped,
+                comes: true,
+            };
+        }
         let waits = |key: &RevisionKey| key != for_whom && short.contains(key);
         let (mut idle, mut on_their_way) = (Vec::new(), Vec::new());
         for key in &with_instances {

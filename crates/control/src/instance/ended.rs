@@ -58,6 +58,9 @@ impl Core {
         let Some(key) = self.world.with(|inner| inner.owners.get(id).cloned()) else {
             return;
         };
+        if self.parked_ended(&key, id, exit) {
+            return;
+        }
         let demand = self.door.demand(&key).unwrap_or_default();
         let reached = demand.instances.iter().any(|load| {
             load.id == *id && !matches!(load.reach, Reach::Starting | Reach::Failed { .. })
@@ -76,6 +79,9 @@ impl Core {
             return;
         }
         tracing::info!(revision = %key, instance = %id, exit = %exit.describe(), "instance ended by itself");
+        if !reached && self.distrust(&key, record.birth, &exit.describe()) {
+            return;
+        }
         let lived = self.env.now().since(record.started);
         let which = if container.is_empty() {
             "the container".to_owned()
@@ -107,6 +113,15 @@ impl Core {
     /// The startup probe gave up on an instance that runs.
     pub(crate) fn not_listening(&self, key: &RevisionKey, id: &InstanceId, tried: &str) {
         tracing::info!(revision = %key, instance = %id, tried, "instance never listened");
+        let birth = self.world.revision(key, |state| {
+            state.instances.get(id).map(|record| record.birth)
+        });
+        if birth
+            .flatten()
+            .is_some_and(|birth| self.distrust(key, birth, tried))
+        {
+            return;
+        }
         let proving = self.world.revision(key, |state| {
             if state.stage == Stage::Proving {
                 state.proof = Some(ProofInstance::NotListening {

@@ -13,7 +13,7 @@ use utsuwa_decide::{invariant, revision};
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::{Because, InstanceId, RevisionKey, Timestamp};
 
-use super::{boost, capacity, ended, tiers};
+use super::{boost, capacity, ended, tiers, zygote};
 use crate::rounds::Report;
 use crate::seam::Refusal;
 use crate::world::{Activity, Inner, Phase, Record, RevisionState, Stage, StartPlan};
@@ -31,6 +31,7 @@ pub(super) struct Decided {
     /// Their startup boost is over.
     pub(super) settle: Vec<InstanceId>,
     pub(super) tiers: tiers::Steps,
+    pub(super) zygotes: zygote::Steps,
     /// So many starts don't fit.
     pub(super) missing: u32,
     pub(super) refuse: Option<Refusal>,
@@ -97,6 +98,8 @@ pub(super) fn decide(
         (Some(memory), Stage::Serving) if plan.start > 0 => {
             let each = utsuwa_decide::capacity::expected(state.plan.memory_bytes());
             let fits = utsuwa_decide::capacity::fit(memory, reserve, promised, each, plan.start);
+            // Those that are parked have most of theirs.
+            let fits = fits.max(state.zygotes.waiting(&state.plan));
             let since = state.short_since.unwrap_or(now);
             utsuwa_decide::capacity::shortage(plan.start, fits, demand.queued, now.since(since))
         }
@@ -132,14 +135,25 @@ pub(super) fn decide(
         ),
         Ok(())
     );
-    let start: Vec<InstanceId> = (0..plan.start).map(|_| fresh()).collect();
-    for id in &start {
-        let record = Record::new(Phase::Starting, now, state.plan.startup_cpu);
+    let mut start = Vec::new();
+    for _ in 0..plan.start {
+        let (id, birth) = zygote::born(state, fresh);
+        let mut record = Record::new(Phase::Starting, now, state.plan.startup_cpu);
+        record.birth = birth;
         state.instances.insert(id.clone(), record);
+        start.push(id);
     }
+    let room = memory.is_none_or(|memory| {
+        let each = utsuwa_decide::capacity::expected(state.plan.limits.memory.0);
+        utsuwa_decide::capacity::fit(memory, reserve, promised, each, 1) == 1
+    });
+    let zygotes = zygote::look(state, now, start.len(), room, fresh);
     let given_up = mark_leaving(state, &plan, &views, now);
     let tiers = tiers::look(state, &views, now);
     if let Some(next) = tiers.next {
+        wake_at = Some(wake_at.map_or(next, |at| at.min(next)));
+    }
+    if let Some(next) = zygotes.next {
         wake_at = Some(wake_at.map_or(next, |at| at.min(next)));
     }
     let mut leave = plan.retire;
@@ -168,6 +182,7 @@ pub(super) fn decide(
         given_up,
         settle,
         tiers,
+        zygotes,
         missing,
         refuse,
         active_changed,
@@ -184,6 +199,12 @@ pub(super) fn decide(
     for id in start {
         inner.starting.insert(id.clone(), key.clone());
         inner.owners.insert(id, key.clone());
+    }
+    for id in &decided.zygotes.park {
+        inner.owners.insert(id.clone(), key.clone());
+    }
+    for id in &decided.zygotes.drop {
+        inner.owners.remove(id);
     }
     Some(decided)
 }

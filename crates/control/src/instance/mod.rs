@@ -19,6 +19,7 @@ mod ended;
 mod look;
 mod start;
 pub(crate) mod tiers;
+pub(crate) mod zygote;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,7 @@ impl Core {
         let now = self.env.now();
         let demand = self.door.demand(key).unwrap_or_default();
         let memory = self.env.available_memory();
+        self.take_lessons(key, &demand);
         let mut fresh = || self.new_instance_id();
         let reserve = self.settings.memory_reserve_bytes;
         let decided = self
@@ -59,7 +61,7 @@ impl Core {
             + decided.leave.len()
             + decided.given_up.len()
             + decided.settle.len();
-        report.actions += decided.tiers.count();
+        report.actions += decided.tiers.count() + decided.zygotes.count();
         self.take_steps(key, decided.tiers);
         for id in decided.settle {
             self.end_boost(key, id);
@@ -70,6 +72,7 @@ impl Core {
             let key = key.clone();
             self.spawn(|core| async move { core.start_one(&key, id, &plan).await });
         }
+        self.park_or_drop(key, &decided.plan, decided.zygotes);
         for (id, reach) in decided.given_up {
             match &reach {
                 Reach::Unhealthy { message } => self.unhealthy(key, &id, message),
@@ -109,6 +112,7 @@ impl Core {
 
     /// Takes the instance out of choice at once and stops it when nothing is in flight any more, in a task of its own.
     pub(crate) fn leave(&self, key: &RevisionKey, id: InstanceId, timeout: Duration) {
+        self.take_last_lesson(key, &id);
         let retired = self.door.retire(&id, timeout);
         let key = key.clone();
         self.spawn(|core| async move {

@@ -22,7 +22,7 @@ const LONGEST_EXHAUSTED: u32 = 4;
 impl Core {
     /// Asks the driver and hands the instance to the ingress.
     pub(crate) async fn start_one(&self, key: &RevisionKey, id: InstanceId, plan: &StartPlan) {
-        let started = self.driver.start(plan.spec(key, id.clone())).await;
+        let started = self.give_birth(key, &id, plan).await;
         let others = match &started {
             Ok(_) => self.start_containers(key, &id, plan).await,
             Err(_) => Ok(()),
@@ -52,6 +52,7 @@ impl Core {
                     self.take_back_unless_running(key, &id);
                 }
             }
+            (Err(_), _) if self.is_parked_no_more(key, &id) => {}
             (Err(error), _) => self.start_failed(key, &id, &error),
         }
         self.ask_instances(key, Priority::Soon);

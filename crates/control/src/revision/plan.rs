@@ -45,6 +45,10 @@ pub(super) fn start_plan(
     if kernel == Kernel::Gvisor && all.iter().any(|one| !one.host_dirs.is_empty()) {
         return Err(ProcessError::HostDirOnGvisor);
     }
+    let zygote = template.zygote();
+    if zygote && (kernel == Kernel::Gvisor || all.len() > 1) {
+        return Err(ProcessError::ZygoteAlone);
+    }
     if all.is_empty() {
         return Err(ProcessError::NoContainer);
     }
@@ -68,5 +72,6 @@ pub(super) fn start_plan(
         kernel,
         host_dirs: first.host_dirs,
         group,
+        zygote,
     })
 }

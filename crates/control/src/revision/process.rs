@@ -35,6 +35,11 @@ pub enum ProcessError {
     )]
     HostDirOnGvisor,
     #[error(
+        "starts are prepared ahead (utsuwa.local/zygote) for one container in the execution environment gen2 only: remove the annotation, \
+         or the sidecars and gen1"
+    )]
+    ZygoteAlone,
+    #[error(
         "image '{image}' names neither an entrypoint nor a command: set the container's command (gcloud: --command) to the \
          program to run"
     )]

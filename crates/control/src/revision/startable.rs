@@ -18,6 +18,7 @@ use utsuwa_runtime::DriverError;
 
 use super::{plan, process};
 use crate::core::Core;
+use crate::instance::zygote::Zygotes;
 use crate::rounds::{PassError, Report};
 use crate::world::{RevisionState, Stage, StartPlan};
 
@@ -197,6 +198,7 @@ impl Core {
             scaler: ScalerState::default(),
             history: DemandHistory::default(),
             instances: std::collections::BTreeMap::new(),
+            zygotes: Zygotes::default(),
             crashes: 0,
             not_before: None,
             short_since: None,

@@ -96,7 +96,18 @@ impl RevisionTemplate {
     pub fn keeps_cpu(&self) -> bool {
         self.cpu_idle == Some(false)
     }
+
+    /// Whether starts may be prepared ahead ([`ZYGOTE`]). Unset means no.
+    #[must_use]
+    pub fn zygote(&self) -> bool {
+        self.annotations
+            .get(ZYGOTE)
+            .is_some_and(|value| value == "true")
+    }
 }
+
+/// The annotation of a template that has its starts prepared ahead: `"true"` or `"false"`. Ours: Cloud Run has nothing like it.
+pub const ZYGOTE: &str = "utsuwa.local/zygote";
 
 /// One container of an instance. The one with a port (or the only one) takes the requests.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

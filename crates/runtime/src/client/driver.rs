@@ -19,7 +19,7 @@ use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 use super::connection::Connection;
 use super::internal::InternalEvent;
 use super::link::{ConnectError, KeeperLink};
-use super::shared::{Answer, Call, Shared, superseded};
+use super::shared::{Answer, Call, Shared, Unpacked, superseded, unexpected};
 use super::sockets::{READY, SocketCache};
 use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 use crate::keeper::protocol::{Op, Reply, Status};
@@ -228,15 +228,6 @@ impl SandboxDriver {
     }
 }
 
-/// What was unpacked.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Unpacked {
-    pub entries: u64,
-    pub bytes: u64,
-    /// What of the layer was left out, in words.
-    pub skipped: Vec<String>,
-}
-
 impl Driver for SandboxDriver {
     fn prepare(&self, rootfs: RootfsSpec) -> BoxFuture<'_, Result<(), DriverError>> {
         self.done(Op::Prepare { rootfs })
@@ -244,9 +235,17 @@ impl Driver for SandboxDriver {
 
     fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>> {
         Box::pin(async move {
-            let id = spec.id.clone();
+            let (id, parks) = (spec.id.clone(), spec.parks());
             match self.call(Op::start(spec), Vec::new()).await? {
-                (Reply::Started { phases, .. }, sockets) => {
+                (Reply::Started { zygote: false, .. }, _) if parks => {
+                    self.stop(id, Duration::ZERO).await?;
+                    let why = "the keeper is of an older build, which parks nothing";
+                    Err(DriverError::Refused(why.to_owned()))
+                }
+                (Reply::Started { phases, learns, .. }, mut sockets) => {
+                    if let Some(memory) = sockets.pop_if(|_| learns) {
+                        self.shared.sockets.learns(&id, memory);
+                    }
                     self.shared.sockets.add(&id, sockets);
                     Ok(phases)
                 }
@@ -363,6 +362,14 @@ impl Driver for SandboxDriver {
         self.done(Op::Thaw { id: id.clone() })
     }
 
+    fn go_on(&self, id: &InstanceId) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.done(Op::GoOn { id: id.clone() })
+    }
+
+    fn learnt(&self, id: &InstanceId) -> Option<Result<Vec<String>, String>> {
+        self.shared.sockets.learnt(id)
+    }
+
     fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>> {
         let op = Op::Reclaim { id: id.clone() };
         Box::pin(async move {
@@ -402,8 +409,4 @@ impl Driver for SandboxDriver {
             }
         })
     }
-}
-
-pub(super) fn unexpected(reply: &Reply) -> DriverError {
-    DriverError::Internal(format!("the keeper answered something else: {reply:?}"))
 }

@@ -2,7 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
-use super::driver::{SandboxDriver, unexpected};
+use super::driver::SandboxDriver;
+use super::shared::unexpected;
 use crate::driver::DriverError;
 use crate::keeper::protocol::{Op, Reply};
 

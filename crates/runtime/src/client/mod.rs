@@ -19,5 +19,6 @@ mod listening;
 mod shared;
 mod sockets;
 
-pub use driver::{SandboxDriver, Unpacked};
+pub use driver::SandboxDriver;
 pub use internal::InternalEvent;
+pub use shared::Unpacked;

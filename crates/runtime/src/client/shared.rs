@@ -59,6 +59,19 @@ pub(super) fn to_driver_error(error: KeeperError) -> DriverError {
     }
 }
 
+/// What was unpacked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    pub entries: u64,
+    pub bytes: u64,
+    /// What of the layer was left out, in words.
+    pub skipped: Vec<String>,
+}
+
+pub(super) fn unexpected(reply: &Reply) -> DriverError {
+    DriverError::Internal(format!("the keeper answered something else: {reply:?}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

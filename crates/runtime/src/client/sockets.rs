@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 use parking_lot::Mutex;
 use utsuwa_model::InstanceId;
 
+use crate::sandbox::zygote::learnt;
+
 /// Dial sockets asked for at once.
 pub(super) const READY: u32 = 4;
 /// Given back after a refused dial, no more than these are kept: however many dialled, they must not stay as descriptors.
@@ -25,6 +27,8 @@ struct Ready {
     address: SocketAddr,
     sockets: Vec<OwnedFd>,
     asking: bool,
+    /// What it imports is noted there.
+    learnt: Option<OwnedFd>,
 }
 
 impl SocketCache {
@@ -35,7 +39,20 @@ impl SocketCache {
             address,
             sockets: Vec::new(),
             asking: false,
+            learnt: None,
         });
+    }
+
+    pub(super) fn learns(&self, id: &InstanceId, memory: OwnedFd) {
+        if let Some(ready) = self.instances.lock().get_mut(id) {
+            ready.learnt = Some(memory);
+        }
+    }
+
+    pub(super) fn learnt(&self, id: &InstanceId) -> Option<Result<Vec<String>, String>> {
+        let instances = self.instances.lock();
+        let memory = instances.get(id)?.learnt.as_ref()?;
+        Some(learnt(memory))
     }
 
     /// Keeps `sockets` for later dials; closes them if the instance has ended.

@@ -181,7 +181,7 @@ impl Keeper {
                 if let Err(error) = self.records.write_instance(&instance.record) {
                     tracing::error!(%id, %error, "note that a container runs");
                 }
-                if let SpawnReply::Started { phases } = reply {
+                if let SpawnReply::Started { phases, .. } = reply {
                     group.phases.rootfs += phases.rootfs;
                     group.phases.exec += phases.exec;
                 }
@@ -278,7 +278,7 @@ impl Keeper {
             let mut phases = instance.group.phases;
             phases.sandbox += waited;
             for (session, request) in waiters {
-                self.reply_started(session, request, id, phases);
+                self.reply_started(session, request, id, phases, None);
             }
         }
     }

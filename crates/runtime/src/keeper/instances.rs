@@ -207,6 +207,7 @@ impl Keeper {
                 started: instance.record.started,
                 limits: instance.record.spec.limits,
                 tier: self.tier(instance),
+                parked: instance.record.spec.parks(),
             })
             .collect();
         (instances, running.next().is_some())

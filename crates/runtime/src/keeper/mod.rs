@@ -26,6 +26,7 @@ mod limits;
 mod link;
 mod listeners;
 mod memory;
+mod parked;
 mod process;
 pub mod protocol;
 mod record;

@@ -79,11 +79,11 @@ pub(crate) fn agree(version: u32, oldest: u32) -> Option<u32> {
 pub enum Op {
     /// Reply [`Reply::Started`] with a few unconnected sockets.
     Start {
-        spec: InstanceSpec,
+        spec: Box<InstanceSpec>,
     },
     /// The same for an instance of several containers, once those run that don't wait for another.
     StartGroup {
-        spec: InstanceSpec,
+        spec: Box<InstanceSpec>,
     },
     /// Starts a container that waits, by its number. Reply [`Reply::Done`] once its program runs.
     StartContainer {
@@ -118,6 +118,10 @@ pub enum Op {
     },
     /// Gives it back; no error for one that isn't frozen.
     Thaw {
+        id: InstanceId,
+    },
+    /// Lets a parked instance go on with its start; no error for one that isn't parked.
+    GoOn {
         id: InstanceId,
     },
     /// Gives back the memory of a frozen instance. Reply [`Reply::Reclaimed`]. Refused without swap that may hold it.
@@ -190,6 +194,7 @@ pub enum Op {
 impl Op {
     /// An operation of its own for several containers: a keeper that knows one only must not leave the others out.
     pub(crate) fn start(spec: InstanceSpec) -> Self {
+        let spec = Box::new(spec);
         if spec.group.is_some() {
             Self::StartGroup { spec }
         } else {
@@ -238,6 +243,12 @@ pub enum Reply {
         /// Process id on the host; 0 from a keeper that doesn't say.
         #[serde(default)]
         pid: u32,
+        /// It does what its spec's `zygote` asks for. A keeper that doesn't know of that doesn't say.
+        #[serde(default)]
+        zygote: bool,
+        /// The last descriptor is what is learnt of it.
+        #[serde(default)]
+        learns: bool,
     },
     List {
         instances: Vec<InstanceObservation>,

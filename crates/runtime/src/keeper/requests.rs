@@ -29,7 +29,7 @@ impl Keeper {
             .is_some_and(|session| session.uid == 0);
         let result = match op {
             Op::Start { spec } | Op::StartGroup { spec } => match super::group::check(&spec) {
-                Ok(()) => return self.start(session, request, spec),
+                Ok(()) => return self.start(session, request, *spec),
                 Err(error) => Err(error),
             },
             Op::StartContainer { id, container } => {
@@ -92,6 +92,7 @@ impl Keeper {
             Op::Usage { id } => self.usage(&id),
             Op::SetCpu { id, cpu } => self.set_cpu(&id, cpu),
             Op::Freeze { id } => self.freeze(&id),
+            Op::GoOn { id } => return self.go_on(session, request, &id),
             Op::Thaw { id } => self.thaw(&id),
             Op::Reclaim { id } => match self.reclaim(session, request, &id) {
                 Ok(()) => return,

@@ -36,7 +36,7 @@ impl Keeper {
             match &mut instance.phase {
                 Phase::Starting { waiters, .. } => waiters.push((session, request)),
                 Phase::Running => {
-                    self.reply_started(session, request, &spec.id, StartPhases::default())
+                    self.reply_started(session, request, &spec.id, StartPhases::default(), None)
                 }
             }
             return;
@@ -208,7 +208,12 @@ impl Keeper {
     }
 
     /// The starter has answered.
-    pub(crate) fn started(&mut self, id: &InstanceId, result: Result<SpawnReply, SpawnError>) {
+    pub(crate) fn started(
+        &mut self,
+        id: &InstanceId,
+        result: Result<SpawnReply, SpawnError>,
+        learning: Vec<OwnedFd>,
+    ) {
         let Some(instance) = self.instances.get_mut(id) else {
             return;
         };
@@ -226,17 +231,22 @@ impl Keeper {
         let stopped = instance.stop.is_some();
         match result {
             Ok(reply) => {
-                let mut phases = match reply {
-                    SpawnReply::Started { phases } => phases,
+                let (mut phases, zygote) = match reply {
+                    SpawnReply::Started { phases, zygote } => (phases, zygote),
                     // Not said: all of it counts as the last phase.
-                    _ => StartPhases {
-                        exec: now() - asked,
-                        ..StartPhases::default()
-                    },
+                    _ => {
+                        let exec = now() - asked;
+                        let phases = StartPhases {
+                            exec,
+                            ..StartPhases::default()
+                        };
+                        (phases, false)
+                    }
                 };
                 phases.sandbox += waited;
+                let mut learning = Some(learning).filter(|_| zygote);
                 for (session, request) in waiters {
-                    self.reply_started(session, request, id, phases);
+                    self.reply_started(session, request, id, phases, learning.take());
                 }
                 if let Some(ending) = ended {
                     self.instance_ended(id, ending);
@@ -307,22 +317,24 @@ impl Keeper {
             // Its process id may be another's by now.
             Ok(_) if gone => {
                 let detail = "it ended while its layers were copied".to_owned();
-                self.started(&id, Err(SpawnError::SandboxGone { detail }));
+                self.started(&id, Err(SpawnError::SandboxGone { detail }), Vec::new());
             }
             Ok(_) => {
                 let op = start_op(&instance.record);
                 self.ask(STARTER, op, descriptors, Pending::Start(id));
             }
-            Err(error) => self.started(&id, Err(error)),
+            Err(error) => self.started(&id, Err(error), Vec::new()),
         }
     }
 
+    /// `zygote`: it does what its spec asks for; with the descriptor of what is learnt.
     pub(super) fn reply_started(
         &mut self,
         session: u32,
         request: u64,
         id: &InstanceId,
         phases: StartPhases,
+        zygote: Option<Vec<OwnedFd>>,
     ) {
         let Some(instance) = self.instances.get(id) else {
             return;
@@ -330,7 +342,17 @@ impl Keeper {
         let number = instance.record.sandbox;
         let address = dial_address(&instance.record.net, instance.record.spec.port);
         let pid = instance.record.process.pid;
-        let sockets = self.dial_sockets(number, FIRST_SOCKETS).unwrap_or_default();
+        // One that is parked is dialled later.
+        let count = if instance.record.spec.parks() {
+            0
+        } else {
+            FIRST_SOCKETS
+        };
+        let mut sockets = self.dial_sockets(number, count).unwrap_or_default();
+        let parked = zygote.is_some();
+        let learning = zygote.into_iter().flatten().next();
+        let learns = learning.is_some();
+        sockets.extend(learning);
         self.reply(
             session,
             request,
@@ -339,6 +361,8 @@ impl Keeper {
                 sandbox: number,
                 address,
                 pid,
+                zygote: parked,
+                learns,
             }),
             sockets,
         );

@@ -8,7 +8,7 @@
 //! 1. Nothing that the image contains is looked at before the process has the instance's own ids and root; from then on
 //!    links in the image can lead nowhere but into the image.
 //! 2. Mount targets in the image are opened without following any link.
-//! 3. No descriptor but 0, 1 and 2 survives exec, no signal is blocked or ignored, no privilege is left beyond [`KEPT`].
+//! 3. No descriptor but 0, 1 and 2 (and a zygote's own two, which it closes) survives exec, no signal is blocked or ignored, no privilege is left beyond [`KEPT`].
 //! 4. After the waiting room, launching makes no `umount`: unmounting waits for the kernel's RCU.
 //!
 //! Failure: sent as [`FromSandbox::Failed`], then the process ends.
@@ -26,11 +26,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use serde::{Deserialize, Serialize};
-use utsuwa_model::instance::{Kernel, MemoryVolume, MountPoint};
+use utsuwa_model::instance::{Kernel, MemoryVolume, MountPoint, Zygote};
 
 use super::process::POOLED_NAME;
 use super::walls::Wall;
-use super::{files, program, seccomp, sys, user};
+use super::{files, program, seccomp, sys, user, zygote};
 use crate::spawner::SpawnError;
 use crate::spawner::protocol::Channel;
 
@@ -57,7 +57,8 @@ const SELF: i32 = 3;
 pub(crate) enum ToSandbox {
     /// It is in its cgroups: go to the waiting room.
     Attached,
-    /// Become an instance. Descriptors: `[root, shm, stdout, stderr]`, then `runsc` for gVisor, or shared volumes.
+    /// Become an instance. Descriptors: `[root, shm, stdout, stderr]`, then `runsc` for gVisor, or shared volumes, or one more
+    /// for a zygote.
     Launch(Launch),
     /// After [`Self::Launch`], if that has host directories. Descriptors: a mount for each.
     HostDirs,
@@ -80,6 +81,8 @@ pub(crate) struct Launch {
     /// Names of the instance's containers, where there are several: each reaches the others on loopback.
     #[serde(default)]
     pub(crate) containers: Vec<String>,
+    #[serde(default)]
+    pub(crate) zygote: Option<Zygote>,
 }
 
 /// From the process in the sandbox.
@@ -95,6 +98,9 @@ pub(crate) enum FromSandbox {
         volumes: usize,
         #[serde(default)]
         kernel: Kernel,
+        /// Whether it does what [`Launch::zygote`] asked for.
+        #[serde(default)]
+        zygote: bool,
     },
     Failed(SpawnError),
 }
@@ -162,6 +168,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     if Wall::Capabilities.stands() {
         give_up_gaining();
     }
+    let say = launch.zygote.as_ref().and_then(|_| descriptors.pop());
     let begun = Instant::now();
     let shared = descriptors.split_off(descriptors.len().min(4));
     let [root, shm, stdout, stderr]: [OwnedFd; 4] = descriptors
@@ -187,7 +194,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     if arguments.is_empty() {
         return Err(no_program());
     }
-    let (environment, path) = environment(&launch.env, &identity.home)?;
+    let (mut environment, path) = environment(&launch.env, &identity.home)?;
     let cwd = if launch.cwd.is_empty() {
         "/"
     } else {
@@ -199,7 +206,18 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     sys::place(stderr.as_fd(), 2).map_err(|e| SpawnError::sys("dup2", e, "standard error"))?;
     become_user(&identity)?;
     enter_working_directory(cwd, identity.uid)?;
+    let luggage = match (&launch.zygote, say) {
+        (Some(wanted), Some(say)) => {
+            zygote::pack(wanted, say, &launch.args, &mut environment, &path)?
+        }
+        _ => None,
+    };
     sys::cloexec_from(3).map_err(|e| SpawnError::sys("close_range", e, "before exec"))?;
+    if let Some(luggage) = &luggage {
+        luggage
+            .place()
+            .map_err(|e| SpawnError::sys("dup2", e, "descriptors of a zygote"))?;
+    }
     if Wall::Seccomp.stands() {
         sys::install_seccomp(&plan.filter)
             .map_err(|e| SpawnError::sys("seccomp", e, "install the filter"))?;
@@ -210,6 +228,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
                 mounts,
                 volumes: launch.volumes.len() + launch.host_dirs.len(),
                 kernel: Kernel::Host,
+                zygote: launch.zygote.is_some(),
             },
             &[],
         )

@@ -20,5 +20,6 @@ pub(crate) mod stage;
 pub(crate) mod sys;
 pub(crate) mod user;
 pub mod walls;
+pub(crate) mod zygote;
 
 pub use process::has_sigterm_handler;

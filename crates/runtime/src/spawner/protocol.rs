@@ -135,8 +135,12 @@ pub enum Reply {
         pid: u32,
         helper: u32,
     },
+    /// With the descriptor of what is learnt, if that was asked for.
     Started {
         phases: StartPhases,
+        /// Whether it does what its spec's `zygote` asks for.
+        #[serde(default)]
+        zygote: bool,
     },
     /// `entries` and `bytes` written; `skipped` says in words what of the layer was left out, for example device nodes.
     Unpacked {

@@ -22,6 +22,7 @@ use crate::sandbox::inside::{FromSandbox, Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
 use crate::sandbox::probe::Features;
 use crate::sandbox::walls::Wall;
+use crate::sandbox::zygote::Ear;
 use crate::sandbox::{gvisor, host_dirs, process, rootfs};
 
 /// A start that takes longer is given up: a thousand times what it should take.
@@ -45,6 +46,22 @@ struct Pending {
     volumes: usize,
     kernel: Kernel,
     upper: String,
+    /// Of a zygote.
+    ear: Option<Ear>,
+    /// Its program runs; it is waited for until it is parked.
+    parking: bool,
+}
+
+impl Pending {
+    /// Where the time went, now that it is started.
+    fn phases(&self) -> StartPhases {
+        let rootfs = self.overlay + self.executing.unwrap_or_default();
+        StartPhases {
+            sandbox: Duration::ZERO,
+            rootfs,
+            exec: self.began.elapsed().saturating_sub(rootfs),
+        }
+    }
 }
 
 /// One request to start.
@@ -167,7 +184,9 @@ impl Starter {
             host_dirs: seen_at.cloned().collect(),
             kernel: spec.kernel,
             containers: member.map_or_else(Vec::new, |member| member.names.clone()),
+            zygote: spec.zygote.clone(),
         });
+        let (ear, mouth) = spec.zygote.as_ref().map(Ear::make).transpose()?.unzip();
         let control = Channel::from(control);
         self.attached.push_back(root.upper.clone());
         let own = [&root.root, &root.shm, &stdout, &stderr];
@@ -175,6 +194,7 @@ impl Starter {
             .into_iter()
             .chain(&shared)
             .chain(&runsc)
+            .chain(&mouth)
             .map(AsFd::as_fd)
             .collect();
         control
@@ -201,21 +221,33 @@ impl Starter {
             volumes: spec.volumes.len() + trees.len(),
             kernel: spec.kernel,
             upper: root.upper,
+            ear,
+            parking: false,
         });
         Ok(())
     }
 
     /// The sandbox's socket has something: a message, or the end.
     fn advance(pending: &mut Pending) -> Option<Result<StartPhases, SpawnError>> {
+        if pending.parking {
+            let said = pending.ear.as_ref().map_or(Ok(()), Ear::listen);
+            return Some(said.map(|()| pending.phases()));
+        }
         match pending.control.receive::<FromSandbox>() {
             Ok(Some((
                 FromSandbox::Executing {
                     mounts,
                     volumes,
                     kernel,
+                    zygote,
                 },
                 _,
             ))) => {
+                if pending.ear.is_some() && !zygote {
+                    return Some(Err(SpawnError::SandboxGone {
+                        detail: "it was made by an older build, which parks nothing".to_owned(),
+                    }));
+                }
                 if volumes != pending.volumes || kernel != pending.kernel {
                     // Pooled by a build that knew no volumes or no gVisor: an app must not write to its root what it believes
                     // to be elsewhere, nor run on a kernel that was not asked for.
@@ -229,15 +261,11 @@ impl Starter {
             Ok(Some((FromSandbox::Failed(error), _))) => Some(Err(error)),
             Ok(Some((FromSandbox::Staged, _))) => None,
             Ok(None) => Some(match pending.executing {
-                Some(mounts) => {
-                    let rootfs = pending.overlay + mounts;
-                    let exec = pending.began.elapsed().saturating_sub(rootfs);
-                    Ok(StartPhases {
-                        sandbox: Duration::ZERO,
-                        rootfs,
-                        exec,
-                    })
+                Some(_) if pending.ear.as_ref().and_then(Ear::parking).is_some() => {
+                    pending.parking = true;
+                    return None;
                 }
+                Some(_) => Ok(pending.phases()),
                 None if pending.cgroup.oom_kills().is_some_and(|kills| kills > 0) => {
                     Err(SpawnError::MemoryLimit {
                         limit: pending.memory_limit,
@@ -325,7 +353,12 @@ impl Worker for Starter {
     fn waiting(&self) -> Vec<BorrowedFd<'_>> {
         self.pending
             .iter()
-            .map(|pending| pending.control.as_fd())
+            .map(
+                |pending| match pending.ear.as_ref().and_then(Ear::parking) {
+                    Some(ear) if pending.parking => ear,
+                    _ => pending.control.as_fd(),
+                },
+            )
             .collect()
     }
 
@@ -334,11 +367,16 @@ impl Worker for Starter {
             return;
         };
         let done = self.pending.remove(index);
+        let zygote = done.ear.is_some();
+        let learning = match &done.ear {
+            Some(Ear::Learning(memory)) if result.is_ok() => Some(memory.as_fd()),
+            _ => None,
+        };
         respond(
             channel,
             done.request,
-            result.map(|phases| Reply::Started { phases }),
-            &[],
+            result.map(|phases| Reply::Started { phases, zygote }),
+            learning.as_slice(),
         );
     }
 
@@ -384,7 +422,9 @@ impl Worker for Starter {
             .collect();
         for index in late {
             let given_up = self.pending.remove(index);
-            let at = if given_up.executing.is_some() {
+            let at = if given_up.parking {
+                "importing modules ahead of its start"
+            } else if given_up.executing.is_some() {
                 "executing the program"
             } else {
                 "preparing its files"

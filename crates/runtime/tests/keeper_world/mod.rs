@@ -120,6 +120,7 @@ impl World {
             host_dirs: Vec::new(),
             kernel: Kernel::default(),
             group: None,
+            zygote: None,
         }
     }
 

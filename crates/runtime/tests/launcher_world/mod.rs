@@ -289,6 +289,7 @@ impl World {
             host_dirs: Vec::new(),
             kernel: Kernel::default(),
             group: None,
+            zygote: None,
         }
     }
 
@@ -340,7 +341,7 @@ impl World {
             &[sandbox.control.as_fd(), writer.as_fd(), writer.as_fd()],
         );
         match result {
-            Ok(Reply::Started { phases }) => Ok(Instance {
+            Ok(Reply::Started { phases, .. }) => Ok(Instance {
                 sandbox,
                 phases,
                 output: File::from(reader),

@@ -100,6 +100,12 @@ pub(crate) struct DeployArgs {
     /// An instance starts with its own --cpu.
     #[arg(long)]
     no_cpu_boost: bool,
+    /// Prepare starts ahead: an instance waits with the program's modules imported (Python). Costs its memory between requests.
+    #[arg(long, overrides_with = "no_zygote")]
+    zygote: bool,
+    /// Start instances when they are needed (default).
+    #[arg(long)]
+    no_zygote: bool,
     /// Send a client to the same instance again where possible.
     #[arg(long, overrides_with = "no_session_affinity")]
     session_affinity: bool,

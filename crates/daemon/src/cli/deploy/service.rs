@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use utsuwa_model::service::ZYGOTE;
+
 use super::DeployArgs;
 use crate::cli::services::containers::ingress_index;
 use crate::client::Failure;
@@ -71,6 +73,9 @@ pub(super) fn body(
     }
     for (key, value) in pairs("--annotations", args.annotations.as_deref())? {
         template["annotations"][&key] = json!(value);
+    }
+    if let Some(ahead) = flag(args.zygote, args.no_zygote) {
+        template["annotations"][ZYGOTE] = json!(ahead.to_string());
     }
     let ingress = ingress_index(template);
     container(&mut template["containers"][ingress], args, image, new)?;

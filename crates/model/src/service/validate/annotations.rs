@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{ANNOTATIONS, not_built};
 use crate::Violations;
 use crate::scaling::DEFAULT_MAX_INSTANCES;
-use crate::service::RevisionTemplate;
+use crate::service::{RevisionTemplate, ZYGOTE};
 
 const AUTOSCALING: &str = "autoscaling.knative.dev/";
 const RUN: &str = "run.googleapis.com/";
@@ -69,6 +69,11 @@ pub(super) fn of_template(template: &RevisionTemplate, found: &mut Violations) {
             && let Err(problem) = autoscaling(name, value)
         {
             found.add(format!("template.annotations[{key}]"), problem);
+        } else if key == ZYGOTE && !matches!(value.as_str(), "true" | "false") {
+            found.add(
+                format!("template.annotations[{key}]"),
+                format!("invalid value: {value:?}: write \"true\" or \"false\""),
+            );
         }
     }
     bounds(template, found);

@@ -148,7 +148,7 @@ impl Keeper {
             Phase::Running => Vec::new(),
         };
         for (session, request) in starting {
-            self.reply_started(session, request, id, StartPhases::default());
+            self.reply_started(session, request, id, StartPhases::default(), None);
         }
         for (_, session, request) in waiting {
             let gone = KeeperError::NotFound(id.clone());

@@ -69,7 +69,7 @@ impl Keeper {
                 Err(SpawnError::NotPrepared { .. }) if self.may_prepare(&id) => {
                     self.prepare_first(id, descriptors)
                 }
-                result => self.started(&id, result),
+                result => self.started(&id, result, descriptors),
             },
             Pending::Join { sandbox, id } => self.joined(sandbox, id, result, descriptors),
             Pending::Container { id, container } => {

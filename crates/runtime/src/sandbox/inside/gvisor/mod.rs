@@ -82,6 +82,7 @@ pub(super) fn launch(
                 mounts,
                 volumes: launch.volumes.len(),
                 kernel: Kernel::Gvisor,
+                zygote: false,
             },
             &[],
         )
