@@ -34,9 +34,9 @@ pub fn has_sigterm_handler(pid: u32) -> io::Result<bool> {
     Ok((mask("SigCgt:") | mask("SigBlk:") | mask("SigIgn:")) & SIGTERM_BIT != 0)
 }
 
-/// Maps ids `inside..inside+65536` of the user namespace of `pid` to `outside…`, users and groups.
-pub(crate) fn map_ids(pid: u32, inside: u32, outside: u32) -> Result<(), SpawnError> {
-    let line = format!("{inside} {outside} {ID_COUNT}");
+/// Maps ids `inside..inside+count` of the user namespace of `pid` to `outside…`, users and groups.
+pub(crate) fn map_ids(pid: u32, inside: u32, outside: u32, count: u32) -> Result<(), SpawnError> {
+    let line = format!("{inside} {outside} {count}");
     for map in ["uid_map", "gid_map"] {
         let path = format!("/proc/{pid}/{map}");
         write_file(&path, &line).map_err(|error| match error.raw_os_error() {
@@ -73,7 +73,7 @@ pub(crate) fn user_namespace(inside: u32, outside: u32) -> Result<OwnedFd, Spawn
         }
         Cloned::Parent { pid, pidfd } => {
             drop(reader);
-            let result = map_ids(pid, inside, outside).and_then(|()| {
+            let result = map_ids(pid, inside, outside, ID_COUNT).and_then(|()| {
                 let path = format!("/proc/{pid}/ns/user");
                 File::open(&path)
                     .map(OwnedFd::from)

@@ -15,6 +15,7 @@ use utsuwa_model::instance::{InstanceSpec, StartPhases};
 use super::protocol::{Channel, Op, Reply, Request, SpawnError};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
+use crate::rootless::Ids;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::inside::{FromSandbox, Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
@@ -61,6 +62,7 @@ pub(super) struct Starter {
     pending: Vec<Pending>,
     attached: VecDeque<String>,
     held: Held,
+    ids: Ids,
 }
 
 impl Starter {
@@ -83,6 +85,7 @@ impl Starter {
             pending: Vec::new(),
             attached: VecDeque::new(),
             held: Held::default(),
+            ids: Ids::here(),
         })
     }
 
@@ -120,8 +123,9 @@ impl Starter {
                     why,
                 }
             })?;
+        let uid_base = self.ids.of_service(spec.rootfs.uid_base);
         if Wall::UserNamespace.stands() {
-            process::map_ids(asked.pid, 0, spec.rootfs.uid_base)?;
+            process::map_ids(asked.pid, 0, uid_base, self.ids.count())?;
         }
         let cgroup = self.cgroups.sandbox(asked.sandbox);
         if Wall::Cgroup.stands() {
@@ -133,12 +137,7 @@ impl Starter {
                 .map_err(|e| SpawnError::sys("fchmod", e, "log pipe"))?;
         }
         let overlay_began = Instant::now();
-        let root = rootfs::mount(
-            names,
-            spec.rootfs.uid_base,
-            spec.limits.memory.0,
-            asked.sandbox,
-        )?;
+        let root = rootfs::mount(names, uid_base, spec.limits.memory.0, asked.sandbox)?;
         let overlay = overlay_began.elapsed();
         let launch = ToSandbox::Launch(Launch {
             args: spec.process.args.clone(),
@@ -146,6 +145,8 @@ impl Starter {
             cwd: spec.process.cwd.clone(),
             user: spec.process.user.clone(),
             volumes: spec.volumes.clone(),
+            one_id: self.ids.count() == 1,
+            processes: (!self.cgroups.limits()).then_some(spec.limits.pids),
         });
         let control = Channel::from(control);
         self.attached.push_back(root.upper.clone());
