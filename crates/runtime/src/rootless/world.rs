@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -90,10 +91,25 @@ impl Place {
         if let Some(holder) = Known::noted(&self.note_file()) {
             return Some(holder.pid);
         }
-        let socket = self.run.join("keeper.sock");
-        Visitor::connect(&socket, &self.id)
-            .ok()
-            .map(|keeper| keeper.pid())
+        self.keeper()
+    }
+
+    /// By its command line: its socket is the server's, so that the user can't ask it from outside. A process that only looks
+    /// like it is in no namespace that the user may enter.
+    fn keeper(&self) -> Option<u32> {
+        let config = self.run.join("keeper.json");
+        let is_keeper = |pid: u32| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = words.split(|b| *b == 0).skip(1);
+            words.next() == Some(b"internal")
+                && words.next() == Some(b"keeper")
+                && words.any(|word| word == config.as_os_str().as_bytes())
+        };
+        std::fs::read_dir("/proc")
+            .ok()?
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .find(|pid| is_keeper(*pid))
     }
 
     /// Whether anything of this server runs.
