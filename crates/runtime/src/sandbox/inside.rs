@@ -151,7 +151,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         .try_into()
         .map_err(|_| lost("all of its descriptors"))?;
     become_mapped_root(launch.one_id)?;
-    tree::enter(&root, &shm, &prepared)?;
+    tree::enter(&root, &shm, &prepared, launch.one_id)?;
     let unsealed = volumes::mount(&root, &prepared.hidden, &launch.volumes)?;
     // From here on paths of the image are followed: no descriptor may lead out of its root (CVE-2024-21626).
     drop((prepared, root, shm));
