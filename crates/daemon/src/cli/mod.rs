@@ -112,7 +112,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Deploy the built-in sample, call it cold and warm, and watch it go to sleep.
     Quickstart(quickstart::QuickstartArgs),
-    /// Print a systemd unit for the server.
+    /// Print a systemd unit for the server: for root's manager, or as an ordinary user for yours.
     Unit(Box<ServerArgs>),
     /// Check or show the configuration.
     #[command(subcommand)]

@@ -207,7 +207,7 @@ impl Layers {
         self.values.get(name).map_or(&[], |(v, _)| v.as_slice())
     }
 
-    fn source(&self, name: &str) -> &Source {
+    pub(crate) fn source(&self, name: &str) -> &Source {
         self.values.get(name).map_or(&Source::Default, |(_, s)| s)
     }
 }

@@ -79,6 +79,7 @@ fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
     let world = if utsuwa_runtime::privilege::is_root() {
         None
     } else {
+        rootless::check_user(&layers)?;
         Some(rootless::enter(&config)?)
     };
     crate::logging::start(&config);

@@ -71,6 +71,9 @@ pub(super) fn prepare(
                 .with_context(|| format!("--allow-egress {rule}"))
         })
         .collect::<anyhow::Result<_>>()?;
+    if is_rootless() {
+        super::rootless::can_be_opened(&egress)?;
+    }
     for listen in [&mut config.listen_api, &mut config.listen_http] {
         ports::choose(listen)?;
     }

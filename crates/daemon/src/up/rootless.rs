@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::Context;
 use utsuwa_runtime::keeper;
-use utsuwa_runtime::rootless::{Place, RootlessError, World};
+use utsuwa_runtime::network::EgressRule;
+use utsuwa_runtime::rootless::{self, Place, RootlessError, World};
 
 use super::Refusal;
-use crate::config::Config;
+use crate::config::{Config, Layers, Source};
 
 /// Where the server over `data` is, whose id is made if it has none yet.
 ///
@@ -35,6 +36,41 @@ pub(super) fn enter(config: &Config) -> anyhow::Result<World> {
         ),
         other => other.into(),
     })
+}
+
+/// The host's own addresses end in the namespace that stands for the host, where nothing listens.
+///
+/// # Errors
+/// A rule that names one of them exactly; one that names a whole network doesn't open the host, for root neither.
+pub(super) fn can_be_opened(rules: &[EgressRule]) -> anyhow::Result<()> {
+    let own = rootless::host_addresses().context("list the addresses of this host")?;
+    for rule in rules {
+        if let EgressRule::Network {
+            network, prefix, ..
+        } = rule
+            && *prefix == if network.is_ipv4() { 32 } else { 128 }
+            && own.contains(network)
+        {
+            return Err(Refusal::new(
+                format!(
+                    "--allow-egress {rule}: {network} is this host's own address, which can't be opened without root"
+                ),
+                "name a port of this host as host:PORT; instances reach it as host.utsuwa.internal:PORT",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The server's user is not the operator's to choose here.
+pub(super) fn check_user(layers: &Layers) -> anyhow::Result<()> {
+    if matches!(layers.source("user"), Source::Default) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "--user names whom the server becomes, which only root can decide",
+        "leave it out: the server becomes one of your subordinate ids, if you have any",
+    ))
 }
 
 /// Each as one line of the server's log.

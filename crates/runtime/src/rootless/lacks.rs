@@ -133,7 +133,7 @@ fn delegated_cgroup() -> Feature {
     }
     missing(
         "none: limits of CPU and memory are not enforced, idle instances keep their CPU, ends for want of memory are not recognised",
-        "on cgroup v2 with systemd: utsuwa unit --user, or systemd-run --user --scope -p Delegate=yes utsuwa up",
+        "on cgroup v2 with systemd: install what `utsuwa unit` prints, or systemd-run --user --scope -p Delegate=yes utsuwa up",
     )
 }
 

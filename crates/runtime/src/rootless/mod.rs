@@ -25,4 +25,4 @@ pub use ids::is_rootless;
 pub(crate) use ids::{Ids, SERVER_ID, may_set_groups, user_outside};
 pub use place::runtime_base;
 pub(crate) use world::network_of_holder;
-pub use world::{Place, RootlessError, World};
+pub use world::{Place, RootlessError, World, host_addresses};

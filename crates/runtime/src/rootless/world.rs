@@ -21,7 +21,7 @@ use super::ids::Subordinate;
 use super::process::Known;
 use super::{egress, ids, place};
 use crate::keeper::Visitor;
-use crate::network::host_addresses;
+use crate::network;
 use crate::sandbox::cgroup;
 
 /// Why there is no server of an ordinary user.
@@ -62,18 +62,16 @@ pub struct World {
 }
 
 impl Place {
-    /// Of the server over the data directory `data`, which must exist.
+    /// Of the server over the data directory `data`, which must exist. Makes nothing.
     ///
     /// # Errors
-    /// Its directories can't be read or made.
+    /// The directory can't be found.
     pub fn of(data: &Path, id: &str) -> Result<Self, RootlessError> {
-        let uid = rustix::process::getuid().as_raw();
         let data = data
             .canonicalize()
             .map_err(io_error(format!("find {}", data.display())))?;
-        let base = place::runtime_base(uid);
-        let run = place::make(&base, id, uid)
-            .map_err(io_error(format!("make the directory {}", base.display())))?;
+        let base = place::runtime_base(rustix::process::getuid().as_raw());
+        let run = base.join(id);
         Ok(Self {
             data,
             id: id.to_owned(),
@@ -124,11 +122,17 @@ impl Place {
     /// # Errors
     /// [`RootlessError`].
     pub fn enter(self) -> Result<World, RootlessError> {
+        place::make(&self.base, &self.id, rustix::process::getuid().as_raw()).map_err(io_error(
+            format!("make the directory {}", self.run.display()),
+        ))?;
         // Two `up` at the same moment make one.
         let lock = self.lock()?;
         let (resident, made) = match self.resident() {
             Some(pid) => (pid, false),
-            None => (self.make()?, true),
+            None => {
+                let made = self.make().inspect_err(|_| self.remove());
+                (made?, true)
+            }
         };
         let egress = egress::ensure(&self.run, resident);
         let residents = self.residents();
@@ -145,6 +149,11 @@ impl Place {
             egress,
             residents,
         })
+    }
+
+    /// For a server that isn't there after all; what can't go now is nobody's at the next start.
+    fn remove(&self) {
+        let _ = std::fs::remove_dir_all(&self.run);
     }
 
     fn lock(&self) -> Result<OwnedFd, RootlessError> {
@@ -165,7 +174,7 @@ impl Place {
         let step = || io_error("start the process that holds the namespaces");
         let holding = Holding {
             ways: vec![self.data.clone(), self.base.clone()],
-            addresses: outer_addresses()?,
+            addresses: host_addresses()?,
         };
         let argument = serde_json::to_string(&holding).map_err(|e| step()(e.into()))?;
         let mut child = Command::new("/proc/self/exe")
@@ -215,10 +224,13 @@ impl Place {
     }
 }
 
-/// Loopback and link-local addresses are closed anyway.
-fn outer_addresses() -> Result<Vec<IpAddr>, RootlessError> {
-    let all = host_addresses().map_err(|e| {
-        io_error("list the addresses of this host")(io::Error::other(e.to_string()))
+/// Addresses of this host by which others reach it; loopback and link-local ones are closed to instances anyway.
+///
+/// # Errors
+/// [`RootlessError::Io`] of netlink.
+pub fn host_addresses() -> Result<Vec<IpAddr>, RootlessError> {
+    let all = network::host_addresses().map_err(|error| {
+        io_error("list the addresses of this host")(io::Error::other(error.to_string()))
     })?;
     Ok(all
         .into_iter()
@@ -304,7 +316,7 @@ impl World {
         let keeper = self.place.run.join("keeper.sock");
         if self.made && Visitor::connect(&keeper, &self.place.id).is_err() {
             self.residents.iter().for_each(Known::end);
-            let _ = std::fs::remove_dir_all(&self.place.run);
+            self.place.remove();
         }
     }
 
