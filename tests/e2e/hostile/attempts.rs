@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::world::World;
 use super::{Attempt, Verdict, inputs};
-use crate::harness::{Server, until};
+use crate::harness::{Server, skip, until};
+use crate::rootless::Person;
 use crate::skip::here;
 
 /// The program's table.
@@ -64,10 +65,29 @@ fn none_gets_out() {
     let Some(folder) = inputs(here!()) else {
         return;
     };
+    let world = World::new(&folder.join("hostile"));
+    none_gets_out_of(Server::start(&[]), &world, &folder);
+}
+
+/// The walls of an ordinary user's server are the same, made with less.
+#[test]
+fn none_gets_out_of_a_users_server() {
+    let Some(folder) = inputs(here!()) else {
+        return;
+    };
+    let person = match Person::with_ids() {
+        Ok(person) => person,
+        Err(why) => return skip(here!(), &why),
+    };
+    let world = World::new(&folder.join("hostile"));
+    let mut server = Server::start_as(person.program(), &[]);
+    server.expect_warning("without root: ");
+    none_gets_out_of(server, &world, &folder);
+}
+
+fn none_gets_out_of(server: Server, world: &World, folder: &Path) {
     let program = folder.join("hostile");
-    let world = World::new(&program);
-    let server = Server::start(&[]);
-    deploy(&server, &folder);
+    deploy(&server, folder);
     let parameters = world.parameters(&server, "peer");
     let mut through = Vec::new();
     let mut tried = 0;
@@ -103,5 +123,4 @@ fn none_gets_out() {
         (server.get("peer", "/").0 == 200).then_some(())
     });
     server.finish();
-    drop(world);
 }

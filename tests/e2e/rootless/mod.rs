@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
-use person::{Outside, Person};
+use person::Outside;
+pub(crate) use person::Person;
 
 use crate::harness::{Server, can_run, free_port, kill_9, processes, skip, until};
 

@@ -14,7 +14,7 @@ const TUN: &str = "/dev/net/tun";
 /// Two tests of one process make two.
 static MADE: AtomicU32 = AtomicU32::new(0);
 
-pub(super) struct Person {
+pub(crate) struct Person {
     pub(super) uid: u32,
     directory: tempfile::TempDir,
     /// Name in the user database, if they are in it.
@@ -32,7 +32,7 @@ impl Person {
     }
 
     /// Somebody with a range of ids, or why there can't be one.
-    pub(super) fn with_ids() -> Result<Self, String> {
+    pub(crate) fn with_ids() -> Result<Self, String> {
         let there = |program: &str| {
             let found = ["/usr/bin", "/usr/sbin", "/sbin"]
                 .iter()
@@ -128,7 +128,7 @@ impl Person {
     }
 
     /// The program, run as them.
-    pub(super) fn program(&self) -> &Path {
+    pub(crate) fn program(&self) -> &Path {
         &self.program
     }
 

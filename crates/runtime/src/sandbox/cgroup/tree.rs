@@ -163,7 +163,7 @@ pub(crate) fn delegated() -> Option<PathBuf> {
     delegated_of(&mount, own)
 }
 
-fn delegated_of(mount: &Path, own: &str) -> Option<PathBuf> {
+pub(super) fn delegated_of(mount: &Path, own: &str) -> Option<PathBuf> {
     let has_all = |directory: &Path| {
         let offered = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
         NEEDED
