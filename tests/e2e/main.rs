@@ -28,6 +28,7 @@ mod hostile;
 mod lifecycle;
 mod limits;
 mod private_registry;
+mod rootless;
 mod scale;
 #[path = "../skip.rs"]
 mod skip;

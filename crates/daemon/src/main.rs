@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     if words.nth(1).as_deref() == Some("internal") {
         let role = words.next().unwrap_or_default();
         return match role.as_str() {
+            "holder" => utsuwa_runtime::rootless::holder_main(words),
             "keeper" => utsuwa_runtime::keeper::main(words),
             "spawner" => utsuwa_runtime::spawner::main(words),
             "unpack" => utsuwa_runtime::image::unpack::main(),

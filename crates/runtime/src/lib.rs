@@ -8,6 +8,7 @@ pub mod keeper;
 pub mod logs;
 pub mod network;
 pub mod privilege;
+pub mod rootless;
 pub mod sandbox;
 pub mod spawner;
 

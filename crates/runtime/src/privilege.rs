@@ -7,6 +7,9 @@ use std::io;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User, setgroups, setresgid, setresuid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::rootless::{Ids, SERVER_ID, may_set_groups};
 
 /// Whom the server runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +54,25 @@ pub fn find_user(name: &str) -> io::Result<ServerUser> {
     )))
 }
 
-/// Whether this process is root.
+/// Who the server of an ordinary user is: an id that was given to them for nothing else, or where there is none, themselves
+/// without any privilege.
+#[must_use]
+pub fn server_of_user() -> ServerUser {
+    if Ids::here().count() == 1 {
+        return ServerUser {
+            uid: 0,
+            gid: 0,
+            shown: "yourself".to_owned(),
+        };
+    }
+    ServerUser {
+        uid: SERVER_ID,
+        gid: SERVER_ID,
+        shown: "a subordinate id of yours".to_owned(),
+    }
+}
+
+/// Whether this process is root: of the host, or of the user namespace of an ordinary user's server.
 #[must_use]
 pub fn is_root() -> bool {
     Uid::effective().is_root()
@@ -75,15 +96,39 @@ pub fn raise_open_files() -> io::Result<u64> {
 /// The kernel refuses; then nothing may be assumed and the process should end.
 pub fn drop_to(user: &ServerUser) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    setgroups(&[gid])?;
+    if may_set_groups() {
+        setgroups(&[gid])?;
+    }
     setresgid(gid, gid, gid)?;
     // From root to another uid in all three places the kernel clears every capability set.
     setresuid(uid, uid, uid)?;
     rustix::thread::set_no_new_privs(true)?;
+    if uid.is_root() {
+        return give_up_capabilities();
+    }
     if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok() {
         return Err(io::Error::other(
             "root could be taken back after it was given up",
         ));
     }
+    Ok(())
+}
+
+/// For a user without another id: root of their namespace in name only. Executing something gives nothing back, by
+/// `no_new_privs`.
+fn give_up_capabilities() -> io::Result<()> {
+    for bit in 0..64 {
+        // Numbers above the kernel's last capability are refused: nothing to drop there.
+        let _ = rustix::thread::remove_capability_from_bounding_set(
+            CapabilitySet::from_bits_retain(1 << bit),
+        );
+    }
+    rustix::thread::clear_ambient_capability_set()?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, none)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What the kernel holds that could be ours: counted before and after, so that nothing is left behind.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -38,10 +39,7 @@ impl KernelObjects {
         counts.insert("network devices", lines("ip", &["-brief", "link"]));
         counts.insert("nftables tables", lines("nft", &["list", "tables"]));
         counts.insert("cgroups of ours", cgroups());
-        counts.insert(
-            "run directories",
-            std::fs::read_dir("/run/utsuwa").map_or(0, Iterator::count),
-        );
+        counts.insert("run directories", run_directories().len());
         // Nobody of ours may outlive `down`, and so no descriptor: whatever is open is open in somebody.
         let ours = roles::all_of_ours();
         let descriptors = ours.iter().map(|pid| roles::descriptors(*pid)).sum();
@@ -73,6 +71,26 @@ impl KernelObjects {
             std::thread::park_timeout(Duration::from_millis(20));
         }
     }
+}
+
+/// What servers have that dies with a boot: root's, and those of users (without a session).
+pub(super) fn run_directories() -> Vec<PathBuf> {
+    let within = |folder: &Path| {
+        std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+    };
+    let users = within(Path::new("/tmp")).filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix("utsuwa-")
+            .is_some_and(|uid| uid.parse::<u32>().is_ok())
+    });
+    std::iter::once(PathBuf::from("/run/utsuwa"))
+        .chain(users)
+        .flat_map(|base| within(&base))
+        .collect()
 }
 
 fn cgroups() -> usize {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Server, processes, until};
+use super::{Server, kernel, processes, until};
 
 /// Making or removing a sandbox, and closing a connection, take less.
 const STILL: Duration = Duration::from_millis(300);
@@ -67,14 +67,9 @@ impl Server {
     pub(crate) fn runtime_dir(&self) -> Option<PathBuf> {
         let data = format!("{:?}", self.data_dir().to_string_lossy());
         // Its configuration names our data directory.
-        std::fs::read_dir("/run/utsuwa")
-            .ok()?
-            .filter_map(Result::ok)
-            .map(|e| e.path())
-            .find(|dir| {
-                std::fs::read_to_string(dir.join("keeper.json"))
-                    .is_ok_and(|text| text.contains(&data))
-            })
+        kernel::run_directories().into_iter().find(|dir| {
+            std::fs::read_to_string(dir.join("keeper.json")).is_ok_and(|text| text.contains(&data))
+        })
     }
 
     /// Server, keeper and spawners that run now.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::world::World;
 use super::{Attempt, On, Verdict, gvisor_is_here, inputs};
-use crate::harness::{Server, until};
+use crate::harness::{Server, skip, until};
+use crate::rootless::Person;
 use crate::skip::here;
 
 /// The program's table.
@@ -64,7 +65,8 @@ pub(crate) fn make_bare(program: &Path, name: &str, parameters: &str) -> Verdict
 #[test]
 fn none_gets_out() {
     if let Some(folder) = inputs(here!()) {
-        try_all(&folder, On::Launcher);
+        let world = World::new(&folder.join("hostile"));
+        try_all(Server::start(&[]), &world, &folder, On::Launcher);
     }
 }
 
@@ -73,14 +75,29 @@ fn none_gets_out_of_gvisor() {
     if gvisor_is_here(here!())
         && let Some(folder) = inputs(here!())
     {
-        try_all(&folder, On::Gvisor);
+        let world = World::new(&folder.join("hostile"));
+        try_all(Server::start(&[]), &world, &folder, On::Gvisor);
     }
 }
 
-fn try_all(folder: &Path, on: On) {
+/// The walls of an ordinary user's server are the same, made with less.
+#[test]
+fn none_gets_out_of_a_users_server() {
+    let Some(folder) = inputs(here!()) else {
+        return;
+    };
+    let person = match Person::with_ids() {
+        Ok(person) => person,
+        Err(why) => return skip(here!(), &why),
+    };
+    let world = World::new(&folder.join("hostile"));
+    let mut server = Server::start_as(person.program(), &[]);
+    server.expect_warning("without root: ");
+    try_all(server, &world, &folder, On::Launcher);
+}
+
+fn try_all(server: Server, world: &World, folder: &Path, on: On) {
     let program = folder.join("hostile");
-    let world = World::new(&program);
-    let server = Server::start(&[]);
     deploy(&server, folder, on);
     let parameters = world.parameters(&server, "peer");
     let mut through = Vec::new();
@@ -117,5 +134,4 @@ fn try_all(folder: &Path, on: On) {
         (server.get("peer", "/").0 == 200).then_some(())
     });
     server.finish();
-    drop(world);
 }

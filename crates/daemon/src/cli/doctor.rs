@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 
 use clap::Args;
 use serde_json::{Value, json};
+use utsuwa_runtime::privilege::is_root;
+use utsuwa_runtime::rootless::lacks;
 use utsuwa_runtime::sandbox::cgroup::freezer;
 use utsuwa_runtime::sandbox::probe::{CgroupMode, probe};
 use utsuwa_runtime::sandbox::reclaim::swap;
@@ -60,6 +62,7 @@ impl Data {
 }
 
 /// One finding: `ok`, `note` (works, but less) or `bad` (instances can't run).
+#[derive(Clone)]
 struct Finding {
     state: &'static str,
     what: String,
@@ -70,8 +73,11 @@ pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure>
     let (server, running) = server(client);
     let data = Data::choose(args.data_dir.as_deref(), running);
     let mut findings = kernel(&data);
-    findings.extend(idle());
-    findings.push(root());
+    findings.extend(if is_root() {
+        idle().to_vec()
+    } else {
+        of_user()
+    });
     findings.push(tool(
         "nft",
         "instances can't reach the internet without it",
@@ -151,9 +157,10 @@ fn kernel(data: &Data) -> Vec<Finding> {
     all
 }
 
-/// What idle instances can be spared.
-fn idle() -> [Finding; 2] {
+/// As root: what idle instances can be spared.
+fn idle() -> [Finding; 3] {
     [
+        finding("ok", "root", "yes; the server itself gives it up"),
         match freezer() {
             Ok(()) => finding("ok", "CPU of the idle", "taken away between requests"),
             Err(why) => finding("note", "CPU of the idle", format!("kept: {why}")),
@@ -168,16 +175,16 @@ fn idle() -> [Finding; 2] {
     ]
 }
 
-fn root() -> Finding {
-    if utsuwa_runtime::privilege::is_root() {
-        finding("ok", "root", "yes; the server itself gives it up")
-    } else {
-        finding(
-            "bad",
-            "root",
-            "no: the keeper makes namespaces, cgroups and mounts; run utsuwa up with sudo",
-        )
-    }
+/// What an ordinary user's server can use.
+fn of_user() -> Vec<Finding> {
+    let says = "no: `utsuwa up` runs in namespaces of your own, which is weaker; in full with sudo utsuwa up";
+    let mut all = vec![finding("note", "root", says)];
+    all.extend(lacks::all().into_iter().map(|found| match found.feature {
+        Ok(()) => finding("ok", found.what, "there"),
+        Err(missing) if found.required => finding("bad", found.what, missing.to_string()),
+        Err(missing) => finding("note", found.what, missing.to_string()),
+    }));
+    all
 }
 
 fn tool(name: &'static str, why: &str, fix: &str) -> Finding {

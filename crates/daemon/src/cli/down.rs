@@ -1,12 +1,13 @@
 //! `utsuwa down`: ends the server, its instances and its keeper, and leaves no kernel object behind. Data stays.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use utsuwa_runtime::keeper::{self, KeeperConfig};
 use utsuwa_runtime::privilege;
+use utsuwa_runtime::rootless::World;
 
 use super::ClientArgs;
 use crate::client::Failure;
@@ -33,11 +34,6 @@ pub(crate) fn run(args: &DownArgs, client: &ClientArgs) -> Result<(), Failure> {
         Some(dir) => dir.clone(),
         None => super::configured_data_dir(args.config.clone())?,
     };
-    if !privilege::is_root() {
-        return Err(
-            Failure::failed("utsuwa down needs root, as utsuwa up does").hint("sudo utsuwa down")
-        );
-    }
     if !data.join("id").exists() {
         return Err(Failure::failed(format!(
             "{}: is no data directory of a server",
@@ -54,7 +50,39 @@ pub(crate) fn run(args: &DownArgs, client: &ClientArgs) -> Result<(), Failure> {
             None => "name it with --data-dir".to_owned(),
         }));
     }
-    let id = keeper::data_id(&data).map_err(|e| {
+    let world = match privilege::is_root() {
+        true => None,
+        false => match enter(&data)? {
+            Some(world) => Some(world),
+            None => return nothing_runs(&data),
+        },
+    };
+    let ended = end(&data, Duration::from_secs(args.grace));
+    if let Some(world) = world.filter(|_| ended.is_ok()) {
+        world.end();
+    }
+    ended
+}
+
+/// The namespaces of a user's server; `None` if nobody is in them.
+fn enter(data: &Path) -> Result<Option<World>, Failure> {
+    let failed = |e: &dyn std::fmt::Display| Failure::failed(format!("{}: {e}", data.display()));
+    let place = crate::up::place(data).map_err(|e| {
+        failed(&format!("{e:#}")).hint("if root started the server: sudo utsuwa down")
+    })?;
+    if !place.is_inhabited() {
+        return Ok(None);
+    }
+    place.enter().map(Some).map_err(|e| failed(&e))
+}
+
+fn nothing_runs(data: &Path) -> Result<(), Failure> {
+    note(&format!("Nothing runs over {}.", data.display()));
+    Ok(())
+}
+
+fn end(data: &Path, grace: Duration) -> Result<(), Failure> {
+    let id = keeper::data_id(data).map_err(|e| {
         Failure::failed(format!(
             "{}: identify the data directory: {e}",
             data.display()
@@ -65,16 +93,15 @@ pub(crate) fn run(args: &DownArgs, client: &ClientArgs) -> Result<(), Failure> {
         end_server(pid)?;
     }
     if server.is_none() && !keeper::socket_path(&id).exists() {
-        note(&format!("Nothing runs over {}.", data.display()));
-        return Ok(());
+        return nothing_runs(data);
     }
     drop(std::fs::remove_file(crate::up::pid_file(&id)));
     let keeper = match existing(&id) {
         Some(keeper) => keeper,
-        None => KeeperConfig::new(&data, 0, 0, None)
+        None => KeeperConfig::new(data, 0, 0, None)
             .map_err(|e| Failure::failed(format!("{}: {e}", data.display())))?,
     };
-    let report = keeper::down(&keeper, Duration::from_secs(args.grace))
+    let report = keeper::down(&keeper, grace)
         .map_err(|e| Failure::failed(format!("end the keeper: {e}")))?;
     note(&format!(
         "Stopped {} instance{} ({} had to be killed) and removed {} sandbox{}. Data stays in {}.",

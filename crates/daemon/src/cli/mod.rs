@@ -112,7 +112,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Deploy the built-in sample, call it cold and warm, and watch it go to sleep.
     Quickstart(quickstart::QuickstartArgs),
-    /// Print a systemd unit for the server.
+    /// Print a systemd unit for the server: for root's manager, or as an ordinary user for yours.
     Unit(Box<ServerArgs>),
     /// Check or show the configuration.
     #[command(subcommand)]
@@ -136,7 +136,7 @@ struct UpArgs {
 /// The server's options; each is also a variable and a key of the configuration file.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct ServerArgs {
-    /// Configuration file (TOML); /etc/utsuwa/config.toml is read when it exists.
+    /// Configuration file (TOML); /etc/utsuwa/config.toml is read when it exists, by a user ~/.config/utsuwa/config.toml.
     #[arg(long, value_name = "FILE", env = "UTSUWA_CONFIG")]
     pub config: Option<PathBuf>,
     /// Where state, images, logs and keys are kept.
@@ -209,6 +209,7 @@ impl ServerArgs {
         Given {
             file: configuration_file(self.config.clone()),
             variables: crate::environment::variables(OPTIONS.iter().map(|o| o.name)),
+            defaults: crate::config::defaults(),
             flags,
         }
     }
@@ -218,7 +219,7 @@ impl ServerArgs {
 fn configuration_file(named: Option<PathBuf>) -> Option<PathBuf> {
     named.or_else(|| {
         let path = crate::config::default_file();
-        path.exists().then(|| path.to_owned())
+        path.exists().then_some(path)
     })
 }
 
@@ -227,6 +228,7 @@ fn configured_data_dir(file: Option<PathBuf>) -> Result<PathBuf, Failure> {
     let given = Given {
         file: configuration_file(file),
         variables: crate::environment::variables(std::iter::once("data-dir")),
+        defaults: crate::config::defaults(),
         ..Given::default()
     };
     let usage = |e: crate::config::ConfigError| Failure::usage(e.to_string());

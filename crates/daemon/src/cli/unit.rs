@@ -1,4 +1,6 @@
-//! `utsuwa unit`: a systemd unit with the flags given here.
+//! `utsuwa unit`: a systemd unit with the flags given here; for whoever asks, root or an ordinary user.
+
+use utsuwa_runtime::privilege::is_root;
 
 use super::{ClientArgs, ServerArgs};
 use crate::client::Failure;
@@ -28,7 +30,17 @@ pub(crate) fn run(args: &ServerArgs, client: &ClientArgs) -> Result<(), Failure>
             command.push_str(&format!(" --{flag} {}", quote(value)));
         }
     }
-    line(&format!(
+    line(&if is_root() {
+        of_system(&command)
+    } else {
+        of_user(&command)
+    });
+    Ok(())
+}
+
+/// For a server that root starts.
+fn of_system(command: &str) -> String {
+    format!(
         "# Install: utsuwa unit > /etc/systemd/system/utsuwa.service && systemctl daemon-reload && systemctl enable --now utsuwa\n\
          [Unit]\n\
          Description=Utsuwa: Cloud Run that you own\n\
@@ -36,7 +48,40 @@ pub(crate) fn run(args: &ServerArgs, client: &ClientArgs) -> Result<(), Failure>
          After=network-online.target\n\
          \n\
          [Service]\n\
-         Type=exec\n\
+         {common}\
+         # An instance that used up its memory is no reason to stop the server.\n\
+         OOMPolicy=continue\n\
+         TasksMax=infinity\n\
+         LimitNOFILE=1048576\n\
+         \n\
+         [Install]\n\
+         WantedBy=multi-user.target",
+        common = common(command)
+    )
+}
+
+/// For an ordinary user's own manager, which delegates them a cgroup.
+fn of_user(command: &str) -> String {
+    format!(
+        "# Install: mkdir -p ~/.config/systemd/user && utsuwa unit > ~/.config/systemd/user/utsuwa.service &&\n\
+         #          systemctl --user daemon-reload && systemctl --user enable --now utsuwa\n\
+         # To have it run while you are not logged in: loginctl enable-linger\n\
+         [Unit]\n\
+         Description=Utsuwa: Cloud Run that you own\n\
+         \n\
+         [Service]\n\
+         {common}\
+         OOMPolicy=continue\n\
+         \n\
+         [Install]\n\
+         WantedBy=default.target",
+        common = common(command)
+    )
+}
+
+fn common(command: &str) -> String {
+    format!(
+        "Type=exec\n\
          ExecStart={command}\n\
          Restart=always\n\
          RestartSec=100ms\n\
@@ -46,16 +91,8 @@ pub(crate) fn run(args: &ServerArgs, client: &ClientArgs) -> Result<(), Failure>
          # beside that leaf, within the unit. Without leaves (older systemd warns of the unknown line) and on cgroup v1 they lie\n\
          # at the top, beside system.slice: a tree directly below the unit would keep systemd from starting the server again.\n\
          Delegate=yes\n\
-         DelegateSubgroup=server\n\
-         # An instance that used up its memory is no reason to stop the server.\n\
-         OOMPolicy=continue\n\
-         TasksMax=infinity\n\
-         LimitNOFILE=1048576\n\
-         \n\
-         [Install]\n\
-         WantedBy=multi-user.target"
-    ));
-    Ok(())
+         DelegateSubgroup=server\n"
+    )
 }
 
 /// systemd's own quoting: only when needed, `%` doubled.

@@ -124,6 +124,8 @@ pub(crate) struct Config {
 pub(crate) struct Given {
     pub file: Option<PathBuf>,
     pub variables: BTreeMap<String, String>,
+    /// Defaults that depend on who asks, by option.
+    pub defaults: BTreeMap<&'static str, String>,
     /// Option name → values, as given by flags.
     pub flags: BTreeMap<&'static str, Vec<String>>,
 }
@@ -136,7 +138,10 @@ impl Layers {
     pub(crate) fn read(given: &Given) -> Result<Self, ConfigError> {
         let mut values: BTreeMap<&'static str, (Vec<String>, Source)> = OPTIONS
             .iter()
-            .map(|o| (o.name, (parse::split_list(o, o.default), Source::Default)))
+            .map(|o| {
+                let default = given.defaults.get(o.name).map_or(o.default, String::as_str);
+                (o.name, (parse::split_list(o, default), Source::Default))
+            })
             .collect();
         let mut problems = Vec::new();
         if let Some(path) = &given.file {
@@ -210,14 +215,35 @@ impl Layers {
         self.values.get(name).map_or(&[], |(v, _)| v.as_slice())
     }
 
-    fn source(&self, name: &str) -> &Source {
+    pub(crate) fn source(&self, name: &str) -> &Source {
         self.values.get(name).map_or(&Source::Default, |(_, s)| s)
     }
 }
 
 /// The default place of the configuration file; it need not exist.
-pub(crate) fn default_file() -> &'static Path {
-    Path::new("/etc/utsuwa/config.toml")
+pub(crate) fn default_file() -> PathBuf {
+    user_folder("XDG_CONFIG_HOME", ".config")
+        .unwrap_or_else(|| PathBuf::from("/etc"))
+        .join("utsuwa/config.toml")
+}
+
+/// What an ordinary user's server uses where nothing is said: root's directories are closed to it.
+pub(crate) fn defaults() -> BTreeMap<&'static str, String> {
+    user_folder("XDG_DATA_HOME", ".local/share")
+        .map(|folder| ("data-dir", folder.join("utsuwa").display().to_string()))
+        .into_iter()
+        .collect()
+}
+
+/// A folder of the user who runs this; none for root.
+fn user_folder(variable: &str, below_home: &str) -> Option<PathBuf> {
+    if utsuwa_runtime::privilege::is_root() {
+        return None;
+    }
+    let named = crate::environment::variable(variable).map(PathBuf::from);
+    let home =
+        || crate::environment::variable("HOME").map(|home| Path::new(&home).join(below_home));
+    named.filter(|path| path.is_absolute()).or_else(home)
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ const fn many(name: &'static str, default: &'static str, doc: &'static str) -> O
 /// One option a line: the reference page is made from these lines.
 #[rustfmt::skip]
 pub(crate) const OPTIONS: &[OptionDoc] = &[
-    one("data-dir", "/var/lib/utsuwa", "Where state, images, logs and keys are kept (of root, mode 0750; the server's group may enter)."),
+    one("data-dir", "/var/lib/utsuwa", "Where state, images, logs and keys are kept (of root, mode 0750; the server's group may enter); of an ordinary user: ~/.local/share/utsuwa."),
     one("listen-api", "localhost:8787", "Address of the API. Loopback only until identity exists."),
     one("listen-http", "localhost:8080", "Address services answer on, plain HTTP."),
     one("domain", "localhost", "Services are reached as NAME.DOMAIN. Frozen at the first start."),

@@ -19,6 +19,7 @@ fn read(
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect(),
+        defaults: BTreeMap::new(),
         flags: flags
             .iter()
             .map(|(k, v)| (*k, vec![(*v).to_owned()]))

@@ -1,7 +1,7 @@
 //! `utsuwa up`: from root with a configuration to an unprivileged server with a keeper beside it.
 //!
-//! Order (each step can refuse, and nothing before it needs undoing): configuration, privilege, directories, ports, keeper,
-//! give up root, store, runtime, loops, ingress, API, `ready`.
+//! Order (each step can refuse, and nothing before it needs undoing): configuration, privilege (an ordinary user's own
+//! namespaces are entered here), directories, ports, keeper, give up root, store, runtime, loops, ingress, API, `ready`.
 
 mod connect;
 mod descriptors;
@@ -16,6 +16,7 @@ mod journal;
 mod kept;
 mod ports;
 mod prepare;
+mod rootless;
 mod server;
 mod unpacker;
 
@@ -27,6 +28,7 @@ use crate::config::{Config, Given, Layers};
 use crate::output::note;
 
 pub(crate) use prepare::{pid_file, running_server};
+pub(crate) use rootless::place;
 
 /// Why a server doesn't start, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +74,14 @@ pub(crate) fn main(given: &Given, replace: bool) -> ExitCode {
 }
 
 fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
-    if !utsuwa_runtime::privilege::is_root() {
-        return Err(Refusal::new(
-            "utsuwa up needs root: its keeper makes namespaces, cgroups and mounts; the server itself gives root up at once",
-            "sudo utsuwa up",
-        ));
-    }
+    // Read while the operator's home is in sight: the server sees none.
+    let docker = prepare::docker_config(&config)?;
+    let world = if utsuwa_runtime::privilege::is_root() {
+        None
+    } else {
+        rootless::check_user(&layers)?;
+        Some(rootless::enter(&config)?)
+    };
     crate::logging::start(&config);
     if let Some(left_out) = utsuwa_runtime::sandbox::walls::left_out() {
         tracing::error!(
@@ -86,7 +90,18 @@ fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
              use an ordinary build for everything else"
         );
     }
-    let ground = prepare::prepare(config, replace)?;
+    let prepared = prepare::prepare(config, docker, replace);
+    let ground = match (prepared, world) {
+        (Ok(ground), Some(world)) => {
+            rootless::say_what_is_weaker(&world);
+            ground
+        }
+        (Err(error), Some(world)) => {
+            world.abandon();
+            return Err(error);
+        }
+        (prepared, None) => prepared?,
+    };
     utsuwa_runtime::privilege::drop_to(&ground.user)
         .with_context(|| format!("become {}", ground.user.shown))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

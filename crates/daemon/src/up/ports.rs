@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use rustix::io::Errno;
+use utsuwa_runtime::rootless::is_rootless;
 
 use super::Refusal;
 use crate::config::{Config, Listen};
@@ -39,6 +40,12 @@ pub(super) fn check(config: &Config, held: &[(String, String)]) -> anyhow::Resul
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::AddrInUse => {
                     return Err(taken(address, flag));
+                }
+                Err(error) if error.kind() == ErrorKind::PermissionDenied && is_rootless() => {
+                    return Err(Refusal::new(
+                        format!("listen on {address} ({flag}): {error}"),
+                        "ports below 1024 are root's: name a higher one, or let everybody have them: sudo sysctl -w net.ipv4.ip_unprivileged_port_start=80",
+                    ));
                 }
                 Err(error) => {
                     return Err(Refusal::new(

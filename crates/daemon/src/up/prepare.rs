@@ -12,6 +12,7 @@ use utsuwa_runtime::image::DockerConfig;
 use utsuwa_runtime::keeper::{self, KeeperConfig};
 use utsuwa_runtime::network::{EgressRule, NetConfig};
 use utsuwa_runtime::privilege::{self, ServerUser};
+use utsuwa_runtime::rootless::is_rootless;
 use utsuwa_runtime::sandbox;
 
 use super::journal::JournalLimits;
@@ -37,8 +38,16 @@ pub(super) struct Ground {
 }
 
 /// `replace`: a server that runs over the data directory makes place first.
-pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Ground> {
-    let user = privilege::find_user(&config.user).context("find the server's user")?;
+pub(super) fn prepare(
+    mut config: Config,
+    docker: DockerConfig,
+    replace: bool,
+) -> anyhow::Result<Ground> {
+    let user = if is_rootless() {
+        privilege::server_of_user()
+    } else {
+        privilege::find_user(&config.user).context("find the server's user")?
+    };
     let open_files = privilege::raise_open_files().context("raise the number of open files")?;
     let features = utsuwa_runtime::sandbox::probe::probe();
     if let Some((name, missing)) = features.lacking().first() {
@@ -56,7 +65,6 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
     if let Some(id) = known.as_ref().filter(|_| !replace) {
         refuse_second(id, &config.data_dir)?;
     }
-    let docker = docker_config(&config)?;
     let egress: Vec<EgressRule> = config
         .allow_egress
         .iter()
@@ -65,6 +73,10 @@ pub(super) fn prepare(mut config: Config, replace: bool) -> anyhow::Result<Groun
                 .with_context(|| format!("--allow-egress {rule}"))
         })
         .collect::<anyhow::Result<_>>()?;
+    if is_rootless() {
+        super::rootless::can_be_opened(&egress)?;
+        super::rootless::opens_no_directory(&config.host_dirs)?;
+    }
     for rule in &config.host_dirs {
         check_host_dir(rule, &config.data_dir)?;
     }
@@ -283,7 +295,7 @@ impl PidFile {
 }
 
 /// Read while root can: the server's user has no right to the operator's home.
-fn docker_config(config: &Config) -> anyhow::Result<DockerConfig> {
+pub(super) fn docker_config(config: &Config) -> anyhow::Result<DockerConfig> {
     let (path, asked_for) = match &config.docker_config {
         Some(path) => (path.clone(), true),
         None => match crate::environment::variable("HOME") {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use super::driver::SandboxDriver;
 use super::shared::unexpected;
 use crate::driver::DriverError;
+use crate::keeper::bind_here;
 use crate::keeper::protocol::{Op, Reply};
 
 impl SandboxDriver {
@@ -20,11 +21,20 @@ impl SandboxDriver {
         self.listener(name, address, false).await
     }
 
-    /// Like [`Self::take_listener`]; where there is none, the keeper binds `address` (`IP:PORT`).
+    /// Like [`Self::take_listener`]; where there is none, the keeper binds `address` (`IP:PORT`). A user's keeper is not in the
+    /// host's network: it is given a socket to hold.
     ///
     /// # Errors
     /// [`DriverError::Refused`] if the address is taken, isn't this host's, or isn't permitted.
     pub async fn listen(&self, name: &str, address: &str) -> Result<OwnedFd, DriverError> {
+        if crate::rootless::is_rootless() {
+            if let Some(held) = self.take_listener(name, address).await? {
+                return Ok(held);
+            }
+            let socket = bind_here(address).map_err(|e| DriverError::Refused(e.to_string()))?;
+            self.give_listener(name, address, &socket).await?;
+            return Ok(socket);
+        }
         let socket = self.listener(name, address, true).await?;
         socket.ok_or_else(|| {
             DriverError::Internal(format!("the keeper sent no socket for {name} {address}"))

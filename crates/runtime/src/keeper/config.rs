@@ -80,7 +80,7 @@ impl KeeperConfig {
             server_uid,
             server_gid,
             net,
-            binary: fs::read_link("/proc/self/exe")?,
+            binary: executable()?,
             log_file: data_dir.join("keeper.log"),
             privileged_ports: Vec::new(),
             pool: PoolLimits::default(),
@@ -92,7 +92,7 @@ impl KeeperConfig {
         })
     }
 
-    /// `/run/utsuwa/ID`.
+    /// `/run/utsuwa/ID`, or the user's own.
     #[must_use]
     pub fn runtime_dir(&self) -> PathBuf {
         runtime_dir(&self.id)
@@ -126,16 +126,32 @@ fn default_disk_reserve() -> u64 {
     Limits::default().reserve_bytes
 }
 
+/// Where servers have what dies with a boot: `/run/utsuwa`, or a directory of the user whose server it is.
+pub(crate) fn runtime_base() -> PathBuf {
+    match crate::rootless::user_outside() {
+        Some(uid) => crate::rootless::runtime_base(uid),
+        None => PathBuf::from("/run/utsuwa"),
+    }
+}
+
 /// Where everything of one server lies that dies with a boot.
 #[must_use]
 pub fn runtime_dir(id: &str) -> PathBuf {
-    Path::new("/run/utsuwa").join(id)
+    runtime_base().join(id)
 }
 
 /// Where the keeper of the server with this id listens.
 #[must_use]
 pub fn socket_path(id: &str) -> PathBuf {
     runtime_dir(id).join("keeper.sock")
+}
+
+/// What to run as keeper. A user's server may not see the folder in which its own program lies.
+fn executable() -> io::Result<PathBuf> {
+    if crate::rootless::is_rootless() {
+        return Ok(PathBuf::from("/proc/self/exe"));
+    }
+    fs::read_link("/proc/self/exe")
 }
 
 /// Version, and size and time of the file: a rebuilt executable counts as another build.

@@ -59,6 +59,14 @@ pub(crate) fn bind(address: &str, privileged: &[u16]) -> Result<OwnedFd, KeeperE
     })
 }
 
+/// The same in this process, which has no privilege either way: the kernel knows which ports take one.
+pub(crate) fn bind_here(address: &str) -> Result<OwnedFd, KeeperError> {
+    let port = address
+        .parse()
+        .map_or(0, |parsed: SocketAddr| parsed.port());
+    bind(address, &[port])
+}
+
 impl Keeper {
     /// A copy for the starter, so that it outlives this process too.
     pub(crate) fn deposit_listener(&mut self, key: &(String, String)) {

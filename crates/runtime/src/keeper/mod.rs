@@ -42,7 +42,9 @@ mod up;
 mod visitor;
 
 pub use capture::LogLimits;
+pub(crate) use config::runtime_base;
 pub use config::{BUILD, KeeperConfig, PoolLimits, data_id, runtime_dir, socket_path};
+pub(crate) use listeners::bind_here;
 pub use process::{become_keeper, main};
 pub(crate) use sandboxes::held_sandbox;
 pub use up::{UpError, down, end_server, ensure_keeper, held_listeners};

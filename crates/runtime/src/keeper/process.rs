@@ -38,6 +38,8 @@ struct Arguments {
     held: Option<i32>,
     /// Go on in a process of its own, and end.
     daemonize: bool,
+    /// The network namespace to live in, of a user's server.
+    network: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -60,6 +62,7 @@ impl Arguments {
                     )
                 }
                 "--daemonize" => parsed.daemonize = true,
+                "--network" => parsed.network = Some(PathBuf::from(value()?)),
                 other => return Err(format!("unknown argument {other:?}")),
             }
         }
@@ -97,6 +100,9 @@ fn daemonize(arguments: &Arguments) -> io::Result<()> {
     sys::cloexec_from(3)?;
     let config = read_config(&arguments.config)?;
     let log = open_log(&config)?;
+    if let Some(network) = &arguments.network {
+        nix::sched::setns(File::open(network)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
+    }
     Command::new("/proc/self/exe")
         .arg0("utsuwa")
         .args(["internal", "keeper", "--config"])

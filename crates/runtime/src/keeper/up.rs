@@ -1,5 +1,6 @@
 //! What `utsuwa up` and `utsuwa down` do about the keeper, as root.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -81,9 +82,15 @@ pub fn ensure_keeper(config: &KeeperConfig) -> Result<PathBuf, UpError> {
 
 fn launch(config: &KeeperConfig) -> Result<(), UpError> {
     let log = config.log_file.display().to_string();
+    let network = crate::rootless::network_of_holder(&config.runtime_dir());
     let child = Command::new(&config.binary)
         .args(["internal", "keeper", "--daemonize", "--config"])
         .arg(config.file())
+        .args(
+            network
+                .iter()
+                .flat_map(|path| [OsStr::new("--network"), path.as_os_str()]),
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

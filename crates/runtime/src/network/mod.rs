@@ -26,6 +26,7 @@ pub mod egress;
 mod firewall;
 mod forward;
 mod gateway;
+mod home;
 mod internal;
 mod namespace;
 mod netlink;
@@ -42,6 +43,7 @@ use serde::{Deserialize, Serialize};
 pub use egress::{EgressRule, EgressRuleError};
 pub use forward::Forwards;
 pub use gateway::Gateway;
+pub(crate) use home::{host_addresses, own_addresses};
 pub use internal::{Internal, serve_internal};
 pub use refusal::{Refusal, RefusalReader};
 

@@ -19,9 +19,9 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use super::NetError;
 
-/// `/run/utsuwa/ID`: what dies with a boot.
+/// What dies with a boot.
 pub(super) fn runtime_dir(id: &str) -> PathBuf {
-    Path::new("/run/utsuwa").join(id)
+    crate::keeper::runtime_dir(id)
 }
 
 fn holder(id: &str) -> PathBuf {

@@ -205,6 +205,25 @@ impl Netlink {
             .collect())
     }
 
+    /// Every address of every link.
+    pub(crate) fn addresses(&mut self) -> Result<Vec<IpAddr>, NetError> {
+        Ok(self
+            .dump(libc::RTM_GETADDR)?
+            .iter()
+            .filter_map(|entry| {
+                // The local one of a point-to-point link is its own; where there is no other end, IPv6 has only the other.
+                let bytes = entry
+                    .attribute(8, libc::IFA_LOCAL)
+                    .or_else(|| entry.attribute(8, libc::IFA_ADDRESS))?;
+                match i32::from(*entry.payload.first()?) {
+                    libc::AF_INET => Some(<[u8; 4]>::try_from(bytes).ok()?.into()),
+                    libc::AF_INET6 => Some(<[u8; 16]>::try_from(bytes).ok()?.into()),
+                    _ => None,
+                }
+            })
+            .collect())
+    }
+
     fn receive(&mut self) -> Result<Vec<(u16, u32, Vec<u8>)>, NetError> {
         let mut buffer = vec![0; 64 << 10];
         let length = loop {

@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::sysctl::{self, Record};
 use super::{EgressRule, HOST_ADDRESS, INTERNAL_ADDRESS, NetConfig, NetError, SocketRole};
+use crate::rootless::Ids;
 
 /// Waiting connections per listener; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 1024;
@@ -29,7 +30,15 @@ pub(super) fn prepare_namespace() -> Result<(), NetError> {
 pub(super) fn prepare_sandbox() -> Result<(), NetError> {
     quiet_ipv6()?;
     sysctl::write("net/ipv4/ip_unprivileged_port_start", "0")?;
-    sysctl::write("net/ipv4/ping_group_range", "0 2147483647")
+    sysctl::write("net/ipv4/ping_group_range", &groups_of_instances())
+}
+
+/// Their groups as this process sees them; all there are, where it sees all.
+fn groups_of_instances() -> String {
+    match Ids::here() {
+        Ids::OfEachService => "0 2147483647".to_owned(),
+        Ids::Shared { base, count } => format!("{base} {}", base + count - 1),
+    }
 }
 
 /// No addresses of the kernel's own making, no waiting for duplicates, no routers found by themselves.

@@ -137,7 +137,7 @@ impl Record {
 
 /// Another server whose uplink is in the thread's network namespace.
 fn other_server(id: &str) -> Option<String> {
-    std::fs::read_dir("/run/utsuwa")
+    std::fs::read_dir(crate::keeper::runtime_base())
         .ok()?
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use utsuwa_model::instance::Limits;
 
 pub use freeze::{FreezeError, freezer};
+pub(crate) use tree::delegated;
 pub(crate) use tree::{Hierarchy, hierarchies};
 use tree::{
     NEEDED, Tree, enable_controllers, make_directory, remove_directories, remove_directory,
@@ -63,6 +64,9 @@ impl Cgroups {
     /// # Errors
     /// [`SpawnError::Sys`] naming the directory or the missing controller.
     pub fn open(id: &str) -> Result<Self, SpawnError> {
+        if crate::rootless::is_rootless() {
+            return Self::open_delegated(id);
+        }
         let found =
             hierarchies().map_err(|e| SpawnError::sys("read", e, "/proc/self/mountinfo"))?;
         for hierarchy in found.iter().filter(|h| h.v2) {
@@ -106,9 +110,29 @@ impl Cgroups {
         Ok(Self { tree, cpuset })
     }
 
+    /// Below a cgroup that was given to the user, or nowhere: then nothing is limited.
+    fn open_delegated(id: &str) -> Result<Self, SpawnError> {
+        match delegated() {
+            Some(parent) => Self::open_below(&parent, id),
+            None => Ok(Self {
+                tree: Tree::None,
+                cpuset: None,
+            }),
+        }
+    }
+
+    /// Whether sandboxes have a cgroup at all.
+    #[must_use]
+    pub fn limits(&self) -> bool {
+        !matches!(self.tree, Tree::None)
+    }
+
     fn open_v2(mount: &Path, id: &str) -> Result<Self, SpawnError> {
-        let parent = v2_parent(mount);
-        if let Err(error) = enable_controllers(&parent) {
+        Self::open_below(&v2_parent(mount), id)
+    }
+
+    fn open_below(parent: &Path, id: &str) -> Result<Self, SpawnError> {
+        if let Err(error) = enable_controllers(parent) {
             if error.raw_os_error() != Some(libc::EBUSY) {
                 return Err(SpawnError::sys(
                     "write",
@@ -126,7 +150,7 @@ impl Cgroups {
             {
                 let _ = write_file(aside.join("cgroup.procs"), pid);
             }
-            enable_controllers(&parent).map_err(|e| {
+            enable_controllers(parent).map_err(|e| {
                 SpawnError::sys(
                     "write",
                     e,
@@ -245,7 +269,7 @@ impl SandboxCgroup {
     /// [`SpawnError::Sys`] naming the directory.
     pub(crate) fn clone_target(&self) -> Result<Option<OwnedFd>, SpawnError> {
         match &self.tree {
-            Tree::V1 { .. } => Ok(None),
+            Tree::V1 { .. } | Tree::None => Ok(None),
             Tree::V2 { root } => {
                 let file = fs::File::open(root)
                     .map_err(|e| SpawnError::sys("open", e, root.display().to_string()))?;
@@ -317,6 +341,7 @@ impl SandboxCgroup {
                 swap::leave_to_us(memory)?;
                 write(pids.join("pids.max"), limits.pids.to_string())
             }
+            Tree::None => Ok(()),
         }
     }
 
@@ -331,6 +356,7 @@ impl SandboxCgroup {
             Tree::V2 { root } => (root.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}")),
             // The period's default is the 100 ms we use.
             Tree::V1 { cpu, .. } => (cpu.join("cpu.cfs_quota_us"), quota.to_string()),
+            Tree::None => return Ok(()),
         };
         write_file(&path, &text)
             .map_err(|e| SpawnError::sys("write", e, format!("set {} to {text}", path.display())))
@@ -344,6 +370,7 @@ impl SandboxCgroup {
         let directory = match &self.tree {
             Tree::V2 { root } => root,
             Tree::V1 { memory, .. } => memory,
+            Tree::None => return Ok(Vec::new()),
         };
         let file = directory.join("cgroup.procs");
         let text = fs::read_to_string(&file)

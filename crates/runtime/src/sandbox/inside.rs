@@ -83,6 +83,12 @@ pub(crate) struct Launch {
     pub(crate) containers: Vec<String>,
     #[serde(default)]
     pub(crate) zygote: Option<Zygote>,
+    /// The image's users are all one: there is no other id.
+    #[serde(default)]
+    pub(crate) one_id: bool,
+    /// Most processes of one user of the image, where no cgroup limits them together.
+    #[serde(default)]
+    pub(crate) processes: Option<u32>,
 }
 
 /// From the process in the sandbox.
@@ -174,8 +180,8 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     let [root, shm, stdout, stderr]: [OwnedFd; 4] = descriptors
         .try_into()
         .map_err(|_| lost("all of its descriptors"))?;
-    become_mapped_root()?;
-    tree::enter(&root, &shm, &prepared)?;
+    become_mapped_root(launch.one_id)?;
+    tree::enter(&root, &shm, &prepared, launch.one_id)?;
     let unsealed = volumes::mount(&root, &prepared.hidden, &launch.volumes, shared)?;
     // From here on paths of the image are followed: no descriptor may lead out of its root (CVE-2024-21626).
     drop((prepared, root, shm));
@@ -204,7 +210,10 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
     unsealed.seal()?;
     sys::place(stdout.as_fd(), 1).map_err(|e| SpawnError::sys("dup2", e, "standard output"))?;
     sys::place(stderr.as_fd(), 2).map_err(|e| SpawnError::sys("dup2", e, "standard error"))?;
-    become_user(&identity)?;
+    if let Some(processes) = launch.processes {
+        limit(rustix::process::Resource::Nproc, u64::from(processes))?;
+    }
+    become_user(&identity, launch.one_id)?;
     enter_working_directory(cwd, identity.uid)?;
     let luggage = match (&launch.zygote, say) {
         (Some(wanted), Some(say)) => {
@@ -316,10 +325,14 @@ fn limit(resource: rustix::process::Resource, wanted: u64) -> Result<(), SpawnEr
     .map_err(|e| SpawnError::sys("setrlimit", e, format!("{resource:?}")))
 }
 
-/// The maker mapped 65,536 ids since the waiting room: take the first.
-fn become_mapped_root() -> Result<(), SpawnError> {
+/// The maker mapped ids since the waiting room: take the first.
+fn become_mapped_root(one_id: bool) -> Result<(), SpawnError> {
     let context = "take the instance's own root";
-    rustix::thread::set_thread_groups(&[]).map_err(|e| SpawnError::sys("setgroups", e, context))?;
+    // With one id only, the kernel lets nobody set groups.
+    if !one_id {
+        rustix::thread::set_thread_groups(&[])
+            .map_err(|e| SpawnError::sys("setgroups", e, context))?;
+    }
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
         .map_err(|e| SpawnError::sys("setresgid", e, context))?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
@@ -341,20 +354,10 @@ fn make_working_directory(cwd: &str) -> Result<(), SpawnError> {
 }
 
 /// Gives up every privilege the program shall not have; order matters: groups and ids while they may still be set.
-fn become_user(identity: &user::Identity) -> Result<(), SpawnError> {
-    let context = || format!("become uid {} gid {}", identity.uid, identity.gid);
-    let groups: Vec<Gid> = identity
-        .groups
-        .iter()
-        .map(|gid| Gid::from_raw(*gid))
-        .collect();
-    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    rustix::thread::set_thread_groups(&groups)
-        .map_err(|e| SpawnError::sys("setgroups", e, context()))?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid)
-        .map_err(|e| SpawnError::sys("setresgid", e, context()))?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)
-        .map_err(|e| SpawnError::sys("setresuid", e, context()))?;
+fn become_user(identity: &user::Identity, one_id: bool) -> Result<(), SpawnError> {
+    if !one_id {
+        take_ids(identity)?;
+    }
     if !Wall::Capabilities.stands() {
         return inherit_everything();
     }
@@ -369,7 +372,23 @@ fn become_user(identity: &user::Identity) -> Result<(), SpawnError> {
         inheritable: CapabilitySet::empty(),
     };
     rustix::thread::set_capabilities(None, sets)
-        .map_err(|e| SpawnError::sys("capset", e, context()))
+        .map_err(|e| SpawnError::sys("capset", e, format!("become uid {}", identity.uid)))
+}
+
+fn take_ids(identity: &user::Identity) -> Result<(), SpawnError> {
+    let context = || format!("become uid {} gid {}", identity.uid, identity.gid);
+    let groups: Vec<Gid> = identity
+        .groups
+        .iter()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    rustix::thread::set_thread_groups(&groups)
+        .map_err(|e| SpawnError::sys("setgroups", e, context()))?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)
+        .map_err(|e| SpawnError::sys("setresgid", e, context()))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
+        .map_err(|e| SpawnError::sys("setresuid", e, context()))
 }
 
 /// Instead of giving up: what CVE-2022-29162 was about.

@@ -39,11 +39,16 @@ const BATCH: usize = 64;
 pub(crate) enum Method {
     Idmap,
     Copy,
+    /// Not at all: the only service ids there are are those of images.
+    AsTheyAre,
 }
 
 impl Method {
     /// What is possible for layers in `images`; `copy` where idmapping is not wanted.
     pub(crate) fn choose(features: &Features, images: &Path, copy: bool) -> Self {
+        if crate::rootless::is_rootless() {
+            return Self::AsTheyAre;
+        }
         if copy {
             return Self::Copy;
         }
@@ -146,7 +151,7 @@ impl Layers {
             });
         }
         let source = match self.method {
-            Method::Idmap => unpacked,
+            Method::Idmap | Method::AsTheyAre => unpacked,
             Method::Copy => {
                 let copy = shift::place(&self.images, uid_base, hex);
                 if !copy.is_dir() {

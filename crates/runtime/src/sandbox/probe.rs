@@ -87,8 +87,10 @@ impl Features {
     /// What must be there and isn't, by name.
     #[must_use]
     pub fn lacking(&self) -> Vec<(&'static str, &Missing)> {
+        // A user's server does without limits, and says so.
+        let limits = (!crate::rootless::is_rootless() && is_root())
+            .then_some(("cgroup controllers", &self.controllers));
         [
-            ("cgroup controllers", &self.controllers),
             ("user namespaces", &self.user_namespaces),
             ("overlay", &self.overlay),
             ("tmpfs", &self.tmpfs),
@@ -98,6 +100,7 @@ impl Features {
             ("proc and sys", &self.full_proc),
         ]
         .into_iter()
+        .chain(limits)
         .filter_map(|(name, feature)| feature.as_ref().err().map(|missing| (name, missing)))
         .collect()
     }
@@ -126,7 +129,7 @@ impl Features {
     /// What is missing.
     pub fn idmapped_overlay_on(&self, directory: &Path) -> Feature {
         self.idmapped_overlay.clone()?;
-        if !rustix::process::geteuid().is_root() {
+        if !is_root() {
             return Ok(());
         }
         // Before the first pull there is no image store: its file system is that of what is there already.
@@ -210,6 +213,15 @@ pub fn probe() -> Features {
         v1,
         kernel,
     }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether this kernel is of that version or a later one.
+pub(crate) fn is_kernel(needed: (u32, u32)) -> bool {
+    version(&rustix::system::uname().release().to_string_lossy()) >= needed
 }
 
 /// `6.1.0-18-amd64` → (6, 1).

@@ -40,9 +40,9 @@ pub fn has_sigterm_handler(pid: u32) -> io::Result<bool> {
     Ok((mask("SigCgt:") | mask("SigBlk:") | mask("SigIgn:")) & SIGTERM_BIT != 0)
 }
 
-/// Maps ids `inside..inside+65536` of the user namespace of `pid` to `outside…`, users and groups.
-pub(crate) fn map_ids(pid: u32, inside: u32, outside: u32) -> Result<(), SpawnError> {
-    let line = format!("{inside} {outside} {ID_COUNT}");
+/// Maps ids `inside..inside+count` of the user namespace of `pid` to `outside…`, users and groups.
+pub(crate) fn map_ids(pid: u32, inside: u32, outside: u32, count: u32) -> Result<(), SpawnError> {
+    let line = format!("{inside} {outside} {count}");
     write_maps(pid, &line, &line)
 }
 

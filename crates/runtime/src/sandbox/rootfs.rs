@@ -137,6 +137,10 @@ fn overlay(lower: &str, upper: &str) -> Result<OwnedFd, SpawnError> {
     let context = |key: &str| format!("mount overlay: {key}");
     let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|e| SpawnError::sys("fsopen", e, "overlay"))?;
+    if uses_user_attributes() {
+        rustix::mount::fsconfig_set_flag(fs.as_fd(), USER_ATTRIBUTES)
+            .map_err(|e| SpawnError::sys("fsconfig", e, context(USER_ATTRIBUTES)))?;
+    }
     for (key, value) in [
         ("lowerdir", lower.to_owned()),
         ("upperdir", format!("{upper}/u")),
@@ -156,12 +160,24 @@ fn overlay(lower: &str, upper: &str) -> Result<OwnedFd, SpawnError> {
         .map_err(|e| SpawnError::sys("fsmount", e, "overlay"))
 }
 
+/// Overlay keeps its marks in attributes that only root of the host may set, or (told by this option) in those of users.
+const USER_ATTRIBUTES: &str = "userxattr";
+
+fn uses_user_attributes() -> bool {
+    crate::rootless::is_rootless()
+}
+
 /// For more layers than an option of the descriptor calls holds: the old call takes a page. Costs an unmount.
 fn overlay_by_path(lower: &str, upper: &str) -> Result<OwnedFd, SpawnError> {
     let point = format!("{upper}/m");
     rustix::fs::mkdir(point.as_str(), Mode::from_raw_mode(0o755))
         .map_err(|e| SpawnError::sys("mkdir", e, point.clone()))?;
-    let options = format!("lowerdir={lower},upperdir={upper}/u,workdir={upper}/w");
+    let marks = if uses_user_attributes() {
+        format!(",{USER_ATTRIBUTES}")
+    } else {
+        String::new()
+    };
+    let options = format!("lowerdir={lower},upperdir={upper}/u,workdir={upper}/w{marks}");
     let options = std::ffi::CString::new(options).expect("names without NUL");
     rustix::mount::mount(
         "overlay",

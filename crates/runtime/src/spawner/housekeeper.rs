@@ -14,6 +14,7 @@ use super::unpacker::{Finished, Job};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
 use crate::network::Gateway;
+use crate::rootless::Ids;
 use crate::sandbox::cgroup::{Cgroups, SandboxCgroup};
 use crate::sandbox::inside::Plan;
 use crate::sandbox::layers::Method;
@@ -40,6 +41,7 @@ pub(super) struct Housekeeper {
     pub(super) cgroups: Cgroups,
     pub(super) gateway: Option<Gateway>,
     pub(super) plan: Plan,
+    pub(super) ids: Ids,
     pub(super) newborns: Vec<Newborn>,
     pub(super) images: PathBuf,
     /// Free bytes that unpacking leaves.
@@ -55,6 +57,10 @@ impl Housekeeper {
     pub(super) fn new(config: &SpawnerConfig, features: &Features) -> Result<Self, SpawnError> {
         let cgroups = Cgroups::open(&config.id)?;
         let v1_controllers = (!cgroups.is_v2()).then(|| {
+            if !cgroups.limits() {
+                // What is there is not the instance's.
+                return Vec::new();
+            }
             let mut shown = features.v1_controllers();
             if !cgroups.enter_cpuset() {
                 shown.retain(|controllers| controllers != "cpuset");
@@ -81,6 +87,7 @@ impl Housekeeper {
             cgroups,
             gateway,
             plan,
+            ids: Ids::here(),
             images: config.images_dir.clone(),
             disk_reserve: config.disk_reserve,
             newborns: Vec::new(),

@@ -11,13 +11,11 @@ use super::protocol::{Channel, NetInfo, Reply, SpawnError};
 use super::respond;
 use crate::sandbox::cgroup::SandboxCgroup;
 use crate::sandbox::inside::{self, FromSandbox, ToSandbox};
-use crate::sandbox::process::{ID_COUNT, IMAGE_BASE, write_file};
+use crate::sandbox::process::write_file;
 use crate::sandbox::sys::{self, Cloned};
 
 /// A sandbox that isn't ready after this long never will be.
 const MAKE_DEADLINE_S: i64 = 10;
-/// Owners of sandboxes' user namespaces: the ids after those of images, one for each sandbox. Nobody runs as one of them.
-const OWNERS: u32 = IMAGE_BASE + ID_COUNT;
 /// Above the default 0, so that an app is chosen before the host's own services when the host runs out of memory. Written by
 /// root of the host, the lowest the app itself can go back to.
 const OOM_SCORE_ADJUSTMENT: &str = "500";
@@ -74,8 +72,9 @@ impl Housekeeper {
         let (ours, theirs) =
             Channel::pair().map_err(|e| SpawnError::sys("socketpair", e, "control socket"))?;
         let target = cgroup.clone_target()?;
-        let cloned = sys::clone_sandbox(OWNERS + sandbox, target.as_ref().map(AsFd::as_fd))
-            .map_err(|e| SpawnError::sys("clone3", e, "make a sandbox"))?;
+        let cloned =
+            sys::clone_sandbox(self.ids.owner_of(sandbox), target.as_ref().map(AsFd::as_fd))
+                .map_err(|e| SpawnError::sys("clone3", e, "make a sandbox"))?;
         let (pid, pidfd) = match cloned {
             Cloned::Child => inside::run(&theirs, &self.plan),
             Cloned::Parent { pid, pidfd } => (pid, pidfd),

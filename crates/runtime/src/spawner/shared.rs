@@ -109,7 +109,12 @@ fn attach(at: &str, volume: &MemoryVolume, uid_base: u32) -> Result<(), SpawnErr
 ///
 /// # Errors
 /// [`SpawnError`] naming the file.
-pub(super) fn map_ids(pid: u32, member: Option<&Member>, uid_base: u32) -> Result<(), SpawnError> {
+pub(super) fn map_ids(
+    pid: u32,
+    member: Option<&Member>,
+    uid_base: u32,
+    count: u32,
+) -> Result<(), SpawnError> {
     if !Wall::UserNamespace.stands() {
         return Ok(());
     }
@@ -121,5 +126,5 @@ pub(super) fn map_ids(pid: u32, member: Option<&Member>, uid_base: u32) -> Resul
             return Ok(());
         }
     }
-    process::map_ids(pid, 0, uid_base)
+    process::map_ids(pid, 0, uid_base, count)
 }

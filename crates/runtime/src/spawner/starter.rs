@@ -17,6 +17,7 @@ use super::protocol::{Channel, Member, Op, Reply, Request, SpawnError};
 use super::shared::{self, Shared};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
+use crate::rootless::{Ids, is_rootless};
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::inside::{FromSandbox, Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
@@ -85,6 +86,7 @@ pub(super) struct Starter {
     attached: VecDeque<String>,
     shared: Shared,
     held: Held,
+    ids: Ids,
 }
 
 impl Starter {
@@ -109,6 +111,7 @@ impl Starter {
             attached: VecDeque::new(),
             shared: Shared::default(),
             held: Held::default(),
+            ids: Ids::here(),
         })
     }
 
@@ -148,10 +151,18 @@ impl Starter {
             })?;
         let (runsc, limits) = match spec.kernel {
             Kernel::Host => (None, spec.limits),
+            Kernel::Gvisor if is_rootless() => {
+                return Err(SpawnError::Invalid {
+                    field: "executionEnvironment".to_owned(),
+                    why: "gen1 (gVisor) needs a server that was started by root; deploy with --execution-environment=gen2"
+                        .to_owned(),
+                });
+            }
             Kernel::Gvisor => (Some(gvisor::open()?), gvisor::with_allowance(&spec.limits)),
         };
         let member = asked.member.as_ref();
-        shared::map_ids(asked.pid, member, spec.rootfs.uid_base)?;
+        let uid_base = self.ids.of_service(spec.rootfs.uid_base);
+        shared::map_ids(asked.pid, member, uid_base, self.ids.count())?;
         let cgroup = self.cgroups.sandbox(asked.sandbox);
         if Wall::Cgroup.stands() {
             cgroup.apply(&limits)?;
@@ -162,18 +173,11 @@ impl Starter {
                 .map_err(|e| SpawnError::sys("fchmod", e, "log pipe"))?;
         }
         // Before there is a root that would have to go again.
-        let trees = host_dirs::trees(&self.host_dirs, &spec.host_dirs, spec.rootfs.uid_base)?;
+        let trees = host_dirs::trees(&self.host_dirs, &spec.host_dirs, uid_base)?;
         let overlay_began = Instant::now();
-        let root = rootfs::mount(
-            names,
-            spec.rootfs.uid_base,
-            spec.limits.memory.0,
-            asked.sandbox,
-        )?;
+        let root = rootfs::mount(names, uid_base, spec.limits.memory.0, asked.sandbox)?;
         let overlay = overlay_began.elapsed();
-        let shared = self
-            .shared
-            .mounts(member, &spec.volumes, spec.rootfs.uid_base)?;
+        let shared = self.shared.mounts(member, &spec.volumes, uid_base)?;
         let seen_at = spec.host_dirs.iter().flat_map(|dir| &dir.mounts);
         let launch = ToSandbox::Launch(Launch {
             args: spec.process.args.clone(),
@@ -185,6 +189,8 @@ impl Starter {
             kernel: spec.kernel,
             containers: member.map_or_else(Vec::new, |member| member.names.clone()),
             zygote: spec.zygote.clone(),
+            one_id: self.ids.count() == 1,
+            processes: (!self.cgroups.limits()).then_some(spec.limits.pids),
         });
         let (ear, mouth) = spec.zygote.as_ref().map(Ear::make).transpose()?.unzip();
         let control = Channel::from(control);

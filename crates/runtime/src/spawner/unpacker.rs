@@ -4,7 +4,7 @@
 //! Doesn't: read archives (`image::unpack` does, in the child).
 //!
 //! Invariants
-//! 1. The child's root is the id range of images ([`IMAGE_BASE`]); it has no network, no privilege outside its user
+//! 1. The child's root is the first id of images ([`Ids::of_images`]); it has no network, no privilege outside its user
 //!    namespace and three descriptors.
 //! 2. A layer's directory appears under its final name only when its digest was right.
 
@@ -22,8 +22,9 @@ use super::chores::PARTIAL;
 use super::protocol::{Reply, SpawnError};
 use crate::image::ErrorClass;
 use crate::image::unpack::{self, Limits, UnpackError, UnpackReport, UnpackSpec};
+use crate::rootless::{Ids, may_set_groups};
 use crate::sandbox::layers::digest_hex;
-use crate::sandbox::process::{IMAGE_BASE, map_ids, reap};
+use crate::sandbox::process::{map_ids, reap};
 use crate::sandbox::seccomp;
 use crate::sandbox::sys::{self, Cloned};
 
@@ -73,6 +74,7 @@ impl Job {
             class: ErrorClass::Caller,
         };
         let blob = blob.ok_or_else(|| refuse("the request came without its blob".to_owned()))?;
+        let ids = Ids::here();
         let spec = UnpackSpec {
             diff_id: diff_id
                 .parse()
@@ -80,6 +82,7 @@ impl Job {
             media_type: media_type.to_owned(),
             limits: Limits {
                 reserve_bytes,
+                ids: ids.count(),
                 ..Limits::default()
             },
         };
@@ -97,11 +100,12 @@ impl Job {
             .create(&partial)
             .map_err(at("mkdir"))?;
         let begun = (|| {
-            lchown(&partial, Some(IMAGE_BASE), Some(IMAGE_BASE)).map_err(at("chown"))?;
+            let owner = Some(ids.of_images());
+            lchown(&partial, owner, owner).map_err(at("chown"))?;
             let directory = File::open(&partial).map_err(at("open"))?;
             let (reader, writer) =
                 pipe_with(PipeFlags::CLOEXEC).map_err(|e| at("pipe")(e.into()))?;
-            let pidfd = start_child(&spec, &blob, &directory, &writer)?;
+            let pidfd = start_child(&spec, ids, &blob, &directory, &writer)?;
             Ok((directory, pidfd, File::from(reader)))
         })();
         match begun {
@@ -174,6 +178,7 @@ impl Job {
 
 fn start_child(
     spec: &UnpackSpec,
+    ids: Ids,
     blob: &OwnedFd,
     directory: &File,
     result: &OwnedFd,
@@ -219,7 +224,7 @@ fn start_child(
         }
         Cloned::Parent { pid, pidfd } => {
             drop(go_reader);
-            match map_ids(pid, 0, IMAGE_BASE) {
+            match map_ids(pid, 0, ids.of_images(), ids.count()) {
                 Ok(()) => {
                     let _ = rustix::io::write(&go_writer, b"g");
                     Ok(pidfd)
@@ -251,7 +256,9 @@ fn become_unpacker(
             move |e: rustix::io::Errno| SpawnError::sys(call, e, "give up privileges")
         };
         sys::reset_signals();
-        rustix::thread::set_thread_groups(&[]).map_err(step("setgroups"))?;
+        if may_set_groups() {
+            rustix::thread::set_thread_groups(&[]).map_err(step("setgroups"))?;
+        }
         rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
             .map_err(step("setresgid"))?;
         rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)

@@ -40,7 +40,7 @@ impl Housekeeper {
         rootfs: &RootfsSpec,
     ) -> Result<Option<Chore>, SpawnError> {
         match self.method {
-            Method::Idmap => Ok(None),
+            Method::Idmap | Method::AsTheyAre => Ok(None),
             Method::Copy => Chore::copy(request, &self.images, rootfs, self.disk_reserve),
         }
     }

@@ -10,7 +10,7 @@ use super::extract::{Unpacker, sys};
 use super::path::directory_of;
 use super::tar::Entry;
 
-/// Owners outside the mapped range of 65,536 can't exist in an instance; such files belong to nobody.
+/// Owners outside the mapped range can't exist in an instance; such files belong to nobody.
 const NOBODY: u32 = 65_534;
 
 impl Unpacker<'_> {
@@ -81,11 +81,12 @@ impl Unpacker<'_> {
 
     pub(super) fn owner(&mut self, entry: &Entry) -> (Uid, Gid) {
         let mut remapped = false;
+        let count = self.limits.ids;
         let mut id = |id: u64| match u32::try_from(id) {
-            Ok(id) if id < 65_536 => id,
+            Ok(id) if id < count => id,
             _ => {
                 remapped = true;
-                NOBODY
+                NOBODY.min(count.saturating_sub(1))
             }
         };
         let owner = (Uid::from_raw(id(entry.uid)), Gid::from_raw(id(entry.gid)));

@@ -33,6 +33,7 @@ pub use error::{EntryProblem, UnpackError};
 pub(crate) use tar::{Kind as TarKind, TarReader};
 
 use super::digest::Digest;
+use crate::sandbox::process::ID_COUNT;
 
 /// A report names opaque directories only; no honest layer has more than a few thousand.
 const MAX_REPORT_BYTES: u64 = 64 << 20;
@@ -51,6 +52,8 @@ pub struct Limits {
     /// Archives above `ratio_free_bytes` may be at most this many times as large as their compressed form.
     pub max_ratio: u64,
     pub ratio_free_bytes: u64,
+    /// So many ids there are: files of others belong to nobody, or to the only one there is.
+    pub ids: u32,
 }
 
 impl Default for Limits {
@@ -65,6 +68,7 @@ impl Default for Limits {
             // gzip reaches 1,030 on zeros, honest layers 3 to 20.
             max_ratio: 200,
             ratio_free_bytes: 2 << 30,
+            ids: ID_COUNT,
         }
     }
 }
@@ -231,6 +235,12 @@ pub fn read_report(mut result: impl Read) -> Result<UnpackReport, UnpackError> {
 /// # Errors
 /// [`UnpackError::Sys`] naming the directory.
 pub fn mark_opaque(layer: BorrowedFd<'_>, opaque: &[Vec<u8>]) -> Result<(), UnpackError> {
+    // As `sandbox::rootfs` mounts it.
+    let mark = if crate::rootless::is_rootless() {
+        "user.overlay.opaque"
+    } else {
+        "trusted.overlay.opaque"
+    };
     for path in opaque {
         let sys = |call: &str, errno: Errno| UnpackError::Sys {
             call: call.to_owned(),
@@ -244,13 +254,8 @@ pub fn mark_opaque(layer: BorrowedFd<'_>, opaque: &[Vec<u8>]) -> Result<(), Unpa
             Err(Errno::NOENT | Errno::NOTDIR) => continue,
             Err(errno) => return Err(sys("open the directory", errno)),
         };
-        rustix::fs::fsetxattr(
-            &directory,
-            "trusted.overlay.opaque",
-            b"y",
-            XattrFlags::empty(),
-        )
-        .map_err(|errno| sys("mark as opaque", errno))?;
+        rustix::fs::fsetxattr(&directory, mark, b"y", XattrFlags::empty())
+            .map_err(|errno| sys("mark as opaque", errno))?;
     }
     Ok(())
 }

@@ -44,6 +44,9 @@ pub fn freezer() -> Result<(), String> {
 const NO_FREEZER: &str = "this host has no cgroup freezer beside its other v1 controllers: \
     mkdir /sys/fs/cgroup/freezer && mount -t cgroup -o freezer none /sys/fs/cgroup/freezer";
 
+const NO_CGROUP: &str =
+    "instances have no cgroup, because none was delegated to the user whose server this is";
+
 impl SandboxCgroup {
     /// Takes the CPU away from everything in it. Freezing the frozen changes nothing.
     ///
@@ -51,7 +54,11 @@ impl SandboxCgroup {
     /// [`FreezeError::Impossible`] on a host without a freezer, and for a sandbox that was made before there was one.
     pub fn freeze(&self) -> Result<(), FreezeError> {
         let Some((file, words)) = self.freezer() else {
-            return Err(FreezeError::Impossible(NO_FREEZER.to_owned()));
+            let why = match self.tree {
+                Tree::None => NO_CGROUP,
+                _ => NO_FREEZER,
+            };
+            return Err(FreezeError::Impossible(why.to_owned()));
         };
         write_file(&file, words.frozen).map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
@@ -90,6 +97,7 @@ impl SandboxCgroup {
         match &self.tree {
             Tree::V2 { root } => Some((root.join("cgroup.freeze"), V2)),
             Tree::V1 { freezer, .. } => Some((freezer.as_ref()?.join("freezer.state"), V1)),
+            Tree::None => None,
         }
     }
 }

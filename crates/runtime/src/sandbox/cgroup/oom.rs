@@ -20,6 +20,7 @@ impl SandboxCgroup {
         let file = match &self.tree {
             Tree::V2 { root } => root.join("memory.events"),
             Tree::V1 { memory, .. } => memory.join("memory.oom_control"),
+            Tree::None => return None,
         };
         keyed(&fs::read_to_string(file).ok()?, "oom_kill")
     }

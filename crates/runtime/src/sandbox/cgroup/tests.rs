@@ -165,3 +165,73 @@ fn v1_leaves_writing_out_to_us() {
     assert_eq!(told("memory.memsw.limit_in_bytes"), "67108864");
     assert_eq!(told("memory.swappiness"), "0");
 }
+
+#[test]
+fn a_users_cgroup_is_found_where_it_was_delegated() {
+    let mount = tempfile::tempdir().unwrap();
+    let manager = "user.slice/user@1000.service";
+    let unit = format!("{manager}/app.slice/utsuwa.service");
+    let make = |path: &str, controllers: &str| {
+        let directory = mount.path().join(path);
+        fs::create_dir_all(&directory).unwrap();
+        for (file, text) in [
+            ("cgroup.controllers", controllers),
+            ("cgroup.procs", ""),
+            ("cgroup.subtree_control", ""),
+        ] {
+            fs::write(directory.join(file), text).unwrap();
+        }
+    };
+    let found = |own: &str| {
+        let found = super::tree::delegated_of(mount.path(), own)?;
+        Some(
+            found
+                .strip_prefix(mount.path())
+                .unwrap()
+                .to_str()?
+                .to_owned(),
+        )
+    };
+    make(manager, "cpu memory pids");
+    make(&unit, "cpu io memory pids");
+    make(&format!("{unit}/server"), "cpu io memory pids");
+    assert_eq!(
+        found(&format!("{unit}/server")),
+        Some(unit.clone()),
+        "beside the leaf"
+    );
+    assert_eq!(
+        found(&unit),
+        Some(unit.clone()),
+        "without a leaf, below itself"
+    );
+    let session = "user.slice/session-3.scope";
+    make(session, "memory pids");
+    assert_eq!(found(session), None, "one controller is missing");
+    let direct = format!("{manager}/init.scope");
+    make(&direct, "cpu memory pids");
+    assert_eq!(
+        found(&direct),
+        Some(direct.clone()),
+        "never what the manager itself has"
+    );
+    assert_eq!(found("gone.scope"), None);
+}
+
+#[test]
+fn without_a_cgroup_everything_is_done_and_nothing_limited() {
+    let none = SandboxCgroup { tree: Tree::None };
+    none.create().unwrap();
+    none.attach(1).unwrap();
+    assert!(none.clone_target().unwrap().is_none());
+    none.set_cpu(utsuwa_model::quantity::MilliCpu(500)).unwrap();
+    none.thaw().unwrap();
+    let refused = none.freeze().unwrap_err();
+    assert!(
+        matches!(&refused, FreezeError::Impossible(why) if why.contains("delegated")),
+        "{refused}"
+    );
+    assert_eq!((none.oom_kills(), none.is_frozen()), (None, false));
+    assert!(none.usage().is_err() && !none.kill().unwrap());
+    none.remove().unwrap();
+}

@@ -34,6 +34,13 @@ impl SandboxCgroup {
                 number(cpuacct.join("cpuacct.usage"))? / 1000,
                 number(pids.join("pids.current"))?,
             ),
+            Tree::None => {
+                return Err(SpawnError::sys(
+                    "read",
+                    std::io::Error::from(std::io::ErrorKind::Unsupported),
+                    "usage of an instance without a cgroup",
+                ));
+            }
         };
         Ok(Usage {
             memory_bytes,

@@ -191,8 +191,13 @@ fn existing(path: &str) -> Result<Option<OwnedFd>, SpawnError> {
     clone_tree(rustix::fs::CWD, absolute).map(Some)
 }
 
-/// Puts the root on top of the stage and what was prepared into it.
-pub(super) fn enter(root: &OwnedFd, shm: &OwnedFd, prepared: &Prepared) -> Result<(), SpawnError> {
+/// Puts the root on top of the stage and what was prepared into it. With `one_id` there is no group of terminals.
+pub(super) fn enter(
+    root: &OwnedFd,
+    shm: &OwnedFd,
+    prepared: &Prepared,
+    one_id: bool,
+) -> Result<(), SpawnError> {
     attach(root, rustix::fs::CWD, "/")?;
     rustix::process::fchdir(root).map_err(|e| SpawnError::sys("fchdir", e, "the image's root"))?;
     rustix::process::chroot(".").map_err(|e| SpawnError::sys("chroot", e, "the image's root"))?;
@@ -212,8 +217,10 @@ pub(super) fn enter(root: &OwnedFd, shm: &OwnedFd, prepared: &Prepared) -> Resul
         ("newinstance", None),
         ("ptmxmode", Some("0666")),
         ("mode", Some("0620")),
-        ("gid", Some("5")),
     ];
+    if !one_id {
+        pts_options.push(("gid", Some("5")));
+    }
     if Wall::Cgroup.stands() {
         pts_options.push(("max", Some(TERMINALS)));
     }

@@ -51,7 +51,7 @@ pub(super) fn launch(
     };
     // /dev/shm is gVisor's own.
     let [root, _, stdout, stderr, runsc]: [OwnedFd; 5] = descriptors.try_into().map_err(lost)?;
-    become_mapped_root()?;
+    become_mapped_root(false)?;
     tree::attach(&root, CWD, gvisor::IMAGE)?;
     let no = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
