@@ -58,6 +58,19 @@ fn lives(server: &mut Server) {
     assert_eq!(server.get("hello", "/healthz").0, 200);
 }
 
+/// Neither starts nor ends what is another user's.
+fn root_is_refused(server: &Server) -> bool {
+    ["up", "down"].into_iter().all(|command| {
+        let output = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+            .arg(command)
+            .args(["--data-dir", &server.data_dir().to_string_lossy()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        !output.status.success() && said.contains("another user's server")
+    })
+}
+
 #[test]
 fn a_user_with_ids_of_their_own_has_a_server() {
     const NAME: &str = "rootless::a_user_with_ids_of_their_own_has_a_server";
@@ -81,6 +94,13 @@ fn a_user_with_ids_of_their_own_has_a_server() {
         real_uid(app)
     );
     assert_eq!(real_uid(server.keeper_pid().unwrap()), person.uid);
+    let limits = std::fs::read_to_string(format!("/proc/{app}/limits")).unwrap();
+    let processes = limits.lines().find(|l| l.starts_with("Max processes"));
+    assert!(processes.is_some_and(|l| l.contains(" 2048 ")), "{limits}");
+    assert!(
+        root_is_refused(&server),
+        "root's server over a user's directory"
+    );
     for weaker in [
         "services share one range of user ids",
         "no cgroup was delegated to you",

@@ -82,6 +82,8 @@ fn nothing_runs(data: &Path) -> Result<(), Failure> {
 }
 
 fn end(data: &Path, grace: Duration) -> Result<(), Failure> {
+    crate::up::is_of_this_user(data)
+        .map_err(|e| Failure::failed(format!("{e:#}")).hint("run utsuwa down as that user"))?;
     let id = keeper::data_id(data).map_err(|e| {
         Failure::failed(format!(
             "{}: identify the data directory: {e}",

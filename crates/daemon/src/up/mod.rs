@@ -28,7 +28,7 @@ use crate::config::{Config, Given, Layers};
 use crate::output::note;
 
 pub(crate) use prepare::{pid_file, running_server};
-pub(crate) use rootless::place;
+pub(crate) use rootless::{is_of_this_user, place};
 
 /// Why a server doesn't start, and what to do about it.
 #[derive(Debug, thiserror::Error)]

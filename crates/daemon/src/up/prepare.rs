@@ -61,6 +61,9 @@ pub(super) fn prepare(
     )?;
     // A directory without an id was never anybody's: nothing runs over it, and nothing is made in it before all is checked.
     let known = config.data_dir.join("id").exists();
+    if known {
+        super::rootless::is_of_this_user(&config.data_dir)?;
+    }
     let known = known.then(|| identify(&config.data_dir)).transpose()?;
     if let Some(id) = known.as_ref().filter(|_| !replace) {
         refuse_second(id, &config.data_dir)?;

@@ -1,5 +1,6 @@
 //! `utsuwa up` of an ordinary user: into their own namespaces, and what is weaker there.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -77,6 +78,23 @@ pub(super) fn opens_no_directory(rules: &[HostDir]) -> anyhow::Result<()> {
             rule.path
         ),
         "leave it out, or start the server as root: sudo utsuwa up",
+/// Root's server and a user's never share a directory: each would find what it can't read, and root would take all of it.
+///
+/// # Errors
+/// The directory was made by somebody else's server.
+pub(crate) fn is_of_this_user(data: &Path) -> anyhow::Result<()> {
+    let id = data.join("id");
+    let owner = std::fs::symlink_metadata(&id)
+        .with_context(|| format!("look at {}", id.display()))?
+        .uid();
+    // In a user's own namespace root is the user.
+    if owner == 0 {
+        return Ok(());
+    }
+    let data = data.display();
+    Err(Refusal::new(
+        format!("the data directory {data} is that of another user's server (uid {owner})"),
+        "do it as that user; or name another directory with --data-dir",
     ))
 }
 
