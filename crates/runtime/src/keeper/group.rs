@@ -293,3 +293,6 @@ fn named(error: KeeperError, name: &str) -> KeeperError {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests;
