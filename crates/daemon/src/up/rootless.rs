@@ -78,6 +78,9 @@ pub(super) fn opens_no_directory(rules: &[HostDir]) -> anyhow::Result<()> {
             rule.path
         ),
         "leave it out, or start the server as root: sudo utsuwa up",
+    ))
+}
+
 /// Root's server and a user's never share a directory: each would find what it can't read, and root would take all of it.
 ///
 /// # Errors
