@@ -9,6 +9,7 @@
 //!
 //! Failure: [`SpawnError::Sys`] naming the file; a missing controller is found at [`Cgroups::open`], not at a start.
 
+mod delegated;
 mod freeze;
 mod oom;
 mod swap;
@@ -22,8 +23,8 @@ use std::path::{Path, PathBuf};
 
 use utsuwa_model::instance::Limits;
 
+pub(crate) use delegated::delegated;
 pub use freeze::{FreezeError, freezer};
-pub(crate) use tree::delegated;
 pub(crate) use tree::{Hierarchy, hierarchies};
 use tree::{
     NEEDED, Tree, enable_controllers, make_directory, remove_directories, remove_directory,
@@ -108,23 +109,6 @@ impl Cgroups {
             .find(|h| h.controllers.iter().any(|c| c == "cpuset"))
             .map(|h| h.mount.join(format!("utsuwa-{id}")));
         Ok(Self { tree, cpuset })
-    }
-
-    /// Below a cgroup that was given to the user, or nowhere: then nothing is limited.
-    fn open_delegated(id: &str) -> Result<Self, SpawnError> {
-        match delegated() {
-            Some(parent) => Self::open_below(&parent, id),
-            None => Ok(Self {
-                tree: Tree::None,
-                cpuset: None,
-            }),
-        }
-    }
-
-    /// Whether sandboxes have a cgroup at all.
-    #[must_use]
-    pub fn limits(&self) -> bool {
-        !matches!(self.tree, Tree::None)
     }
 
     fn open_v2(mount: &Path, id: &str) -> Result<Self, SpawnError> {

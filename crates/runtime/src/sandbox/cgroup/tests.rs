@@ -183,7 +183,7 @@ fn a_users_cgroup_is_found_where_it_was_delegated() {
         }
     };
     let found = |own: &str| {
-        let found = super::tree::delegated_of(mount.path(), own)?;
+        let found = super::delegated::delegated_of(mount.path(), own)?;
         Some(
             found
                 .strip_prefix(mount.path())
