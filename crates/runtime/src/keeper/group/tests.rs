@@ -1,6 +1,8 @@
 //! Which groups of containers are taken.
 
-use utsuwa_model::instance::{Group as Containers, Limits, ProcessSpec, RootfsSpec, Sidecar};
+use utsuwa_model::instance::{
+    Group as Containers, Kernel, Limits, ProcessSpec, RootfsSpec, Sidecar,
+};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
 
 use super::*;
@@ -28,6 +30,7 @@ fn spec(sidecars: &[&str]) -> InstanceSpec {
         process: process.clone(),
         limits,
         volumes: Vec::new(),
+        host_dirs: Vec::new(),
     };
     InstanceSpec {
         id: "a".repeat(32).parse().unwrap(),
@@ -42,6 +45,9 @@ fn spec(sidecars: &[&str]) -> InstanceSpec {
         limits,
         port: 8080,
         volumes: Vec::new(),
+        host_dirs: Vec::new(),
+        kernel: Kernel::Host,
+        zygote: None,
     }
 }
 
