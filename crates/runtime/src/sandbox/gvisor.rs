@@ -39,7 +39,7 @@ pub(crate) const BUNDLE: &str = "/state/config.json";
 pub(crate) const EMPTY: &str = "/empty";
 /// A /proc without covers. The kernel lets gVisor's parts, in user namespaces of their own, mount one only if they see one in full.
 pub(crate) const WHOLE_PROC: &str = "/whole";
-/// `runsc` of 2022 takes a namespace in which it sees a file here for the host's and refuses to use it. Since Linux 6.11 or so every
+/// `runsc` of 2022 takes a namespace in which it sees a file here for the host's and refuses to use it. On 6.18 every
 /// namespace has some of them.
 pub(crate) const TELLS_THE_HOST: &str = "/proc/sys/net/core";
 
