@@ -8,6 +8,7 @@
 )]
 
 mod busybox;
+mod keeper_killed;
 mod keeper_lets_go;
 mod keeper_protocol;
 mod keeper_sockets;

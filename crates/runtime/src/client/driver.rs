@@ -245,7 +245,15 @@ impl Driver for SandboxDriver {
     fn start(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<StartPhases, DriverError>> {
         Box::pin(async move {
             let id = spec.id.clone();
-            match self.call(Op::Start { spec }, Vec::new()).await? {
+            match self
+                .call(
+                    Op::Start {
+                        spec: Box::new(spec),
+                    },
+                    Vec::new(),
+                )
+                .await?
+            {
                 (Reply::Started { phases, .. }, sockets) => {
                     self.shared.sockets.add(&id, sockets);
                     Ok(phases)

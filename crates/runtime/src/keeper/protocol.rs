@@ -78,7 +78,7 @@ pub(crate) fn agree(version: u32, oldest: u32) -> Option<u32> {
 pub enum Op {
     /// Reply [`Reply::Started`] with a few unconnected sockets.
     Start {
-        spec: InstanceSpec,
+        spec: Box<InstanceSpec>,
     },
     /// Reply [`Reply::Done`] once nothing of it is left.
     Stop {

@@ -28,7 +28,7 @@ impl Keeper {
             .get(&session)
             .is_some_and(|session| session.uid == 0);
         let result = match op {
-            Op::Start { spec } => return self.start(session, request, spec),
+            Op::Start { spec } => return self.start(session, request, *spec),
             Op::Stop { id, grace_ms } => {
                 return self.stop(session, request, &id, Duration::from_millis(grace_ms));
             }
