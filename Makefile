@@ -38,7 +38,7 @@ else
 	@scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-runtime --package utsuwa-daemon -- --test-threads 1
 endif
 
-test-v2: ## Debian's kernel 6.1 with cgroup v2, under qemu: the launcher's smoke tests; power cuts and a reboot
+test-v2: ## Debian's kernel 6.1 with cgroup v2, under qemu: the launcher, the contract, the hostile suite; power cuts and a reboot
 	@scripts/deps.sh test-v2
 	@tests/v2/run.sh $(TARGET)
 	@tests/v2/power.sh $(TARGET)

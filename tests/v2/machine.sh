@@ -64,7 +64,7 @@ carry() {
 # $1: what the machine runs as process 1. What every machine has: busybox, a few real tools, the kernel's modules.
 make_root() {
   local applet tool path plugins
-  mkdir -p "$image"/{bin,sbin,etc,proc,sys,dev,run,tmp,root,usr/bin,usr/sbin,lib/modules,var/lib,var/tmp}
+  mkdir -p "$image"/{bin,sbin,etc,proc,sys,dev,run,tmp,root,usr/bin,usr/sbin,lib/modules,srv,var/lib,var/tmp}
   chmod 1777 "$image/tmp" "$image/var/tmp"
   cp "$(command -v busybox)" "$image/bin/busybox"
   for applet in $(busybox --list); do [ -e "$image/bin/$applet" ] || ln -s busybox "$image/bin/$applet"; done

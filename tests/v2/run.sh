@@ -6,7 +6,7 @@
 #   UTSUWA_V2_FILTER   arguments for the test binaries, for example a test's name
 #   UTSUWA_V2_SECONDS  time limit for the machine (default 900)
 set -euo pipefail
-: "${1:?usage: tests/v2/run.sh TARGET_DIR [TEST_BINARY…]}"
+: "${1:?usage: tests/v2/run.sh TARGET_DIR [SUITE…]}"
 # shellcheck source=tests/v2/machine.sh
 . "$(dirname "$0")/machine.sh"
 shift

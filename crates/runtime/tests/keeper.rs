@@ -10,6 +10,7 @@
 mod busybox;
 mod keeper_group;
 mod keeper_gvisor;
+mod keeper_killed;
 mod keeper_lets_go;
 mod keeper_parked;
 mod keeper_protocol;

@@ -1,6 +1,12 @@
 //! Knative's runtime contract, as its conformance tests check it (cloud-run-spec.md §5.2), one test a row and named by its number.
 //!
 //! Here: what the launcher makes. Rows about requests, variables and what a spec may ask for are in `tests/e2e/contract.rs`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::allow_attributes,
+    reason = "tests"
+)]
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,151 @@
+//! Helpers killed in the middle of a start and of a stop: whoever asked is told, nothing is left, and the next start works.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use utsuwa_model::instance::Exit;
+use utsuwa_runtime::Driver;
+
+use super::busybox::possible;
+use super::keeper_world::{self, Server, World, until};
+
+const LIVES: &str = "while :; do sleep 1; done";
+
+async fn full_pool(server: &Server) {
+    until("a full pool", async || {
+        let status = server.driver.status().await.unwrap();
+        status.pool_ready >= status.pool_target && status.pool_making == 0
+    })
+    .await;
+}
+
+fn pid(number: u32) -> Pid {
+    Pid::from_raw(i32::try_from(number).unwrap()).unwrap()
+}
+
+/// The starter takes no request any more when it dies: the start it was given fails in words, and the next one has another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_starter_killed_while_it_starts_an_instance() {
+    if !possible("a_starter_killed_while_it_starts_an_instance") {
+        return;
+    }
+    let mut world = World::new();
+    let server = world.server().await;
+    full_pool(&server).await;
+    let starter = pid(server.driver.status().await.unwrap().spawner_pids[0]);
+    kill_process(starter, Signal::STOP).unwrap();
+    let lost = world.spec(LIVES);
+    let killed = async {
+        until("the start to be under way", async || {
+            server.driver.status().await.unwrap().instances == 1
+        })
+        .await;
+        kill_process(starter, Signal::KILL).unwrap();
+    };
+    let (answer, ()) = tokio::join!(server.driver.start(lost), killed);
+    let error = answer.expect_err("nobody started it").to_string();
+    println!("told: {error}");
+    assert!(
+        error.contains("the spawner process ended") && error.contains("try again"),
+        "{error}"
+    );
+    let next = world.spec(LIVES);
+    server.driver.start(next.clone()).await.unwrap();
+    let listed = server.driver.list().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].id, next.id);
+    let report = world.down();
+    assert_eq!(report.instances_stopped, 1);
+}
+
+/// Ten starts are under way when the keeper dies: each is answered, and what runs afterwards is what the next keeper lists.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keeper_killed_while_instances_start() {
+    if !possible("a_keeper_killed_while_instances_start") {
+        return;
+    }
+    let mut world = World::new();
+    let server = world.server().await;
+    full_pool(&server).await;
+    let keeper = server.driver.status().await.unwrap().pid;
+    let specs: Vec<_> = (0..10).map(|_| world.spec(LIVES)).collect();
+    let starts = specs.iter().map(|spec| server.driver.start(spec.clone()));
+    let killed = async {
+        until("starts to be under way", async || {
+            world.status().is_none_or(|status| status.instances > 0)
+        })
+        .await;
+        keeper_world::kill(keeper);
+    };
+    let (answers, ()) = tokio::join!(futures_util::future::join_all(starts), killed);
+    let mut running = Vec::new();
+    for (spec, answer) in specs.iter().zip(answers) {
+        match answer {
+            Ok(_) => running.push(spec.id.clone()),
+            Err(error) => println!("told: {error}"),
+        }
+    }
+    let after = server.driver.status().await.unwrap();
+    assert_ne!(after.pid, keeper);
+    let listed = server.driver.list().await.unwrap();
+    for id in &running {
+        assert!(
+            listed.iter().any(|seen| seen.id == *id),
+            "{id} was started and is not there"
+        );
+    }
+    // A start that failed may be asked for again, as the loops do with another id.
+    let next = world.spec(LIVES);
+    server.driver.start(next.clone()).await.unwrap();
+    world.down();
+}
+
+/// The keeper dies while an instance has its time to end: it ends all the same, and its end is told once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keeper_killed_while_an_instance_stops() {
+    if !possible("a_keeper_killed_while_an_instance_stops") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    let spec = world.spec("trap 'echo told' TERM; while :; do sleep 0.01; done");
+    server.driver.start(spec.clone()).await.unwrap();
+    let instance = server.driver.list().await.unwrap()[0].pid;
+    until("the handler", async || {
+        utsuwa_runtime::sandbox::has_sigterm_handler(instance).unwrap()
+    })
+    .await;
+    let keeper = server.driver.status().await.unwrap().pid;
+    let killed = async {
+        until("the signal to be there", async || {
+            let logs = std::fs::read_dir(world.logs_of_service())
+                .into_iter()
+                .flatten();
+            let mut texts = logs
+                .flatten()
+                .filter_map(|file| std::fs::read(file.path()).ok());
+            texts.any(|text| text.windows(4).any(|part| part == b"told"))
+        })
+        .await;
+        keeper_world::kill(keeper);
+    };
+    let grace = Duration::from_millis(1500);
+    let (answer, ()) = tokio::join!(server.driver.stop(spec.id.clone(), grace), killed);
+    println!("told: {answer:?}");
+    assert_ne!(server.driver.status().await.unwrap().pid, keeper);
+    // As the loops do: what is not known to have ended is stopped again.
+    server
+        .driver
+        .stop(spec.id.clone(), Duration::from_millis(100))
+        .await
+        .unwrap();
+    let (ended, exit, _) = server.exit().await;
+    assert_eq!(ended, spec.id);
+    assert!(
+        matches!(exit, Exit::Signal(9) | Exit::Unknown { .. }),
+        "{exit:?}"
+    );
+    server.no_more_exits().await;
+    assert!(server.driver.list().await.unwrap().is_empty());
+    world.down();
+}
