@@ -59,7 +59,7 @@ pub(crate) enum ToSandbox {
     Attached,
     /// Become an instance. Descriptors: `[root, shm, stdout, stderr]`, then `runsc` for gVisor, or shared volumes, or one more
     /// for a zygote.
-    Launch(Launch),
+    Launch(Box<Launch>),
     /// After [`Self::Launch`], if that has host directories. Descriptors: a mount for each.
     HostDirs,
 }

@@ -179,7 +179,7 @@ impl Starter {
         let overlay = overlay_began.elapsed();
         let shared = self.shared.mounts(member, &spec.volumes, uid_base)?;
         let seen_at = spec.host_dirs.iter().flat_map(|dir| &dir.mounts);
-        let launch = ToSandbox::Launch(Launch {
+        let launch = ToSandbox::Launch(Box::new(Launch {
             args: spec.process.args.clone(),
             env: spec.process.env.clone(),
             cwd: spec.process.cwd.clone(),
@@ -191,7 +191,7 @@ impl Starter {
             zygote: spec.zygote.clone(),
             one_id: self.ids.count() == 1,
             processes: (!self.cgroups.limits()).then_some(spec.limits.pids),
-        });
+        }));
         let (ear, mouth) = spec.zygote.as_ref().map(Ear::make).transpose()?.unzip();
         let control = Channel::from(control);
         self.attached.push_back(root.upper.clone());
