@@ -6,6 +6,7 @@
 //! Invariants: 1. Like the real one it can be asked twice: starting a running id and stopping a gone one is no error.
 //! 2. Every instance that ends sends exactly one event.
 
+mod controls;
 mod parked;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -97,37 +98,6 @@ impl FakeDriver {
                 now: Box::new(now),
             }),
         }
-    }
-
-    /// The next `call` fails with `error`; repeated, the one after it too.
-    pub fn fail_next(&self, call: Call, error: DriverError) {
-        self.inner
-            .world
-            .lock()
-            .failures
-            .entry(call)
-            .or_default()
-            .push_back(error);
-    }
-
-    /// How long every start takes.
-    pub fn start_takes(&self, time: Duration) {
-        self.inner.world.lock().start_takes = time;
-    }
-
-    /// How long every stop takes: until then it runs.
-    pub fn stop_takes(&self, time: Duration) {
-        self.inner.world.lock().stop_takes = time;
-    }
-
-    /// Programs end like this as soon as they were started; `None`: they run.
-    pub fn exit_at_start(&self, exit: Option<(Exit, Vec<String>)>) {
-        self.inner.world.lock().exit_at_start = exit;
-    }
-
-    /// Sets or clears the gate before calls.
-    pub fn gate(&self, gate: Option<Gate>) {
-        self.inner.world.lock().gate = gate;
     }
 
     /// Ids that run now.

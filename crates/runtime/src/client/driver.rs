@@ -12,14 +12,14 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
+use utsuwa_model::InstanceId;
 use utsuwa_model::instance::{InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
 use utsuwa_model::quantity::MilliCpu;
-use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 
 use super::connection::Connection;
 use super::internal::InternalEvent;
 use super::link::{ConnectError, KeeperLink};
-use super::shared::{Answer, Call, Shared, Unpacked, superseded, unexpected};
+use super::shared::{Answer, Call, Shared, superseded, unexpected};
 use super::sockets::{READY, SocketCache};
 use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 use crate::keeper::protocol::{Op, Reply, Status};
@@ -107,69 +107,6 @@ impl SandboxDriver {
     /// [`DriverError`]; it is then told again to the next server.
     pub async fn acknowledge(&self, id: &InstanceId) -> Result<(), DriverError> {
         self.call(Op::AckExit { id: id.clone() }, Vec::new())
-            .await
-            .map(|_| ())
-    }
-
-    /// Unpacks a layer into the image store. `blob` is read from its current position.
-    ///
-    /// # Errors
-    /// [`DriverError::Refused`] for a layer that is not what its digest promises.
-    pub async fn unpack(
-        &self,
-        diff_id: &str,
-        media_type: &str,
-        blob: OwnedFd,
-    ) -> Result<Unpacked, DriverError> {
-        let op = Op::Unpack {
-            diff_id: diff_id.to_owned(),
-            media_type: media_type.to_owned(),
-        };
-        match self.call(op, vec![blob]).await? {
-            (
-                Reply::Unpacked {
-                    entries,
-                    bytes,
-                    skipped,
-                },
-                _,
-            ) => Ok(Unpacked {
-                entries,
-                bytes,
-                skipped,
-            }),
-            // There already.
-            (Reply::Done, _) => Ok(Unpacked::default()),
-            other => Err(unexpected(&other.0)),
-        }
-    }
-
-    /// Deletes an unpacked layer that no revision needs.
-    ///
-    /// # Errors
-    /// [`DriverError`].
-    pub async fn remove_layer(&self, diff_id: &str) -> Result<(), DriverError> {
-        self.call(
-            Op::RemoveLayer {
-                diff_id: diff_id.to_owned(),
-            },
-            Vec::new(),
-        )
-        .await
-        .map(|_| ())
-    }
-
-    /// Deletes all that instances of a service wrote, if the last of it was written before `before`.
-    ///
-    /// # Errors
-    /// [`DriverError::Exhausted`] while an instance may still write.
-    pub async fn remove_logs(
-        &self,
-        service: &ServiceKey,
-        before: Option<Timestamp>,
-    ) -> Result<(), DriverError> {
-        let service = service.clone();
-        self.call(Op::RemoveLogs { service, before }, Vec::new())
             .await
             .map(|_| ())
     }

@@ -18,6 +18,7 @@ mod link;
 mod listening;
 mod shared;
 mod sockets;
+mod storage;
 
 pub use driver::SandboxDriver;
 pub use internal::InternalEvent;

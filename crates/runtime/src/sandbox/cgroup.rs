@@ -11,6 +11,7 @@
 
 mod delegated;
 mod freeze;
+mod limits;
 mod oom;
 mod swap;
 mod tree;
@@ -25,6 +26,7 @@ use utsuwa_model::instance::Limits;
 
 pub(crate) use delegated::delegated;
 pub use freeze::{FreezeError, freezer};
+use limits::{limit_sockets, optional};
 pub(crate) use tree::{Hierarchy, hierarchies};
 use tree::{
     NEEDED, Tree, enable_controllers, make_directory, remove_directories, remove_directory,
@@ -384,30 +386,6 @@ impl SandboxCgroup {
     /// [`SpawnError::Sys`] naming the directory.
     pub fn remove(&self) -> Result<(), SpawnError> {
         remove_directories(&self.tree)
-    }
-}
-
-/// What the kernel keeps for TCP connections is counted apart from memory on v1, and not at all until it has a limit.
-fn limit_sockets(memory: &Path, bytes: u64) -> Result<(), SpawnError> {
-    let file = memory.join("memory.kmem.tcp.limit_in_bytes");
-    optional(write_file(file, &bytes.to_string()), memory)
-}
-
-fn optional(result: io::Result<()>, directory: &Path) -> Result<(), SpawnError> {
-    match result {
-        Err(error)
-            if !matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-            ) =>
-        {
-            Err(SpawnError::sys(
-                "write",
-                error,
-                format!("set limits in {}", directory.display()),
-            ))
-        }
-        _ => Ok(()),
     }
 }
 

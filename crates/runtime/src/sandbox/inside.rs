@@ -15,24 +15,26 @@
 
 mod gvisor;
 mod host_dirs;
+mod messages;
 mod tree;
 mod volumes;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
-use serde::{Deserialize, Serialize};
-use utsuwa_model::instance::{Kernel, MemoryVolume, MountPoint, Zygote};
+use utsuwa_model::instance::Kernel;
 
 use super::process::POOLED_NAME;
 use super::walls::Wall;
 use super::{files, program, seccomp, sys, user, zygote};
 use crate::spawner::SpawnError;
 use crate::spawner::protocol::Channel;
+
+pub(crate) use messages::{FromSandbox, Launch, ToSandbox};
 
 /// What root in an instance may do, over its own files, ids and ports only: change owners and modes (package managers, apps
 /// that prepare their directories), switch to another user (nginx, postgres), bind low ports, signal its processes, give up
@@ -51,65 +53,6 @@ pub(crate) const KEPT: CapabilitySet = CapabilitySet::CHOWN
 /// Open files per container (Cloud Run's limit).
 pub(crate) const OPEN_FILES: u64 = 25_000;
 const SELF: i32 = 3;
-
-/// To the process in the sandbox.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) enum ToSandbox {
-    /// It is in its cgroups: go to the waiting room.
-    Attached,
-    /// Become an instance. Descriptors: `[root, shm, stdout, stderr]`, then `runsc` for gVisor, or shared volumes, or one more
-    /// for a zygote.
-    Launch(Box<Launch>),
-    /// After [`Self::Launch`], if that has host directories. Descriptors: a mount for each.
-    HostDirs,
-}
-
-/// The program and how to run it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Launch {
-    pub(crate) args: Vec<String>,
-    pub(crate) env: Vec<String>,
-    pub(crate) cwd: String,
-    pub(crate) user: String,
-    #[serde(default)]
-    pub(crate) volumes: Vec<MemoryVolume>,
-    /// Where the directories of the host are to be seen, whose mounts follow.
-    #[serde(default)]
-    pub(crate) host_dirs: Vec<MountPoint>,
-    #[serde(default)]
-    pub(crate) kernel: Kernel,
-    /// Names of the instance's containers, where there are several: each reaches the others on loopback.
-    #[serde(default)]
-    pub(crate) containers: Vec<String>,
-    #[serde(default)]
-    pub(crate) zygote: Option<Zygote>,
-    /// The image's users are all one: there is no other id.
-    #[serde(default)]
-    pub(crate) one_id: bool,
-    /// Most processes of one user of the image, where no cgroup limits them together.
-    #[serde(default)]
-    pub(crate) processes: Option<u32>,
-}
-
-/// From the process in the sandbox.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) enum FromSandbox {
-    /// In the waiting room.
-    Staged,
-    /// The next thing is exec: end of file after this means it happened. `mounts`: time until the root was complete.
-    /// `volumes`: so many it has. `kernel`: the one its program runs on.
-    Executing {
-        mounts: Duration,
-        #[serde(default)]
-        volumes: usize,
-        #[serde(default)]
-        kernel: Kernel,
-        /// Whether it does what [`Launch::zygote`] asked for.
-        #[serde(default)]
-        zygote: bool,
-    },
-    Failed(SpawnError),
-}
 
 /// What a sandbox's process knows from its maker.
 #[derive(Debug)]

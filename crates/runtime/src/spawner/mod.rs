@@ -17,6 +17,7 @@ pub mod error;
 mod housekeeper;
 mod joining;
 mod making;
+mod pending;
 pub mod protocol;
 mod shared;
 mod starter;

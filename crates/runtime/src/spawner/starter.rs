@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
 use utsuwa_model::host_dir::HostDir;
-use utsuwa_model::instance::{InstanceSpec, Kernel, StartPhases};
+use utsuwa_model::instance::{InstanceSpec, Kernel};
 
+use super::pending::Pending;
 use super::protocol::{Channel, Member, Op, Reply, Request, SpawnError};
 use super::shared::{self, Shared};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
 use crate::rootless::{Ids, is_rootless};
 use crate::sandbox::cgroup::Cgroups;
-use crate::sandbox::inside::{FromSandbox, Launch, ToSandbox};
+use crate::sandbox::inside::{Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
 use crate::sandbox::probe::Features;
 use crate::sandbox::walls::Wall;
@@ -32,38 +33,6 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 const ATTACHED_LIMIT: usize = 64;
 /// Nothing came for this long: time for the unmounts, each of which waits for the kernel's RCU.
 const IDLE: Duration = Duration::from_millis(20);
-
-#[derive(Debug)]
-struct Pending {
-    request: u64,
-    control: Channel,
-    began: Instant,
-    memory_limit: u64,
-    cgroup: crate::sandbox::cgroup::SandboxCgroup,
-    overlay: Duration,
-    /// Time the sandbox took for its mounts, once it said that exec is next.
-    executing: Option<Duration>,
-    /// How many volumes it shall have.
-    volumes: usize,
-    kernel: Kernel,
-    upper: String,
-    /// Of a zygote.
-    ear: Option<Ear>,
-    /// Its program runs; it is waited for until it is parked.
-    parking: bool,
-}
-
-impl Pending {
-    /// Where the time went, now that it is started.
-    fn phases(&self) -> StartPhases {
-        let rootfs = self.overlay + self.executing.unwrap_or_default();
-        StartPhases {
-            sandbox: Duration::ZERO,
-            rootfs,
-            exec: self.began.elapsed().saturating_sub(rootfs),
-        }
-    }
-}
 
 /// One request to start.
 struct Asked {
@@ -232,62 +201,6 @@ impl Starter {
         });
         Ok(())
     }
-
-    /// The sandbox's socket has something: a message, or the end.
-    fn advance(pending: &mut Pending) -> Option<Result<StartPhases, SpawnError>> {
-        if pending.parking {
-            let said = pending.ear.as_ref().map_or(Ok(()), Ear::listen);
-            return Some(said.map(|()| pending.phases()));
-        }
-        match pending.control.receive::<FromSandbox>() {
-            Ok(Some((
-                FromSandbox::Executing {
-                    mounts,
-                    volumes,
-                    kernel,
-                    zygote,
-                },
-                _,
-            ))) => {
-                if pending.ear.is_some() && !zygote {
-                    return Some(Err(SpawnError::SandboxGone {
-                        detail: "it was made by an older build, which parks nothing".to_owned(),
-                    }));
-                }
-                if volumes != pending.volumes || kernel != pending.kernel {
-                    // Pooled by a build that knew no volumes or no gVisor: an app must not write to its root what it believes
-                    // to be elsewhere, nor run on a kernel that was not asked for.
-                    return Some(Err(SpawnError::SandboxGone {
-                        detail: "it was made by an older build, which can't start this".to_owned(),
-                    }));
-                }
-                pending.executing = Some(mounts);
-                None
-            }
-            Ok(Some((FromSandbox::Failed(error), _))) => Some(Err(error)),
-            Ok(Some((FromSandbox::Staged, _))) => None,
-            Ok(None) => Some(match pending.executing {
-                Some(_) if pending.ear.as_ref().and_then(Ear::parking).is_some() => {
-                    pending.parking = true;
-                    return None;
-                }
-                Some(_) => Ok(pending.phases()),
-                None if pending.cgroup.oom_kills().is_some_and(|kills| kills > 0) => {
-                    Err(SpawnError::MemoryLimit {
-                        limit: pending.memory_limit,
-                    })
-                }
-                None => Err(SpawnError::SandboxGone {
-                    detail: "its control socket closed".to_owned(),
-                }),
-            }),
-            Err(error) => Some(Err(SpawnError::sys(
-                "recvmsg",
-                error,
-                "control socket of a sandbox",
-            ))),
-        }
-    }
 }
 
 impl Worker for Starter {
@@ -369,7 +282,7 @@ impl Worker for Starter {
     }
 
     fn wake(&mut self, channel: &Channel, index: usize) {
-        let Some(result) = self.pending.get_mut(index).and_then(Self::advance) else {
+        let Some(result) = self.pending.get_mut(index).and_then(Pending::advance) else {
             return;
         };
         let done = self.pending.remove(index);

@@ -1,0 +1,41 @@
+//! What a test tells the driver to do next.
+
+use std::time::Duration;
+
+use utsuwa_model::instance::Exit;
+
+use super::{Call, FakeDriver, Gate};
+use crate::driver::DriverError;
+
+impl FakeDriver {
+    /// The next `call` fails with `error`; repeated, the one after it too.
+    pub fn fail_next(&self, call: Call, error: DriverError) {
+        self.inner
+            .world
+            .lock()
+            .failures
+            .entry(call)
+            .or_default()
+            .push_back(error);
+    }
+
+    /// How long every start takes.
+    pub fn start_takes(&self, time: Duration) {
+        self.inner.world.lock().start_takes = time;
+    }
+
+    /// How long every stop takes: until then it runs.
+    pub fn stop_takes(&self, time: Duration) {
+        self.inner.world.lock().stop_takes = time;
+    }
+
+    /// Programs end like this as soon as they were started; `None`: they run.
+    pub fn exit_at_start(&self, exit: Option<(Exit, Vec<String>)>) {
+        self.inner.world.lock().exit_at_start = exit;
+    }
+
+    /// Sets or clears the gate before calls.
+    pub fn gate(&self, gate: Option<Gate>) {
+        self.inner.world.lock().gate = gate;
+    }
+}

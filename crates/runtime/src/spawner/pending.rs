@@ -1,0 +1,98 @@
+//! A start under way: what its sandbox has said, and what is to be heard yet.
+
+use std::time::{Duration, Instant};
+
+use utsuwa_model::instance::{Kernel, StartPhases};
+
+use super::protocol::{Channel, SpawnError};
+use crate::sandbox::inside::FromSandbox;
+use crate::sandbox::zygote::Ear;
+
+/// Driven by the sandbox's socket: `Executing`, then end of file (exec happened) or `Failed`.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) request: u64,
+    pub(super) control: Channel,
+    pub(super) began: Instant,
+    pub(super) memory_limit: u64,
+    pub(super) cgroup: crate::sandbox::cgroup::SandboxCgroup,
+    pub(super) overlay: Duration,
+    /// Time the sandbox took for its mounts, once it said that exec is next.
+    pub(super) executing: Option<Duration>,
+    /// How many volumes it shall have.
+    pub(super) volumes: usize,
+    pub(super) kernel: Kernel,
+    pub(super) upper: String,
+    /// Of a zygote.
+    pub(super) ear: Option<Ear>,
+    /// Its program runs; it is waited for until it is parked.
+    pub(super) parking: bool,
+}
+
+impl Pending {
+    /// Where the time went, now that it is started.
+    fn phases(&self) -> StartPhases {
+        let rootfs = self.overlay + self.executing.unwrap_or_default();
+        StartPhases {
+            sandbox: Duration::ZERO,
+            rootfs,
+            exec: self.began.elapsed().saturating_sub(rootfs),
+        }
+    }
+
+    /// The sandbox's socket has something: a message, or the end.
+    pub(super) fn advance(&mut self) -> Option<Result<StartPhases, SpawnError>> {
+        if self.parking {
+            let said = self.ear.as_ref().map_or(Ok(()), Ear::listen);
+            return Some(said.map(|()| self.phases()));
+        }
+        match self.control.receive::<FromSandbox>() {
+            Ok(Some((
+                FromSandbox::Executing {
+                    mounts,
+                    volumes,
+                    kernel,
+                    zygote,
+                },
+                _,
+            ))) => {
+                if self.ear.is_some() && !zygote {
+                    return Some(Err(SpawnError::SandboxGone {
+                        detail: "it was made by an older build, which parks nothing".to_owned(),
+                    }));
+                }
+                if volumes != self.volumes || kernel != self.kernel {
+                    // Pooled by a build that knew no volumes or no gVisor: an app must not write to its root what it believes
+                    // to be elsewhere, nor run on a kernel that was not asked for.
+                    return Some(Err(SpawnError::SandboxGone {
+                        detail: "it was made by an older build, which can't start this".to_owned(),
+                    }));
+                }
+                self.executing = Some(mounts);
+                None
+            }
+            Ok(Some((FromSandbox::Failed(error), _))) => Some(Err(error)),
+            Ok(Some((FromSandbox::Staged, _))) => None,
+            Ok(None) => Some(match self.executing {
+                Some(_) if self.ear.as_ref().and_then(Ear::parking).is_some() => {
+                    self.parking = true;
+                    return None;
+                }
+                Some(_) => Ok(self.phases()),
+                None if self.cgroup.oom_kills().is_some_and(|kills| kills > 0) => {
+                    Err(SpawnError::MemoryLimit {
+                        limit: self.memory_limit,
+                    })
+                }
+                None => Err(SpawnError::SandboxGone {
+                    detail: "its control socket closed".to_owned(),
+                }),
+            }),
+            Err(error) => Some(Err(SpawnError::sys(
+                "recvmsg",
+                error,
+                "control socket of a sandbox",
+            ))),
+        }
+    }
+}
