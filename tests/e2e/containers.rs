@@ -88,11 +88,14 @@ fn a_sidecar_serves_its_app_and_shares_its_life() {
     assert_eq!(server.get("pair", "/").0, 200);
     assert_eq!(pids(), Some([app, side]), "adopted whole");
     let said = server.ok(&["logs", "pair"]);
-    assert!(
-        said.lines()
-            .any(|line| line.contains(" side ") && line.contains("hello listens on port 7000")),
-        "{said}"
-    );
+    for (name, port) in [("side", 7000), ("app", 9000)] {
+        let (name, listens) = (format!(" {name} "), format!("hello listens on port {port}"));
+        assert!(
+            said.lines()
+                .any(|line| line.contains(&name) && line.contains(&listens)),
+            "{said}"
+        );
+    }
 
     kill_9(side);
     until("the end is told by name", Duration::from_secs(20), || {

@@ -53,7 +53,7 @@ const REFUSED: &[(&[&str], &str)] = &[
             "remove-volume-mount",
             "clear-volume-mounts",
         ],
-        "not built as a flag yet: the API takes volumes in memory, for example with `gcloud run deploy` or `services replace FILE`",
+        "not built as a flag yet: the API takes volumes in memory and allowed directories of the host, for example with `gcloud run deploy` or `services replace FILE`",
     ),
     (
         &[
@@ -87,10 +87,12 @@ const REFUSED: &[(&[&str], &str)] = &[
         LATER,
     ),
     (
+        &["container", "remove-containers", "depends-on"],
+        "not built as a flag yet: the API takes several containers, for example with `gcloud run deploy --container` or \
+         `gcloud run services replace FILE`",
+    ),
+    (
         &[
-            "container",
-            "remove-containers",
-            "depends-on",
             "gpu",
             "gpu-type",
             "gpu-zonal-redundancy",

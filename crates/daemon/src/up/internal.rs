@@ -168,6 +168,10 @@ impl Inside {
             .or_else(|| report.revision.clone());
         let (written, on_disk) = tokio::sync::oneshot::channel();
         match known {
+            // Not a word of the app's was run: its end is nothing to its users.
+            Some(_) if report.parked => {
+                let _ = written.send(());
+            }
             Some(revision) => {
                 self.journal.note(Happening {
                     at: report.at,

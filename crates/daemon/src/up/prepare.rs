@@ -148,6 +148,14 @@ fn check_host_dir(rule: &HostDir, data_dir: &Path) -> anyhow::Result<()> {
             hint,
         ))
     };
+    if let Ok(real) = std::fs::canonicalize(&rule.path)
+        && real != Path::new(&rule.path)
+    {
+        return refuse(
+            &format!("links lead from there to {}", real.display()),
+            "name that directory itself, if it is what services may see",
+        );
+    }
     match sandbox::host_dirs::owner(rule) {
         Err(error) => refuse(&error.to_string(), "make it, or leave the rule out"),
         Ok((0, _)) if rule.writable => refuse(

@@ -177,7 +177,7 @@ impl Connection {
     fn learn_of_instance(&self, op: &Op, result: &Result<Reply, KeeperError>) {
         match (op, result) {
             (
-                Op::Start { spec } | Op::StartGroup { spec },
+                Op::Start { spec } | Op::StartWhole { spec },
                 Ok(Reply::Started { address, pid, .. }),
             ) => {
                 self.shared.sockets.lives(&spec.id, *address);

@@ -147,6 +147,7 @@ impl Keeper {
         });
         self.at(deadline, Timer::Ending);
         self.thaw_all();
+        self.end_parked();
     }
 
     /// One look at an end under way: what can be done next?

@@ -4,6 +4,7 @@
 //! leaves one that is taken for parked and stopped, never one that waits for ever.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use utsuwa_model::InstanceId;
 
@@ -13,6 +14,18 @@ use super::protocol::{KeeperError, Reply};
 use crate::sandbox::zygote;
 
 impl Keeper {
+    /// Who takes over may be of an earlier build, and would wait for an app that nobody lets go on.
+    pub(super) fn end_parked(&mut self) {
+        let parked = self.instances.values().map(|one| &one.record.spec);
+        let parked: Vec<InstanceId> = parked
+            .filter(|spec| spec.parks())
+            .map(|spec| spec.id.clone())
+            .collect();
+        for id in parked {
+            self.stop_instance(&id, Duration::ZERO);
+        }
+    }
+
     pub(crate) fn go_on(&mut self, session: u32, request: u64, id: &InstanceId) {
         let result = self.let_go_on(id);
         let went = matches!(result, Ok(true));

@@ -14,7 +14,7 @@ mod report;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
-use utsuwa_model::instance::{InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::instance::{InstanceObservation, InstanceSpec, Kernel, RootfsSpec, StartPhases};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
 
@@ -23,12 +23,15 @@ use crate::network::NetInfo;
 pub use report::{ExitReport, Stop};
 
 /// Version of this protocol. 2: [`Op::ReleaseIds`], [`Op::RemoveLogs`], [`Op::SetCpu`], [`Op::EndServer`], [`FromKeeper::Leave`].
-/// 3: [`Op::Freeze`], [`Op::Thaw`], [`Op::Reclaim`]. 4: [`Op::StartGroup`], [`Op::StartContainer`].
+/// 3: [`Op::Freeze`], [`Op::Thaw`], [`Op::Reclaim`]. 4: [`Op::StartWhole`], [`Op::StartContainer`],
+/// [`Op::GoOn`].
 pub const VERSION: u32 = 4;
 /// Oldest version still answered.
 pub const OLDEST: u32 = 1;
 /// A server of an older version would never thaw what another one had frozen.
 pub(crate) const KNOWS_TIERS: u32 = 3;
+/// One of an older version takes a parked instance for one that serves.
+pub(crate) const KNOWS_PARKED: u32 = 4;
 /// The version that brought [`FromKeeper::Leave`]; servers of earlier ones get a signal instead.
 pub(crate) const LEAVE_SINCE: u32 = 2;
 /// Instances in one page of [`Reply::List`].
@@ -84,8 +87,9 @@ pub enum Op {
     Start {
         spec: Box<InstanceSpec>,
     },
-    /// The same for an instance of several containers, once those run that don't wait for another.
-    StartGroup {
+    /// The same for an instance of several containers, once those run that don't wait for another; and for any that an older keeper
+    /// would start without what it doesn't know: on the host's kernel, or without a directory of the host.
+    StartWhole {
         spec: Box<InstanceSpec>,
     },
     /// Starts a container that waits, by its number. Reply [`Reply::Done`] once its program runs.
@@ -195,11 +199,11 @@ pub enum Op {
 }
 
 impl Op {
-    /// An operation of its own for several containers: a keeper that knows one only must not leave the others out.
+    /// An operation of its own for what an older keeper would leave out without a word.
     pub(crate) fn start(spec: InstanceSpec) -> Self {
         let spec = Box::new(spec);
-        if spec.group.is_some() {
-            Self::StartGroup { spec }
+        if spec.group.is_some() || spec.kernel != Kernel::Host || !spec.host_dirs.is_empty() {
+            Self::StartWhole { spec }
         } else {
             Self::Start { spec }
         }

@@ -28,7 +28,7 @@ impl Keeper {
             .get(&session)
             .is_some_and(|session| session.uid == 0);
         let result = match op {
-            Op::Start { spec } | Op::StartGroup { spec } => match super::group::check(&spec) {
+            Op::Start { spec } | Op::StartWhole { spec } => match super::group::check(&spec) {
                 Ok(()) => return self.start(session, request, *spec),
                 Err(error) => Err(error),
             },

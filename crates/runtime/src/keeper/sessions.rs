@@ -12,8 +12,8 @@ use serde_json::value::RawValue;
 use super::core::{Keeper, Token, Watch};
 use super::link::Link;
 use super::protocol::{
-    ClientKind, Event, FromKeeper, KNOWS_TIERS, KeeperError, LEAVE_SINCE, OLDEST, Op, Reply,
-    ToKeeper, VERSION, agree,
+    ClientKind, Event, FromKeeper, KNOWS_PARKED, KNOWS_TIERS, KeeperError, LEAVE_SINCE, OLDEST, Op,
+    Reply, ToKeeper, VERSION, agree,
 };
 use crate::network::Gateway;
 use crate::spawner::protocol::Channel;
@@ -248,6 +248,9 @@ impl Keeper {
         tracing::info!(build, "a server connected");
         if version < KNOWS_TIERS {
             self.thaw_all();
+        }
+        if version < KNOWS_PARKED {
+            self.end_parked();
         }
         self.tell_server(holds);
         Ok(())

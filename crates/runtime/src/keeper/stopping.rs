@@ -218,6 +218,7 @@ impl Keeper {
             at,
             last_lines: last_of(out, err),
             stop: instance.stop,
+            parked: instance.record.spec.parks(),
         };
         tracing::info!(%id, container = report.container, exit = %report.exit.describe(), "instance ended");
         instance.record.exit = Some(report.clone());

@@ -40,12 +40,16 @@ pub fn owner(rule: &HostDir) -> io::Result<(u32, u32)> {
     Ok((stat.st_uid, stat.st_gid))
 }
 
-/// The operator wrote the path: links in it are followed.
+/// No link is followed, in none of its parts: below another rule a service may have put one there since the operator looked.
 fn open(rule: &HostDir) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(
-        rule.path.as_str(),
+    let path = rule.path.as_str();
+    let resolve = ResolveFlags::NO_SYMLINKS;
+    Ok(rustix::fs::openat2(
+        rustix::fs::CWD,
+        path,
         DIRECTORY,
         Mode::empty(),
+        resolve,
     )?)
 }
 

@@ -8,7 +8,8 @@
 //! 1. Nothing that the image contains is looked at before the process has the instance's own ids and root; from then on
 //!    links in the image can lead nowhere but into the image.
 //! 2. Mount targets in the image are opened without following any link.
-//! 3. No descriptor but 0, 1 and 2 (and a zygote's own two, which it closes) survives exec, no signal is blocked or ignored, no privilege is left beyond [`KEPT`].
+//! 3. No descriptor but 0, 1 and 2 (and a zygote's: a parked one closes its two before anything of the
+//!    app runs, one that learns keeps one) survives exec, no signal is blocked or ignored, no privilege is left beyond [`KEPT`].
 //! 4. After the waiting room, launching makes no `umount`: unmounting waits for the kernel's RCU.
 //!
 //! Failure: sent as [`FromSandbox::Failed`], then the process ends.

@@ -146,6 +146,8 @@ impl Starter {
         let overlay_began = Instant::now();
         let root = rootfs::mount(names, uid_base, spec.limits.memory.0, asked.sandbox)?;
         let overlay = overlay_began.elapsed();
+        // Whatever fails from here on, it is let go of in its turn.
+        self.attached.push_back(root.upper.clone());
         let shared = self.shared.mounts(member, &spec.volumes, uid_base)?;
         let seen_at = spec.host_dirs.iter().flat_map(|dir| &dir.mounts);
         let launch = ToSandbox::Launch(Box::new(Launch {
@@ -163,7 +165,6 @@ impl Starter {
         }));
         let (ear, mouth) = spec.zygote.as_ref().map(Ear::make).transpose()?.unzip();
         let control = Channel::from(control);
-        self.attached.push_back(root.upper.clone());
         let own = [&root.root, &root.shm, &stdout, &stderr];
         let given: Vec<BorrowedFd<'_>> = own
             .into_iter()

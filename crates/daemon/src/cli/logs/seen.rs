@@ -16,8 +16,8 @@ pub(super) struct Seen {
     /// Nothing before it is wanted: the first line's time, or when the first connection was made if nothing was there yet.
     floor: Timestamp,
     again: bool,
-    /// The last number of each stream of each instance.
-    last: BTreeMap<(String, String), u64>,
+    /// The last number of each stream of each container: instance, container, stream.
+    last: BTreeMap<(String, String, String), u64>,
     /// The numbers of Utsuwa's own lines, of all instances together: first and last of each range.
     ours: BTreeMap<u64, u64>,
 }
@@ -58,7 +58,11 @@ impl Seen {
         if stream == "utsuwa" {
             return self.is_new_of_ours(sequence);
         }
-        let key = (text_at(record, "instance"), stream);
+        let key = (
+            text_at(record, "instance"),
+            text_at(record, "container"),
+            stream,
+        );
         let new = match self.last.get(&key) {
             Some(last) => sequence > *last,
             None => !self.again || at.is_none_or(|at| at > self.floor),
@@ -104,6 +108,18 @@ mod tests {
             "stream": stream,
             "sequence": sequence,
         }))
+    }
+
+    #[test]
+    fn containers_count_by_themselves() {
+        let mut seen = Seen::new(at(0));
+        for container in ["side", "app"] {
+            let line = json!({
+                "at": at(1).to_string(), "instance": "a", "container": container, "stream": "stdout", "sequence": 1,
+            });
+            assert!(seen.is_new(&line), "{container}");
+            assert!(!seen.is_new(&line), "{container}, again");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::Violations;
 use crate::host_dir::HostDir;
-use crate::service::{RevisionTemplate, VolumeMount, VolumeSource};
+use crate::service::{Container, RevisionTemplate, VolumeMount, VolumeSource};
 
 pub(super) fn check(template: &RevisionTemplate, context: &Context<'_>, found: &mut Violations) {
     let unchanged = context
@@ -26,8 +26,13 @@ pub(super) fn check(template: &RevisionTemplate, context: &Context<'_>, found: &
                 found.add(&field, problem);
             }
         }
-        for mount in mounts() {
-            if let Some(other) = nested(template, mount) {
+        let of_each = template.containers.iter().flat_map(|container| {
+            let own = container.volume_mounts.iter();
+            own.filter(|mount| mount.name == volume.name)
+                .map(move |mount| (container, mount))
+        });
+        for (container, mount) in of_each {
+            if let Some(other) = nested(container, mount) {
                 found.add(
                     &field,
                     format!(
@@ -58,19 +63,14 @@ fn refusal(path: &str, to_write: bool, rules: &[HostDir]) -> Option<String> {
 }
 
 /// Another mount of the same container in this one, or around it.
-fn nested<'a>(template: &'a RevisionTemplate, mount: &VolumeMount) -> Option<&'a VolumeMount> {
+fn nested<'a>(container: &'a Container, mount: &'a VolumeMount) -> Option<&'a VolumeMount> {
     let parts = |path: &'a str| -> Vec<&'a str> {
         let parts = path.split('/');
         parts.filter(|p| !p.is_empty() && *p != ".").collect()
     };
-    let container = template
-        .containers
-        .iter()
-        .find(|c| c.volume_mounts.contains(mount))?;
-    let own = container.volume_mounts.iter().find(|m| *m == mount)?;
     let others = container.volume_mounts.iter().filter(|m| *m != mount);
     others.into_iter().find(|other| {
-        let (a, b) = (parts(&own.mount_path), parts(&other.mount_path));
+        let (a, b) = (parts(&mount.mount_path), parts(&other.mount_path));
         a != b && (a.starts_with(&b) || b.starts_with(&a))
     })
 }

@@ -23,6 +23,9 @@ pub struct ExitReport {
     /// It was asked to stop: `None` if it ended by itself, or a keeper was replaced meanwhile, or doesn't say.
     #[serde(default)]
     pub stop: Option<Stop>,
+    /// Nothing of its app had run yet: it was parked for a later start.
+    #[serde(default)]
+    pub parked: bool,
 }
 
 /// How an instance was made to stop.
@@ -48,6 +51,11 @@ impl ExitReport {
             Some(Stop::Overdue { grace }) if killed => format!(
                 "The instance was asked to stop (SIGTERM), did not end within {} s, and was killed (SIGKILL). An app should end \
                  on SIGTERM once it has finished what it is at.",
+                grace.as_secs_f64()
+            ),
+            Some(Stop::Overdue { grace }) if !self.container.is_empty() => format!(
+                "The instance was asked to stop (SIGTERM); not all of its containers ended within {} s, and the rest was killed \
+                 (SIGKILL).",
                 grace.as_secs_f64()
             ),
             Some(Stop::Unhandled) if killed => {
@@ -115,6 +123,7 @@ mod tests {
                 at: Timestamp(0),
                 last_lines: Vec::new(),
                 stop,
+                parked: false,
             };
             let line = report.log_line();
             assert!(
