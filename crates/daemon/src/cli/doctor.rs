@@ -213,6 +213,10 @@ fn tool(name: &'static str, why: &str, fix: &str) -> Finding {
 /// Whether services can have the execution environment gen1.
 fn gvisor() -> Finding {
     use utsuwa_runtime::sandbox::gvisor::{INSTALL, installed, try_out};
+    if !is_root() {
+        let says = "--execution-environment=gen1 needs a server that root started";
+        return finding("note", "gVisor", says.to_owned());
+    }
     match installed().and_then(|()| try_out()) {
         Ok(says) => finding("ok", "gVisor", format!("{says}: gen1 is there")),
         Err(why) => {
