@@ -91,7 +91,11 @@ fn apps_that_can_not_be_reached() {
         &server,
         "app",
         &hello(&[("HELLO_LISTEN", "127.0.0.1:8080")]),
-        &[NOT_LISTENING, "0.0.0.0"],
+        &[
+            NOT_LISTENING,
+            "The app listens on 127.0.0.1:8080 only",
+            "it must listen on 0.0.0.0:8080",
+        ],
     );
     fails(
         &server,
@@ -191,6 +195,7 @@ fn images_that_can_not_run_here() {
         output.status.code() == Some(1) && said.contains("127.0.0.1:1"),
         "{said}"
     );
+    assert!(said.contains("can't be pulled yet, trying again"), "{said}");
     server.finish();
 }
 

@@ -191,7 +191,22 @@ fn mistakes_are_told_with_what_was_meant() {
         &["--service-account", "no effect"],
     );
 
+    server.ok(&[
+        "deploy",
+        "afar",
+        "--image",
+        "utsuwa.local/hello",
+        "--region",
+        "europe-west1",
+        "--no-allow-unauthenticated",
+    ]);
+    let here = server.ok(&["services", "list", "--region", "asia-northeast1"]);
+    assert!(!here.contains("afar"), "{here}");
     let listed = server.ok(&["services", "list"]);
+    assert!(
+        listed.contains("afar") && listed.contains("europe-west1"),
+        "{listed}"
+    );
     for word in ["✔", "SERVICE", "hello", "asia-northeast1", "anonymous"] {
         assert!(listed.contains(word), "{word} is missing in: {listed}");
     }

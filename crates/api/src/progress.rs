@@ -34,6 +34,18 @@ pub(crate) fn pull(state: &ApiState, service: &Service) -> Option<PullInsight> {
     pull_of(state, &service.spec.template).filter(|_| waits)
 }
 
+/// Why the image that a service waits for could not be had yet, as the loop says that tries again.
+pub(crate) fn trouble(state: &ApiState, service: &Service) -> Option<String> {
+    if !service.status.conditions.iter().any(waits) {
+        return None;
+    }
+    let of_it = format!("{}/", service.key);
+    let lines = state.insight.loops().into_iter();
+    lines
+        .filter(|line| line.name == "revision" && line.key.starts_with(&of_it))
+        .find_map(|line| line.last_error)
+}
+
 fn waits(condition: &Condition) -> bool {
     condition.state == ConditionState::Unknown && condition.reason == PULLING
 }
@@ -135,6 +147,7 @@ mod tests {
         assert_eq!(messages, [told, told, "Not yet."]);
         let explain = format!("/utsuwa/v1/{SERVICES}/slow:explain");
         let (_, explained) = bench.call("GET", &explain, Value::Null).await;
+        assert_eq!(explained["trouble"], "registry.test: nobody answers");
         assert_eq!(
             explained["pull"],
             json!({"layers": 3, "layersReady": 1, "totalBytes": 80_100_000, "doneBytes": 12_400_000})

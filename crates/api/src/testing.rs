@@ -85,7 +85,7 @@ impl Insight for FixedInsight {
     }
 
     fn loops(&self) -> Vec<LoopInsight> {
-        vec![LoopInsight {
+        let line = LoopInsight {
             name: "service".to_owned(),
             key: "demo/asia-northeast1/hello".to_owned(),
             last_pass: Timestamp(1_700_000_000_000_000),
@@ -93,7 +93,14 @@ impl Insight for FixedInsight {
             because: "at rest".to_owned(),
             next_wake: None,
             last_error: None,
-        }]
+        };
+        let slow = LoopInsight {
+            name: "revision".to_owned(),
+            key: "demo/asia-northeast1/slow/slow-00001-abc".to_owned(),
+            last_error: Some("registry.test: nobody answers".to_owned()),
+            ..line.clone()
+        };
+        vec![line, slow]
     }
 }
 

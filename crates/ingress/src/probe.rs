@@ -13,6 +13,7 @@
 //! longer it takes: the pause is a fiftieth of the time gone, so waiting costs at most 2 % more than the app needs.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,11 +31,14 @@ use crate::instance::Instance;
 use crate::outside::Outside;
 use crate::pause::Pause;
 use crate::revision::Revision;
+use crate::seam::{InstanceNote, Weight};
 use crate::upstream::Upstream;
 
 const STARTUP: &str = "startup";
 /// Nothing that listens after so long is worth telling those who look.
 const NEWS: Duration = Duration::from_secs(1);
+/// An app that listens only where it can't be reached will hardly change its mind after so long.
+const SURELY: Duration = Duration::from_secs(3);
 
 const AGENT: &str = "utsuwa-startup-probe";
 
@@ -71,7 +75,8 @@ pub(crate) async fn run(
             health::watch(outside, revision, instance, route).await;
         }
         Err(tried) => {
-            let message = words(route, &tried);
+            let unreachable = loopback_only(outside, instance, route.port);
+            let message = words(route, &tried, unreachable);
             tracing::info!(revision = %revision.key, instance = %instance.id, %tried, "startup probe failed");
             revision.set_failed(&instance.id, message);
         }
@@ -191,6 +196,7 @@ async fn reach(
     let mut pause = Pause::new();
     let began = Instant::now();
     let mut attempts = 0_u64;
+    let mut told = false;
     loop {
         attempts += 1;
         let gone = began.elapsed();
@@ -208,6 +214,9 @@ async fn reach(
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {patience:?}"),
         };
+        if gone >= SURELY && !std::mem::replace(&mut told, true) {
+            tell_loopback_only(outside, instance, port);
+        }
         // Not of the first moments, which a wake goes through: there an app that isn't there yet is no news.
         if gone >= NEWS {
             let asks = || format!("connecting to port {port}");
@@ -316,16 +325,45 @@ async fn drain(upstream: &mut Upstream, body: &mut Incoming) -> bool {
     }
 }
 
+/// What to say of an instance that listens at `port` for itself alone.
+fn loopback_only(outside: &Outside, instance: &Instance, port: u16) -> Option<String> {
+    let all = outside.connect.listens_on(&instance.id);
+    let (alone, reachable): (Vec<&SocketAddr>, Vec<_>) = all
+        .iter()
+        .filter(|at| at.port() == port)
+        .partition(|at| at.ip().is_loopback());
+    let at = alone.first().filter(|_| reachable.is_empty())?;
+    Some(format!(
+        "The app listens on {at} only, where nothing outside its instance can reach it: it must listen on 0.0.0.0:{port}."
+    ))
+}
+
+/// In the service's log, long before the probe gives up.
+fn tell_loopback_only(outside: &Outside, instance: &Instance, port: u16) {
+    if let Some(text) = loopback_only(outside, instance, port) {
+        outside.log.noticed(InstanceNote {
+            at: outside.clock.now(),
+            revision: instance.revision.clone(),
+            instance: instance.id.clone(),
+            weight: Weight::Warning,
+            text,
+        });
+    }
+}
+
 /// Google's text (§1.8.6), then what was tried and what to do. Which revision it is about is said by who shows it.
-fn words(route: &RevisionRoute, tried: &str) -> String {
+fn words(route: &RevisionRoute, tried: &str, unreachable: Option<String>) -> String {
     match &route.startup.check {
         StartupCheck::None | StartupCheck::Tcp { .. } => {
             let port = route.port;
+            let hint = unreachable.unwrap_or_else(|| {
+                format!("An app that listens on 127.0.0.1 only can't be reached: it must listen on 0.0.0.0:{port}.")
+            });
             format!(
                 "The user-provided container failed to start and listen on the port defined provided by the PORT={port} environment \
                  variable within the allocated timeout. This can happen when the container port is misconfigured or if the timeout \
                  is too short. The health check timeout can be extended. Logs for this revision might contain more information.\n\n\
-                 Tried: {tried}. An app that listens on 127.0.0.1 only can't be reached: it must listen on 0.0.0.0:{port}."
+                 Tried: {tried}. {hint}"
             )
         }
         StartupCheck::Http { .. } | StartupCheck::Grpc { .. } => format!(

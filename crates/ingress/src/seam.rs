@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -20,6 +21,11 @@ pub trait Connect: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// No socket could be had, which says nothing of the instance; `NotFound` when it is gone.
     fn socket(&self, id: &InstanceId, port: u16) -> BoxFuture<'static, io::Result<Connecting>>;
+
+    /// Where programs inside listen, as far as that can be seen: told to the owner of one that can't be reached.
+    fn listens_on(&self, _id: &InstanceId) -> Vec<SocketAddr> {
+        Vec::new()
+    }
 }
 
 /// Told of a revision that needs an instance now. Must not block: it only sets a level and wakes a loop.

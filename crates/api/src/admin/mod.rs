@@ -118,6 +118,7 @@ async fn explain(
     let key = key(&state, &project, &region, service)?;
     let found = intent::get(&state, &key)?;
     let pull = progress::pull(&state, &found);
+    let trouble = progress::trouble(&state, &found);
     let found = progress::of_service(&state, found);
     let revisions: Vec<Value> = state
         .insight
@@ -138,6 +139,7 @@ async fn explain(
         "url": found.status.url,
         "conditions": conditions,
         "pull": pull.as_ref().map(json::of_pull),
+        "trouble": trouble,
         "revisions": revisions,
     }))
     .into_response())

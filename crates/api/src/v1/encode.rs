@@ -14,8 +14,8 @@ use utsuwa_model::revision::Revision;
 use utsuwa_model::service::{Meta, RevisionTemplate, Service, TrafficStatus, TrafficTarget};
 use utsuwa_model::{ProjectId, RevisionId, ServiceId, ServiceKey, Timestamp};
 
-use super::annotation;
 use super::encode_template::{revision_spec, template};
+use super::{annotation, defaults};
 
 const API_VERSION: &str = "serving.knative.dev/v1";
 /// Why a configuration isn't ready, whatever ails its revision.
@@ -130,7 +130,10 @@ fn named(service: &ServiceId, mut template: RevisionTemplate) -> RevisionTemplat
 
 /// `spec.template` of a service.
 fn shown_template(service: &Service) -> Value {
-    template(&named(&service.key.service, service.spec.template.clone()))
+    template(&named(
+        &service.key.service,
+        defaults::shown(&service.spec.template),
+    ))
 }
 
 /// The configuration that Knative would derive from the service.

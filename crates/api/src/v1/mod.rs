@@ -11,6 +11,7 @@
 mod annotation;
 mod decode;
 mod decode_container;
+mod defaults;
 mod encode;
 mod encode_template;
 mod field;

@@ -7,7 +7,7 @@ use utsuwa_model::{ServiceId, ServiceKey};
 use super::decode::{self, Incoming};
 use super::path::Place;
 use super::query::Query;
-use super::{encode, field};
+use super::{defaults, encode, field};
 use crate::error::Code;
 use crate::intent::{self, Draft};
 use crate::{ApiError, ApiState, progress};
@@ -167,6 +167,7 @@ fn unchanged_parts(old: &Service, mut draft: Draft) -> Draft {
             new.name.clear();
         }
     }
+    draft.spec.template = defaults::without_echoes(&old.spec.template, draft.spec.template);
     if full_probes(&draft.spec.template) == full_probes(&old.spec.template) {
         draft.spec.template = old.spec.template.clone();
     }

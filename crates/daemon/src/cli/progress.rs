@@ -147,7 +147,10 @@ fn step(explained: &Value) -> Option<(String, String)> {
     let resolving = |c: &Value| c["status"] == "Unknown" && c["reason"] == "ResolvingDigests";
     let text = match (unknown("ConfigurationsReady"), unknown("RoutesReady")) {
         // Nothing of it is on its way yet, or what was tried before failed and is tried again.
-        (Some(_), _) if all.iter().any(resolving) => RESOLVING.to_owned(),
+        (Some(_), _) if all.iter().any(resolving) => match explained["trouble"].as_str() {
+            Some(why) => format!("The image can't be pulled yet, trying again: {why}"),
+            None => RESOLVING.to_owned(),
+        },
         (Some(message), _) => message.trim_end_matches('.').to_owned(),
         (None, Some(_)) => "Routing traffic".to_owned(),
         (None, None) => return None,
@@ -191,6 +194,14 @@ mod tests {
             Some("Routing traffic")
         );
         assert_eq!(text(&explained(("True", ""), "True", &Value::Null)), None);
+        let mut refused = explained(pending, "Unknown", &Value::Null);
+        refused["conditions"][0]["reason"] = json!("ResolvingDigests");
+        assert_eq!(text(&refused).as_deref(), Some(RESOLVING));
+        refused["trouble"] = json!("r.test: connection refused");
+        assert_eq!(
+            text(&refused).as_deref(),
+            Some("The image can't be pulled yet, trying again: r.test: connection refused")
+        );
         let mut old = explained(pending, "Unknown", &Value::Null);
         old["observedGeneration"] = json!(1);
         assert_eq!(text(&old), None, "of another deploy");

@@ -11,6 +11,8 @@ use utsuwa_ingress::seam::{Connect, Connecting};
 use utsuwa_model::InstanceId;
 use utsuwa_runtime::{Driver, DriverError};
 
+use super::listeners;
+
 #[derive(Debug, Clone)]
 pub(super) struct Dialer(pub(super) Arc<dyn Driver>);
 
@@ -35,6 +37,10 @@ impl Connect for Dialer {
             });
             Ok(connecting)
         })
+    }
+
+    fn listens_on(&self, id: &InstanceId) -> Vec<SocketAddr> {
+        self.0.pid(id).map_or_else(Vec::new, listeners::of)
     }
 }
 

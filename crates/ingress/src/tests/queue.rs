@@ -405,7 +405,8 @@ async fn a_probe_that_gives_up_uses_the_spec_s_words_and_says_what_was_tried() {
         "failed to start and listen on the port defined provided by the PORT=8080",
         "connecting to port 8080",
         "connection refused",
-        "0.0.0.0:8080",
+        "The app listens on 127.0.0.1:8080 only",
+        "it must listen on 0.0.0.0:8080",
     ] {
         assert!(message.contains(part), "{part:?} in {message}");
     }
@@ -415,6 +416,33 @@ async fn a_probe_that_gives_up_uses_the_spec_s_words_and_says_what_was_tried() {
     );
     scene.ingress.forget(&id, false);
     assert!(scene.demand().instances.is_empty());
+}
+
+/// Long before its probe gives up, and once. Paused time.
+#[tokio::test(start_paused = true)]
+async fn an_app_that_listens_for_itself_alone_is_told_of_early() {
+    let startup = StartupProbe {
+        period: Duration::from_secs(10),
+        ..StartupProbe::tcp(8080)
+    };
+    let scene = Scene::new(RevisionRoute { startup, ..route() }).await;
+    let id = scene.admit();
+    let began = tokio::time::Instant::now();
+    let notes = || scene.records.1.lock().clone();
+    eventually(
+        || (!notes().is_empty()).then_some(()),
+        || "a note".to_owned(),
+    )
+    .await;
+    assert!(began.elapsed() < Duration::from_secs(5));
+    scene
+        .until(|demand| matches!(demand.instances[0].reach, Reach::Failed { .. }))
+        .await;
+    let notes = notes();
+    let said: Vec<&str> = notes.iter().map(|note| note.text.as_str()).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].starts_with("The app listens on 127.0.0.1:8080 only"));
+    assert!(notes.iter().all(|note| note.instance == id));
 }
 
 /// Paused time: it passes as soon as nothing else can happen.

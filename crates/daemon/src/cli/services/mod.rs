@@ -1,5 +1,6 @@
 //! `utsuwa services …`.
 
+mod container;
 pub(super) mod containers;
 pub(super) mod show;
 mod traffic;
@@ -17,7 +18,7 @@ use crate::output::{Format, ask, items, line, moment, note, text_at, value};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServicesCommand {
-    /// List services.
+    /// List services of all regions, or of the one given with --region.
     List,
     /// Describe one service.
     Describe {
@@ -41,9 +42,7 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
     let api = client.connect().await?;
     match command {
         ServicesCommand::List => {
-            let all = api
-                .list(&format!("/run/v2/{}/services", api.parent()), "services")
-                .await?;
+            let all = everywhere(&api, client.region.as_deref()).await?;
             items(
                 &client.format,
                 &all,
@@ -102,6 +101,26 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
         }
         ServicesCommand::UpdateTraffic(args) => traffic::run(args, &api, client).await,
     }
+}
+
+/// The services of `region`, or else of every region that has some.
+async fn everywhere(api: &Api, region: Option<&str>) -> Result<Vec<Value>, Failure> {
+    let places = match region {
+        Some(_) => vec![api.parent()],
+        None => {
+            let path = format!("/run/v2/projects/{}/locations", api.project);
+            let regions = api.list(&path, "locations").await?;
+            regions.iter().map(|r| text_at(r, "name")).collect()
+        }
+    };
+    let mut all = Vec::new();
+    for place in places {
+        all.extend(
+            api.list(&format!("/run/v2/{place}/services"), "services")
+                .await?,
+        );
+    }
+    Ok(all)
 }
 
 /// The service, or a failure that names the one that was probably meant.

@@ -6,6 +6,7 @@ use utsuwa_model::scaling::DEFAULT_MAX_INSTANCES;
 use utsuwa_model::service::defaults;
 
 use super::super::short;
+use super::container;
 use super::containers::{ingress_index, sidecar_lines};
 use super::traffic::LATEST;
 use crate::output::{line, moment, text_at};
@@ -137,6 +138,7 @@ fn template_lines(template: &Value) -> Vec<String> {
     let of = |path: &str| text_at(template, path);
     add("Image:", at("image"));
     let port = or(at("ports.0.containerPort"), &defaults::PORT);
+    let probes = container::probes(container, &port);
     add(
         "Port:",
         match at("ports.0.name").as_str() {
@@ -170,6 +172,16 @@ fn template_lines(template: &Value) -> Vec<String> {
     );
     if of("sessionAffinity") == "true" {
         add("Affinity:", "a client goes to the same instance".to_owned());
+    }
+    for (label, text) in probes {
+        add(label, text);
+    }
+    let volumes = container::volumes(container, template);
+    if !volumes.is_empty() {
+        lines.push("  Volumes:".to_owned());
+    }
+    for (path, what) in volumes {
+        lines.push(format!("    {path:<14} {what}"));
     }
     lines.extend(environment_lines(container));
     lines.extend(sidecar_lines(template, ingress));
@@ -298,6 +310,7 @@ mod tests {
             "CPU:             1",
             "Concurrency:     80",
             "Timeout:         300s",
+            "Startup probe:   TCP on port 9000, within 240s (default)",
             "Min instances:   0",
             "Max instances:   10",
             "Scaling:  automatic, at least 1 instance\n",

@@ -1,0 +1,142 @@
+//! What of a container needs lines of its own where a service is described: its probes, and what is mounted in it.
+
+use serde_json::Value;
+
+use crate::output::text_at;
+
+/// Label and text of each probe; that of the start also where none is written. `port` is the container's.
+pub(super) fn probes(container: &Value, port: &str) -> Vec<(&'static str, String)> {
+    let mut all = Vec::new();
+    if container["startupProbe"].is_null() {
+        let text = format!("TCP on port {port}, within 240s (default)");
+        all.push(("Startup probe:", text));
+    }
+    for (label, key) in [
+        ("Startup probe:", "startupProbe"),
+        ("Liveness probe:", "livenessProbe"),
+        ("Readiness probe:", "readinessProbe"),
+    ] {
+        if !container[key].is_null() {
+            all.push((label, probe(&container[key], port)));
+        }
+    }
+    all
+}
+
+fn probe(probe: &Value, port: &str) -> String {
+    // Zero is what isn't written.
+    let number = |key: &str, default: u64| match probe[key].as_u64().unwrap_or(0) {
+        0 => default,
+        given => given,
+    };
+    let at = |kind: &str| match text_at(probe, &format!("{kind}.port")).as_str() {
+        "" | "0" => port.to_owned(),
+        given => given.to_owned(),
+    };
+    let asks = if !probe["httpGet"].is_null() {
+        let path = text_at(probe, "httpGet.path");
+        let path = if path.is_empty() { "/" } else { &path };
+        format!("GET {path} on port {}", at("httpGet"))
+    } else if !probe["grpc"].is_null() {
+        match text_at(probe, "grpc.service") {
+            none if none.is_empty() => format!("gRPC health check on port {}", at("grpc")),
+            service => format!("gRPC health check of {service} on port {}", at("grpc")),
+        }
+    } else {
+        format!("TCP on port {}", at("tcpSocket"))
+    };
+    let delay = match number("initialDelaySeconds", 0) {
+        0 => String::new(),
+        seconds => format!(", first after {seconds}s"),
+    };
+    let failures = number("failureThreshold", 3);
+    format!(
+        "{asks}{delay}, every {}s, up to {}s each, {failures} failure{} in a row count{}",
+        number("periodSeconds", 10),
+        number("timeoutSeconds", 1),
+        if failures == 1 { "" } else { "s" },
+        if failures == 1 { "s" } else { "" }
+    )
+}
+
+/// Where each volume is mounted, and what it is.
+pub(super) fn volumes(container: &Value, template: &Value) -> Vec<(String, String)> {
+    let volumes = template["volumes"].as_array();
+    let what = |name: &str| {
+        let all = volumes.into_iter().flatten();
+        let found = all.into_iter().find(|v| v["name"] == name);
+        found.map_or_else(|| "not declared".to_owned(), kind)
+    };
+    let mounts = container["volumeMounts"].as_array().into_iter().flatten();
+    mounts
+        .map(|mount| {
+            let name = text_at(mount, "name");
+            (
+                text_at(mount, "mountPath"),
+                format!("{name}: {}", what(&name)),
+            )
+        })
+        .collect()
+}
+
+fn kind(volume: &Value) -> String {
+    if volume["secret"].is_null() {
+        match text_at(volume, "emptyDir.sizeLimit") {
+            none if none.is_empty() => "in memory, counted in the instance's limit".to_owned(),
+            limit => format!("in memory, at most {limit}, counted in the instance's limit"),
+        }
+    } else {
+        format!("secret {}", text_at(volume, "secret.secret"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn probes_say_what_they_ask_and_how_often() {
+        let container = json!({
+            "livenessProbe": {"httpGet": {"path": "/live", "port": 9000}, "initialDelaySeconds": 5, "periodSeconds": 3, "failureThreshold": 1},
+            "readinessProbe": {"grpc": {"service": "s"}},
+        });
+        assert_eq!(
+            probes(&container, "8080"),
+            [
+                ("Startup probe:", "TCP on port 8080, within 240s (default)".to_owned()),
+                (
+                    "Liveness probe:",
+                    "GET /live on port 9000, first after 5s, every 3s, up to 1s each, 1 failure in a row counts".to_owned()
+                ),
+                (
+                    "Readiness probe:",
+                    "gRPC health check of s on port 8080, every 10s, up to 1s each, 3 failures in a row count".to_owned()
+                ),
+            ]
+        );
+        let tcp = json!({"startupProbe": {"tcpSocket": {}, "timeoutSeconds": 240, "periodSeconds": 240, "failureThreshold": 1}});
+        assert!(
+            probes(&tcp, "80")[0]
+                .1
+                .starts_with("TCP on port 80, every 240s")
+        );
+    }
+
+    #[test]
+    fn volumes_are_shown_where_they_are_mounted() {
+        let template = json!({"volumes": [
+            {"name": "scratch", "emptyDir": {"medium": "MEMORY", "sizeLimit": "64Mi"}},
+            {"name": "key", "secret": {"secret": "api-key"}},
+        ]});
+        let container = json!({"volumeMounts": [
+            {"name": "scratch", "mountPath": "/cache"},
+            {"name": "key", "mountPath": "/key"},
+        ]});
+        let shown = volumes(&container, &template);
+        assert_eq!(shown[0].0, "/cache");
+        assert!(shown[0].1.starts_with("scratch: in memory, at most 64Mi"));
+        assert_eq!(shown[1].1, "key: secret api-key");
+    }
+}
