@@ -1,5 +1,6 @@
 //! The data path in one process: real loopback sockets, scripted apps, no container anywhere.
 
+mod affinity;
 mod app;
 mod bodies;
 mod containers;
