@@ -33,5 +33,6 @@ mod scale;
 #[path = "../skip.rs"]
 mod skip;
 mod tiers;
+mod tls;
 mod volumes;
 mod zygote;

@@ -22,6 +22,16 @@ const BROKEN: &str = "The request failed because either the HTTP response was ma
 pub(crate) enum Answer {
     BadHost,
     UnknownHost,
+    /// What an authority wants to see before it issues a certificate for this host.
+    Challenge {
+        text: String,
+    },
+    /// Plain HTTP, where the operator wants HTTPS.
+    Redirect {
+        to: String,
+        /// The method is sent again as it was.
+        keep: bool,
+    },
     Closed,
     Method,
     Unauthenticated {
@@ -69,6 +79,9 @@ impl Answer {
                 StatusCode::from_u16(crate::record::CLIENT_GONE).unwrap_or(StatusCode::BAD_REQUEST)
             }
             Self::UnknownHost | Self::Closed => StatusCode::NOT_FOUND,
+            Self::Challenge { .. } => StatusCode::OK,
+            Self::Redirect { keep: false, .. } => StatusCode::FOUND,
+            Self::Redirect { keep: true, .. } => StatusCode::TEMPORARY_REDIRECT,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthenticated { .. } => StatusCode::FORBIDDEN,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -92,6 +105,8 @@ impl Answer {
         match self {
             Self::BadHost => "bad_host",
             Self::UnknownHost => "unknown_host",
+            Self::Challenge { .. } => "acme_challenge",
+            Self::Redirect { .. } => "https_only",
             Self::Closed => "ingress_closed",
             Self::Method => "method_not_supported",
             Self::Unauthenticated { .. } => "not_authenticated",
@@ -120,6 +135,8 @@ impl Answer {
         match self {
             Self::BadHost => "The request names no host, or more than one.".to_owned(),
             Self::UnknownHost => "No service is served under this host.".to_owned(),
+            Self::Challenge { .. } => "The check of a certificate authority was answered.".to_owned(),
+            Self::Redirect { to, .. } => format!("Plain HTTP was redirected to {to}"),
             Self::Closed => "The service's ingress setting does not allow this way in.".to_owned(),
             Self::Method => "The methods TRACE and CONNECT are not supported.".to_owned(),
             Self::Unauthenticated { with_token } => format!(
@@ -179,6 +196,8 @@ impl Answer {
                 "Page not found",
                 "There is nothing under this address on this server.",
             ),
+            Self::Challenge { text } => (TEXT, Bytes::from(text.clone())),
+            Self::Redirect { .. } => text("This service is reached over HTTPS."),
             Self::Method => html(
                 "Method not allowed",
                 "This request method is not supported here.",
@@ -237,6 +256,11 @@ impl Answer {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Ok(value) = HeaderValue::try_from(format!("utsuwa; reason={}", self.reason())) {
             headers.insert(ANSWERED_BY, value);
+        }
+        if let Self::Redirect { to, .. } = self
+            && let Ok(to) = HeaderValue::try_from(to)
+        {
+            headers.insert(http::header::LOCATION, to);
         }
         if *self == Self::Method {
             headers.insert(

@@ -4,8 +4,8 @@
 //! [`Ingress::retire`]'s future.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -32,6 +32,7 @@ use crate::seam::{Clock, Connect, RequestLog, Wake};
 use crate::serve::{self, Scheme};
 use crate::settings::IngressSettings;
 use crate::table::Table;
+use crate::tls::Tls;
 
 /// The data path. Clones are the same one.
 #[derive(Debug, Clone)]
@@ -60,6 +61,8 @@ pub(crate) struct Shared {
     revisions: Revisions,
     instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pub(crate) places: places::Shared,
+    /// Set once, before a listener is served that needs it.
+    pub(crate) tls: OnceLock<Arc<Tls>>,
     /// When it was last said that connections can't be accepted.
     accept_failed: Mutex<Option<Instant>>,
 }
@@ -93,6 +96,7 @@ impl Ingress {
         let places = places::Shared::new(&settings);
         let shared = Shared {
             places,
+            tls: OnceLock::new(),
             accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),
@@ -102,6 +106,16 @@ impl Ingress {
         };
         Self {
             shared: Arc::new(shared),
+        }
+    }
+
+    /// Has certificates for [`Scheme::Https`] from now on, answers the challenges of authorities and redirects plain HTTP, if
+    /// `tls` says so. Said once, before listeners are served.
+    pub fn secure(&self, tls: Arc<Tls>) {
+        if self.shared.tls.set(tls).is_err() {
+            tracing::error!(
+                "certificates were handed over twice; the first ones stay. This is a bug"
+            );
         }
     }
 
@@ -117,12 +131,13 @@ impl Ingress {
     pub async fn serve_instance(
         &self,
         listener: TcpListener,
+        scheme: Scheme,
         crowded: Crowded,
         shutdown: CancellationToken,
     ) {
         let settings = &self.shared.outside.settings;
         let places = self.shared.places.for_instance(settings, crowded);
-        serve::serve(self.clone(), listener, Scheme::Http, places, shutdown).await;
+        serve::serve(self.clone(), listener, scheme, places, shutdown).await;
     }
 
     /// Replaces the routes of each of these services whole. Requests see all of it or nothing of it.

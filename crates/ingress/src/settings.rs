@@ -19,6 +19,8 @@ pub struct IngressSettings {
     pub max_instance_requests: usize,
     /// How long a client may take to send the head of a request; also how long a kept-alive connection may idle.
     pub header_timeout: Duration,
+    /// How long a client may take for a TLS handshake, from its first byte on.
+    pub handshake_timeout: Duration,
     /// The head of a request, in bytes; beyond it 431.
     pub max_header_bytes: usize,
     /// Streams one HTTP/2 connection may have open.
@@ -45,6 +47,8 @@ impl Default for IngressSettings {
             max_requests: 16_384,
             max_instance_requests: 8_192,
             header_timeout: Duration::from_secs(60),
+            // Three times what a phone with a bad connection needs.
+            handshake_timeout: Duration::from_secs(10),
             max_header_bytes: 64 << 10,
             max_streams: 250,
             max_message_bytes: 32 << 20,

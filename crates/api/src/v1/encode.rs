@@ -30,7 +30,9 @@ pub(super) fn service(service: &Service, operation: Option<&str>) -> Value {
         annotation::ingress_name(service.spec.ingress).to_owned(),
     );
     if !service.status.url.is_empty() {
-        let urls = Value::from(vec![service.status.url.clone()]).to_string();
+        let mut urls = vec![service.status.url.clone()];
+        urls.extend(service.status.other_urls.iter().cloned());
+        let urls = Value::from(urls).to_string();
         annotations.insert("run.googleapis.com/urls".to_owned(), urls);
     }
     if let Some(id) = operation {

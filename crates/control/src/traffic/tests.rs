@@ -90,6 +90,7 @@ fn hosts_of_the_default_place_and_of_others() {
         &Policy::default(),
         Some(&routing),
         "",
+        &[],
         &settings(),
     );
     let hosts: Vec<&str> = own.hosts.iter().map(|(host, _)| host.as_str()).collect();
@@ -102,6 +103,7 @@ fn hosts_of_the_default_place_and_of_others() {
         &Policy::default(),
         Some(&routing),
         "",
+        &[],
         &settings(),
     );
     let host = &away.hosts[0].0;
@@ -125,6 +127,7 @@ fn hosts_of_the_default_place_and_of_others() {
         &Policy::default(),
         None,
         "waiting",
+        &[],
         &settings(),
     );
     assert!(

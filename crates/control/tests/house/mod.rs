@@ -9,6 +9,7 @@
 
 mod clock;
 pub(crate) mod door;
+pub(crate) mod registrar;
 mod shelf;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,10 +22,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use utsuwa_control::seam::{Environment, FrontDoor, ImageError, Images, Logs, Refusal};
+use utsuwa_control::seam::{
+    Certificates, Environment, FrontDoor, ImageError, Images, Logs, Refusal,
+};
 use utsuwa_control::{Control, ControlHandle, ControlSettings};
 use utsuwa_decide::invariant;
 use utsuwa_model::demand::{InstanceLoad, Reach, RevisionDemand};
+use utsuwa_model::domain::{CertificateMode, DomainMapping, DomainSpec, DomainStatus};
 use utsuwa_model::iam::{Binding, Policy};
 use utsuwa_model::image::{ImageConfig, ResolvedImage};
 use utsuwa_model::instance::StartPhases;
@@ -42,6 +46,7 @@ use utsuwa_store::Store;
 
 pub(crate) use self::clock::{Clock, Gate, Hold};
 pub(crate) use self::door::Door;
+pub(crate) use self::registrar::Registrar;
 pub(crate) use self::shelf::Shelf;
 
 /// What is kept of services: when it was last written.
@@ -93,6 +98,7 @@ pub(crate) struct House {
     pub(crate) door: Arc<Door>,
     pub(crate) images: Arc<Shelf>,
     pub(crate) papers: Arc<Papers>,
+    pub(crate) registrar: Arc<Registrar>,
     pub(crate) control: ControlHandle,
     pub(crate) settings: ControlSettings,
     pub(crate) reborn: bool,
@@ -137,6 +143,7 @@ impl House {
         let store = Store::open_in_memory().unwrap();
         let images = Arc::new(Shelf::default());
         let papers = Arc::new(Papers::default());
+        let registrar = Registrar::new(Arc::clone(&clock));
         let mut settings = ControlSettings::new(
             "demo".parse().unwrap(),
             "here".parse().unwrap(),
@@ -145,7 +152,7 @@ impl House {
         );
         change(&mut settings);
         let door = Door::new(Arc::clone(&clock), None);
-        let seams = (&images, &papers);
+        let seams = (&images, &papers, &registrar);
         let control = start(&store, &driver, &door, seams, &clock, &settings)
             .await
             .expect("starts");
@@ -156,6 +163,7 @@ impl House {
             door,
             images,
             papers,
+            registrar,
             control,
             settings,
             reborn: false,
@@ -181,7 +189,7 @@ impl House {
             &self.store,
             &self.driver,
             &self.door,
-            (&self.images, &self.papers),
+            (&self.images, &self.papers, &self.registrar),
             &self.clock,
             &self.settings,
         );
@@ -208,6 +216,7 @@ impl House {
         *self.clock.gate.lock() = gate.clone();
         *self.images.gate.lock() = gate.clone();
         *self.papers.gate.lock() = gate.clone();
+        *self.registrar.gate.lock() = gate.clone();
         self.driver.gate(gate.map(|gate| {
             let gate: utsuwa_runtime::fake::Gate = Arc::new(move |action: &str| {
                 let (gate, action) = (
@@ -357,6 +366,55 @@ impl House {
             .unwrap();
     }
 
+    /// As the API does: `name` leads to `service` from now on.
+    pub(crate) async fn map(
+        &self,
+        name: &str,
+        service: &str,
+        by_force: bool,
+    ) -> Result<DomainMapping, utsuwa_store::StoreError> {
+        let (key, now) = (self.key(service), self.clock.now());
+        let mapping = DomainMapping {
+            name: name.parse().unwrap(),
+            project: key.project,
+            region: key.region,
+            meta: Meta {
+                uid: format!("uid-{name}-{service}"),
+                generation: 1,
+                version: now,
+                create_time: now,
+                ..Meta::default()
+            },
+            spec: DomainSpec {
+                route: key.service,
+                certificate: CertificateMode::Automatic,
+                force_override: by_force,
+            },
+            status: DomainStatus::default(),
+        };
+        self.store.create_domain(mapping).await
+    }
+
+    pub(crate) async fn unmap(&self, name: &str) {
+        let name = name.parse().unwrap();
+        let mapping = self.store.domain(&name).unwrap().unwrap();
+        self.store
+            .remove_domain(&name, &mapping.meta.uid)
+            .await
+            .unwrap();
+    }
+
+    /// Lets a long time pass in few steps.
+    pub(crate) async fn skip_time(&self, time: Duration) {
+        let mut left = time;
+        while !left.is_zero() {
+            let step = left.min(Duration::from_secs(24 * 3600).max(time / 4));
+            tokio::time::advance(step).await;
+            left -= step;
+            self.rest().await;
+        }
+    }
+
     pub(crate) async fn delete(&self, key: &ServiceKey) {
         let now = self.clock.now();
         let old = self.store.service(key).unwrap().unwrap();
@@ -435,7 +493,7 @@ async fn start(
     store: &Store,
     driver: &FakeDriver,
     door: &Arc<Door>,
-    (images, papers): (&Arc<Shelf>, &Arc<Papers>),
+    (images, papers, registrar): (&Arc<Shelf>, &Arc<Papers>, &Arc<Registrar>),
     clock: &Arc<Clock>,
     settings: &ControlSettings,
 ) -> Result<ControlHandle, utsuwa_control::ControlError> {
@@ -446,6 +504,7 @@ async fn start(
         Arc::clone(door) as Arc<dyn FrontDoor>,
         Arc::clone(images) as Arc<dyn Images>,
         Arc::clone(papers) as Arc<dyn Logs>,
+        Arc::clone(registrar) as Arc<dyn Certificates>,
         Arc::clone(clock) as Arc<dyn Environment>,
         settings.clone(),
     )

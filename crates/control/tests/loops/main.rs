@@ -1,6 +1,7 @@
 //! The loops on a fake world: deploy, wake, sleep, fail, update, delete, restart.
 
 mod deploys;
+mod domains;
 #[path = "../house/mod.rs"]
 mod house;
 mod instances;

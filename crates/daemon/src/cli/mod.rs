@@ -148,6 +148,27 @@ pub(crate) struct ServerArgs {
     /// Address services answer on [default: localhost:8080]
     #[arg(long, value_name = "HOST:PORT")]
     listen_http: Option<String>,
+    /// Address services answer on over HTTPS; empty: none [default: localhost:8443]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen_https: Option<String>,
+    /// Send plain HTTP requests from outside to HTTPS.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    https_redirect: Option<String>,
+    /// Ask this authority for certificates of domains: letsencrypt, or a directory's address. Agrees to its terms.
+    #[arg(long, value_name = "URL")]
+    acme_directory: Option<String>,
+    /// Mail address that the authority may write to. Repeatable.
+    #[arg(long, value_name = "MAIL")]
+    acme_contact: Vec<String>,
+    /// auto, http-01 or tls-alpn-01 [default: auto]
+    #[arg(long, value_name = "KIND")]
+    acme_challenge: Option<String>,
+    /// The only authority that trusts acme-directory's own address (PEM).
+    #[arg(long, value_name = "FILE")]
+    acme_ca_file: Option<String>,
+    /// Addresses or name that clients outside reach this server by.
+    #[arg(long, value_name = "ADDRESS")]
+    public_address: Option<String>,
     /// Services are reached as NAME.DOMAIN [default: localhost]
     #[arg(long)]
     domain: Option<String>,
@@ -189,6 +210,12 @@ impl ServerArgs {
         one("data-dir", &self.data_dir);
         one("listen-api", &self.listen_api);
         one("listen-http", &self.listen_http);
+        one("listen-https", &self.listen_https);
+        one("https-redirect", &self.https_redirect);
+        one("acme-directory", &self.acme_directory);
+        one("acme-challenge", &self.acme_challenge);
+        one("acme-ca-file", &self.acme_ca_file);
+        one("public-address", &self.public_address);
         one("domain", &self.domain);
         one("idle-timeout", &self.idle_timeout);
         one("user", &self.user);
@@ -197,6 +224,7 @@ impl ServerArgs {
         one("project", &client.project);
         one("region", &client.region);
         for (name, values) in [
+            ("acme-contact", &self.acme_contact),
             ("allow-egress", &self.allow_egress),
             ("allow-host-dir", &self.allow_host_dir),
             ("insecure-registries", &self.insecure_registry),

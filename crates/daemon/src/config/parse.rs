@@ -7,6 +7,7 @@ use toml::de::DeValue;
 use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::quantity::MemoryBytes;
 
+use super::https;
 use super::options::{OPTIONS, OptionDoc, find};
 use super::registries::{self, Registries};
 use super::{Config, ConfigError, Layers, Listen};
@@ -97,13 +98,13 @@ fn scalars(option: &OptionDoc, value: &DeValue<'_>) -> Option<Vec<String>> {
 }
 
 /// Collects problems; a failed value is replaced by a stand-in that never leaves this function.
-struct Checker<'a> {
-    layers: &'a Layers,
+pub(super) struct Checker<'a> {
+    pub(super) layers: &'a Layers,
     problems: Vec<String>,
 }
 
 impl Checker<'_> {
-    fn wrong(&mut self, name: &str, why: &str) {
+    pub(super) fn wrong(&mut self, name: &str, why: &str) {
         let text = self.layers.list(name).join(",");
         self.problems.push(format!(
             "{name} = {text:?} ({}): {why}",
@@ -150,6 +151,27 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
         && api.port != 0
     {
         c.wrong("listen-http", "has the same port as listen-api");
+    }
+    let listen_https = c.parse("listen-https", |text| match text {
+        "" => Ok(None),
+        text => listen(text).map(Some),
+    });
+    if let Some(Some(https)) = &listen_https {
+        for (other, name) in [(&listen_api, "listen-api"), (&listen_http, "listen-http")] {
+            let port = other.as_ref().map_or(0, |other| other.port);
+            if port == https.port && port != 0 {
+                c.wrong("listen-https", &format!("has the same port as {name}"));
+            }
+        }
+    }
+    let acme = https::acme(&mut c);
+    let public_address = c.parse("public-address", https::public_address);
+    let https_redirect = c.parse("https-redirect", boolean);
+    if https_redirect == Some(true) && listen_https == Some(None) {
+        c.wrong(
+            "https-redirect",
+            "there is nowhere to send requests to while listen-https is empty",
+        );
     }
     let domain = c.parse("domain", domain);
     let project = c.parse("project", |t| {
@@ -215,6 +237,9 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
         data_dir,
         listen_api,
         listen_http,
+        listen_https,
+        https_redirect,
+        public_address,
         domain,
         project,
         region,
@@ -228,6 +253,9 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             Some(data_dir),
             Some(listen_api),
             Some(listen_http),
+            Some(listen_https),
+            Some(https_redirect),
+            Some(public_address),
             Some(domain),
             Some(project),
             Some(region),
@@ -240,6 +268,11 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             data_dir,
             listen_api,
             listen_http,
+            listen_https,
+            https_by_default: *layers.source("listen-https") == super::Source::Default,
+            https_redirect,
+            acme,
+            public_address,
             domain,
             project,
             region,
@@ -278,7 +311,11 @@ fn listen(text: &str) -> Result<Listen, String> {
     Ok(listen)
 }
 
-fn domain(text: &str) -> Result<String, String> {
+fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "must be true or false".to_owned())
+}
+
+pub(super) fn domain(text: &str) -> Result<String, String> {
     let ok = !text.is_empty()
         && text.len() <= 180
         && text.split('.').all(|label| {

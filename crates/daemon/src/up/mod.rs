@@ -3,9 +3,11 @@
 //! Order (each step can refuse, and nothing before it needs undoing): configuration, privilege (an ordinary user's own
 //! namespaces are entered here), directories, ports, keeper, give up root, store, runtime, loops, ingress, API, `ready`.
 
+mod certificates;
 mod connect;
 mod descriptors;
 mod door;
+mod doors;
 mod environment;
 mod folders;
 mod images;
@@ -18,6 +20,7 @@ mod listeners;
 mod ports;
 mod prepare;
 mod rootless;
+mod secure;
 mod server;
 mod unpacker;
 
