@@ -276,8 +276,13 @@ impl Scene {
 
     /// An instance that is ready.
     pub(super) async fn ready(&self, app: &App) -> InstanceId {
+        self.ready_at(app.address).await
+    }
+
+    /// The same, of an app that listens at `address`.
+    pub(super) async fn ready_at(&self, address: SocketAddr) -> InstanceId {
         let id = self.admit();
-        self.listen(&id, app.address);
+        self.listen(&id, address);
         self.until(|demand| {
             demand
                 .instances
