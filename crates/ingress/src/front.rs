@@ -33,6 +33,7 @@ use crate::serve::{self, Scheme};
 use crate::settings::IngressSettings;
 use crate::table::Table;
 use crate::tls::Tls;
+use crate::told::Told;
 
 /// The data path. Clones are the same one.
 #[derive(Debug, Clone)]
@@ -63,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) places: places::Shared,
     /// Set once, before a listener is served that needs it.
     pub(crate) tls: OnceLock<Arc<Tls>>,
+    /// HTTP/2 connections that were closed for too many control frames.
+    pub(crate) floods: Arc<Told>,
     /// When it was last said that connections can't be accepted.
     accept_failed: Mutex<Option<Instant>>,
 }
@@ -97,6 +100,7 @@ impl Ingress {
         let shared = Shared {
             places,
             tls: OnceLock::new(),
+            floods: Arc::default(),
             accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),

@@ -24,6 +24,15 @@ pub(crate) fn host(key: &ServiceKey, settings: &ControlSettings) -> String {
     service_host(key, &settings.project, &settings.region, &settings.domain)
 }
 
+/// Whether only instances of this server may come in. There is no load balancer of Google's in front: what is let in through
+/// one is let in from inside alone.
+fn inside_only(setting: IngressSetting) -> bool {
+    match setting {
+        IngressSetting::InternalOnly | IngressSetting::InternalLoadBalancer => true,
+        IngressSetting::All | IngressSetting::None => false,
+    }
+}
+
 /// Who may call (§1.10, §2.5).
 pub(crate) fn access(service: &Service, policy: &Policy) -> Access {
     if service.spec.default_uri_disabled {
@@ -34,7 +43,7 @@ pub(crate) fn access(service: &Service, policy: &Policy) -> Access {
 
 /// The same under its own domains.
 fn domain_access(service: &Service, policy: &Policy) -> Access {
-    if service.spec.ingress != IngressSetting::All {
+    if service.spec.ingress == IngressSetting::None {
         return Access::Closed;
     }
     let everybody = policy.bindings.iter().any(|binding| {
@@ -69,6 +78,7 @@ pub(crate) fn routes(
             service: key.clone(),
             tag: tag.cloned(),
             access,
+            inside_only: inside_only(service.spec.ingress),
             target,
         })
     };

@@ -17,7 +17,7 @@ pub(crate) fn instead<B>(
     served: bool,
     request: &Request<B>,
 ) -> Option<Answer> {
-    if !door.public || door.scheme == Scheme::Https {
+    if door.inside || door.scheme == Scheme::Https {
         return None;
     }
     let tls = shared.tls.get()?;
