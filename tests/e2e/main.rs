@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod acme;
 mod bad_apps;
 mod bad_images;
 mod bad_input;
@@ -34,5 +35,6 @@ mod scale;
 mod skip;
 mod tiers;
 mod tls;
+mod trust;
 mod volumes;
 mod zygote;

@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crate::harness::{Server, can_run};
+use crate::harness::{Server, can_run, until};
 
 /// What curl says of `https://HOST/PATH` at this server: its exit status, the body, and what `-w` asked for.
 fn curl(server: &Server, host: &str, path: &str, more: &[&str]) -> (i32, String, String) {
@@ -149,5 +150,99 @@ fn plain_http_leads_to_https_where_it_is_asked_for() {
     );
     let (code, body, said) = curl(&server, "hello.localhost", "/", &["-w", "\n%{http_code}"]);
     assert!(code == 0 && body.ends_with("200"), "{said}{body}");
+    server.finish();
+}
+
+/// Certificates of the operator's own: read again when they change, kept when the new ones are of no use, and no connection
+/// notices.
+#[test]
+fn own_certificates_are_replaced_under_open_connections() {
+    let name = "tls::own_certificates_are_replaced_under_open_connections";
+    if !can_run(name) {
+        return;
+    }
+    let dir = tempfile::Builder::new()
+        .prefix("utsuwa-own-")
+        .tempdir_in("/var/tmp")
+        .unwrap();
+    std::fs::set_permissions(
+        dir.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let make = |subject: &str| {
+        let output = Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-nodes",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+            ])
+            .args([
+                "-keyout", "key.new", "-out", "cert.new", "-days", "30", "-subj", subject,
+            ])
+            .args(["-addext", "subjectAltName=DNS:hello.localhost"])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        for file in ["key", "cert"] {
+            let at = |ending: &str| dir.path().join(format!("{file}.{ending}"));
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+            std::fs::set_permissions(at("new"), mode).unwrap();
+            std::fs::rename(at("new"), at("pem")).unwrap();
+        }
+    };
+    make("/CN=first");
+    let file = dir.path().join("certificates.toml");
+    let text = format!(
+        "[\"hello.localhost\"]\ncertificate-file = \"{0}/cert.pem\"\nkey-file = \"{0}/key.pem\"\n",
+        dir.path().display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut server = Server::start(&["--certificates-file", &file.to_string_lossy()]);
+    server.deploy("hello", &["--min-instances", "1"]);
+    let subject = |server: &Server| {
+        let (code, _, said) = curl(server, "hello.localhost", "/", &["-kv"]);
+        assert_eq!(code, 0, "{said}");
+        let line = said
+            .lines()
+            .find(|line| line.contains("subject:"))
+            .unwrap_or_default();
+        line.trim().to_owned()
+    };
+    assert!(subject(&server).ends_with("CN=first"));
+    let pem = std::fs::read_to_string(server.data_dir().join("keys/services-ca.pem")).unwrap();
+    let config = crate::harness::tls::trusting(&pem);
+    // Under the domain's own name, for which nothing was given.
+    let mut open = crate::harness::tls::connect(&config, server.https, "localhost").unwrap();
+
+    make("/CN=second");
+    until("the second", Duration::from_secs(20), || {
+        subject(&server).ends_with("CN=second").then_some(())
+    });
+    server.expect_warning("the certificates can't be used");
+    std::fs::write(dir.path().join("cert.pem"), "nonsense").unwrap();
+    let hangup = Command::new("kill")
+        .args(["-HUP", &server.pid().to_string()])
+        .status();
+    assert!(hangup.unwrap().success());
+    until("the warning", Duration::from_secs(20), || {
+        server
+            .log()
+            .contains("the certificates can't be used")
+            .then_some(())
+    });
+    assert!(subject(&server).ends_with("CN=second"), "it stays in force");
+
+    let request = "GET / HTTP/1.1\r\nhost: hello.localhost\r\nconnection: close\r\n\r\n";
+    open.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    open.read_to_end(&mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
     server.finish();
 }

@@ -57,6 +57,23 @@ pub(super) fn acme(c: &mut Checker<'_>) -> Option<AcmeSettings> {
     })
 }
 
+/// What it says is read when the ingress is there: it is read again whenever it changes.
+pub(super) fn certificates_file(c: &mut Checker<'_>) -> Option<PathBuf> {
+    let path = Some(c.layers.text("certificates-file"))
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)?;
+    if !path.is_absolute() {
+        c.wrong("certificates-file", "must be an absolute path");
+    }
+    if c.layers.text("listen-https").is_empty() {
+        c.wrong(
+            "certificates-file",
+            "certificates are of no use while listen-https is empty",
+        );
+    }
+    Some(path)
+}
+
 /// Addresses, or one name, separated by commas.
 pub(super) fn public_address(text: &str) -> Result<PublicAddress, String> {
     let mut public = PublicAddress::default();

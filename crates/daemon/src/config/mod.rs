@@ -110,6 +110,8 @@ pub(crate) struct Config {
     pub https_by_default: bool,
     /// The certificate authority that is asked for certificates of domains.
     pub acme: Option<AcmeSettings>,
+    /// Certificates of the operator's own.
+    pub certificates_file: Option<PathBuf>,
     /// As configured; empty: found out.
     pub public_address: PublicAddress,
     /// Plain HTTP from outside is sent to HTTPS.

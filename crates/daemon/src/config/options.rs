@@ -41,6 +41,7 @@ pub(crate) const OPTIONS: &[OptionDoc] = &[
     one("listen-http", "localhost:8080", "Address services answer on, plain HTTP."),
     one("listen-https", "localhost:8443", "Address services answer on over HTTPS; empty: none. Certificates are made at once by a local authority (utsuwa trust)."),
     one("https-redirect", "false", "Whether plain HTTP requests from outside are sent to HTTPS (302, 307); the addresses shown are https:// then."),
+    one("certificates-file", "", "TOML file with a table per host or pattern (*.example.com): certificate-file and key-file, both PEM. Read again when it or they change, and at SIGHUP; the server's user must be able to."),
     one("acme-directory", "", "Certificate authority that is asked for certificates of mapped domains: letsencrypt, or the address of a directory (RFC 8555). Naming one agrees to its terms. Empty: none."),
     many("acme-contact", "", "Mail addresses that the authority may write to."),
     one("acme-challenge", "auto", "How the authority checks a domain: http-01 (port 80), tls-alpn-01 (port 443), or auto: one after the other."),

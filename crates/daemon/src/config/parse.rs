@@ -165,6 +165,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
         }
     }
     let acme = https::acme(&mut c);
+    let certificates_file = https::certificates_file(&mut c);
     let public_address = c.parse("public-address", https::public_address);
     let https_redirect = c.parse("https-redirect", boolean);
     if https_redirect == Some(true) && listen_https == Some(None) {
@@ -272,6 +273,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             https_by_default: *layers.source("listen-https") == super::Source::Default,
             https_redirect,
             acme,
+            certificates_file,
             public_address,
             domain,
             project,

@@ -10,6 +10,7 @@ mod door;
 mod doors;
 mod environment;
 mod folders;
+mod given;
 mod images;
 mod insight;
 mod instance_logs;

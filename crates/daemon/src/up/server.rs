@@ -27,6 +27,7 @@ use super::descriptors;
 use super::door::{Bell, Door};
 use super::doors::{self, Doors};
 use super::environment::Machine;
+use super::given::OwnCertificates;
 use super::images::Images;
 use super::insight::{Insight, Running};
 use super::instance_logs::InstanceLogs;
@@ -167,7 +168,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
             journal: journal.clone(),
             logs: data.join("logs"),
         }),
-        Arc::new(Registrar(secured)),
+        Arc::new(Registrar(secured.clone())),
         Arc::new(Machine),
         control_settings,
     );
@@ -176,6 +177,15 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         .context("start the loops")?;
     bell.connect(control.clone());
 
+    if let Some((path, secured)) = ground.config.certificates_file.as_ref().zip(secured) {
+        let own = OwnCertificates::open(path, secured.tls)?;
+        let stop = stop.clone();
+        tracker.spawn(async move {
+            if let Err(error) = own.follow(stop).await {
+                tracing::error!(%error, "certificates are not read again when they change");
+            }
+        });
+    }
     let doors = Doors::open(&driver, &ground.config).await?;
     let api = doors.serve(&ingress, &tracker, &stop);
     let ready = utsuwa_api::Readiness::default();
