@@ -247,7 +247,7 @@ pub(crate) fn main() -> ExitCode {
             if let Some(failure) = ours {
                 return told(&failure);
             }
-            drop(error.print());
+            drop(suggest::with_plain_usage(error, Cli::command(), std::env::args()).print());
             return if error.use_stderr() {
                 ExitCode::from(2)
             } else {

@@ -5,6 +5,7 @@
 //!
 //! Invariants: 1. A [`Config`] that exists is valid. 2. Every value knows where it came from ([`Layers::source`]).
 
+pub(crate) mod frozen;
 mod options;
 mod parse;
 mod registries;

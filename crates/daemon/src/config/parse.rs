@@ -1,5 +1,6 @@
 //! From text to checked values. Every problem is kept and told with its option and source.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,18 +35,25 @@ pub(super) fn file(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
         .map_err(|e| ConfigError(vec![format!("{shown}: read the configuration file: {e}")]))?;
     // What can't be read as TOML hides none of the rest.
     let (document, broken) = toml::de::DeTable::parse_recoverable(&text);
-    let mut problems: Vec<String> = broken
+    // One slip may break several rules of TOML; the first word about a line is the one that helps.
+    let mut told: BTreeMap<usize, &str> = BTreeMap::new();
+    for error in &broken {
+        let line = error.span().map_or(1, |span| line_of(&text, span.start));
+        told.entry(line).or_insert(error.message());
+    }
+    let mut problems: Vec<String> = told
         .iter()
-        .map(|error| {
-            let line = error.span().map_or(1, |span| line_of(&text, span.start));
-            format!("{shown}, line {line}: is not TOML: {}", error.message())
-        })
+        .map(|(line, message)| format!("{shown}, line {line}: is not TOML: {message}"))
         .collect();
     let mut values = Vec::new();
     for (key, value) in document.get_ref() {
         let line = line_of(&text, key.span().start);
         let name = key.get_ref().as_ref();
         let Some(option) = find(name) else {
+            // What was made of a line that is no TOML is no name.
+            if told.contains_key(&line) {
+                continue;
+            }
             let meant = crate::cli::nearest(name, OPTIONS.iter().map(|o| o.name));
             let meant = meant.map_or_else(String::new, |name| format!("did you mean {name}? "));
             problems.push(format!(
@@ -56,9 +64,7 @@ pub(super) fn file(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
         match scalars(option, value.get_ref()) {
             Some(list) => values.push((option, list, line)),
             // Its value is what couldn't be read: told already.
-            None if broken
-                .iter()
-                .any(|e| e.span().is_some_and(|s| line_of(&text, s.start) == line)) => {}
+            None if told.contains_key(&line) => {}
             None => problems.push(format!(
                 "{shown}, line {line}: {name}: must be {}",
                 if option.list {
@@ -142,7 +148,7 @@ impl Checker<'_> {
         let domain = self.parse("domain", domain);
         let project = self.parse("project", name);
         let region = self.parse("region", name);
-        let idle_timeout = self.parse("idle-timeout", duration);
+        let idle_timeout = self.parse("idle-timeout", time);
         let log_budget = self.parse("log-budget", bytes);
         let disk_reserve = self.parse("disk-reserve", bytes);
         let memory_reserve = self.parse("memory-reserve", bytes);
@@ -312,6 +318,15 @@ fn domain(text: &str) -> Result<String, String> {
     } else {
         Err("must be a DNS name in lower case, for example localhost or run.example.com".to_owned())
     }
+}
+
+/// `30s`, `15m` or `1h`. A number alone is refused: whoever wrote it may have meant minutes.
+fn time(text: &str) -> Result<Duration, String> {
+    let why = "must be a time with its unit, such as 30s, 15m or 1h";
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(why.to_owned());
+    }
+    duration(text).map_err(|_| why.to_owned())
 }
 
 /// `30s`, `15m`, `1h`, or plain seconds.

@@ -51,7 +51,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let data = ground.config.data_dir.clone();
     let store = Store::open(&data.join("state")).context("open the database")?;
     ground.pid_file.write()?;
-    let settings = frozen(&store, &ground).await?;
+    let settings = frozen(&store, &ground, &layers).await?;
 
     let (internal, internal_events) = mpsc::channel(INTERNAL_EVENTS);
     let socket = ground.keeper.socket();
@@ -190,7 +190,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
             https: Vec::new(),
         },
         keys_dir: data.join("keys"),
-        configuration: Arc::new(running(&layers, &ground.config)),
+        configuration: Arc::new(running(&layers, &ground.config, &settings)),
         host_dirs: Arc::new(ground.config.host_dirs.clone()),
         ready: ready.clone(),
         closing: tokio_util::sync::CancellationToken::new(),
@@ -248,12 +248,8 @@ where
 }
 
 /// Default project, region and domain never change after the first start (decision 13).
-async fn frozen(store: &Store, ground: &Ground) -> anyhow::Result<Settings> {
-    let wanted = Settings {
-        project: ground.config.project.clone(),
-        region: ground.config.region.clone(),
-        domain: ground.config.domain.clone(),
-    };
+async fn frozen(store: &Store, ground: &Ground, layers: &Layers) -> anyhow::Result<Settings> {
+    let wanted = crate::config::frozen::wanted(layers, &ground.config, store.settings().ok());
     store
         .freeze_settings(wanted)
         .await
@@ -329,10 +325,26 @@ async fn no_sandboxes(driver: &SandboxDriver) -> Option<String> {
     tokio::time::timeout(POOL_PATIENCE, look).await.ok()?
 }
 
-/// The configuration in force: what was read, with the ports that were chosen, and a data directory that means the same
-/// wherever it is read.
-fn running(layers: &Layers, config: &crate::config::Config) -> Vec<serde_json::Value> {
+/// The configuration in force: what was read, with the ports that were chosen, what the data directory is made for, and a data
+/// directory that means the same wherever it is read.
+fn running(
+    layers: &Layers,
+    config: &crate::config::Config,
+    settings: &Settings,
+) -> Vec<serde_json::Value> {
     let mut rows = layers.rows();
+    for (option, frozen) in [
+        ("project", settings.project.as_str()),
+        ("region", settings.region.as_str()),
+        ("domain", &settings.domain),
+    ] {
+        for row in rows.iter_mut().filter(|row| row["option"] == option) {
+            if row["value"] != frozen {
+                row["value"] = frozen.into();
+                row["source"] = "data directory (first start)".into();
+            }
+        }
+    }
     for (option, listen) in [
         ("listen-api", &config.listen_api),
         ("listen-http", &config.listen_http),

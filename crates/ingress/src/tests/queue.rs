@@ -442,6 +442,37 @@ async fn an_app_that_listens_for_itself_alone_is_told_of_early() {
     assert!(notes.iter().all(|note| note.instance == id));
 }
 
+/// Also when it begins to listen in the wrong place late; those who look are told what to do. Paused time.
+#[tokio::test(start_paused = true)]
+async fn an_app_that_listens_on_another_port_is_told_of_early() {
+    let scene = Scene::new(route()).await;
+    scene.listen_elsewhere(&[]);
+    scene.admit();
+    let began = tokio::time::Instant::now();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let notes = || scene.records.1.lock().clone();
+    assert!(notes().is_empty(), "nothing to be told yet");
+    let changes = scene.loops.changes.load(Ordering::SeqCst);
+    scene.listen_elsewhere(&["0.0.0.0:5000", "[::]:5000"]);
+    eventually(
+        || (!notes().is_empty()).then_some(()),
+        || "a note".to_owned(),
+    )
+    .await;
+    assert!(began.elapsed() < Duration::from_secs(25));
+    let text = "The container listens on 0.0.0.0:5000 and [::]:5000, not on port 8080 (PORT): set `--port 5000`, or let it read PORT.";
+    assert_eq!(notes()[0].text, text);
+    let demand = scene.demand();
+    assert_eq!(demand.instances[0].reach, Reach::Starting);
+    assert_eq!(demand.instances[0].failing[0].advice, text);
+    assert!(
+        scene.loops.changes.load(Ordering::SeqCst) > changes,
+        "the loops look"
+    );
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(notes().len(), 1, "once");
+}
+
 /// Paused time: it passes as soon as nothing else can happen.
 #[tokio::test(start_paused = true)]
 async fn the_deadline_counts_from_the_start_of_one_that_was_found_running() {
