@@ -18,6 +18,7 @@ mod clients;
 mod containers;
 mod contract;
 mod deploy;
+mod ends;
 mod endurance;
 mod flask;
 mod gcloud;

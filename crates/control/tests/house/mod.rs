@@ -9,6 +9,7 @@
 
 mod clock;
 pub(crate) mod door;
+mod intent;
 mod shelf;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,16 +26,12 @@ use utsuwa_control::seam::{Environment, FrontDoor, ImageError, Images, Logs, Ref
 use utsuwa_control::{Control, ControlHandle, ControlSettings};
 use utsuwa_decide::invariant;
 use utsuwa_model::demand::{InstanceLoad, Reach, RevisionDemand};
-use utsuwa_model::iam::{Binding, Policy};
 use utsuwa_model::image::{ImageConfig, ResolvedImage};
 use utsuwa_model::instance::StartPhases;
-use utsuwa_model::operation::{Operation, OperationKind};
 use utsuwa_model::route::{
     InstanceRoute, RouteChange, RouteTable, StartupCheck, StartupProbe, Target,
 };
-use utsuwa_model::service::{
-    Container, Meta, RevisionTemplate, Service, ServiceSpec, ServiceStatus,
-};
+use utsuwa_model::service::{Container, RevisionTemplate, Service};
 use utsuwa_model::{ConditionState, InstanceId, RevisionKey, ServiceKey, Timestamp, condition};
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::fake::FakeDriver;
@@ -295,97 +292,6 @@ impl House {
 
     pub(crate) fn key(&self, name: &str) -> ServiceKey {
         format!("demo/here/{name}").parse().unwrap()
-    }
-
-    /// As the API does: a new service with its operation, open to everybody.
-    pub(crate) async fn create(&self, name: &str, template: RevisionTemplate) -> ServiceKey {
-        let (key, now) = (self.key(name), self.clock.now());
-        let service = Service {
-            key: key.clone(),
-            meta: Meta {
-                uid: format!("uid-{name}"),
-                generation: 1,
-                version: now,
-                create_time: now,
-                ..Meta::default()
-            },
-            spec: ServiceSpec {
-                template,
-                ..ServiceSpec::default()
-            },
-            status: ServiceStatus::default(),
-        };
-        let operation = self.operation(&service, OperationKind::Create);
-        self.store.create_service(service, operation).await.unwrap();
-        let binding = Binding {
-            role: "roles/run.invoker".into(),
-            members: vec!["allUsers".into()],
-            condition: None,
-        };
-        self.store
-            .set_policy(
-                &key,
-                None,
-                Policy {
-                    bindings: vec![binding],
-                    ..Policy::default()
-                },
-            )
-            .await
-            .unwrap();
-        key
-    }
-
-    /// As the API does: a change by a user.
-    pub(crate) async fn update(
-        &self,
-        key: &ServiceKey,
-        change: impl FnOnce(&mut Service) + Send + 'static,
-    ) {
-        let now = self.clock.now();
-        let old = self.store.service(key).unwrap().unwrap();
-        let operation = self.operation(&old, OperationKind::Update);
-        let edit = move |service: &mut Service| -> Result<(), ()> {
-            change(service);
-            service.meta.generation += 1;
-            Ok(())
-        };
-        self.store
-            .update_service(key, None, now, Some(operation), edit)
-            .await
-            .unwrap()
-            .unwrap();
-    }
-
-    pub(crate) async fn delete(&self, key: &ServiceKey) {
-        let now = self.clock.now();
-        let old = self.store.service(key).unwrap().unwrap();
-        let operation = self.operation(&old, OperationKind::Delete);
-        let mark = move |service: &mut Service| -> Result<(), ()> {
-            service.meta.delete_time = Some(now);
-            service.meta.generation += 1;
-            Ok(())
-        };
-        self.store
-            .update_service(key, None, now, Some(operation), mark)
-            .await
-            .unwrap()
-            .unwrap();
-    }
-
-    fn operation(&self, service: &Service, kind: OperationKind) -> Operation {
-        Operation {
-            id: format!(
-                "{}-{}",
-                service.meta.uid,
-                service.meta.generation + u64::from(kind != OperationKind::Create)
-            ),
-            service: service.key.clone(),
-            service_uid: service.meta.uid.clone(),
-            generation: service.meta.generation,
-            kind,
-            create_time: self.clock.now(),
-        }
     }
 
     pub(crate) fn service(&self, key: &ServiceKey) -> Service {

@@ -13,3 +13,4 @@ mod protocols;
 mod queue;
 mod rest;
 mod scene;
+mod startup;
