@@ -1,8 +1,7 @@
 //! Restarts, kills and upgrades under load: nothing acknowledged is lost, nothing that runs is restarted, nobody is refused.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 

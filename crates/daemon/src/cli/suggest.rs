@@ -70,17 +70,13 @@ pub(crate) fn with_plain_usage(
         return error;
     }
     program.build();
-    let mut command = &mut program;
     for word in words.skip(1) {
-        if command.find_subcommand(&word).is_none() {
-            continue;
-        }
-        match command.find_subcommand_mut(&word) {
-            Some(deeper) => command = deeper,
-            None => break,
+        // An option's value that is a command's name by chance costs a wrong usage line, no more.
+        if let Some(deeper) = program.find_subcommand(&word).cloned() {
+            program = deeper;
         }
     }
-    let usage = command.render_usage();
+    let usage = program.render_usage();
     error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
     error
 }

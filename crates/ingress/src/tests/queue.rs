@@ -11,8 +11,8 @@ use utsuwa_model::scaling::Ceiling;
 
 use super::app::*;
 use super::scene::*;
+use crate::Refusal;
 use crate::seam::AnsweredBy;
-use crate::{IngressSettings, Refusal};
 
 pub(super) fn many(scene: &Scene, count: usize, path: &'static str) -> JoinSet<Reply> {
     let mut all = JoinSet::new();
