@@ -20,6 +20,7 @@ mod contract;
 mod deploy;
 mod ends;
 mod endurance;
+mod first_hour;
 mod flask;
 mod gcloud;
 mod gvisor;

@@ -35,6 +35,20 @@ struct Told {
     at: Option<Instant>,
 }
 
+impl Told {
+    /// Whether `text` of `step` is worth a line at `now`: another step is, the same one only now and then.
+    fn is_news(&mut self, step: &str, text: &str, now: Instant) -> bool {
+        let soon = self.at.is_some_and(|at| now.duration_since(at) < REPEAT);
+        if self.text == text || (self.step == step && soon) {
+            return false;
+        }
+        text.clone_into(&mut self.text);
+        step.clone_into(&mut self.step);
+        self.at = Some(now);
+        true
+    }
+}
+
 impl Progress {
     /// Shows what is told to it, until it is dropped.
     pub(crate) fn new() -> Self {
@@ -62,23 +76,11 @@ impl Progress {
 
     /// What is being done now. `step` names it as long as it is the same; `text` may change more often.
     pub(crate) fn show(&self, step: &str, text: &str) {
-        let mut told = self.told.borrow_mut();
-        if told.text == text {
-            return;
-        }
-        text.clone_into(&mut told.text);
         match &self.bar {
             Some(bar) => bar.set_message(text.to_owned()),
-            None => {
-                let soon = told.at.is_some_and(|at| at.elapsed() < REPEAT);
-                if told.step == step && soon {
-                    return;
-                }
-                told.at = Some(Instant::now());
-                note(text);
-            }
+            None if self.told.borrow_mut().is_news(step, text, Instant::now()) => note(text),
+            None => {}
         }
-        step.clone_into(&mut told.step);
     }
 
     /// What is wrong while a step goes on: a line that stays, whole, as soon as it is another one than before.
@@ -191,6 +193,24 @@ mod tests {
             {"type": "ConfigurationsReady", "status": configurations.0, "message": configurations.1},
             {"type": "RoutesReady", "status": routes, "message": "Traffic is not yet migrated."},
         ]})
+    }
+
+    /// A log of a build gets a line per some seconds of an upload, and each step that follows.
+    #[test]
+    fn a_long_step_is_told_now_and_then() {
+        let (mut told, began) = (Told::default(), Instant::now());
+        let lines: Vec<u64> = (0..200_u64)
+            .filter(|tick| {
+                let now = began + LOOK * u32::try_from(*tick).unwrap();
+                told.is_news("upload", &format!("Uploading: {tick} MB"), now)
+            })
+            .collect();
+        assert_eq!(lines, [0, 50, 100, 150]);
+        assert!(told.is_news("unpack", "Unpacking", began + LOOK * 200));
+        assert!(
+            !told.is_news("unpack", "Unpacking", began + LOOK * 900),
+            "nothing new"
+        );
     }
 
     #[test]
