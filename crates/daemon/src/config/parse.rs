@@ -7,6 +7,7 @@ use toml::de::DeValue;
 use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::quantity::MemoryBytes;
 
+use super::edge;
 use super::options::{OPTIONS, OptionDoc, find};
 use super::registries::{self, Registries};
 use super::{Config, ConfigError, Layers, Listen};
@@ -97,13 +98,13 @@ fn scalars(option: &OptionDoc, value: &DeValue<'_>) -> Option<Vec<String>> {
 }
 
 /// Collects problems; a failed value is replaced by a stand-in that never leaves this function.
-struct Checker<'a> {
-    layers: &'a Layers,
+pub(super) struct Checker<'a> {
+    pub(super) layers: &'a Layers,
     problems: Vec<String>,
 }
 
 impl Checker<'_> {
-    fn wrong(&mut self, name: &str, why: &str) {
+    pub(super) fn wrong(&mut self, name: &str, why: &str) {
         let text = self.layers.list(name).join(",");
         self.problems.push(format!(
             "{name} = {text:?} ({}): {why}",
@@ -111,7 +112,11 @@ impl Checker<'_> {
         ));
     }
 
-    fn parse<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn parse<T>(
+        &mut self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
         match parse(self.layers.text(name)) {
             Ok(value) => Some(value),
             Err(why) => {
@@ -164,6 +169,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
     let log_budget = c.parse("log-budget", bytes);
     let disk_reserve = c.parse("disk-reserve", bytes);
     let memory_reserve = c.parse("memory-reserve", bytes);
+    let ingress = edge::edge(&mut c);
     let mut image_rewrites = Vec::new();
     for rule in layers.list("image-rewrites") {
         match rule.split_once('=') {
@@ -253,6 +259,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             log_budget,
             disk_reserve,
             memory_reserve,
+            ingress,
             user: layers.text("user").to_owned(),
             log_format,
             log_level,
@@ -335,7 +342,7 @@ fn log_level(text: &str) -> Result<String, String> {
     }
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
     text.parse::<MemoryBytes>()
         .map(|m| m.0)
         .map_err(|e| e.to_string())
