@@ -158,6 +158,9 @@ async fn route(
         exchange.note(|record| record.service = Some(host.service.clone()));
         Err(answer)
     };
+    if host.inside_only && !door.inside {
+        return rejected(exchange, Answer::Closed);
+    }
     match host.access {
         Access::Public => {}
         Access::Closed => return rejected(exchange, Answer::Closed),

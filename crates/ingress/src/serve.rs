@@ -85,6 +85,8 @@ impl Scheme {
 #[derive(Debug)]
 pub(crate) struct Door {
     pub(crate) scheme: Scheme,
+    /// Only an instance of this server reaches it.
+    pub(crate) inside: bool,
     /// No new requests.
     pub(crate) closing: CancellationToken,
     /// The end, finished or not.
@@ -141,6 +143,7 @@ pub(crate) async fn serve(
     let settings = ingress.shared.outside.settings.clone();
     let door = Arc::new(Door {
         scheme,
+        inside: places.inside(),
         closing: shutdown.clone(),
         cut: CancellationToken::new(),
         tasks: TaskTracker::new(),

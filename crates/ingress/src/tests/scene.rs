@@ -176,6 +176,7 @@ pub(super) fn table(route: RevisionRoute, access: Access) -> Arc<RouteTable> {
         service: route.key.service.clone(),
         tag: None,
         access,
+        inside_only: false,
         target: Target::Split(vec![(route.key.clone(), 100)]),
     };
     let mut table = RouteTable::default();
