@@ -25,8 +25,16 @@ fn scanners_and_malformed_requests_wake_nothing() {
     let server = Server::start(&["--idle-timeout", "1s"]);
     server.deploy("shy", &["--refuse-scanners", "--waiting-page"]);
     server.until_instances("shy", 0);
-    for path in ["/.env", "/wp-login.php", "/.git/config", "/WP-ADMIN/setup-config.php"] {
-        let (status, head, _) = server.request("shy", &format!("GET {path} HTTP/1.1\r\nhost: shy.localhost\r\n"));
+    for path in [
+        "/.env",
+        "/wp-login.php",
+        "/.git/config",
+        "/WP-ADMIN/setup-config.php",
+    ] {
+        let (status, head, _) = server.request(
+            "shy",
+            &format!("GET {path} HTTP/1.1\r\nhost: shy.localhost\r\nconnection: close\r\n\r\n"),
+        );
         assert_eq!(status, 404, "{head}");
         assert!(head.contains("reason=scanner"), "{head}");
     }
@@ -44,14 +52,26 @@ fn scanners_and_malformed_requests_wake_nothing() {
         (log.matches("scanners ask for").count() == 4).then_some(())
     });
     // It wakes for everybody else, and a quick start needs no page.
-    let browser = "GET / HTTP/1.1\r\nhost: shy.localhost\r\naccept: text/html\r\n";
+    let browser =
+        "GET / HTTP/1.1\r\nhost: shy.localhost\r\naccept: text/html\r\nconnection: close\r\n\r\n";
     let (status, head, _) = server.request("shy", browser);
     assert_eq!(status, 200, "{head}");
     // What was said stays until it is taken back.
     server.deploy("shy", &["--no-refuse-scanners"]);
-    until("the new revision", PATIENCE, || (server.get("shy", "/.env").0 == 200).then_some(()));
-    let wrong = server.utsuwa(&["deploy", "shy", "--quiet", "--annotations", "utsuwa.local/waiting-page=perhaps"]);
+    until("the new revision", PATIENCE, || {
+        (server.get("shy", "/.env").0 == 200).then_some(())
+    });
+    let wrong = server.utsuwa(&[
+        "deploy",
+        "shy",
+        "--quiet",
+        "--annotations",
+        "utsuwa.local/waiting-page=perhaps",
+    ]);
     let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
-    assert!(!wrong.status.success() && said.contains("write \"true\" or \"false\""), "{said}");
+    assert!(
+        !wrong.status.success() && said.contains("write \"true\" or \"false\""),
+        "{said}"
+    );
     server.finish();
 }

@@ -150,7 +150,10 @@ fn two_hosts_and_users_before_hosts_are_refused() {
         let error = find(&DIRECT, &request(uri, &[("host", host)])).unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{uri} {host}");
     }
-    let same = request("http://LOCALHOST:8787/healthz", &[("host", "localhost:8787")]);
+    let same = request(
+        "http://LOCALHOST:8787/healthz",
+        &[("host", "localhost:8787")],
+    );
     assert_eq!(find(&DIRECT, &same).unwrap(), Target::Own);
 }
 
@@ -177,6 +180,9 @@ fn every_origin_must_be_our_own() {
         &["localhost evil.test"],
     ] {
         let headers: Vec<_> = origins.iter().map(|origin| ("origin", *origin)).collect();
-        assert!(check_origin(&request("/", &headers)).is_err(), "{origins:?}");
+        assert!(
+            check_origin(&request("/", &headers)).is_err(),
+            "{origins:?}"
+        );
     }
 }
