@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod attacks;
 mod bad_apps;
 mod bad_images;
 mod bad_input;

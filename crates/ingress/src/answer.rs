@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use crate::Refusal;
 use crate::body::ResponseBody;
 use crate::flaw::Flaw;
+use crate::waiting;
 
 /// Tells that Utsuwa answered and not the app: `utsuwa; reason=…`.
 pub(crate) const ANSWERED_BY: HeaderName = HeaderName::from_static("x-utsuwa-answered-by");
@@ -25,6 +26,10 @@ pub(crate) enum Answer {
     UnknownHost,
     Closed,
     Method,
+    /// Its path is one that scanners ask for.
+    Scanner,
+    /// An instance starts; the browser comes back by itself.
+    Starting,
     Unauthenticated {
         with_token: bool,
     },
@@ -73,7 +78,8 @@ impl Answer {
                 StatusCode::from_u16(crate::record::CLIENT_GONE).unwrap_or(StatusCode::BAD_REQUEST)
             }
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
-            Self::UnknownHost | Self::Closed => StatusCode::NOT_FOUND,
+            Self::UnknownHost | Self::Closed | Self::Scanner => StatusCode::NOT_FOUND,
+            Self::Starting => StatusCode::ACCEPTED,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthenticated { .. } => StatusCode::FORBIDDEN,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -99,6 +105,8 @@ impl Answer {
             Self::UnknownHost => "unknown_host",
             Self::Closed => "ingress_closed",
             Self::Method => "method_not_supported",
+            Self::Scanner => "scanner",
+            Self::Starting => "starting",
             Self::Unauthenticated { .. } => "not_authenticated",
             Self::NotReady { .. } => "not_ready",
             Self::BodyTooLarge { .. } => "request_too_large",
@@ -127,6 +135,8 @@ impl Answer {
             Self::Malformed(flaw) => flaw.text().to_owned(),
             Self::UnknownHost => "No service is served under this host.".to_owned(),
             Self::Closed => "The service's ingress setting does not allow this way in.".to_owned(),
+            Self::Scanner => "The path is one that scanners ask for, which the service refuses.".to_owned(),
+            Self::Starting => "An instance was being started: the browser was shown the waiting page.".to_owned(),
             Self::Method => "The methods TRACE and CONNECT are not supported.".to_owned(),
             Self::Unauthenticated { with_token } => format!(
                 "The request was not authenticated. Either allow unauthenticated invocations or set the proper \
@@ -179,7 +189,8 @@ impl Answer {
         let html = |title: &str, says: &str| (HTML, page(self.status().as_u16(), title, says));
         match self {
             Self::Malformed(flaw) => html("Bad Request", flaw.text()),
-            Self::UnknownHost | Self::Closed => html(
+            Self::Starting => (HTML, Bytes::from_static(waiting::PAGE.as_bytes())),
+            Self::UnknownHost | Self::Closed | Self::Scanner => html(
                 "Page not found",
                 "There is nothing under this address on this server.",
             ),
@@ -241,6 +252,9 @@ impl Answer {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Ok(value) = HeaderValue::try_from(format!("utsuwa; reason={}", self.reason())) {
             headers.insert(ANSWERED_BY, value);
+        }
+        if *self == Self::Starting {
+            headers.insert(waiting::REFRESH, waiting::SECONDS);
         }
         if *self == Self::Method {
             headers.insert(

@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) places: places::Shared,
     /// HTTP/2 connections that were closed for too many control frames.
     pub(crate) floods: Arc<Told>,
+    /// Connections of proxies that did not say whose they are.
+    pub(crate) bad_proxies: Told,
     /// When it was last said that connections can't be accepted.
     accept_failed: Mutex<Option<Instant>>,
 }
@@ -97,6 +99,7 @@ impl Ingress {
         let shared = Shared {
             places,
             floods: Arc::default(),
+            bad_proxies: Told::default(),
             accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),

@@ -38,6 +38,7 @@ use crate::served::{Served, cold_start};
 use crate::slot::{Admitted, Slot};
 use crate::table::{HostTarget, normalise};
 use crate::trace::Trace;
+use crate::waiting;
 use crate::{Refusal, Shared};
 
 /// Answers one request.
@@ -194,6 +195,9 @@ async fn route(
         }
     };
     exchange.note(|record| record.revision = Some(revision.key.clone()));
+    if settings.refuse_scanners && shared.outside.scanners.ask_for(request.uri().path()) {
+        return Err(Answer::Scanner);
+    }
     let limit = match settings.protocol {
         Protocol::Http1 => shared.outside.settings.max_message_bytes,
         Protocol::H2c => u64::MAX,
@@ -212,8 +216,12 @@ async fn route(
     let ahead = body.read_ahead(parts.headers.contains_key(EXPECT));
     let instance = before.as_ref().map(|before| &before.instance);
     let admission = revision.admit(exchange.at(), instance, shared.outside.dice());
-    let (mut slot, waited) =
-        slot(door, revision, admission, exchange, &mut deadline, ahead).await?;
+    let page = settings.waiting_page && waiting::is_for(&parts);
+    let until = Until {
+        deadline: &mut deadline,
+        page,
+    };
+    let (mut slot, waited) = slot(door, revision, admission, exchange, until, ahead).await?;
     // Only now: who waits holds no socket, and what one service keeps waiting must not be refused to another.
     slot.hold(client.requests.take_or_tell()?);
     exchange.note(|record| record.instance = Some(slot.instance().id.clone()));
@@ -290,13 +298,20 @@ async fn empty_as_said(
     }
 }
 
+/// How long a request waits for its slot, besides the window of §2.6.
+struct Until<'r> {
+    deadline: &'r mut Pin<Box<Sleep>>,
+    /// It is shown a page instead of waiting for long.
+    page: bool,
+}
+
 /// The slot that was admitted to, waiting for it if need be. Tells whether it waited.
 async fn slot(
     door: &Door,
     revision: &Revision,
     admitted: Admitted,
     exchange: &Exchange,
-    deadline: &mut Pin<Box<Sleep>>,
+    until: Until<'_>,
     ahead: impl Future<Output = ()>,
 ) -> Result<(Slot, bool), Answer> {
     let mut ticket = match admitted {
@@ -309,7 +324,8 @@ async fn slot(
     tokio::select! {
         biased;
         answer = ticket.wait() => answer.map(|slot| (slot, true)).map_err(Answer::Refused),
-        () = deadline.as_mut() => Err(Answer::Timeout),
+        () = until.deadline.as_mut() => Err(Answer::Timeout),
+        () = tokio::time::sleep(waiting::PATIENCE), if until.page => Err(Answer::Starting),
         () = window => Err(revision.time_is_up()),
         () = door.closing.cancelled() => Err(Answer::ShuttingDown),
         () = ahead => Err(Answer::ClientGone), // it never ends by itself

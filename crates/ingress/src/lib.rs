@@ -37,9 +37,11 @@ mod pace;
 mod pause;
 mod places;
 mod probe;
+mod proxied;
 mod record;
 mod revision;
 mod revisions;
+mod scanners;
 pub mod seam;
 mod serve;
 mod served;
@@ -50,6 +52,7 @@ mod table;
 mod told;
 mod trace;
 mod upstream;
+mod waiting;
 
 #[cfg(test)]
 #[path = "../../../tests/skip.rs"]
@@ -60,6 +63,7 @@ mod tests;
 
 pub use front::{Ingress, Refusal};
 pub use places::Crowded;
+pub use proxied::{Network, NetworkError};
 pub use serve::Scheme;
 pub use settings::IngressSettings;
 

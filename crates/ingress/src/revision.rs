@@ -27,6 +27,7 @@ use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use crate::Refusal;
 use crate::answer::Answer;
+use crate::budget::Share;
 use crate::counts::{Counts, Nudge, Seat, Sleep};
 use crate::instance::Instance;
 use crate::outside::Outside;
@@ -40,6 +41,8 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Revision {
     pub(crate) key: RevisionKey,
     outside: Arc<Outside>,
+    /// Its share of all requests that may wait.
+    waiting: Arc<Share>,
     inner: Mutex<Counts>,
 }
 
@@ -51,6 +54,7 @@ impl Revision {
         };
         Arc::new(Self {
             key,
+            waiting: outside.waiting.share(),
             outside,
             inner: Mutex::new(inner),
         })
@@ -109,13 +113,21 @@ impl Revision {
                 let instance = inner.take(choice);
                 Admitted::Slot(Slot::new(Arc::clone(self), instance))
             }
-            admit::Admission::Wait { .. } => {
+            admit::Admission::Wait { .. } => 'wait: {
+                let Ok(place) = self.waiting.take() else {
+                    break 'wait Admitted::QueueFull;
+                };
                 let (sender, receiver) = oneshot::channel();
                 let number = inner.next_ticket;
                 inner.next_ticket += 1;
                 inner.queue.insert(number, sender);
                 let window = inner.window();
-                Admitted::Wait(Ticket::new(Arc::clone(self), number, receiver, window))
+                Admitted::Wait(Ticket::new(
+                    Arc::clone(self),
+                    (number, place),
+                    receiver,
+                    window,
+                ))
             }
             admit::Admission::QueueFull => Admitted::QueueFull,
         };

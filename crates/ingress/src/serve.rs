@@ -34,7 +34,9 @@ use crate::gate::Limits;
 use crate::gated::Gated;
 use crate::handle::handle;
 use crate::meter::Metered;
-use crate::places::Places;
+use crate::places::{Own, Places};
+use crate::proxied::{self, Network};
+use crate::settings::IngressSettings;
 
 /// How long a client may leave the bytes of an answer lying before the connection is cut.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
@@ -67,6 +69,14 @@ impl Scheme {
         match self {
             Self::Http => "http",
             Self::Https => "https",
+        }
+    }
+
+    /// Who begins connections of this kind with the PROXY protocol.
+    fn proxies(self, settings: &IngressSettings) -> &[Network] {
+        match self {
+            Self::Http => &settings.proxies_http,
+            Self::Https => &settings.proxies_https,
         }
     }
 }
@@ -189,8 +199,8 @@ pub(crate) async fn serve(
 async fn connection(
     ingress: Ingress,
     door: Arc<Door>,
-    requests: Arc<Share>,
-    stream: TcpStream,
+    own: Option<Own>,
+    mut stream: TcpStream,
     peer: SocketAddr,
 ) {
     let settings = &ingress.shared.outside.settings;
@@ -198,12 +208,32 @@ async fn connection(
         tracing::debug!(%error, %peer, "client connection ended at once");
         return;
     }
+    let mut remote = peer.ip().to_canonical();
+    if own.is_none() && proxied::is_one(door.scheme.proxies(settings), remote) {
+        let header = tokio::time::timeout(settings.header_timeout, proxied::read(&mut stream));
+        match header
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        {
+            Ok(client) => remote = client.unwrap_or(remote),
+            Err(error) => {
+                if let Some(count) = ingress.shared.bad_proxies.count() {
+                    tracing::warn!(count, %peer, %error,
+                        "closed connections of a proxy without a readable PROXY header (proxy-protocol-http); is it configured to send one?");
+                }
+                return;
+            }
+        }
+    }
+    let Some(own) = own.or_else(|| ingress.shared.places.client(remote)) else {
+        return;
+    };
     let first = tokio::select! {
         first = tokio::time::timeout(settings.header_timeout, is_http2(&stream)) => first,
         () = async { door.closing.cancelled().await; tokio::time::sleep(FIRST_BYTES).await } => return,
     };
     let Ok(Ok(http2)) = first else { return };
-    let client = Client::new(peer.ip().to_canonical(), requests);
+    let client = Client::new(remote, Arc::clone(&own.requests));
     let stream = ClientStream {
         stream,
         client: Arc::clone(&client),

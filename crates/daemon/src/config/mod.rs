@@ -5,6 +5,7 @@
 //!
 //! Invariants: 1. A [`Config`] that exists is valid. 2. Every value knows where it came from ([`Layers::source`]).
 
+mod edge;
 pub(crate) mod frozen;
 mod options;
 mod parse;
@@ -15,6 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use utsuwa_ingress::IngressSettings;
 use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::{ProjectId, Region};
 
@@ -115,6 +117,8 @@ pub(crate) struct Config {
     pub log_budget: u64,
     pub disk_reserve: u64,
     pub memory_reserve: u64,
+    /// What the operator said of the data path; the rest is the default.
+    pub ingress: IngressSettings,
     pub user: String,
     pub log_format: String,
     pub log_level: String,

@@ -8,6 +8,7 @@ use toml::de::DeValue;
 use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::quantity::MemoryBytes;
 
+use super::edge;
 use super::options::{OPTIONS, OptionDoc, find};
 use super::registries::{self, Registries};
 use super::{Config, ConfigError, Layers, Listen};
@@ -103,13 +104,13 @@ fn scalars(option: &OptionDoc, value: &DeValue<'_>) -> Option<Vec<String>> {
 }
 
 /// Collects problems: all are told at once.
-struct Checker<'a> {
-    layers: &'a Layers,
+pub(super) struct Checker<'a> {
+    pub(super) layers: &'a Layers,
     problems: Vec<String>,
 }
 
 impl Checker<'_> {
-    fn wrong(&mut self, name: &str, why: &str) {
+    pub(super) fn wrong(&mut self, name: &str, why: &str) {
         let text = self.layers.list(name).join(",");
         self.problems.push(format!(
             "{name} = {text:?} ({}): {why}",
@@ -117,7 +118,11 @@ impl Checker<'_> {
         ));
     }
 
-    fn parse<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn parse<T>(
+        &mut self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
         match parse(self.layers.text(name)) {
             Ok(value) => Some(value),
             Err(why) => {
@@ -152,6 +157,7 @@ impl Checker<'_> {
         let log_budget = self.parse("log-budget", bytes);
         let disk_reserve = self.parse("disk-reserve", bytes);
         let memory_reserve = self.parse("memory-reserve", bytes);
+        let ingress = edge::edge(self);
         let image_rewrites = self.image_rewrites();
         self.insecure_registries();
         self.allow_egress();
@@ -177,6 +183,7 @@ impl Checker<'_> {
             log_budget: log_budget?,
             disk_reserve: disk_reserve?,
             memory_reserve: memory_reserve?,
+            ingress,
             user: layers.text("user").to_owned(),
             log_format: log_format?,
             log_level: log_level?,
@@ -321,7 +328,7 @@ fn domain(text: &str) -> Result<String, String> {
 }
 
 /// `30s`, `15m` or `1h`. A number alone is refused: whoever wrote it may have meant minutes.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     let why = "must be a time with its unit, such as 30s, 15m or 1h";
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(why.to_owned());
@@ -367,7 +374,7 @@ fn log_level(text: &str) -> Result<String, String> {
     }
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
     text.parse::<MemoryBytes>()
         .map(|m| m.0)
         .map_err(|e| e.to_string())

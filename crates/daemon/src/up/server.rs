@@ -83,7 +83,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
             max_requests: shares.public,
             max_instance_requests: shares.instances,
             max_idle: shares.idle,
-            ..IngressSettings::default()
+            ..ground.config.ingress.clone()
         },
     );
     let stop = CancellationToken::new();

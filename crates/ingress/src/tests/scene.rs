@@ -166,6 +166,8 @@ pub(super) fn route() -> RevisionRoute {
         port: 8080,
         protocol: Protocol::Http1,
         session_affinity: false,
+        refuse_scanners: false,
+        waiting_page: false,
         usual_start: None,
         startup: StartupProbe::tcp(8080),
         liveness: None,
