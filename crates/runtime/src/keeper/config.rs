@@ -59,7 +59,7 @@ pub struct PoolLimits {
 
 impl Default for PoolLimits {
     fn default() -> Self {
-        Self { min: 6, max: 32 }
+        Self { min: 6, max: 64 }
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::time::Timespec;
+use utsuwa_model::instance::Limits;
 use utsuwa_model::{InstanceId, Timestamp};
 
 use super::capture::LogStore;
@@ -140,6 +141,8 @@ pub(crate) struct Keeper {
     pub(crate) next_sandbox: u32,
     pub(crate) ready: VecDeque<u32>,
     pub(crate) demand: Demand,
+    /// Those of the last start.
+    pub(crate) usual_limits: Option<Limits>,
     pub(crate) pool_error: String,
     /// It was that something ran out, which may pass.
     pub(crate) pool_exhausted: bool,
@@ -209,6 +212,7 @@ impl Keeper {
             removing: BTreeSet::new(),
             next_sandbox: 1,
             ready: VecDeque::new(),
+            usual_limits: None,
             pool_error: String::new(),
             pool_exhausted: false,
             pool_failures: 0,
