@@ -27,6 +27,10 @@ const NUMBERS: u32 = 99_999;
 const MAKING: usize = 4;
 /// The same while starts wait for them: what is made together waits once for the kernel's RCU, not once each.
 const MAKING_IN_NEED: usize = 16;
+/// Nothing was taken for so long: the pool may grow.
+const CALM: Duration = Duration::from_secs(1);
+/// One takes some 10 ms of a CPU to make: so growing takes a twentieth of one.
+const GROW_EVERY: Duration = Duration::from_millis(200);
 /// With so many ready, making more can wait for a start under way.
 const ENOUGH: usize = 4;
 /// How long a start may have the processors for itself: a small program serves within a third of it.
@@ -100,22 +104,50 @@ impl Keeper {
             .max(self.queue.len().min(self.config.pool.max));
         let at_once = self.queue.len().clamp(MAKING, MAKING_IN_NEED);
         while self.ready.len() + self.making.len() < target && self.making.len() < at_once {
-            let number = self.free_number();
-            if let Err(error) = self.records.make_sandbox(number) {
-                self.make_failed(&format!(
-                    "{}: {error}",
-                    self.records.sandbox(number).display()
-                ));
+            if !self.make_one() {
                 return;
             }
-            self.making.insert(number);
-            self.ask(
-                HOUSEKEEPER,
-                Op::MakeSandbox { sandbox: number },
-                Vec::new(),
-                Pending::Make(number),
-            );
         }
+    }
+
+    fn make_one(&mut self) -> bool {
+        let number = self.free_number();
+        if let Err(error) = self.records.make_sandbox(number) {
+            let path = self.records.sandbox(number);
+            self.make_failed(&format!("{}: {error}", path.display()));
+            return false;
+        }
+        self.making.insert(number);
+        self.ask(
+            HOUSEKEEPER,
+            Op::MakeSandbox { sandbox: number },
+            Vec::new(),
+            Pending::Make(number),
+        );
+        true
+    }
+
+    /// Something was taken: the pool grows when that is over.
+    pub(crate) fn grow_later(&mut self) {
+        if !std::mem::replace(&mut self.growing, true) {
+            self.after(CALM, Timer::Grow);
+        }
+    }
+
+    /// Makes one more, if nothing else is to be done, up to what it may grow to.
+    pub(crate) fn grow(&mut self) {
+        self.growing = false;
+        let now = now();
+        let full = self.ready.len() >= self.demand.calm_target(now);
+        // What can't be made is tried again with the next start.
+        if full || self.pool_failures > 0 || self.ending.is_some() {
+            return;
+        }
+        let calm = self.demand.calm_for(now).is_some_and(|calm| calm >= CALM);
+        let idle = calm && self.queue.is_empty() && self.making.is_empty();
+        let begun = idle && self.spawner(HOUSEKEEPER).is_some() && self.make_one();
+        self.growing = true;
+        self.after(if begun { GROW_EVERY } else { CALM }, Timer::Grow);
     }
 
     pub(crate) fn free_number(&mut self) -> u32 {

@@ -70,6 +70,7 @@ impl Keeper {
         }
         let since = now();
         self.demand.taken(since);
+        self.grow_later();
         self.queue.push_back(QueuedStart {
             spec,
             waiters: vec![(session, request)],

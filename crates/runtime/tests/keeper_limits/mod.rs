@@ -36,7 +36,13 @@ async fn an_instance_has_its_own_limits_whatever_its_sandbox_had() {
     if !possible("an_instance_has_its_own_limits_whatever_its_sandbox_had") {
         return;
     }
-    let mut world = World::with(|config| config.pool = PoolLimits { min: 1, max: 1 });
+    let mut world = World::with(|config| {
+        config.pool = PoolLimits {
+            min: 1,
+            max: 1,
+            calm: 0,
+        }
+    });
     let server = world.server().await;
     let sandboxes = world.config.runtime_dir().join("sandboxes");
     a_full_pool(&server).await;
