@@ -43,7 +43,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// The first sandbox of a fresh keeper takes some 100 ms; `ready` waits for it so that it is true, but no longer than this.
 const POOL_PATIENCE: Duration = Duration::from_secs(2);
 const POOL_LOOK: Duration = Duration::from_millis(10);
-/// Sockets of sandboxes that wait to be served; a pool refills four at a time, up to 32.
+/// Sockets of sandboxes that wait to be served; a pool refills up to 16 at a time, up to 64.
 const INTERNAL_EVENTS: usize = 64;
 
 pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {

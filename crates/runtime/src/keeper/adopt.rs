@@ -133,6 +133,7 @@ impl Keeper {
                         control: None,
                         internal: one.internal,
                         memory: self.watch_memory(*number),
+                        limited: None,
                         fifos: None,
                         role,
                     };
@@ -266,6 +267,7 @@ impl Keeper {
             control: None,
             internal: Vec::new(),
             memory: None,
+            limited: None,
             fifos: None,
             role,
         };
@@ -338,6 +340,7 @@ fn adopted(mut record: InstanceRecord, captures: Vec<[super::capture::Capture; 2
         stop: None,
         group: Group::default(),
         record,
+        dial: Vec::new(),
         reclaimed: false,
         killed: false,
     }
