@@ -342,7 +342,7 @@ fn loopback_only(outside: &Outside, instance: &Instance, port: u16) -> Option<St
 fn tell_loopback_only(outside: &Outside, instance: &Instance, port: u16) {
     if let Some(text) = loopback_only(outside, instance, port) {
         outside.log.noticed(InstanceNote {
-            at: outside.clock.now(),
+            at: outside.clock.wall(),
             revision: instance.revision.clone(),
             instance: instance.id.clone(),
             weight: Weight::Warning,

@@ -144,7 +144,7 @@ pub(super) fn decide(
         start.push(id);
     }
     let room = memory.is_none_or(|memory| {
-        let each = utsuwa_decide::capacity::expected(state.plan.limits.memory.0);
+        let each = utsuwa_decide::capacity::expected(state.plan.memory_bytes());
         utsuwa_decide::capacity::fit(memory, reserve, promised, each, 1) == 1
     });
     let zygotes = zygote::look(state, now, start.len(), room, fresh);

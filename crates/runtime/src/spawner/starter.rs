@@ -18,6 +18,7 @@ use super::protocol::{Channel, Member, Op, Reply, Request, SpawnError};
 use super::shared::{self, Shared};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
+use crate::keeper::{held_sandbox, unfinished_name};
 use crate::rootless::{Ids, is_rootless};
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::inside::{Launch, ToSandbox};
@@ -54,6 +55,7 @@ pub(super) struct Starter {
     pending: Vec<Pending>,
     attached: VecDeque<String>,
     shared: Shared,
+    /// For a successor, and which starts were not finished.
     held: Held,
     ids: Ids,
 }
@@ -188,6 +190,7 @@ impl Starter {
         }
         self.pending.push(Pending {
             request: asked.request,
+            sandbox: asked.sandbox,
             control,
             began: asked.began,
             memory_limit: spec.limits.memory.0,
@@ -215,6 +218,7 @@ impl Worker for Starter {
                 member,
             } => {
                 let began = Instant::now();
+                self.held.hold(unfinished_name(sandbox), Vec::new());
                 let names = match self.layers_of(&spec) {
                     Ok(names) => names,
                     Err(error) => {
@@ -247,7 +251,9 @@ impl Worker for Starter {
             }
             Op::Release { name } => {
                 self.held.release(&name);
-                if let Some(sandbox) = crate::keeper::held_sandbox(&name) {
+                if let Some(sandbox) = held_sandbox(&name) {
+                    // Of a start that failed.
+                    self.held.release(&unfinished_name(sandbox));
                     self.attached.extend(self.shared.forget(sandbox));
                 }
                 return;
@@ -288,6 +294,9 @@ impl Worker for Starter {
         };
         let done = self.pending.remove(index);
         let zygote = done.ear.is_some();
+        if result.is_ok() {
+            self.held.release(&unfinished_name(done.sandbox));
+        }
         let learning = match &done.ear {
             Some(Ear::Learning(memory)) if result.is_ok() => Some(memory.as_fd()),
             _ => None,
