@@ -4,6 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 ROUNDS ?= 3
+FUZZ_SECONDS ?= 600
 # cargo-nextest where it is installed, cargo test otherwise (decision 26).
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
@@ -50,10 +51,18 @@ bench: ## Cold start and the other promises, side by side with what is installed
 	$(CARGO) build --release --package utsuwa-daemon --package xtask
 	@scripts/with-inputs.sh $(TARGET) $(TARGET)/release/xtask bench --utsuwa $(TARGET)/release/utsuwa
 
-soak: ## What takes longer: walls removed, rounds of kill −9 and the rest of the end-to-end tests, cgroup v2 under qemu
+soak: ## What takes longer: fuzzing, walls removed, rounds of kill −9 and the rest of the end-to-end tests, cgroup v2 under qemu
+	$(MAKE) soak-fuzz
 	$(MAKE) soak-walls
 	$(MAKE) soak-rounds
 	$(MAKE) test-v2
+
+soak-fuzz: ## Part of soak: FUZZ_SECONDS (600) of fuzzing for each fuzzer
+ifneq ($(NEXTEST),)
+	UTSUWA_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) nextest run --package utsuwa-ingress --profile soak --ignore-default-filter fuzz
+else
+	UTSUWA_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --package utsuwa-ingress fuzz
+endif
 
 soak-walls: ## Part of soak, a minute besides its build: the walls around instances removed, one set after the other
 	@scripts/deps.sh test
@@ -74,4 +83,4 @@ else
 	@for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-daemon --test e2e -- --test-threads 1 --skip removed_walls || exit 1; done
 endif
 
-.PHONY: help run check test test-v2 bench soak soak-walls soak-rounds
+.PHONY: help run check test test-v2 bench soak soak-fuzz soak-walls soak-rounds

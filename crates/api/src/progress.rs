@@ -39,11 +39,13 @@ pub(crate) fn trouble(state: &ApiState, service: &Service) -> Option<String> {
     if !service.status.conditions.iter().any(waits) {
         return None;
     }
-    let of_it = format!("{}/", service.key);
-    let lines = state.insight.loops().into_iter();
+    // Of an earlier revision it would be another image's trouble.
+    let latest = service.status.latest_created.as_ref()?;
+    let key = format!("{}/{latest}", service.key);
+    let mut lines = state.insight.loops().into_iter();
     lines
-        .filter(|line| line.name == "revision" && line.key.starts_with(&of_it))
-        .find_map(|line| line.last_error)
+        .find(|line| line.name == "revision" && line.key == key)
+        .and_then(|line| line.last_error)
 }
 
 fn waits(condition: &Condition) -> bool {
@@ -112,6 +114,7 @@ mod tests {
         assert_eq!(bench.call("POST", &create, body).await.0, 200);
         let play = |service: &mut Service| {
             service.status.observed_generation = service.meta.generation;
+            service.status.latest_created = Some("slow-00001-abc".parse().unwrap());
             let condition = |kind: &str, reason: &str, message: &str| Condition {
                 kind: kind.to_owned(),
                 state: ConditionState::Unknown,
@@ -148,6 +151,17 @@ mod tests {
         let explain = format!("/utsuwa/v1/{SERVICES}/slow:explain");
         let (_, explained) = bench.call("GET", &explain, Value::Null).await;
         assert_eq!(explained["trouble"], "registry.test: nobody answers");
+        // The trouble of a revision before the latest is not told.
+        let next = |service: &mut Service| {
+            service.status.latest_created = Some("slow-00002-abc".parse().unwrap());
+            true
+        };
+        store
+            .update_service_status(&key("slow"), None, next)
+            .await
+            .unwrap();
+        let (_, explained) = bench.call("GET", &explain, Value::Null).await;
+        assert_eq!(explained["trouble"], Value::Null);
         assert_eq!(
             explained["pull"],
             json!({"layers": 3, "layersReady": 1, "totalBytes": 80_100_000, "doneBytes": 12_400_000})

@@ -32,6 +32,7 @@ use crate::seam::{Clock, Connect, RequestLog, Wake};
 use crate::serve::{self, Scheme};
 use crate::settings::IngressSettings;
 use crate::table::Table;
+use crate::told::Told;
 
 /// The data path. Clones are the same one.
 #[derive(Debug, Clone)]
@@ -60,6 +61,8 @@ pub(crate) struct Shared {
     revisions: Revisions,
     instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pub(crate) places: places::Shared,
+    /// HTTP/2 connections that were closed for too many control frames.
+    pub(crate) floods: Arc<Told>,
     /// When it was last said that connections can't be accepted.
     accept_failed: Mutex<Option<Instant>>,
 }
@@ -93,6 +96,7 @@ impl Ingress {
         let places = places::Shared::new(&settings);
         let shared = Shared {
             places,
+            floods: Arc::default(),
             accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),

@@ -3,7 +3,7 @@
 //!
 //! Invariant: `without_echoes(t, shown(t)) == t`, and what was written is shown as it was written.
 
-use utsuwa_model::service::RevisionTemplate;
+use utsuwa_model::service::{Container, RevisionTemplate};
 
 /// What an answer shows of a template.
 pub(super) fn shown(template: &RevisionTemplate) -> RevisionTemplate {
@@ -43,12 +43,18 @@ pub(super) fn without_echoes(
     if old.timeout_secs.is_none() && new.timeout_secs == told.timeout_secs {
         new.timeout_secs = None;
     }
-    let both = old.containers.iter().zip(&told.containers);
-    for (container, (old, told)) in new.containers.iter_mut().zip(both) {
+    // Which of several takes requests is told by its port: there it isn't an echo.
+    let alone = new.containers.len() == 1;
+    let ingress = new.ingress_index();
+    for (index, container) in new.containers.iter_mut().enumerate() {
+        let Some(before) = counterpart(old, container, index == ingress) else {
+            continue;
+        };
+        let (old, told) = (&old.containers[before], &told.containers[before]);
         container.limits.retain(|name, limit| {
             old.limits.contains_key(name) || told.limits.get(name) != Some(limit)
         });
-        if old.ports.is_empty() && container.ports == told.ports {
+        if alone && old.ports.is_empty() && container.ports == told.ports {
             container.ports.clear();
         }
         let probe = container.startup_probe.as_ref();
@@ -59,10 +65,18 @@ pub(super) fn without_echoes(
     new
 }
 
+/// Which container of `old` this one was: that of its name; a nameless one was the only one, and takes requests now.
+fn counterpart(old: &RevisionTemplate, container: &Container, ingress: bool) -> Option<usize> {
+    let all = &old.containers;
+    let alone = all.len() == 1 && (all[0].name.is_empty() || container.name.is_empty());
+    if alone {
+        return ingress.then_some(0);
+    }
+    all.iter().position(|one| one.name == container.name)
+}
+
 #[cfg(test)]
 mod tests {
-    use utsuwa_model::service::Container;
-
     use super::*;
 
     fn template(limits: &[(&str, &str)]) -> RevisionTemplate {
@@ -103,5 +117,25 @@ mod tests {
         let kept = without_echoes(&bare, changed);
         assert_eq!(kept, template(&[("cpu", "500m")]));
         assert_eq!(kept.effective_concurrency(), 1);
+    }
+
+    #[test]
+    fn a_container_beside_what_was_shown_keeps_it_apart_by_its_port() {
+        let bare = template(&[]);
+        let mut new = shown(&bare);
+        new.containers[0].name = "app".to_owned();
+        let side = Container {
+            name: "side".to_owned(),
+            ..bare.containers[0].clone()
+        };
+        for first in [false, true] {
+            let mut new = new.clone();
+            new.containers.insert(usize::from(!first), side.clone());
+            let kept = without_echoes(&bare, new);
+            let app = &kept.containers[usize::from(first)];
+            assert_eq!((app.name.as_str(), app.ports.len()), ("app", 1));
+            assert!(app.limits.is_empty() && app.startup_probe.is_none());
+            assert_eq!(kept.containers[usize::from(!first)], side);
+        }
     }
 }

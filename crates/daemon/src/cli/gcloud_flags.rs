@@ -53,7 +53,7 @@ const REFUSED: &[(&[&str], &str)] = &[
             "remove-volume-mount",
             "clear-volume-mounts",
         ],
-        "not built as a flag yet: the API takes volumes in memory and allowed directories of the host, for example with `gcloud run deploy` or `services replace FILE`",
+        "not built as a flag yet: the API takes volumes in memory and allowed directories of the host, for example with `gcloud run deploy` or `gcloud run services replace FILE`",
     ),
     (
         &[

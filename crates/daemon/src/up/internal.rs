@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use utsuwa_ingress::Ingress;
+use utsuwa_model::instance::Exit;
 use utsuwa_model::{InstanceId, RevisionKey};
 use utsuwa_runtime::client::{InternalEvent, SandboxDriver};
 use utsuwa_runtime::keeper::protocol::{ExitReport, Stop};
@@ -168,8 +169,8 @@ impl Inside {
             .or_else(|| report.revision.clone());
         let (written, on_disk) = tokio::sync::oneshot::channel();
         match known {
-            // Not a word of the app's was run: its end is nothing to its users.
-            Some(_) if report.parked => {
+            // Not a word of the app's was run: its end is nothing to its users. Its memory limit is: what it imports is theirs.
+            Some(_) if report.parked && !matches!(report.exit, Exit::OutOfMemory { .. }) => {
                 let _ = written.send(());
             }
             Some(revision) => {

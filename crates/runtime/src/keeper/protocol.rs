@@ -24,7 +24,7 @@ pub use report::{ExitReport, Stop};
 
 /// Version of this protocol. 2: [`Op::ReleaseIds`], [`Op::RemoveLogs`], [`Op::SetCpu`], [`Op::EndServer`], [`FromKeeper::Leave`].
 /// 3: [`Op::Freeze`], [`Op::Thaw`], [`Op::Reclaim`]. 4: [`Op::StartWhole`], [`Op::StartContainer`],
-/// [`Op::GoOn`].
+/// [`Op::GoOn`]. Only what was released counts: until the first release the latest version still grows.
 pub const VERSION: u32 = 4;
 /// Oldest version still answered.
 pub const OLDEST: u32 = 1;

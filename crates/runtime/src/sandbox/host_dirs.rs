@@ -41,16 +41,10 @@ pub fn owner(rule: &HostDir) -> io::Result<(u32, u32)> {
 }
 
 /// No link is followed, in none of its parts: below another rule a service may have put one there since the operator looked.
-fn open(rule: &HostDir) -> io::Result<OwnedFd> {
+fn open(rule: &HostDir) -> Result<OwnedFd, Errno> {
     let path = rule.path.as_str();
     let resolve = ResolveFlags::NO_SYMLINKS;
-    Ok(rustix::fs::openat2(
-        rustix::fs::CWD,
-        path,
-        DIRECTORY,
-        Mode::empty(),
-        resolve,
-    )?)
+    rustix::fs::openat2(rustix::fs::CWD, path, DIRECTORY, Mode::empty(), resolve)
 }
 
 /// Mounts of all that is `wanted`, attached nowhere: one for each place where it is to be seen, in their order.
@@ -69,8 +63,7 @@ pub(crate) fn trees(
                  {path} (to read) or {path}:rw"
             ))
         })?;
-        let base =
-            open(rule).map_err(|e| refused(format!("open {:?} of the host: {e}", rule.path)))?;
+        let base = open(rule).map_err(|errno| not_opened(rule, errno))?;
         let stat =
             rustix::fs::fstat(&base).map_err(|e| SpawnError::sys("fstat", e, rule.path.clone()))?;
         for point in &one.mounts {
@@ -88,6 +81,16 @@ pub(crate) fn trees(
         }
     }
     Ok(trees)
+}
+
+fn not_opened(rule: &HostDir, errno: Errno) -> SpawnError {
+    let path = &rule.path;
+    let why = match errno {
+        Errno::LOOP => "a link lies on the way to it; start the server with --allow-host-dir and the directory's real path (realpath shows it)".to_owned(),
+        Errno::NOENT => "it is not there any more; make it".to_owned(),
+        errno => errno.to_string(),
+    };
+    refused(format!("open the directory {path:?} of the host: {why}"))
 }
 
 fn beneath(rule: &HostDir, base: &OwnedFd, below: &str, part: &str) -> Result<OwnedFd, SpawnError> {
@@ -177,5 +180,26 @@ mod tests {
         );
         // A service's own directory: as it is.
         assert_eq!(map(0x2000_0007, 0x2000_0000), "536870912 536870912 65536\n");
+    }
+
+    #[test]
+    fn a_link_on_the_way_is_not_followed_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        // The folder's own path may have links.
+        let real = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(real.join("data/in")).unwrap();
+        std::os::unix::fs::symlink(real.join("data"), real.join("way")).unwrap();
+        let rule = |path: &str| HostDir {
+            path: real.join(path).to_str().unwrap().to_owned(),
+            writable: false,
+        };
+        assert!(owner(&rule("data/in")).is_ok());
+        let words = |path: &str| {
+            let rule = rule(path);
+            not_opened(&rule, open(&rule).unwrap_err()).to_string()
+        };
+        assert!(words("way/in").contains("a link lies on the way"));
+        assert!(words("way").contains("a link lies on the way"));
+        assert!(words("gone").contains("not there any more"));
     }
 }

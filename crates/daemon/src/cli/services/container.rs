@@ -4,11 +4,16 @@ use serde_json::Value;
 
 use crate::output::text_at;
 
-/// Label and text of each probe; that of the start also where none is written. `port` is the container's.
-pub(super) fn probes(container: &Value, port: &str) -> Vec<(&'static str, String)> {
+/// Label and text of each probe; that of the start also where none is written. `port` is the container's, `checked` whether
+/// what isn't written is the default, and not nothing.
+pub(super) fn probes(container: &Value, port: &str, checked: bool) -> Vec<(&'static str, String)> {
     let mut all = Vec::new();
     if container["startupProbe"].is_null() {
-        let text = format!("TCP on port {port}, within 240s (default)");
+        let text = if checked {
+            format!("TCP on port {port}, within 240s (default)")
+        } else {
+            "none: the health check is disabled".to_owned()
+        };
         all.push(("Startup probe:", text));
     }
     for (label, key) in [
@@ -80,6 +85,13 @@ pub(super) fn volumes(container: &Value, template: &Value) -> Vec<(String, Strin
 }
 
 fn kind(volume: &Value) -> String {
+    if !volume["nfs"].is_null() {
+        let path = text_at(volume, "nfs.path");
+        return match text_at(volume, "nfs.readOnly").as_str() {
+            "true" => format!("directory {path} of the server's machine, read-only"),
+            _ => format!("directory {path} of the server's machine"),
+        };
+    }
     if volume["secret"].is_null() {
         match text_at(volume, "emptyDir.sizeLimit") {
             none if none.is_empty() => "in memory, counted in the instance's limit".to_owned(),
@@ -103,7 +115,7 @@ mod tests {
             "readinessProbe": {"grpc": {"service": "s"}},
         });
         assert_eq!(
-            probes(&container, "8080"),
+            probes(&container, "8080", true),
             [
                 ("Startup probe:", "TCP on port 8080, within 240s (default)".to_owned()),
                 (
@@ -118,10 +130,12 @@ mod tests {
         );
         let tcp = json!({"startupProbe": {"tcpSocket": {}, "timeoutSeconds": 240, "periodSeconds": 240, "failureThreshold": 1}});
         assert!(
-            probes(&tcp, "80")[0]
+            probes(&tcp, "80", false)[0]
                 .1
                 .starts_with("TCP on port 80, every 240s")
         );
+        let none = probes(&json!({}), "80", false);
+        assert_eq!(none[0].1, "none: the health check is disabled");
     }
 
     #[test]
@@ -129,14 +143,24 @@ mod tests {
         let template = json!({"volumes": [
             {"name": "scratch", "emptyDir": {"medium": "MEMORY", "sizeLimit": "64Mi"}},
             {"name": "key", "secret": {"secret": "api-key"}},
+            {"name": "data", "nfs": {"server": "", "path": "/srv/data", "readOnly": true}},
+            {"name": "work", "nfs": {"server": "", "path": "/srv/work"}},
         ]});
         let container = json!({"volumeMounts": [
             {"name": "scratch", "mountPath": "/cache"},
             {"name": "key", "mountPath": "/key"},
+            {"name": "data", "mountPath": "/data"},
+            {"name": "work", "mountPath": "/work"},
         ]});
         let shown = volumes(&container, &template);
         assert_eq!(shown[0].0, "/cache");
         assert!(shown[0].1.starts_with("scratch: in memory, at most 64Mi"));
         assert_eq!(shown[1].1, "key: secret api-key");
+        let of = "of the server's machine";
+        assert_eq!(
+            shown[2].1,
+            format!("data: directory /srv/data {of}, read-only")
+        );
+        assert_eq!(shown[3].1, format!("work: directory /srv/work {of}"));
     }
 }

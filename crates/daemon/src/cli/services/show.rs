@@ -138,7 +138,8 @@ fn template_lines(template: &Value) -> Vec<String> {
     let of = |path: &str| text_at(template, path);
     add("Image:", at("image"));
     let port = or(at("ports.0.containerPort"), &defaults::PORT);
-    let probes = container::probes(container, &port);
+    let checked = of("healthCheckDisabled") != "true";
+    let probes = container::probes(container, &port, checked);
     add(
         "Port:",
         match at("ports.0.name").as_str() {
