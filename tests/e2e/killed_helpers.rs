@@ -18,7 +18,7 @@ fn unpacker() -> Option<u32> {
     found.map(|(pid, _)| *pid)
 }
 
-/// The deploy that waits for it is told and goes on with another attempt; half a layer is no layer.
+/// Another one begins anew, and the deploy that waits for it succeeds; half a layer is no layer.
 #[test]
 fn an_unpacker_killed_in_the_middle() {
     if !can_run(here!()) {
@@ -26,7 +26,7 @@ fn an_unpacker_killed_in_the_middle() {
     }
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start(&[]);
-    server.expect_warning("it ended without an answer");
+    server.expect_warning("unpack a layer again");
     let few = image(dir.path(), "few", ":", "set -- /srv/60/*; echo $#");
     let many = changed(&few, dir.path(), "many", LARGE);
     let deploy = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
@@ -47,12 +47,8 @@ fn an_unpacker_killed_in_the_middle() {
     kill_9(victim);
     let output = deploy.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    println!("{said}");
     assert!(output.status.success(), "{said}\n{}", server.log());
-    assert!(
-        said.contains("ended without an answer"),
-        "it is told why that takes longer: {said}"
-    );
+    assert!(server.log().contains("it ended without an answer"));
     server.until_public("many");
     assert_eq!(server.get("many", "/"), (200, "1000\n".to_owned()));
     let layers = server.data_dir().join("images/layers");
