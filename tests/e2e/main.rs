@@ -28,6 +28,7 @@ mod gvisor;
 mod harness;
 mod health;
 mod hostile;
+mod killed_helpers;
 mod lifecycle;
 mod limits;
 mod private_registry;

@@ -56,7 +56,7 @@ pub(crate) async fn handle(
         Arc::clone(&shared.outside),
         arrived,
         RequestRecord {
-            at: shared.outside.clock.now(),
+            at: shared.outside.clock.wall(),
             host: host.clone().ok().flatten().unwrap_or_default(),
             method: request.method().as_str().to_owned(),
             path: request

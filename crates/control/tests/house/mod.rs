@@ -15,7 +15,7 @@ mod shelf;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -124,13 +124,14 @@ impl House {
         });
         let clock = Arc::new(Clock {
             zero: Instant::now(),
+            set_by: AtomicI64::new(0),
             dice: AtomicU64::new(42),
             memory: Mutex::new(None),
             gate: Mutex::new(None),
             hold: Mutex::new(None),
         });
         let now = Arc::clone(&clock);
-        let driver = FakeDriver::new(move || now.now());
+        let driver = FakeDriver::new(move || now.wall());
         let store = Store::open_in_memory().unwrap();
         let images = Arc::new(Shelf::default());
         let papers = Arc::new(Papers::default());

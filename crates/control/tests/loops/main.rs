@@ -1,5 +1,6 @@
 //! The loops on a fake world: deploy, wake, sleep, fail, update, delete, restart.
 
+mod clock;
 mod deploys;
 #[path = "../house/mod.rs"]
 mod house;

@@ -3,14 +3,31 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use utsuwa_model::Timestamp;
 
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Machine;
+/// Begins with the time that the host's clock showed, and goes on evenly from there: who sets that clock, or wakes the host from its
+/// sleep, makes no instance idle or late. The loops and the ingress, which compare each other's times, need the same one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Machine {
+    began: Instant,
+    showed: Timestamp,
+}
 
 impl Machine {
+    pub(super) fn begin() -> Self {
+        Self {
+            began: Instant::now(),
+            showed: Self::time(),
+        }
+    }
+
+    fn even(self) -> Timestamp {
+        self.showed.plus(self.began.elapsed())
+    }
+
+    /// As the host's clock shows it.
     pub(super) fn time() -> Timestamp {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -21,6 +38,10 @@ impl Machine {
 
 impl utsuwa_control::seam::Environment for Machine {
     fn now(&self) -> Timestamp {
+        self.even()
+    }
+
+    fn wall(&self) -> Timestamp {
         Self::time()
     }
 
@@ -47,6 +68,10 @@ impl utsuwa_control::seam::Environment for Machine {
 
 impl utsuwa_ingress::seam::Clock for Machine {
     fn now(&self) -> Timestamp {
+        self.even()
+    }
+
+    fn wall(&self) -> Timestamp {
         Self::time()
     }
 }

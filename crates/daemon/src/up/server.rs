@@ -67,6 +67,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let (journal, journal_thread) =
         Journal::start(data.join("journal"), ground.journal).context("start the journal")?;
 
+    let machine = Machine::begin();
     let bell = Bell::default();
     let shares = descriptors::share(ground.open_files);
     let shared: Arc<dyn Driver> = Arc::new(driver.clone());
@@ -74,7 +75,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         Arc::new(Dialer(Arc::clone(&shared))),
         Arc::new(bell.clone()),
         Arc::new(journal.clone()),
-        Arc::new(Machine),
+        Arc::new(machine),
         IngressSettings {
             drain: DRAIN,
             max_connections: shares.public,
@@ -144,7 +145,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
             journal: journal.clone(),
             logs: data.join("logs"),
         }),
-        Arc::new(Machine),
+        Arc::new(machine),
         control_settings,
     );
     let control = waited("what runs to be found again", started)
@@ -183,7 +184,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         )),
         images: Arc::new(all.clone()),
         settings: settings.clone(),
-        clock: Arc::new(Machine),
+        clock: Arc::new(machine),
         addresses: utsuwa_api::Addresses {
             api: vec![format!("http://{}", ground.config.listen_api)],
             http: vec![format!("http://{}", ground.config.listen_http)],

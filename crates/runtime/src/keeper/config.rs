@@ -152,7 +152,10 @@ pub(crate) fn runtime_base() -> PathBuf {
 /// Where everything of one server lies that dies with a boot.
 #[must_use]
 pub fn runtime_dir(id: &str) -> PathBuf {
-    runtime_base().join(id)
+    match crate::rootless::user_outside() {
+        Some(uid) => crate::rootless::runtime_dir(uid, id),
+        None => runtime_base().join(id),
+    }
 }
 
 /// Where the keeper of the server with this id listens.

@@ -1,5 +1,6 @@
 //! The pool of sandboxes: made ahead, taken by starts. How they go is in `removal`.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,6 +15,7 @@ use utsuwa_model::instance::Limits;
 
 use super::core::{Keeper, Timer, Token, Watch, now};
 use super::exit;
+use super::held::Held;
 use super::record::ProcessRecord;
 use super::spawners::{HOUSEKEEPER, Pending, STARTER};
 use crate::driver::DriverError;
@@ -21,6 +23,7 @@ use crate::network::NetInfo;
 use crate::sandbox::walls::Wall;
 use crate::spawner::protocol::{Op, Reply, SpawnError};
 
+const UNFINISHED: &str = "unfinished:";
 /// Sandbox numbers go round below this; names of kernel objects have room for five digits.
 const NUMBERS: u32 = 99_999;
 /// Made at the same time.
@@ -344,6 +347,18 @@ pub(crate) fn held_name(number: u32) -> String {
 /// The number in a name of [`held_name`].
 pub(crate) fn held_sandbox(name: &str) -> Option<u32> {
     name.strip_prefix("sandbox:")?.parse().ok()
+}
+
+/// Under this name, and without descriptors, the starter tells its successor that it had not finished the start of a sandbox.
+pub(crate) fn unfinished_name(number: u32) -> String {
+    format!("{UNFINISHED}{number}")
+}
+
+/// The numbers in the names of [`unfinished_name`].
+pub(super) fn unfinished(held: &Held) -> BTreeSet<u32> {
+    let names = held.names(UNFINISHED);
+    let numbers = names.iter().map(|name| name.strip_prefix(UNFINISHED));
+    numbers.filter_map(|number| number?.parse().ok()).collect()
 }
 
 /// Makes both FIFOs and opens them for us.

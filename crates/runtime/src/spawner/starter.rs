@@ -19,6 +19,7 @@ use super::shared::{self, Shared};
 use super::uppers::Uppers;
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
+use crate::keeper::{held_sandbox, unfinished_name};
 use crate::rootless::Ids;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::inside::{Launch, ToSandbox};
@@ -58,6 +59,7 @@ pub(super) struct Starter {
     attached: VecDeque<String>,
     uppers: Uppers,
     shared: Shared,
+    /// For a successor, and which starts were not finished.
     held: Held,
     ids: Ids,
 }
@@ -199,6 +201,7 @@ impl Starter {
         }
         self.pending.push(Pending {
             request: asked.request,
+            sandbox: asked.sandbox,
             control,
             began: asked.began,
             memory_limit: spec.limits.memory.0,
@@ -227,6 +230,7 @@ impl Worker for Starter {
                 limited,
             } => {
                 let began = Instant::now();
+                self.held.hold(unfinished_name(sandbox), Vec::new());
                 let names = match self.layers_of(&spec) {
                     Ok(names) => names,
                     Err(error) => {
@@ -260,7 +264,9 @@ impl Worker for Starter {
             }
             Op::Release { name } => {
                 self.held.release(&name);
-                if let Some(sandbox) = crate::keeper::held_sandbox(&name) {
+                if let Some(sandbox) = held_sandbox(&name) {
+                    // Of a start that failed.
+                    self.held.release(&unfinished_name(sandbox));
                     self.attached.extend(self.shared.forget(sandbox));
                 }
                 return;
@@ -301,6 +307,9 @@ impl Worker for Starter {
         };
         let done = self.pending.remove(index);
         let zygote = done.ear.is_some();
+        if result.is_ok() {
+            self.held.release(&unfinished_name(done.sandbox));
+        }
         let learning = match &done.ear {
             Some(Ear::Learning(memory)) if result.is_ok() => Some(memory.as_fd()),
             _ => None,

@@ -322,6 +322,27 @@ fn busybox_layer(layers: &Path) -> String {
     })
 }
 
+/// Whether the kernel says that everything in the cgroup of `pid` has come to rest.
+pub fn at_rest(pid: u32) -> bool {
+    let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    memberships.lines().any(|line| {
+        let (controllers, path) = line.split_once(':').unwrap().1.split_once(':').unwrap();
+        let path = path.trim_start_matches('/');
+        let (file, says) = match controllers {
+            "" => (
+                Path::new("/sys/fs/cgroup").join(path).join("cgroup.events"),
+                "frozen 1",
+            ),
+            "freezer" => {
+                let hierarchy = Path::new("/sys/fs/cgroup/freezer");
+                (hierarchy.join(path).join("freezer.state"), "FROZEN")
+            }
+            _ => return false,
+        };
+        fs::read_to_string(file).is_ok_and(|text| text.contains(says))
+    })
+}
+
 /// The CPU time that the cgroup of `pid` gets per 100 ms, in microseconds.
 pub fn cpu_quota(pid: u32) -> u64 {
     limit(pid, "cpu", "cpu.max", "cpu.cfs_quota_us").expect("a CPU limit")
