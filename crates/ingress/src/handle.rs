@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, USER_AGENT};
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, REFERER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, Sleep};
@@ -24,6 +26,8 @@ use utsuwa_model::route::{Access, Protocol, RevisionRoute};
 use crate::affinity::Affinity;
 use crate::answer::Answer;
 use crate::body::{RequestBody, ResponseBody};
+use crate::examine;
+use crate::flaw::Flaw;
 use crate::forward::{self, Asked};
 use crate::headers::{self, ASK_TIMING};
 use crate::record::Exchange;
@@ -45,13 +49,14 @@ pub(crate) async fn handle(
 ) -> Response<ResponseBody> {
     let arrived = Instant::now();
     let trace = Trace::of(request.headers(), || shared.outside.dice());
-    let host = host_of(&request).map(|host| normalise(host).into_owned());
+    let host =
+        examine::host(&request, &client).map(|host| host.map(|host| normalise(host).into_owned()));
     let mut exchange = Exchange::new(
         Arc::clone(&shared.outside),
         arrived,
         RequestRecord {
             at: shared.outside.clock.now(),
-            host: host.clone().unwrap_or_default(),
+            host: host.clone().ok().flatten().unwrap_or_default(),
             method: request.method().as_str().to_owned(),
             path: request
                 .uri()
@@ -64,39 +69,51 @@ pub(crate) async fn handle(
             revision: None,
             instance: None,
             remote: client.remote.to_string(),
-            user_agent: request
-                .headers()
-                .get(USER_AGENT)
-                .and_then(|v| v.to_str().ok())
-                .unwrap_or_default()
-                .to_owned(),
+            user_agent: header_text(request.headers(), &USER_AGENT),
+            referer: header_text(request.headers(), &REFERER),
+            scheme: door.scheme.as_str(),
+            protocol: request.version(),
+            server_ip: client.local.get().copied(),
             trace: trace.id.clone(),
+            span: trace.span,
+            sampled: trace.sampled,
             request_bytes: 0,
             response_bytes: 0,
+            queued: Duration::ZERO,
+            first_byte: Duration::ZERO,
             latency: Duration::ZERO,
             cold: None,
         },
     );
-    let unread = !request.body().is_end_stream();
-    match route(
+    let (unread, version) = (!request.body().is_end_stream(), request.version());
+    let answered = route(
         &shared,
         &door,
         &client,
         &trace,
-        host.as_deref(),
+        host,
         request,
         &mut exchange,
     )
-    .await
-    {
+    .await;
+    let response = match answered {
         Ok(answered) => answered.into_response(exchange, &trace),
         Err(answer) => {
+            // Whoever sent it may mean what follows in another way than it would be read.
+            let ends = matches!(answer, Answer::Malformed(_)) && version < Version::HTTP_2;
             if unread {
                 client.unread.store(true, Ordering::Release);
             }
-            own(&answer, exchange, &trace)
+            let mut response = own(&answer, exchange, &trace);
+            if ends {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            response
         }
-    }
+    };
+    client.answered(response.status());
+    response
 }
 
 /// An answer of our own, and its record.
@@ -107,7 +124,10 @@ fn own(answer: &Answer, mut exchange: Exchange, trace: &Trace) -> Response<Respo
             .headers_mut()
             .insert(headers::TRACE_CONTEXT, context);
     }
+    exchange.refused = Some(answer.reason());
+    let first_byte = exchange.elapsed();
     exchange.note(|record| {
+        record.first_byte = first_byte;
         record.status = response.status().as_u16();
         record.answered_by = AnsweredBy::Utsuwa { why: answer.log() };
         record.response_bytes = response.body().size_hint().exact().unwrap_or(0);
@@ -115,41 +135,24 @@ fn own(answer: &Answer, mut exchange: Exchange, trace: &Trace) -> Response<Respo
     response
 }
 
-/// The host a request names. `Err`: none, or more than one.
-fn host_of(request: &Request<Incoming>) -> Option<&str> {
-    // An absolute form or HTTP/2's :authority beats the Host header (RFC 9112 §3.2.2).
-    if let Some(authority) = request.uri().authority() {
-        let text = authority.as_str();
-        return Some(text.rsplit_once('@').map_or(text, |(_, host)| host));
-    }
-    let mut hosts = request.headers().get_all(HOST).iter();
-    let host = hosts.next()?.to_str().ok()?;
-    (hosts.next().is_none() && !host.is_empty()).then_some(host)
-}
-
 async fn route(
     shared: &Arc<Shared>,
     door: &Arc<Door>,
     client: &Client,
     trace: &Trace,
-    host: Option<&str>,
+    host: Result<Option<String>, Flaw>,
     request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Served, Answer> {
     let method = matches!(*request.method(), Method::TRACE | Method::CONNECT);
-    let Some(host) = host else {
-        if method {
-            return Err(Answer::Method);
-        }
+    let host = match host {
+        Ok(Some(host)) => host,
+        _ if method => return Err(Answer::Method),
         // HTTP/1.0 knows no Host header: it is not malformed, there is just no service to find.
-        let old = request.version() <= Version::HTTP_10 && !request.headers().contains_key(HOST);
-        return Err(if old {
-            Answer::UnknownHost
-        } else {
-            Answer::BadHost
-        });
+        Ok(None) => return Err(Answer::UnknownHost),
+        Err(flaw) => return Err(Answer::Malformed(flaw)),
     };
-    let found = shared.table.load().host(host).cloned();
+    let found = shared.table.load().host(&host).cloned();
     if method {
         exchange.note(|record| record.service = found.map(|host| host.service.clone()));
         return Err(Answer::Method);
@@ -160,6 +163,9 @@ async fn route(
         exchange.note(|record| record.service = Some(host.service.clone()));
         Err(answer)
     };
+    if host.inside_only && !door.inside {
+        return rejected(exchange, Answer::Closed);
+    }
     match host.access {
         Access::Public => {}
         Access::Closed => return rejected(exchange, Answer::Closed),
@@ -193,7 +199,7 @@ async fn route(
             revisions.get(picked).ok_or(Answer::UnknownHost)?
         }
     };
-    exchange.note(|record| record.revision = Some(revision.key.clone()));
+    exchange.of(revision);
     let limit = match settings.protocol {
         Protocol::Http1 => shared.outside.settings.max_message_bytes,
         Protocol::H2c => u64::MAX,
@@ -206,7 +212,8 @@ async fn route(
         exchange.arrived + settings.timeout,
     ));
     let (mut parts, body) = request.into_parts();
-    let (mut body, meter) = RequestBody::client(body, limit);
+    let body = empty_as_said(&parts.headers, body, &mut deadline).await?;
+    let (mut body, meter) = RequestBody::client(body, limit, shared.outside.settings.body_timeout);
     exchange.meter = meter;
     let ahead = body.read_ahead(parts.headers.contains_key(EXPECT));
     let instance = before.as_ref().map(|before| &before.instance);
@@ -215,7 +222,15 @@ async fn route(
         slot(door, revision, admission, exchange, &mut deadline, ahead).await?;
     // Only now: who waits holds no socket, and what one service keeps waiting must not be refused to another.
     slot.hold(client.requests.take_or_tell()?);
-    exchange.note(|record| record.instance = Some(slot.instance().id.clone()));
+    let queued = if waited {
+        exchange.elapsed()
+    } else {
+        Duration::ZERO
+    };
+    exchange.note(|record| {
+        record.instance = Some(slot.instance().id.clone());
+        record.queued = queued;
+    });
     let cookie = settings
         .session_affinity
         .then(|| {
@@ -266,6 +281,27 @@ async fn route(
         cold,
         cookie,
     })
+}
+
+/// Waits for the end of an HTTP/2 body that says it is empty: the app would have a whole request before it turned out to be a
+/// broken one.
+async fn empty_as_said(
+    headers: &HeaderMap,
+    mut body: Incoming,
+    deadline: &mut Pin<Box<Sleep>>,
+) -> Result<Incoming, Answer> {
+    if body.is_end_stream() || content_length(headers) != Some(0) {
+        return Ok(body);
+    }
+    let frame = tokio::select! {
+        frame = body.frame() => frame,
+        () = deadline.as_mut() => return Err(Answer::Timeout),
+    };
+    match frame {
+        None => Ok(body),
+        Some(Ok(frame)) if frame.data_ref().is_none_or(Bytes::is_empty) => Ok(body),
+        Some(_) => Err(Answer::Malformed(Flaw::BodyLonger)),
+    }
 }
 
 /// The slot that was admitted to, waiting for it if need be. Tells whether it waited.
@@ -324,6 +360,12 @@ fn address(parts: &mut http::request::Parts, settings: &RevisionRoute) {
     if let Ok(uri) = http::Uri::from_parts(uri) {
         parts.uri = uri;
     }
+}
+
+/// A header for the log; what isn't text is left out.
+fn header_text(headers: &HeaderMap, name: &HeaderName) -> String {
+    let value = headers.get(name).and_then(|value| value.to_str().ok());
+    value.unwrap_or_default().to_owned()
 }
 
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -16,17 +16,25 @@ mod affinity;
 mod answer;
 mod body;
 mod budget;
+mod chunk;
 mod counts;
 mod deadline;
+mod examine;
 mod failing;
+mod flaw;
 mod forward;
 mod front;
+mod gate;
+mod gated;
 mod grpc;
 mod handle;
 mod headers;
 mod health;
 mod instance;
+mod meter;
+mod metrics;
 mod outside;
+mod pace;
 mod pause;
 mod places;
 mod probe;
@@ -40,8 +48,13 @@ mod settings;
 mod slot;
 mod stream;
 mod table;
+mod told;
 mod trace;
 mod upstream;
+
+#[cfg(test)]
+#[path = "../../../tests/skip.rs"]
+mod skip;
 
 #[cfg(test)]
 mod tests;

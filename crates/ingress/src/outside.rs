@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
+use crate::metrics::Rejected;
 use crate::seam::{Clock, Connect, RequestLog, Wake};
 use crate::settings::IngressSettings;
 
@@ -23,6 +24,8 @@ pub(crate) struct Outside {
     pub(crate) idle: Arc<Budget>,
     /// Startup probes and HTTP/2 connections to instances. Each ends with its instance.
     pub(crate) tasks: TaskTracker,
+    /// Requests that no revision saw.
+    pub(crate) rejected: Rejected,
     dice: AtomicU64,
 }
 
@@ -44,6 +47,7 @@ impl Outside {
             idle: Budget::new("idle connections", settings.max_idle),
             settings,
             tasks: TaskTracker::new(),
+            rejected: Rejected::default(),
             dice: AtomicU64::new(seed),
         }
     }

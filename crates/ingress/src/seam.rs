@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -84,9 +84,24 @@ pub struct RequestRecord {
     pub instance: Option<InstanceId>,
     pub remote: String,
     pub user_agent: String,
+    pub referer: String,
+    /// What the client spoke to: `http` or `https`.
+    pub scheme: &'static str,
+    /// As the client said it: `HTTP/1.1`, `HTTP/2.0`.
+    pub protocol: http::Version,
+    /// The address that the client connected to.
+    pub server_ip: Option<IpAddr>,
+    /// 32 hexadecimal digits.
     pub trace: String,
+    pub span: u64,
+    pub sampled: bool,
     pub request_bytes: u64,
     pub response_bytes: u64,
+    /// How long it waited for an instance; zero for one that had not to.
+    pub queued: Duration,
+    /// Arrival to the head of the answer; zero while there is none.
+    pub first_byte: Duration,
+    /// Arrival to the last byte of the answer.
     pub latency: Duration,
     /// Set when the request waited for an instance to start.
     pub cold: Option<ColdStart>,

@@ -3,18 +3,24 @@
 //! Owns: what is counted and how it is written out ([`text`]). Deliberately not here: who may read it (the API, on loopback).
 //!
 //! Invariants:
-//! 1. Counting a request takes no lock, no memory and no lookup: its series is at hand, and each thread counts in a part of
-//!    its own.
+//! 1. Counting an app's answer takes no lock, no memory and no lookup: its series is at hand, and each thread counts in a part
+//!    of its own.
 //! 2. A service or revision that is forgotten takes its series along; one that never had a request has none.
 
+mod rejected;
 mod text;
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use utsuwa_model::{RevisionKey, ServiceKey};
+
 use crate::seam::ColdStart;
 
+pub(crate) use rejected::Rejected;
 pub(crate) use text::write;
 
 /// Upper bounds of the classes of a time, in microseconds: warm answers take a fraction of a millisecond, a cold Python some
@@ -57,7 +63,10 @@ struct Times {
 impl Times {
     fn add(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let class = BOUNDS_US.iter().take_while(|bound| micros > **bound).count();
+        let class = BOUNDS_US
+            .iter()
+            .take_while(|bound| micros > **bound)
+            .count();
         self.classes[class].fetch_add(1, Ordering::Relaxed);
         self.sum_us.fetch_add(micros, Ordering::Relaxed);
     }
@@ -81,8 +90,8 @@ struct Rare {
     steps_us: [AtomicU64; STEPS.len()],
     starts: AtomicU64,
     failed_starts: AtomicU64,
-    /// By the words of [`crate::answer::REASONS`].
-    refusals: [AtomicU64; crate::answer::REASONS.len()],
+    /// By the words that `X-Utsuwa-Answered-By` knows.
+    refusals: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// The counts of one revision, or of one service without a revision. Takes memory from the first count on.
@@ -94,7 +103,8 @@ pub(crate) struct Meters {
 
 impl Meters {
     /// A request has ended.
-    pub(crate) fn ended(&self, status: u16, latency: Duration, request_bytes: u64, response_bytes: u64) {
+    pub(crate) fn ended(&self, status: u16, latency: Duration, bytes: (u64, u64)) {
+        let (request_bytes, response_bytes) = bytes;
         let shards = self
             .shards
             .get_or_init(|| (0..shard_count()).map(|_| Shard::default()).collect());
@@ -104,9 +114,13 @@ impl Meters {
         shard.status[if class < CLASSES.len() { class } else { 0 }].fetch_add(1, Ordering::Relaxed);
         shard.latency.add(latency);
         if request_bytes > 0 {
-            shard.request_bytes.fetch_add(request_bytes, Ordering::Relaxed);
+            shard
+                .request_bytes
+                .fetch_add(request_bytes, Ordering::Relaxed);
         }
-        shard.response_bytes.fetch_add(response_bytes, Ordering::Relaxed);
+        shard
+            .response_bytes
+            .fetch_add(response_bytes, Ordering::Relaxed);
     }
 
     /// A request has left the queue for an instance.
@@ -119,19 +133,23 @@ impl Meters {
         let rare = self.rare();
         rare.wake.add(cold.total);
         let start = cold.start;
-        let steps = [cold.decide, start.sandbox, start.rootfs, start.exec, cold.listen, cold.answer];
+        let steps = [
+            cold.decide,
+            start.sandbox,
+            start.rootfs,
+            start.exec,
+            cold.listen,
+            cold.answer,
+        ];
         for (sum, took) in rare.steps_us.iter().zip(steps) {
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             sum.fetch_add(micros, Ordering::Relaxed);
         }
     }
 
-    /// We answered ourselves; `reason` is one of [`crate::answer::REASONS`].
-    pub(crate) fn refused(&self, reason: &str) {
-        let place = crate::answer::REASONS.iter().position(|known| *known == reason);
-        if let Some(count) = place.and_then(|place| self.rare().refusals.get(place)) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+    /// We answered ourselves, for one of a closed set of reasons.
+    pub(crate) fn refused(&self, reason: &'static str) {
+        *self.rare().refusals.lock().entry(reason).or_insert(0) += 1;
     }
 
     /// An instance has begun.
@@ -149,8 +167,15 @@ impl Meters {
     }
 
     fn sum(&self, of: impl Fn(&Shard) -> &AtomicU64) -> u64 {
-        let shards = self.shards.get().map(|shards| &**shards).unwrap_or_default();
-        shards.iter().map(|shard| of(shard).load(Ordering::Relaxed)).sum()
+        let shards = self
+            .shards
+            .get()
+            .map(|shards| &**shards)
+            .unwrap_or_default();
+        shards
+            .iter()
+            .map(|shard| of(shard).load(Ordering::Relaxed))
+            .sum()
     }
 }
 
@@ -181,7 +206,9 @@ pub(crate) struct Levels {
 }
 
 /// States of instances as they are exposed.
-pub(crate) const STATES: [&str; 6] = ["starting", "active", "idle", "resting", "unready", "leaving"];
+pub(crate) const STATES: [&str; 6] = [
+    "starting", "active", "idle", "resting", "unready", "leaving",
+];
 
 /// One service or revision, to be written out.
 #[derive(Debug)]
@@ -191,4 +218,41 @@ pub(crate) struct Series<'a> {
     pub(crate) meters: &'a Meters,
     /// `None` for a service without a revision.
     pub(crate) levels: Option<Levels>,
+}
+
+impl<'a> Series<'a> {
+    pub(crate) fn of_revision(key: &RevisionKey, meters: &'a Meters, levels: Levels) -> Self {
+        let labels = format!(
+            "{},revision_name=\"{}\"",
+            labels(Some(&key.service)),
+            key.revision
+        );
+        Self {
+            labels,
+            meters,
+            levels: Some(levels),
+        }
+    }
+
+    /// Requests that no revision saw; without a service, that nobody's host was asked for.
+    pub(crate) fn of_service(service: Option<&ServiceKey>, meters: &'a Meters) -> Self {
+        let labels = format!("{},revision_name=\"\"", labels(service));
+        Self {
+            labels,
+            meters,
+            levels: None,
+        }
+    }
+}
+
+/// Names as Cloud Monitoring has them. They need no escaping: a key is made of letters, digits and hyphens.
+fn labels(service: Option<&ServiceKey>) -> String {
+    let [project, location, service] = service.map_or([""; 3], |key| {
+        [
+            key.project.as_str(),
+            key.region.as_str(),
+            key.service.as_str(),
+        ]
+    });
+    format!("project_id=\"{project}\",location=\"{location}\",service_name=\"{service}\"")
 }
