@@ -27,6 +27,7 @@ mod health;
 mod hostile;
 mod lifecycle;
 mod limits;
+mod observed;
 mod private_registry;
 mod rootless;
 mod scale;

@@ -72,7 +72,7 @@ pub(crate) async fn handle(
             user_agent: header_text(request.headers(), &USER_AGENT),
             referer: header_text(request.headers(), &REFERER),
             scheme: door.scheme.as_str(),
-            protocol: request.version(),
+            protocol: protocol(request.version()),
             server_ip: client.local.get().copied(),
             trace: trace.id.clone(),
             span: trace.span,
@@ -359,6 +359,15 @@ fn address(parts: &mut http::request::Parts, settings: &RevisionRoute) {
     }
     if let Ok(uri) = http::Uri::from_parts(uri) {
         parts.uri = uri;
+    }
+}
+
+/// As Cloud Logging names them.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        _ => "HTTP/1.1",
     }
 }
 

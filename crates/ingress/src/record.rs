@@ -122,6 +122,6 @@ impl Drop for Exchange {
         }
         record.latency = self.arrived.elapsed();
         self.count(&record);
-        self.outside.log.record(*record);
+        self.outside.log.record(record);
     }
 }

@@ -39,7 +39,7 @@ pub trait Wake: fmt::Debug + Send + Sync + 'static {
 
 /// Takes one record per request, and notes. Must not block; drops (and counts) what it can't take.
 pub trait RequestLog: fmt::Debug + Send + Sync + 'static {
-    fn record(&self, record: RequestRecord);
+    fn record(&self, record: Box<RequestRecord>);
     /// What the owner of a service should know about one of its instances.
     fn noticed(&self, note: InstanceNote);
 }
@@ -88,7 +88,7 @@ pub struct RequestRecord {
     /// What the client spoke to: `http` or `https`.
     pub scheme: &'static str,
     /// As the client said it: `HTTP/1.1`, `HTTP/2.0`.
-    pub protocol: http::Version,
+    pub protocol: &'static str,
     /// The address that the client connected to.
     pub server_ip: Option<IpAddr>,
     /// 32 hexadecimal digits.
