@@ -318,6 +318,7 @@ impl Ingress {
         let mut series: Vec<Series<'_>> = revisions
             .iter()
             .map(|revision| Series::of_revision(&revision.key, &revision.meters, revision.levels()))
+            .filter(Series::is_news)
             .collect();
         series.extend(
             rejected

@@ -74,7 +74,7 @@ pub(crate) async fn handle(
             scheme: door.scheme.as_str(),
             protocol: protocol(request.version()),
             server_ip: client.local.get().copied(),
-            trace: trace.id.clone(),
+            trace: trace.id,
             span: trace.span,
             sampled: trace.sampled,
             request_bytes: 0,
@@ -119,10 +119,10 @@ pub(crate) async fn handle(
 /// An answer of our own, and its record.
 fn own(answer: &Answer, mut exchange: Exchange, trace: &Trace) -> Response<ResponseBody> {
     let mut response = answer.response();
-    if let Some(context) = trace.context() {
+    if let Some(context) = &trace.context {
         response
             .headers_mut()
-            .insert(headers::TRACE_CONTEXT, context);
+            .insert(headers::TRACE_CONTEXT, context.clone());
     }
     exchange.refused = Some(answer.reason());
     let first_byte = exchange.elapsed();
@@ -249,8 +249,7 @@ async fn route(
     let streams = !body.is_end_stream() && body.size_hint().exact().is_none();
     headers::for_app(
         &mut parts.headers,
-        client.remote,
-        door.scheme,
+        client.seen(door.scheme),
         trace,
         websocket,
         streams,

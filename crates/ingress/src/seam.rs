@@ -1,5 +1,7 @@
 //! What the ingress needs from outside. Joined to the runtime and to files in `daemon`.
 
+pub(crate) mod trace_id;
+
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +11,8 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
+
+pub use trace_id::TraceId;
 
 /// A connection that is being made. Its errors are what the instance answered: `ConnectionRefused` while nothing listens.
 pub type Connecting = BoxFuture<'static, io::Result<TcpStream>>;
@@ -91,8 +95,7 @@ pub struct RequestRecord {
     pub protocol: &'static str,
     /// The address that the client connected to.
     pub server_ip: Option<IpAddr>,
-    /// 32 hexadecimal digits.
-    pub trace: String,
+    pub trace: TraceId,
     pub span: u64,
     pub sampled: bool,
     pub request_bytes: u64,

@@ -234,6 +234,17 @@ impl<'a> Series<'a> {
         }
     }
 
+    /// Anything at all happened to it: ten thousand services that sleep need no lines.
+    pub(crate) fn is_news(&self) -> bool {
+        let Levels {
+            in_flight,
+            queued,
+            instances,
+        } = self.levels.unwrap_or_default();
+        let counted = self.meters.shards.get().is_some() || self.meters.rare.get().is_some();
+        counted || in_flight + queued + instances.iter().sum::<u64>() > 0
+    }
+
     /// Requests that no revision saw; without a service, that nobody's host was asked for.
     pub(crate) fn of_service(service: Option<&ServiceKey>, meters: &'a Meters) -> Self {
         let labels = format!("{},revision_name=\"\"", labels(service));

@@ -83,7 +83,7 @@ async fn requests_are_counted_by_revision_and_outcome() {
         ),
         None
     );
-    assert_eq!(of(&before, "utsuwa_requests_in_flight", ""), Some(0.0));
+    assert_eq!(of(&before, "utsuwa_requests_in_flight", ""), None);
     let app = App::new().await;
     scene.ready(&app).await;
     for _ in 0..3 {
