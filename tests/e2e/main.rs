@@ -31,6 +31,7 @@ mod hostile;
 mod killed_helpers;
 mod lifecycle;
 mod limits;
+mod observed;
 mod private_registry;
 mod rootless;
 mod scale;

@@ -32,6 +32,7 @@ mod headers;
 mod health;
 mod instance;
 mod meter;
+mod metrics;
 mod outside;
 mod pace;
 mod pause;

@@ -33,6 +33,7 @@ use crate::flaw::Flaw;
 use crate::gate::Limits;
 use crate::gated::Gated;
 use crate::handle::handle;
+use crate::headers::Seen;
 use crate::meter::Metered;
 use crate::places::{Own, Places};
 use crate::proxied::{self, Network};
@@ -109,6 +110,10 @@ pub(crate) struct Client {
     pub(crate) switched: AtomicBool,
     /// Why nothing more is taken from it.
     pub(crate) flaw: OnceLock<Flaw>,
+    /// What apps are told of it.
+    seen: OnceLock<Seen>,
+    /// Where it connected to.
+    pub(crate) local: OnceLock<IpAddr>,
 }
 
 impl Client {
@@ -120,7 +125,14 @@ impl Client {
             answered: AtomicU64::new(0),
             switched: AtomicBool::new(false),
             flaw: OnceLock::new(),
+            seen: OnceLock::new(),
+            local: OnceLock::new(),
         })
+    }
+
+    /// What apps are told of it; `scheme` is that of its connection.
+    pub(crate) fn seen(&self, scheme: Scheme) -> &Seen {
+        self.seen.get_or_init(|| Seen::of(self.remote, scheme))
     }
 
     /// Notes that one more request has its answer.
@@ -234,6 +246,9 @@ async fn connection(
     };
     let Ok(Ok(http2)) = first else { return };
     let client = Client::new(remote, Arc::clone(&own.requests));
+    if let Ok(local) = stream.local_addr() {
+        client.local.get_or_init(|| local.ip().to_canonical());
+    }
     let stream = ClientStream {
         stream,
         client: Arc::clone(&client),

@@ -176,6 +176,8 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         insight: Arc::new(Insight {
             control: control.clone(),
             driver: Arc::clone(&shared),
+            ingress: ingress.clone(),
+            journal: journal.clone(),
         }),
         logs: Arc::new(InstanceLogs::new(
             data.join("logs"),

@@ -9,6 +9,7 @@ mod errors;
 mod floods;
 mod health;
 mod life;
+mod metrics;
 mod probed;
 mod protocols;
 mod proxied;

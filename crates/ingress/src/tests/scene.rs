@@ -119,8 +119,8 @@ pub(super) struct Records(
 );
 
 impl RequestLog for Records {
-    fn record(&self, record: RequestRecord) {
-        self.0.lock().push(record);
+    fn record(&self, record: Box<RequestRecord>) {
+        self.0.lock().push(*record);
     }
     fn noticed(&self, note: InstanceNote) {
         self.1.lock().push(note);
