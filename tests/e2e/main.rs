@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod acme;
 mod attacks;
 mod bad_apps;
 mod bad_images;
@@ -38,5 +39,7 @@ mod scale;
 #[path = "../skip.rs"]
 mod skip;
 mod tiers;
+mod tls;
+mod trust;
 mod volumes;
 mod zygote;

@@ -4,8 +4,8 @@
 //! [`Ingress::retire`]'s future.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -33,6 +33,7 @@ use crate::seam::{Clock, Connect, RequestLog, Wake};
 use crate::serve::{self, Scheme};
 use crate::settings::IngressSettings;
 use crate::table::Table;
+use crate::tls::Tls;
 use crate::told::Told;
 
 /// The data path. Clones are the same one.
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     revisions: Revisions,
     instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pub(crate) places: places::Shared,
+    /// Set once, before a listener is served that needs it.
+    pub(crate) tls: OnceLock<Arc<Tls>>,
     /// HTTP/2 connections that were closed for too many control frames.
     pub(crate) floods: Arc<Told>,
     /// Connections of proxies that did not say whose they are.
@@ -99,6 +102,7 @@ impl Ingress {
         let places = places::Shared::new(&settings);
         let shared = Shared {
             places,
+            tls: OnceLock::new(),
             floods: Arc::default(),
             bad_proxies: Told::default(),
             accept_failed: Mutex::default(),
@@ -110,6 +114,16 @@ impl Ingress {
         };
         Self {
             shared: Arc::new(shared),
+        }
+    }
+
+    /// Has certificates for [`Scheme::Https`] from now on, answers the challenges of authorities and redirects plain HTTP, if
+    /// `tls` says so. Said once, before listeners are served.
+    pub fn secure(&self, tls: Arc<Tls>) {
+        if self.shared.tls.set(tls).is_err() {
+            tracing::error!(
+                "certificates were handed over twice; the first ones stay. This is a bug"
+            );
         }
     }
 
@@ -125,12 +139,13 @@ impl Ingress {
     pub async fn serve_instance(
         &self,
         listener: TcpListener,
+        scheme: Scheme,
         crowded: Crowded,
         shutdown: CancellationToken,
     ) {
         let settings = &self.shared.outside.settings;
         let places = self.shared.places.for_instance(settings, crowded);
-        serve::serve(self.clone(), listener, Scheme::Http, places, shutdown).await;
+        serve::serve(self.clone(), listener, scheme, places, shutdown).await;
     }
 
     /// Replaces the routes of each of these services whole. Requests see all of it or nothing of it.

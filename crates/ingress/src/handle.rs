@@ -37,6 +37,7 @@ use crate::serve::{Client, Door};
 use crate::served::{Served, cold_start};
 use crate::slot::{Admitted, Slot};
 use crate::table::{HostTarget, normalise};
+use crate::tls;
 use crate::trace::Trace;
 use crate::waiting;
 use crate::{Refusal, Shared};
@@ -157,6 +158,10 @@ async fn route(
     if method {
         exchange.note(|record| record.service = found.map(|host| host.service.clone()));
         return Err(Answer::Method);
+    }
+    if let Some(answer) = tls::instead(shared, door, &host, found.is_some(), &request) {
+        exchange.note(|record| record.service = found.map(|host| host.service.clone()));
+        return Err(answer);
     }
     let host = found.ok_or(Answer::UnknownHost)?;
     // Whatever is refused from here on belongs into the log of its service; what is let in names its revision.

@@ -9,6 +9,7 @@ use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::quantity::MemoryBytes;
 
 use super::edge;
+use super::https;
 use super::options::{OPTIONS, OptionDoc, find};
 use super::registries::{self, Registries};
 use super::{Config, ConfigError, Layers, Listen};
@@ -150,6 +151,12 @@ impl Checker<'_> {
         let layers = self.layers;
         let data_dir = self.parse("data-dir", absolute);
         let (listen_api, listen_http) = self.addresses();
+        let listen_https =
+            self.secure_address(&[(&listen_api, "listen-api"), (&listen_http, "listen-http")]);
+        let acme = https::acme(self);
+        let certificates_file = https::certificates_file(self);
+        let public_address = self.parse("public-address", https::public_address);
+        let https_redirect = self.https_redirect(&listen_https);
         let domain = self.parse("domain", domain);
         let project = self.parse("project", name);
         let region = self.parse("region", name);
@@ -170,6 +177,12 @@ impl Checker<'_> {
             data_dir: data_dir?,
             listen_api: listen_api?,
             listen_http: listen_http?,
+            listen_https: listen_https?,
+            https_by_default: *layers.source("listen-https") == super::Source::Default,
+            https_redirect: https_redirect?,
+            acme,
+            certificates_file,
+            public_address: public_address?,
             domain: domain?,
             project: project?,
             region: region?,
@@ -208,6 +221,34 @@ impl Checker<'_> {
             self.wrong("listen-http", "has the same port as listen-api");
         }
         (api, http)
+    }
+
+    /// `Some(None)`: HTTPS is switched off.
+    fn secure_address(&mut self, others: &[(&Option<Listen>, &str)]) -> Option<Option<Listen>> {
+        let https = self.parse("listen-https", |text| match text {
+            "" => Ok(None),
+            text => listen(text).map(Some),
+        });
+        if let Some(Some(https)) = &https {
+            for (other, name) in others {
+                let port = other.as_ref().map_or(0, |other| other.port);
+                if port == https.port && port != 0 {
+                    self.wrong("listen-https", &format!("has the same port as {name}"));
+                }
+            }
+        }
+        https
+    }
+
+    fn https_redirect(&mut self, listen_https: &Option<Option<Listen>>) -> Option<bool> {
+        let redirect = self.parse("https-redirect", boolean);
+        if redirect == Some(true) && *listen_https == Some(None) {
+            self.wrong(
+                "https-redirect",
+                "there is nowhere to send requests to while listen-https is empty",
+            );
+        }
+        redirect
     }
 
     fn image_rewrites(&mut self) -> Vec<(String, String)> {
@@ -308,7 +349,11 @@ fn listen(text: &str) -> Result<Listen, String> {
     Ok(listen)
 }
 
-fn domain(text: &str) -> Result<String, String> {
+fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "must be true or false".to_owned())
+}
+
+pub(super) fn domain(text: &str) -> Result<String, String> {
     let ok = !text.is_empty()
         && text.len() <= 180
         && text.split('.').all(|label| {

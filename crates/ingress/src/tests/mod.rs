@@ -19,3 +19,4 @@ mod scene;
 mod sleepers;
 mod smuggling;
 mod startup;
+mod tls;
