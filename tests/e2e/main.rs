@@ -11,6 +11,7 @@
 )]
 
 mod acme;
+mod attacks;
 mod bad_apps;
 mod bad_images;
 mod bad_input;
@@ -19,15 +20,19 @@ mod clients;
 mod containers;
 mod contract;
 mod deploy;
+mod ends;
 mod endurance;
+mod first_hour;
 mod flask;
 mod gcloud;
 mod gvisor;
 mod harness;
 mod health;
 mod hostile;
+mod killed_helpers;
 mod lifecycle;
 mod limits;
+mod observed;
 mod private_registry;
 mod rootless;
 mod scale;

@@ -130,6 +130,21 @@ impl Core {
         }
     }
 
+    /// The same, with its first step made before this returns. On a wake: tasks that are only steps of one another go to another
+    /// thread from the third on, which has to be woken for it.
+    pub(crate) fn begin<F, W>(&self, work: W)
+    where
+        W: FnOnce(Arc<Self>) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if let Some(me) = self.me.upgrade() {
+            let mut work = Box::pin(work(me));
+            if (&mut work).now_or_never().is_none() {
+                self.tracker.spawn(work);
+            }
+        }
+    }
+
     /// An instance id nobody ever had: 128 bits of chance.
     pub(crate) fn new_instance_id(&self) -> InstanceId {
         let text = format!("{:016x}{:016x}", self.env.random(), self.env.random());

@@ -121,7 +121,14 @@ pub struct ImageError {
 
 /// Time and chance, given from outside so that passes can be replayed.
 pub trait Environment: fmt::Debug + Send + Sync + 'static {
+    /// For deciding: as much later than before as time has passed, though somebody sets the host's clock or has it sleep.
     fn now(&self) -> Timestamp;
+
+    /// As the host's clock shows it: for what people read, and for comparing with what others wrote. It may jump.
+    fn wall(&self) -> Timestamp {
+        self.now()
+    }
+
     fn random(&self) -> u64;
 
     /// Bytes this machine could still give to programs; `None` where nobody knows (then everything fits).

@@ -25,7 +25,7 @@ use utsuwa_model::instance::{
     Group, HostMount, InstanceSpec, Kernel, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier,
     Zygote,
 };
-use utsuwa_model::quantity::MilliCpu;
+use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
 use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable, StartupProbe};
 use utsuwa_model::scaling::ScalingSettings;
 use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
@@ -64,10 +64,8 @@ pub(crate) struct GroupPlan {
 impl StartPlan {
     /// What an instance may have in memory.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let others = self.group.iter().flat_map(|group| &group.spec.sidecars);
-        others.fold(self.limits.memory.0, |sum, one| {
-            sum.saturating_add(one.limits.memory.0)
-        })
+        let others = self.group.iter().map(|group| group.spec.memory_of_others());
+        others.chain([self.limits.memory]).sum::<MemoryBytes>().0
     }
 
     /// How long the startup probes of those that take no requests may take, were each to wait for the one before.

@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use crate::Refusal;
 use crate::body::ResponseBody;
 use crate::flaw::Flaw;
+use crate::waiting;
 
 /// Tells that Utsuwa answered and not the app: `utsuwa; reason=…`.
 pub(crate) const ANSWERED_BY: HeaderName = HeaderName::from_static("x-utsuwa-answered-by");
@@ -35,6 +36,10 @@ pub(crate) enum Answer {
     },
     Closed,
     Method,
+    /// Its path is one that scanners ask for.
+    Scanner,
+    /// An instance starts; the browser comes back by itself.
+    Starting,
     Unauthenticated {
         with_token: bool,
     },
@@ -83,7 +88,8 @@ impl Answer {
                 StatusCode::from_u16(crate::record::CLIENT_GONE).unwrap_or(StatusCode::BAD_REQUEST)
             }
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
-            Self::UnknownHost | Self::Closed => StatusCode::NOT_FOUND,
+            Self::UnknownHost | Self::Closed | Self::Scanner => StatusCode::NOT_FOUND,
+            Self::Starting => StatusCode::ACCEPTED,
             Self::Challenge { .. } => StatusCode::OK,
             Self::Redirect { keep: false, .. } => StatusCode::FOUND,
             Self::Redirect { keep: true, .. } => StatusCode::TEMPORARY_REDIRECT,
@@ -114,6 +120,8 @@ impl Answer {
             Self::Redirect { .. } => "https_only",
             Self::Closed => "ingress_closed",
             Self::Method => "method_not_supported",
+            Self::Scanner => "scanner",
+            Self::Starting => "starting",
             Self::Unauthenticated { .. } => "not_authenticated",
             Self::NotReady { .. } => "not_ready",
             Self::BodyTooLarge { .. } => "request_too_large",
@@ -144,6 +152,8 @@ impl Answer {
             Self::Challenge { .. } => "The check of a certificate authority was answered.".to_owned(),
             Self::Redirect { to, .. } => format!("Plain HTTP was redirected to {to}"),
             Self::Closed => "The service's ingress setting does not allow this way in.".to_owned(),
+            Self::Scanner => "The path is one that scanners ask for, which the service refuses.".to_owned(),
+            Self::Starting => "An instance was being started: the browser was shown the waiting page.".to_owned(),
             Self::Method => "The methods TRACE and CONNECT are not supported.".to_owned(),
             Self::Unauthenticated { with_token } => format!(
                 "The request was not authenticated. Either allow unauthenticated invocations or set the proper \
@@ -196,7 +206,8 @@ impl Answer {
         let html = |title: &str, says: &str| (HTML, page(self.status().as_u16(), title, says));
         match self {
             Self::Malformed(flaw) => html("Bad Request", flaw.text()),
-            Self::UnknownHost | Self::Closed => html(
+            Self::Starting => (HTML, Bytes::from_static(waiting::PAGE.as_bytes())),
+            Self::UnknownHost | Self::Closed | Self::Scanner => html(
                 "Page not found",
                 "There is nothing under this address on this server.",
             ),
@@ -260,6 +271,9 @@ impl Answer {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Ok(value) = HeaderValue::try_from(format!("utsuwa; reason={}", self.reason())) {
             headers.insert(ANSWERED_BY, value);
+        }
+        if *self == Self::Starting {
+            headers.insert(waiting::REFRESH, waiting::SECONDS);
         }
         if let Self::Redirect { to, .. } = self
             && let Ok(to) = HeaderValue::try_from(to)

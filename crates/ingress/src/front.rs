@@ -23,6 +23,7 @@ use utsuwa_model::route::{
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 
 use crate::instance::{Ending, Instance};
+use crate::metrics::{self, Series};
 use crate::outside::Outside;
 use crate::places::{self, Crowded};
 use crate::probe;
@@ -66,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) tls: OnceLock<Arc<Tls>>,
     /// HTTP/2 connections that were closed for too many control frames.
     pub(crate) floods: Arc<Told>,
+    /// Connections of proxies that did not say whose they are.
+    pub(crate) bad_proxies: Told,
     /// When it was last said that connections can't be accepted.
     accept_failed: Mutex<Option<Instant>>,
 }
@@ -101,6 +104,7 @@ impl Ingress {
             places,
             tls: OnceLock::new(),
             floods: Arc::default(),
+            bad_proxies: Told::default(),
             accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),
@@ -164,6 +168,7 @@ impl Ingress {
         for RouteChange { service, routes } in changes {
             let now = Arc::clone(&routes);
             let before = if routes.hosts.is_empty() && routes.revisions.is_empty() {
+                shared.outside.rejected.forget(&service);
                 published.remove(&service)
             } else {
                 published.insert(service, routes)
@@ -218,6 +223,9 @@ impl Ingress {
             made
         };
         let revision = shared.revisions.of_instance(&key, &shared.outside);
+        if age.is_zero() {
+            revision.meters.started();
+        }
         revision.add(Arc::clone(&instance));
         start_probe(shared, &revision, &instance);
     }
@@ -314,6 +322,30 @@ impl Ingress {
         if let Some(revision) = self.shared.revisions.get(revision) {
             revision.refuse(&why);
         }
+    }
+
+    /// All counters and histograms of the data path in Prometheus' text format (0.0.4), one series for each service and
+    /// revision that is known and has had a request or an instance.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let shared = &self.shared;
+        for left in shared.revisions.prune() {
+            left.abandon();
+        }
+        let (revisions, rejected) = (shared.revisions.all(), shared.outside.rejected.all());
+        let mut series: Vec<Series<'_>> = revisions
+            .iter()
+            .map(|revision| Series::of_revision(&revision.key, &revision.meters, revision.levels()))
+            .filter(Series::is_news)
+            .collect();
+        series.extend(
+            rejected
+                .iter()
+                .map(|(service, meters)| Series::of_service(service.as_ref(), meters)),
+        );
+        let mut text = String::new();
+        metrics::write(&mut text, &series);
+        text
     }
 
     /// Demand of one revision; `None` if the ingress never heard of it.

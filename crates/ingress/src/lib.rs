@@ -32,14 +32,17 @@ mod headers;
 mod health;
 mod instance;
 mod meter;
+mod metrics;
 mod outside;
 mod pace;
 mod pause;
 mod places;
 mod probe;
+mod proxied;
 mod record;
 mod revision;
 mod revisions;
+mod scanners;
 pub mod seam;
 mod serve;
 mod served;
@@ -51,6 +54,7 @@ pub mod tls;
 mod told;
 mod trace;
 mod upstream;
+mod waiting;
 
 #[cfg(test)]
 #[path = "../../../tests/skip.rs"]
@@ -61,6 +65,7 @@ mod tests;
 
 pub use front::{Ingress, Refusal};
 pub use places::Crowded;
+pub use proxied::{Network, NetworkError};
 pub use serve::Scheme;
 pub use settings::IngressSettings;
 

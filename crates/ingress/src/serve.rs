@@ -33,8 +33,11 @@ use crate::flaw::Flaw;
 use crate::gate::Limits;
 use crate::gated::Gated;
 use crate::handle::handle;
+use crate::headers::Seen;
 use crate::meter::Metered;
-use crate::places::Places;
+use crate::places::{Own, Places};
+use crate::proxied::{self, Network};
+use crate::settings::IngressSettings;
 use crate::tls::{self, Wire};
 
 /// How long a client may leave the bytes of an answer lying before the connection is cut.
@@ -70,6 +73,14 @@ impl Scheme {
             Self::Https => "https",
         }
     }
+
+    /// Who begins connections of this kind with the PROXY protocol.
+    fn proxies(self, settings: &IngressSettings) -> &[Network] {
+        match self {
+            Self::Http => &settings.proxies_http,
+            Self::Https => &settings.proxies_https,
+        }
+    }
 }
 
 /// One listener while it serves.
@@ -100,6 +111,10 @@ pub(crate) struct Client {
     pub(crate) switched: AtomicBool,
     /// Why nothing more is taken from it.
     pub(crate) flaw: OnceLock<Flaw>,
+    /// What apps are told of it.
+    seen: OnceLock<Seen>,
+    /// Where it connected to.
+    pub(crate) local: OnceLock<IpAddr>,
 }
 
 impl Client {
@@ -111,7 +126,14 @@ impl Client {
             answered: AtomicU64::new(0),
             switched: AtomicBool::new(false),
             flaw: OnceLock::new(),
+            seen: OnceLock::new(),
+            local: OnceLock::new(),
         })
+    }
+
+    /// What apps are told of it; `scheme` is that of its connection.
+    pub(crate) fn seen(&self, scheme: Scheme) -> &Seen {
+        self.seen.get_or_init(|| Seen::of(self.remote, scheme))
     }
 
     /// Notes that one more request has its answer.
@@ -190,8 +212,8 @@ pub(crate) async fn serve(
 async fn connection(
     ingress: Ingress,
     door: Arc<Door>,
-    requests: Arc<Share>,
-    stream: TcpStream,
+    own: Option<Own>,
+    mut stream: TcpStream,
     peer: SocketAddr,
 ) {
     let settings = &ingress.shared.outside.settings;
@@ -199,6 +221,27 @@ async fn connection(
         tracing::debug!(%error, %peer, "client connection ended at once");
         return;
     }
+    let mut remote = peer.ip().to_canonical();
+    if own.is_none() && proxied::is_one(door.scheme.proxies(settings), remote) {
+        let header = tokio::time::timeout(settings.header_timeout, proxied::read(&mut stream));
+        match header
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        {
+            Ok(client) => remote = client.unwrap_or(remote),
+            Err(error) => {
+                if let Some(count) = ingress.shared.bad_proxies.count() {
+                    tracing::warn!(count, %peer, %error,
+                        "closed connections of a proxy without a readable PROXY header (proxy-protocol-http); is it configured to send one?");
+                }
+                return;
+            }
+        }
+    }
+    let Some(own) = own.or_else(|| ingress.shared.places.client(remote)) else {
+        return;
+    };
+    let local = stream.local_addr();
     let first = async {
         let entered = tls::enter(&ingress.shared, door.scheme, stream).await?;
         let Some(mut wire) = entered else {
@@ -220,7 +263,10 @@ async fn connection(
             return;
         }
     };
-    let client = Client::new(peer.ip().to_canonical(), requests);
+    let client = Client::new(remote, Arc::clone(&own.requests));
+    if let Ok(local) = local {
+        client.local.get_or_init(|| local.ip().to_canonical());
+    }
     let stream = ClientStream {
         stream,
         client: Arc::clone(&client),

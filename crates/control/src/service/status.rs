@@ -21,7 +21,7 @@ const REVISION_FAILED: &str = "RevisionFailed";
 impl Core {
     /// Writes the status if it isn't so already. `true` if it was written.
     pub(crate) async fn write_service_status(&self, picture: &Picture) -> Result<bool, PassError> {
-        let now = self.env.now();
+        let now = self.env.wall();
         let status = status(picture, &self.settings, now);
         if same(&status, &picture.service.status) {
             return Ok(false);

@@ -1,5 +1,6 @@
 //! The loops on a fake world: deploy, wake, sleep, fail, update, delete, restart.
 
+mod clock;
 mod deploys;
 mod domains;
 #[path = "../house/mod.rs"]

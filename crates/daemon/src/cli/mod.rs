@@ -286,6 +286,7 @@ pub(crate) fn main() -> ExitCode {
             if let Some(failure) = ours {
                 return told(&failure);
             }
+            let error = suggest::with_plain_usage(error, Cli::command(), std::env::args());
             drop(error.print());
             return if error.use_stderr() {
                 ExitCode::from(2)

@@ -5,6 +5,8 @@
 //!
 //! Invariants: 1. A [`Config`] that exists is valid. 2. Every value knows where it came from ([`Layers::source`]).
 
+mod edge;
+pub(crate) mod frozen;
 mod https;
 mod options;
 mod parse;
@@ -15,6 +17,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use utsuwa_ingress::IngressSettings;
 use utsuwa_ingress::tls::acme::AcmeSettings;
 use utsuwa_model::domain::PublicAddress;
 use utsuwa_model::host_dir::HostDir;
@@ -129,6 +132,8 @@ pub(crate) struct Config {
     pub log_budget: u64,
     pub disk_reserve: u64,
     pub memory_reserve: u64,
+    /// What the operator said of the data path; the rest is the default.
+    pub ingress: IngressSettings,
     pub user: String,
     pub log_format: String,
     pub log_level: String,

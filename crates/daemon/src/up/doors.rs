@@ -81,10 +81,26 @@ async fn listen(
     Ok(listeners)
 }
 
-/// The configuration in force: what was read, with the ports that were chosen, and a data directory that means the same
-/// wherever it is read.
-pub(super) fn running(layers: &Layers, config: &Config) -> Vec<serde_json::Value> {
+/// The configuration in force: what was read, with the ports that were chosen, what the data directory is made for, and a data
+/// directory that means the same wherever it is read.
+pub(super) fn running(
+    layers: &Layers,
+    config: &Config,
+    settings: &Settings,
+) -> Vec<serde_json::Value> {
     let mut rows = layers.rows();
+    for (option, frozen) in [
+        ("project", settings.project.as_str()),
+        ("region", settings.region.as_str()),
+        ("domain", &settings.domain),
+    ] {
+        for row in rows.iter_mut().filter(|row| row["option"] == option) {
+            if row["value"] != frozen {
+                row["value"] = frozen.into();
+                row["source"] = "data directory (first start)".into();
+            }
+        }
+    }
     let https = config.listen_https.as_ref();
     for (option, listen) in [
         ("listen-api", Some(&config.listen_api)),

@@ -18,6 +18,7 @@ mod internal;
 mod journal;
 mod kept;
 mod listeners;
+mod metrics;
 mod ports;
 mod prepare;
 mod rootless;

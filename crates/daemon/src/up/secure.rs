@@ -19,7 +19,7 @@ pub(super) fn open(keys: &Path, domain: &str, config: &Config) -> anyhow::Result
         .context("make the certificate authority for the served domain")?;
     let https = config.listen_https.as_ref();
     let redirect = https.filter(|_| config.https_redirect).map(|l| l.port);
-    let tls = Tls::new(authority, Arc::new(Machine), redirect).context("set up TLS")?;
+    let tls = Tls::new(authority, Arc::new(Machine::begin()), redirect).context("set up TLS")?;
     let cabinet = Cabinet::new(keys);
     let kept = cabinet
         .all(Machine::time())

@@ -45,7 +45,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// The first sandbox of a fresh keeper takes some 100 ms; `ready` waits for it so that it is true, but no longer than this.
 const POOL_PATIENCE: Duration = Duration::from_secs(2);
 const POOL_LOOK: Duration = Duration::from_millis(10);
-/// Sockets of sandboxes that wait to be served; a pool refills four at a time, up to 32.
+/// Sockets of sandboxes that wait to be served; a pool refills up to 16 at a time, up to 64.
 const INTERNAL_EVENTS: usize = 64;
 
 pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
@@ -53,7 +53,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let data = ground.config.data_dir.clone();
     let store = Store::open(&data.join("state")).context("open the database")?;
     ground.pid_file.write()?;
-    let settings = frozen(&store, &ground).await?;
+    let settings = frozen(&store, &ground, &layers).await?;
 
     let (internal, internal_events) = mpsc::channel(INTERNAL_EVENTS);
     let socket = ground.keeper.socket();
@@ -69,6 +69,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let (journal, journal_thread) =
         Journal::start(data.join("journal"), ground.journal).context("start the journal")?;
 
+    let machine = Machine::begin();
     let bell = Bell::default();
     let shares = descriptors::share(ground.open_files);
     let shared: Arc<dyn Driver> = Arc::new(driver.clone());
@@ -76,7 +77,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         Arc::new(Dialer(Arc::clone(&shared))),
         Arc::new(bell.clone()),
         Arc::new(journal.clone()),
-        Arc::new(Machine),
+        Arc::new(machine),
         IngressSettings {
             drain: DRAIN,
             max_connections: shares.public,
@@ -85,7 +86,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
             max_requests: shares.public,
             max_instance_requests: shares.instances,
             max_idle: shares.idle,
-            ..IngressSettings::default()
+            ..ground.config.ingress.clone()
         },
     );
     let https = ground.config.listen_https.as_ref();
@@ -170,7 +171,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
                 logs: data.join("logs"),
             }),
             certificates: Arc::new(Registrar(secured.clone())),
-            env: Arc::new(Machine),
+            env: Arc::new(machine),
         },
         control_settings,
     );
@@ -196,6 +197,8 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         insight: Arc::new(Insight {
             control: control.clone(),
             driver: Arc::clone(&shared),
+            ingress: ingress.clone(),
+            journal: journal.clone(),
         }),
         logs: Arc::new(InstanceLogs::new(
             data.join("logs"),
@@ -204,7 +207,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         )),
         images: Arc::new(all.clone()),
         settings: settings.clone(),
-        clock: Arc::new(Machine),
+        clock: Arc::new(machine),
         addresses: utsuwa_api::Addresses {
             api: vec![format!("http://{}", ground.config.listen_api)],
             http: vec![format!("http://{}", ground.config.listen_http)],
@@ -213,7 +216,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
                 .collect(),
         },
         keys_dir: data.join("keys"),
-        configuration: Arc::new(doors::running(&layers, &ground.config)),
+        configuration: Arc::new(doors::running(&layers, &ground.config, &settings)),
         host_dirs: Arc::new(ground.config.host_dirs.clone()),
         ready: ready.clone(),
         closing: tokio_util::sync::CancellationToken::new(),
@@ -271,12 +274,8 @@ where
 }
 
 /// Default project, region and domain never change after the first start (decision 13).
-async fn frozen(store: &Store, ground: &Ground) -> anyhow::Result<Settings> {
-    let wanted = Settings {
-        project: ground.config.project.clone(),
-        region: ground.config.region.clone(),
-        domain: ground.config.domain.clone(),
-    };
+async fn frozen(store: &Store, ground: &Ground, layers: &Layers) -> anyhow::Result<Settings> {
+    let wanted = crate::config::frozen::wanted(layers, &ground.config, store.settings().ok());
     store
         .freeze_settings(wanted)
         .await

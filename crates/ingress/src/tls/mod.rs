@@ -177,7 +177,7 @@ impl Tls {
         if !served && host != self.leaves.domain() {
             return Ok(None);
         }
-        let now = self.clock.now();
+        let now = self.clock.wall();
         self.leaves.of(host, now, |key| self.with(key)).map(Some)
     }
 

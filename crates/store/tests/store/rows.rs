@@ -79,6 +79,32 @@ async fn revisions_are_unique_per_place_and_found_by_nonce() {
     assert_eq!(store.service(&a.key).unwrap(), None);
 }
 
+/// By who checks a configuration, beside a server that runs and after it.
+#[tokio::test]
+async fn what_a_directory_is_made_for_is_read_without_opening_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let read = || Settings::in_directory(&state).unwrap();
+    assert_eq!(read(), None);
+    let store = Store::open(&state).unwrap();
+    assert_eq!(read(), None);
+    let wanted = Settings {
+        project: "demo".parse().unwrap(),
+        region: "r".parse().unwrap(),
+        domain: "localhost".to_owned(),
+    };
+    store.freeze_settings(wanted.clone()).await.unwrap();
+    assert_eq!(read(), Some(wanted.clone()));
+    drop(store);
+    assert_eq!(read(), Some(wanted));
+    std::fs::write(
+        state.join("state.sqlite"),
+        "no database at all, whoever reads it",
+    )
+    .unwrap();
+    assert!(Settings::in_directory(&state).is_err());
+}
+
 #[tokio::test]
 async fn hosts_are_taken_once() {
     let store = Store::open_in_memory().unwrap();
