@@ -23,6 +23,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::deadline;
+use crate::interim::Gate;
 use crate::record::Exchange;
 use crate::slot::Slot;
 use crate::upstream::Upstream;
@@ -50,6 +51,8 @@ pub(crate) enum RequestBody {
         limit: u64,
         /// What was read while the request waited.
         ahead: Option<Bytes>,
+        /// Shut until the app asks for the body.
+        gate: Option<Gate>,
     },
 }
 
@@ -81,6 +84,7 @@ impl RequestBody {
                 meter: Arc::clone(&meter),
                 limit,
                 ahead: None,
+                gate: None,
             },
             Some(meter),
         )
@@ -124,6 +128,21 @@ impl RequestBody {
     }
 }
 
+impl RequestBody {
+    /// The next frame of the client's, once the app wants it.
+    fn take(
+        incoming: &mut Incoming,
+        gate: &mut Option<Gate>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(shut) = gate {
+            std::task::ready!(shut.poll_open(context));
+            *gate = None;
+        }
+        Pin::new(incoming).poll_frame(context)
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -142,8 +161,9 @@ impl Body for RequestBody {
                 incoming,
                 meter,
                 limit,
+                gate,
                 ..
-            } => match std::task::ready!(Pin::new(&mut *incoming).poll_frame(context)) {
+            } => match std::task::ready!(Self::take(incoming, gate, context)) {
                 None => {
                     meter.ended.store(true, Ordering::Release);
                     Poll::Ready(None)

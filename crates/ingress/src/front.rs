@@ -23,6 +23,7 @@ use utsuwa_model::route::{
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 
 use crate::instance::{Ending, Instance};
+use crate::leaving::Leaving;
 use crate::outside::Outside;
 use crate::places::{self, Crowded};
 use crate::probe;
@@ -57,9 +58,10 @@ pub(crate) struct Shared {
     pub(crate) table: ArcSwap<Table>,
     /// What the table was made of. Held while it is changed.
     published: Mutex<HashMap<ServiceKey, Arc<RouteTable>>>,
-    revisions: Revisions,
-    instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
+    pub(crate) revisions: Revisions,
+    pub(crate) instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pub(crate) places: places::Shared,
+    pub(crate) leaving: Leaving,
     /// When it was last said that connections can't be accepted.
     accept_failed: Mutex<Option<Instant>>,
 }
@@ -93,6 +95,7 @@ impl Ingress {
         let places = places::Shared::new(&settings);
         let shared = Shared {
             places,
+            leaving: Leaving::default(),
             accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),
@@ -105,8 +108,8 @@ impl Ingress {
         }
     }
 
-    /// Serves `listener` until `shutdown` is cancelled, then drains: what waits for an instance is answered 503, what is in
-    /// flight has `settings.drain` to end. Returns when every connection is closed. May be called for several listeners.
+    /// Serves `listener` until `shutdown` is cancelled, then drains: what is in flight or waits for an instance has
+    /// `settings.drain` to end, unless it is told otherwise before ([`Ingress::refuse_waiting`], [`Ingress::cut`]). Returns when every connection is closed. May be called for several listeners.
     pub async fn serve(&self, listener: TcpListener, scheme: Scheme, shutdown: CancellationToken) {
         let places = self.shared.places.for_public();
         serve::serve(self.clone(), listener, scheme, places, shutdown).await;
@@ -200,6 +203,7 @@ impl Ingress {
         };
         let revision = shared.revisions.of_instance(&key, &shared.outside);
         revision.add(Arc::clone(&instance));
+        shared.leaving.apply(&revision, &instance);
         start_probe(shared, &revision, &instance);
     }
 

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -34,16 +34,18 @@ use crate::served::{Served, cold_start};
 use crate::slot::{Admitted, Slot};
 use crate::table::{HostTarget, normalise};
 use crate::trace::Trace;
-use crate::{Refusal, Shared};
+use crate::{Refusal, Shared, grpc_edge, interim, websocket};
 
 /// Answers one request.
 pub(crate) async fn handle(
     shared: Arc<Shared>,
     door: Arc<Door>,
     client: Arc<Client>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let arrived = Instant::now();
+    let bridged = websocket::from_http2(&mut request, || shared.outside.dice());
+    let (version, grpc) = (request.version(), grpc_edge::is_call(&request));
     let trace = Trace::of(request.headers(), || shared.outside.dice());
     let host = host_of(&request).map(|host| normalise(host).into_owned());
     let mut exchange = Exchange::new(
@@ -78,7 +80,7 @@ pub(crate) async fn handle(
         },
     );
     let unread = !request.body().is_end_stream();
-    match route(
+    let answered = route(
         &shared,
         &door,
         &client,
@@ -87,16 +89,29 @@ pub(crate) async fn handle(
         request,
         &mut exchange,
     )
-    .await
-    {
+    .await;
+    let mut response = match answered {
         Ok(answered) => answered.into_response(exchange, &trace),
         Err(answer) => {
             if unread {
                 client.unread.store(true, Ordering::Release);
             }
-            own(&answer, exchange, &trace)
+            let mut response = own(&answer, exchange, &trace);
+            if grpc {
+                grpc_edge::in_its_terms(&mut response, &answer.says());
+            }
+            response
         }
+    };
+    if bridged {
+        websocket::to_http2(&mut response);
     }
+    let ends = version < Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+    if ends && door.closing.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    response
 }
 
 /// An answer of our own, and its record.
@@ -130,12 +145,14 @@ fn host_of(request: &Request<Incoming>) -> Option<&str> {
 async fn route(
     shared: &Arc<Shared>,
     door: &Arc<Door>,
-    client: &Client,
+    client: &Arc<Client>,
     trace: &Trace,
     host: Option<&str>,
     request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Served, Answer> {
+    let early = shared.leaving.early.token();
+    let (asked_by, bridged) = (request.version(), websocket::is_bridged(&request));
     let method = matches!(*request.method(), Method::TRACE | Method::CONNECT);
     let Some(host) = host else {
         if method {
@@ -194,6 +211,9 @@ async fn route(
         }
     };
     exchange.note(|record| record.revision = Some(revision.key.clone()));
+    if bridged && settings.protocol == Protocol::H2c {
+        return Err(Answer::Method);
+    }
     let limit = match settings.protocol {
         Protocol::Http1 => shared.outside.settings.max_message_bytes,
         Protocol::H2c => u64::MAX,
@@ -202,17 +222,21 @@ async fn route(
         return Err(Answer::BodyTooLarge { limit });
     }
 
-    let mut deadline = Box::pin(tokio::time::sleep_until(
-        exchange.arrived + settings.timeout,
-    ));
+    let patience = match grpc_edge::is_call(&request) {
+        true => grpc_edge::timeout(request.headers()),
+        false => None,
+    };
+    let until = exchange.arrived + settings.timeout.min(patience.unwrap_or(Duration::MAX));
+    let mut deadline = Box::pin(tokio::time::sleep_until(until));
     let (mut parts, body) = request.into_parts();
     let (mut body, meter) = RequestBody::client(body, limit);
     exchange.meter = meter;
-    let ahead = body.read_ahead(parts.headers.contains_key(EXPECT));
+    let expects = parts.headers.contains_key(EXPECT);
+    let ahead = body.read_ahead(expects);
     let instance = before.as_ref().map(|before| &before.instance);
     let admission = revision.admit(exchange.at(), instance, shared.outside.dice());
     let (mut slot, waited) =
-        slot(door, revision, admission, exchange, &mut deadline, ahead).await?;
+        slot(shared, revision, admission, exchange, &mut deadline, ahead).await?;
     // Only now: who waits holds no socket, and what one service keeps waiting must not be refused to another.
     slot.hold(client.requests.take_or_tell()?);
     exchange.note(|record| record.instance = Some(slot.instance().id.clone()));
@@ -241,9 +265,20 @@ async fn route(
         streams,
     );
     address(&mut parts, settings);
+    if waited
+        && patience.is_some()
+        && let Some(left) = grpc_edge::left(until - Instant::now())
+    {
+        parts.headers.insert(grpc_edge::TIMEOUT, left);
+    }
+    let mut request = Request::from_parts(parts, body);
+    if settings.protocol == Protocol::Http1 {
+        interim::pass_on(&mut request, asked_by, client, expects);
+    }
 
     let asked = Asked {
-        request: Request::from_parts(parts, body),
+        request,
+        early,
         upgrade,
         meter: exchange.meter.clone(),
         limit,
@@ -270,7 +305,7 @@ async fn route(
 
 /// The slot that was admitted to, waiting for it if need be. Tells whether it waited.
 async fn slot(
-    door: &Door,
+    shared: &Shared,
     revision: &Revision,
     admitted: Admitted,
     exchange: &Exchange,
@@ -289,7 +324,7 @@ async fn slot(
         answer = ticket.wait() => answer.map(|slot| (slot, true)).map_err(Answer::Refused),
         () = deadline.as_mut() => Err(Answer::Timeout),
         () = window => Err(revision.time_is_up()),
-        () = door.closing.cancelled() => Err(Answer::ShuttingDown),
+        () = shared.leaving.in_vain.cancelled() => Err(Answer::ShuttingDown),
         () = ahead => Err(Answer::ClientGone), // it never ends by itself
     }
 }

@@ -22,10 +22,13 @@ mod failing;
 mod forward;
 mod front;
 mod grpc;
+mod grpc_edge;
 mod handle;
 mod headers;
 mod health;
 mod instance;
+mod interim;
+mod leaving;
 mod outside;
 mod pause;
 mod places;
@@ -42,6 +45,7 @@ mod stream;
 mod table;
 mod trace;
 mod upstream;
+mod websocket;
 
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,10 @@ impl Revisions {
         self.0.lock().all.get(key).cloned()
     }
 
+    pub(crate) fn all(&self) -> Vec<Arc<Revision>> {
+        self.0.lock().all.values().cloned().collect()
+    }
+
     /// The revision of an instance that was handed over, perhaps before its settings.
     pub(crate) fn of_instance(&self, key: &RevisionKey, outside: &Arc<Outside>) -> Arc<Revision> {
         let mut known = self.0.lock();

@@ -161,6 +161,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             .map_err(|e: utsuwa_model::name::NameError| e.rule.to_owned())
     });
     let idle_timeout = c.parse("idle-timeout", duration);
+    let drain_timeout = c.parse("drain-timeout", duration);
     let log_budget = c.parse("log-budget", bytes);
     let disk_reserve = c.parse("disk-reserve", bytes);
     let memory_reserve = c.parse("memory-reserve", bytes);
@@ -219,6 +220,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
         project,
         region,
         idle_timeout,
+        drain_timeout,
         log_budget,
         disk_reserve,
         memory_reserve,
@@ -232,6 +234,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             Some(project),
             Some(region),
             Some(idle_timeout),
+            Some(drain_timeout),
             Some(log_budget),
             Some(disk_reserve),
             Some(memory_reserve),
@@ -244,6 +247,7 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
             project,
             region,
             idle_timeout,
+            drain_timeout,
             allow_egress: layers.list("allow-egress").to_vec(),
             host_dirs,
             insecure_registries: layers.list("insecure-registries").to_vec(),

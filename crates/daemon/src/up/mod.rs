@@ -14,6 +14,7 @@ mod instance_logs;
 mod internal;
 mod journal;
 mod kept;
+mod leave;
 mod listeners;
 mod ports;
 mod prepare;

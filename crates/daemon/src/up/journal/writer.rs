@@ -113,6 +113,8 @@ pub(super) struct Writer {
     tidied: Instant,
     /// Whose cold start was told.
     told: Told,
+    /// The next server writes, too: it alone makes, turns and removes files.
+    shared: bool,
 }
 
 /// Instances that something was told of, the last of them: each of many requests that waited for an instance could tell its start.
@@ -156,6 +158,7 @@ impl Writer {
             looked: Timestamp(0),
             tidied: Instant::now(),
             told: Told::default(),
+            shared: false,
         }
     }
 
@@ -164,6 +167,10 @@ impl Writer {
             self.learn_lost();
             match entry {
                 Entry::End => break,
+                Entry::Share => {
+                    self.shared = true;
+                    self.outputs.clear();
+                }
                 Entry::Remove {
                     service,
                     before,
@@ -279,6 +286,9 @@ impl Writer {
 
     fn append(&mut self, service: &ServiceKey, line: &str) -> io::Result<()> {
         let folder = service_directory(&self.root, service);
+        if self.shared {
+            return append_beside(&folder, line);
+        }
         let length = line.len() as u64;
         let full = self.limits.service_budget / 2;
         if self
@@ -351,6 +361,18 @@ impl Writer {
             }
         }
         Ok(())
+    }
+}
+
+/// Appends to a file that another process has, too. One that is gone is not made again: its service was removed.
+fn append_beside(folder: &Path, line: &str) -> io::Result<()> {
+    match fs::OpenOptions::new()
+        .append(true)
+        .open(folder.join(CURRENT))
+    {
+        Ok(mut file) => file.write_all(line.as_bytes()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
