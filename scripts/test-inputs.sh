@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes what tests use besides the code, once: the flask-chat and hostile images, Google's API descriptions (npm) and Google's Python
+# Makes what tests use besides the code, once: the flask-chat, protocols and hostile images, Google's API descriptions (npm) and Google's Python
 # client (PyPI). Everything lies under TARGET/inputs and is made again only when its recipe changes.
 #   usage: scripts/test-inputs.sh TARGET_DIR
 set -euo pipefail
@@ -12,10 +12,12 @@ note() { echo "test-inputs: $*" >&2; }
 if [ "$(id -u)" -eq 0 ]; then
   "$here/tests/images/flask-chat.sh" "$inputs/images" >"$inputs/flask-chat.log" 2>&1 ||
     { tail -n 20 "$inputs/flask-chat.log" >&2; note "the flask-chat image could not be built (log above)"; exit 1; }
+  "$here/tests/images/protocols.sh" "$inputs/images" >"$inputs/protocols.log" 2>&1 ||
+    { tail -n 20 "$inputs/protocols.log" >&2; note "the protocols image could not be built (log above)"; exit 1; }
   "$here/tests/hostile/image.sh" "$inputs/images" >"$inputs/hostile.log" 2>&1 ||
     { tail -n 20 "$inputs/hostile.log" >&2; note "the hostile image could not be built (log above)"; exit 1; }
 else
-  note "not root: the flask-chat and hostile images are not built, their tests are skipped by name"
+  note "not root: the flask-chat, protocols and hostile images are not built, their tests are skipped by name"
 fi
 
 # Facts of Google's public API, to compare our own protos with. The package's google/protobuf folder is older than the

@@ -13,6 +13,7 @@
 mod bad_apps;
 mod bad_images;
 mod bad_input;
+mod chaos;
 mod cli;
 mod clients;
 mod containers;
