@@ -82,6 +82,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         service: key.service.clone(),
         tag: None,
         access: Access::Public,
+        inside_only: false,
         target: Target::Split(vec![(key.clone(), 100)]),
     };
     table.hosts.insert(host.clone(), Arc::new(route));

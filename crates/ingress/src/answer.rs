@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::Refusal;
 use crate::body::ResponseBody;
+use crate::flaw::Flaw;
 
 /// Tells that Utsuwa answered and not the app: `utsuwa; reason=…`.
 pub(crate) const ANSWERED_BY: HeaderName = HeaderName::from_static("x-utsuwa-answered-by");
@@ -20,7 +21,7 @@ const BROKEN: &str = "The request failed because either the HTTP response was ma
 /// Why the ingress answers itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    BadHost,
+    Malformed(Flaw),
     UnknownHost,
     Closed,
     Method,
@@ -36,6 +37,8 @@ pub(crate) enum Answer {
     BadBody {
         message: String,
     },
+    /// Its client stopped in the middle of its body.
+    SlowBody,
     /// It left while its body was read. Nobody gets this answer; the log does.
     ClientGone,
     ResponseTooLarge {
@@ -64,10 +67,12 @@ pub(crate) enum Answer {
 impl Answer {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::BadHost | Self::BadBody { .. } => StatusCode::BAD_REQUEST,
+            Self::Malformed(flaw) => flaw.status(),
+            Self::BadBody { .. } => StatusCode::BAD_REQUEST,
             Self::ClientGone => {
                 StatusCode::from_u16(crate::record::CLIENT_GONE).unwrap_or(StatusCode::BAD_REQUEST)
             }
+            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownHost | Self::Closed => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthenticated { .. } => StatusCode::FORBIDDEN,
@@ -90,7 +95,7 @@ impl Answer {
     /// The word after `reason=`.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::BadHost => "bad_host",
+            Self::Malformed(flaw) => flaw.reason(),
             Self::UnknownHost => "unknown_host",
             Self::Closed => "ingress_closed",
             Self::Method => "method_not_supported",
@@ -98,6 +103,7 @@ impl Answer {
             Self::NotReady { .. } => "not_ready",
             Self::BodyTooLarge { .. } => "request_too_large",
             Self::BadBody { .. } => "bad_request_body",
+            Self::SlowBody => "slow_request_body",
             Self::ClientGone => "client_gone",
             Self::ResponseTooLarge { .. } => "response_too_large",
             Self::QueueFull => "queue_full",
@@ -118,7 +124,7 @@ impl Answer {
     /// The line of the request log.
     pub(crate) fn log(&self) -> String {
         match self {
-            Self::BadHost => "The request names no host, or more than one.".to_owned(),
+            Self::Malformed(flaw) => flaw.text().to_owned(),
             Self::UnknownHost => "No service is served under this host.".to_owned(),
             Self::Closed => "The service's ingress setting does not allow this way in.".to_owned(),
             Self::Method => "The methods TRACE and CONNECT are not supported.".to_owned(),
@@ -134,6 +140,7 @@ impl Answer {
             Self::NotReady { message } => format!("No revision of the service is ready: {message}"),
             Self::BodyTooLarge { limit } => format!("The request body is larger than {limit} bytes."),
             Self::BadBody { message } => format!("The request body could not be read: {message}"),
+            Self::SlowBody => "The client stopped sending its request body.".to_owned(),
             Self::ClientGone => {
                 "The client closed the connection before the end of its request.".to_owned()
             }
@@ -184,10 +191,7 @@ impl Answer {
         let text = |text: &'static str| (TEXT, Bytes::from_static(text.as_bytes()));
         let html = |title: &str, says: &str| (HTML, page(self.status().as_u16(), title, says));
         match self {
-            Self::BadHost => html(
-                "Bad Request",
-                "The request does not say which host it is for.",
-            ),
+            Self::Malformed(flaw) => html("Bad Request", flaw.text()),
             Self::UnknownHost | Self::Closed => html(
                 "Page not found",
                 "There is nothing under this address on this server.",
@@ -208,7 +212,7 @@ impl Answer {
                 "Request too large",
                 "The request is larger than this server takes.",
             ),
-            Self::BadBody { .. } | Self::ClientGone => {
+            Self::BadBody { .. } | Self::ClientGone | Self::SlowBody => {
                 html("Bad Request", "The request could not be read to its end.")
             }
             Self::ResponseTooLarge { .. } => {

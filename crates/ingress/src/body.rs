@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
@@ -24,7 +25,9 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::deadline;
 use crate::interim::Gate;
+use crate::pace::Pace;
 use crate::record::Exchange;
+use crate::serve::STALL;
 use crate::slot::Slot;
 use crate::upstream::Upstream;
 
@@ -34,6 +37,8 @@ pub(crate) struct Meter {
     pub(crate) bytes: AtomicU64,
     pub(crate) too_large: AtomicBool,
     pub(crate) ended: AtomicBool,
+    /// Its client stopped sending.
+    pub(crate) stalled: AtomicBool,
 }
 
 /// Bodies up to this length are read while their request waits: a queue of 10,000 holds 160 MB at the very most.
@@ -53,6 +58,7 @@ pub(crate) enum RequestBody {
         ahead: Option<Bytes>,
         /// Shut until the app asks for the body.
         gate: Option<Gate>,
+        pace: Pace,
     },
 }
 
@@ -61,6 +67,8 @@ pub(crate) enum RequestBody {
 pub(crate) enum BodyError {
     #[error("the request body is larger than {limit} bytes")]
     TooLarge { limit: u64 },
+    #[error("the client stopped sending the request body")]
+    Stalled,
     #[error("read the request body from the client: {0}")]
     Client(#[source] hyper::Error),
     #[error("read the response body from the instance: {0}")]
@@ -72,11 +80,17 @@ pub(crate) enum BodyError {
 }
 
 impl RequestBody {
-    /// Wraps what the client sends; `limit` in bytes.
-    pub(crate) fn client(incoming: Incoming, limit: u64) -> (Self, Option<Arc<Meter>>) {
+    /// Wraps what the client sends; `limit` in bytes. A body of known length may `pause` so long between two pieces.
+    pub(crate) fn client(
+        incoming: Incoming,
+        limit: u64,
+        pause: Duration,
+    ) -> (Self, Option<Arc<Meter>>) {
         if incoming.is_end_stream() {
             return (Self::Empty, None);
         }
+        // A body without a length is a stream, which may pause as long as its request may last.
+        let pace = Pace::new(incoming.size_hint().exact().map(|_| pause));
         let meter = Arc::new(Meter::default());
         (
             Self::Client {
@@ -85,6 +99,7 @@ impl RequestBody {
                 limit,
                 ahead: None,
                 gate: None,
+                pace,
             },
             Some(meter),
         )
@@ -162,26 +177,33 @@ impl Body for RequestBody {
                 meter,
                 limit,
                 gate,
+                pace,
                 ..
-            } => match std::task::ready!(Self::take(incoming, gate, context)) {
-                None => {
-                    meter.ended.store(true, Ordering::Release);
-                    Poll::Ready(None)
-                }
-                Some(Err(error)) => Poll::Ready(Some(Err(BodyError::Client(error)))),
-                Some(Ok(frame)) => {
-                    let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-                    let seen = meter.bytes.fetch_add(length, Ordering::Relaxed) + length;
-                    if seen > *limit {
-                        meter.too_large.store(true, Ordering::Release);
-                        return Poll::Ready(Some(Err(BodyError::TooLarge { limit: *limit })));
-                    }
-                    if incoming.is_end_stream() {
+            } => {
+                match std::task::ready!(pace.watch(Self::take(incoming, gate, context), context)) {
+                    None => {
                         meter.ended.store(true, Ordering::Release);
+                        Poll::Ready(None)
                     }
-                    Poll::Ready(Some(Ok(frame)))
+                    Some(Err(None)) => {
+                        meter.stalled.store(true, Ordering::Release);
+                        Poll::Ready(Some(Err(BodyError::Stalled)))
+                    }
+                    Some(Err(Some(error))) => Poll::Ready(Some(Err(BodyError::Client(error)))),
+                    Some(Ok(frame)) => {
+                        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                        let seen = meter.bytes.fetch_add(length, Ordering::Relaxed) + length;
+                        if seen > *limit {
+                            meter.too_large.store(true, Ordering::Release);
+                            return Poll::Ready(Some(Err(BodyError::TooLarge { limit: *limit })));
+                        }
+                        if incoming.is_end_stream() {
+                            meter.ended.store(true, Ordering::Release);
+                        }
+                        Poll::Ready(Some(Ok(frame)))
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -278,7 +300,8 @@ impl AppBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         // By the clock, not by the timer: while frames keep coming, registering it would cost each of them a lock.
-        if Instant::now() >= self.deadline.deadline() {
+        let now = Instant::now();
+        if now >= self.deadline.deadline() {
             return Poll::Ready(Some(Err(self.cut(BodyError::Timeout))));
         }
         let frame = match self.upstream.as_mut() {
@@ -290,6 +313,9 @@ impl AppBody {
                 self.exchange.sent(frame.data_ref().map_or(0, Bytes::len));
                 if self.incoming.is_end_stream() {
                     self.finish();
+                } else {
+                    // From here on it is the client's turn: it is given as long as a socket is that takes nothing.
+                    deadline::leave(Some(self.deadline.deadline().min(now + STALL)));
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -301,6 +327,7 @@ impl AppBody {
                 Poll::Ready(Some(Err(self.cut(BodyError::Instance(error)))))
             }
             Poll::Pending => {
+                deadline::leave(Some(self.deadline.deadline()));
                 if self.deadline.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Some(Err(self.cut(BodyError::Timeout))));
                 }
@@ -354,9 +381,13 @@ impl Drop for AppBody {
         } else if Instant::now() >= self.deadline.deadline() {
             self.cut(BodyError::Timeout);
         } else {
+            let stalled = deadline::left().is_some_and(|until| Instant::now() >= until);
             deadline::leave(None);
-            self.exchange
-                .cut("the client closed the connection before the end of the response");
+            self.exchange.cut(if stalled {
+                "the client did not take its response"
+            } else {
+                "the client closed the connection before the end of the response"
+            });
         }
     }
 }

@@ -10,14 +10,10 @@
 //! 3. Taking a place and giving it back takes no lock and no memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use tokio::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::answer::Answer;
-
-/// Refusals are told of once in so many seconds: whoever floods us must not flood the log.
-const TELL_AGAIN: u64 = 60;
+use crate::told::Told;
 
 /// All places of one kind.
 #[derive(Debug)]
@@ -26,10 +22,7 @@ pub(crate) struct Budget {
     whose: &'static str,
     limit: usize,
     taken: AtomicUsize,
-    since: Instant,
-    refused: AtomicU64,
-    /// In seconds after `since`, from 1 on; 0: never.
-    told: AtomicU64,
+    refused: Told,
 }
 
 /// What one of those who share a budget holds of it.
@@ -58,9 +51,7 @@ impl Budget {
             whose,
             limit,
             taken: AtomicUsize::new(0),
-            since: Instant::now(),
-            refused: AtomicU64::new(0),
-            told: AtomicU64::new(0),
+            refused: Told::default(),
         })
     }
 
@@ -70,21 +61,6 @@ impl Budget {
             budget: Arc::clone(self),
             own: AtomicUsize::new(0),
         })
-    }
-
-    /// Counts a refusal. Answers how many there were since that was last said, when it is time to say it again.
-    fn count_refusal(&self) -> Option<u64> {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        let now = self.since.elapsed().as_secs() + 1;
-        let told = self.told.load(Ordering::Relaxed);
-        if told != 0 && now < told + TELL_AGAIN {
-            return None;
-        }
-        // Of several at once, one tells.
-        self.told
-            .compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed)
-            .ok()
-            .map(|_| self.refused.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -108,7 +84,7 @@ impl Share {
     /// A place for a request, or what its client is answered.
     pub(crate) fn take_or_tell(self: &Arc<Self>) -> Result<Place, Answer> {
         self.take().map_err(|refused| {
-            if let Some(count) = self.budget.count_refusal() {
+            if let Some(count) = self.budget.refused.count() {
                 tracing::warn!(
                     count,
                     of = self.budget.whose,
@@ -133,8 +109,6 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn greedy(share: &Arc<Share>) -> Vec<Place> {
@@ -190,18 +164,5 @@ mod tests {
         });
         assert!(most.load(Ordering::SeqCst) <= 2);
         assert_eq!(budget.taken.load(Ordering::SeqCst), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn refusals_are_told_of_once_a_minute_with_their_number() {
-        let budget = Budget::new("tests", 0);
-        assert_eq!(budget.count_refusal(), Some(1));
-        for _ in 0..5 {
-            assert_eq!(budget.count_refusal(), None);
-        }
-        tokio::time::advance(Duration::from_secs(59)).await;
-        assert_eq!(budget.count_refusal(), None);
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(budget.count_refusal(), Some(7));
     }
 }

@@ -65,13 +65,21 @@ async fn bounded<F: Future>(stream: F) {
         let Some(until) = left() else {
             return Poll::Pending;
         };
-        if timer.as_ref().as_pin_ref().map(|timer| timer.deadline()) != Some(until) {
+        // One that is set too early is set anew when it strikes: with each frame the deadline may move away.
+        let set = timer.as_ref().as_pin_ref().map(|timer| timer.deadline());
+        if set.is_none_or(|set| set > until) {
             timer.set(Some(sleep_until(until)));
         }
-        match timer.as_mut().as_pin_mut() {
-            Some(timer) => timer.poll(context),
-            None => Poll::Pending,
+        while let Some(mut set) = timer.as_mut().as_pin_mut() {
+            if set.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            if set.deadline() >= until {
+                return Poll::Ready(());
+            }
+            set.reset(until);
         }
+        Poll::Pending
     })
     .await;
 }

@@ -294,6 +294,9 @@ async fn explain(
     if meter.is_some_and(|meter| meter.too_large.load(Ordering::Acquire)) {
         return Answer::BodyTooLarge { limit };
     }
+    if meter.is_some_and(|meter| meter.stalled.load(Ordering::Acquire)) {
+        return Answer::SlowBody;
+    }
     let message = match &failure {
         Failure::Timeout | Failure::Ended => "The instance ended.".to_owned(),
         Failure::Broken(error) | Failure::Unsent(error) => {

@@ -33,6 +33,7 @@ use crate::seam::{Clock, Connect, RequestLog, Wake};
 use crate::serve::{self, Scheme};
 use crate::settings::IngressSettings;
 use crate::table::Table;
+use crate::told::Told;
 
 /// The data path. Clones are the same one.
 #[derive(Debug, Clone)]
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pub(crate) places: places::Shared,
     pub(crate) leaving: Leaving,
+    /// HTTP/2 connections that were closed for too many control frames.
+    pub(crate) floods: Arc<Told>,
     /// When it was last said that connections can't be accepted.
     accept_failed: Mutex<Option<Instant>>,
 }
@@ -96,6 +99,7 @@ impl Ingress {
         let shared = Shared {
             places,
             leaving: Leaving::default(),
+            floods: Arc::default(),
             accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),

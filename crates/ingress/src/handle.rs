@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, Sleep};
@@ -24,6 +26,8 @@ use utsuwa_model::route::{Access, Protocol, RevisionRoute};
 use crate::affinity::Affinity;
 use crate::answer::Answer;
 use crate::body::{RequestBody, ResponseBody};
+use crate::examine;
+use crate::flaw::Flaw;
 use crate::forward::{self, Asked};
 use crate::headers::{self, ASK_TIMING};
 use crate::record::Exchange;
@@ -47,13 +51,14 @@ pub(crate) async fn handle(
     let bridged = websocket::from_http2(&mut request, || shared.outside.dice());
     let (version, grpc) = (request.version(), grpc_edge::is_call(&request));
     let trace = Trace::of(request.headers(), || shared.outside.dice());
-    let host = host_of(&request).map(|host| normalise(host).into_owned());
+    let host =
+        examine::host(&request, &client).map(|host| host.map(|host| normalise(host).into_owned()));
     let mut exchange = Exchange::new(
         Arc::clone(&shared.outside),
         arrived,
         RequestRecord {
             at: shared.outside.clock.now(),
-            host: host.clone().unwrap_or_default(),
+            host: host.clone().ok().flatten().unwrap_or_default(),
             method: request.method().as_str().to_owned(),
             path: request
                 .uri()
@@ -85,7 +90,7 @@ pub(crate) async fn handle(
         &door,
         &client,
         &trace,
-        host.as_deref(),
+        host,
         request,
         &mut exchange,
     )
@@ -93,12 +98,18 @@ pub(crate) async fn handle(
     let mut response = match answered {
         Ok(answered) => answered.into_response(exchange, &trace),
         Err(answer) => {
+            // Whoever sent it may mean what follows in another way than it would be read.
+            let ends = matches!(answer, Answer::Malformed(_)) && version < Version::HTTP_2;
             if unread {
                 client.unread.store(true, Ordering::Release);
             }
             let mut response = own(&answer, exchange, &trace);
             if grpc {
                 grpc_edge::in_its_terms(&mut response, &answer.says());
+            }
+            if ends {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
             }
             response
         }
@@ -111,6 +122,7 @@ pub(crate) async fn handle(
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }
+    client.answered(response.status());
     response
 }
 
@@ -130,43 +142,26 @@ fn own(answer: &Answer, mut exchange: Exchange, trace: &Trace) -> Response<Respo
     response
 }
 
-/// The host a request names. `Err`: none, or more than one.
-fn host_of(request: &Request<Incoming>) -> Option<&str> {
-    // An absolute form or HTTP/2's :authority beats the Host header (RFC 9112 §3.2.2).
-    if let Some(authority) = request.uri().authority() {
-        let text = authority.as_str();
-        return Some(text.rsplit_once('@').map_or(text, |(_, host)| host));
-    }
-    let mut hosts = request.headers().get_all(HOST).iter();
-    let host = hosts.next()?.to_str().ok()?;
-    (hosts.next().is_none() && !host.is_empty()).then_some(host)
-}
-
 async fn route(
     shared: &Arc<Shared>,
     door: &Arc<Door>,
     client: &Arc<Client>,
     trace: &Trace,
-    host: Option<&str>,
+    host: Result<Option<String>, Flaw>,
     request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Served, Answer> {
     let early = shared.leaving.early.token();
     let (asked_by, bridged) = (request.version(), websocket::is_bridged(&request));
     let method = matches!(*request.method(), Method::TRACE | Method::CONNECT);
-    let Some(host) = host else {
-        if method {
-            return Err(Answer::Method);
-        }
+    let host = match host {
+        Ok(Some(host)) => host,
+        _ if method => return Err(Answer::Method),
         // HTTP/1.0 knows no Host header: it is not malformed, there is just no service to find.
-        let old = request.version() <= Version::HTTP_10 && !request.headers().contains_key(HOST);
-        return Err(if old {
-            Answer::UnknownHost
-        } else {
-            Answer::BadHost
-        });
+        Ok(None) => return Err(Answer::UnknownHost),
+        Err(flaw) => return Err(Answer::Malformed(flaw)),
     };
-    let found = shared.table.load().host(host).cloned();
+    let found = shared.table.load().host(&host).cloned();
     if method {
         exchange.note(|record| record.service = found.map(|host| host.service.clone()));
         return Err(Answer::Method);
@@ -177,6 +172,9 @@ async fn route(
         exchange.note(|record| record.service = Some(host.service.clone()));
         Err(answer)
     };
+    if host.inside_only && !door.inside {
+        return rejected(exchange, Answer::Closed);
+    }
     match host.access {
         Access::Public => {}
         Access::Closed => return rejected(exchange, Answer::Closed),
@@ -229,7 +227,8 @@ async fn route(
     let until = exchange.arrived + settings.timeout.min(patience.unwrap_or(Duration::MAX));
     let mut deadline = Box::pin(tokio::time::sleep_until(until));
     let (mut parts, body) = request.into_parts();
-    let (mut body, meter) = RequestBody::client(body, limit);
+    let body = empty_as_said(&parts.headers, body, &mut deadline).await?;
+    let (mut body, meter) = RequestBody::client(body, limit, shared.outside.settings.body_timeout);
     exchange.meter = meter;
     let expects = parts.headers.contains_key(EXPECT);
     let ahead = body.read_ahead(expects);
@@ -301,6 +300,27 @@ async fn route(
         cold,
         cookie,
     })
+}
+
+/// Waits for the end of an HTTP/2 body that says it is empty: the app would have a whole request before it turned out to be a
+/// broken one.
+async fn empty_as_said(
+    headers: &HeaderMap,
+    mut body: Incoming,
+    deadline: &mut Pin<Box<Sleep>>,
+) -> Result<Incoming, Answer> {
+    if body.is_end_stream() || content_length(headers) != Some(0) {
+        return Ok(body);
+    }
+    let frame = tokio::select! {
+        frame = body.frame() => frame,
+        () = deadline.as_mut() => return Err(Answer::Timeout),
+    };
+    match frame {
+        None => Ok(body),
+        Some(Ok(frame)) if frame.data_ref().is_none_or(Bytes::is_empty) => Ok(body),
+        Some(_) => Err(Answer::Malformed(Flaw::BodyLonger)),
+    }
 }
 
 /// The slot that was admitted to, waiting for it if need be. Tells whether it waited.

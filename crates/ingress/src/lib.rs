@@ -16,11 +16,16 @@ mod affinity;
 mod answer;
 mod body;
 mod budget;
+mod chunk;
 mod counts;
 mod deadline;
+mod examine;
 mod failing;
+mod flaw;
 mod forward;
 mod front;
+mod gate;
+mod gated;
 mod grpc;
 mod grpc_edge;
 mod handle;
@@ -29,7 +34,9 @@ mod health;
 mod instance;
 mod interim;
 mod leaving;
+mod meter;
 mod outside;
+mod pace;
 mod pause;
 mod places;
 mod probe;
@@ -43,9 +50,14 @@ mod settings;
 mod slot;
 mod stream;
 mod table;
+mod told;
 mod trace;
 mod upstream;
 mod websocket;
+
+#[cfg(test)]
+#[path = "../../../tests/skip.rs"]
+mod skip;
 
 #[cfg(test)]
 mod tests;

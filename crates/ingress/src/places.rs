@@ -91,6 +91,11 @@ pub(crate) struct Place {
 }
 
 impl Places {
+    /// Whether only an instance comes in here.
+    pub(crate) const fn inside(&self) -> bool {
+        matches!(self, Self::Instance(_))
+    }
+
     /// Before accepting: waits where clients wait in the queue.
     pub(crate) async fn before_accept(&self) -> Option<Place> {
         match self {

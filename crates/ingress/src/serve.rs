@@ -11,11 +11,12 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::StatusCode;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,12 +30,16 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::Ingress;
 use crate::budget::Share;
 use crate::deadline;
+use crate::flaw::Flaw;
+use crate::gate::Limits;
+use crate::gated::Gated;
 use crate::handle::handle;
 use crate::interim::Interim;
+use crate::meter::Metered;
 use crate::places::Places;
 
 /// How long a client may leave the bytes of an answer lying before the connection is cut.
-const STALL: Duration = Duration::from_secs(60);
+pub(crate) const STALL: Duration = Duration::from_secs(60);
 
 /// Pause after the system could not give us a socket (descriptors or memory used up).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -51,6 +56,9 @@ const LAST_WORDS: Duration = Duration::from_millis(250);
 /// make its kernel throw away our answer.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
+
+/// Headers a request may have: what hyper has room for without asking for memory. Browsers send some twenty.
+const MAX_FIELDS: usize = 100;
 
 /// What the client used to reach us, as `X-Forwarded-Proto` says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +81,8 @@ impl Scheme {
 #[derive(Debug)]
 pub(crate) struct Door {
     pub(crate) scheme: Scheme,
+    /// Only an instance of this server reaches it.
+    pub(crate) inside: bool,
     /// No new requests.
     pub(crate) closing: CancellationToken,
     /// The end, finished or not.
@@ -91,6 +101,34 @@ pub(crate) struct Client {
     pub(crate) unread: AtomicBool,
     /// What is said before the answer.
     pub(crate) interim: Interim,
+    /// Requests that were answered, of HTTP/1.1 in their order.
+    pub(crate) answered: AtomicU64,
+    /// The last answer switched to another protocol.
+    pub(crate) switched: AtomicBool,
+    /// Why nothing more is taken from it.
+    pub(crate) flaw: OnceLock<Flaw>,
+}
+
+impl Client {
+    pub(crate) fn new(remote: IpAddr, requests: Arc<Share>) -> Arc<Self> {
+        Arc::new(Self {
+            remote,
+            requests,
+            unread: AtomicBool::new(false),
+            interim: Interim::default(),
+            answered: AtomicU64::new(0),
+            switched: AtomicBool::new(false),
+            flaw: OnceLock::new(),
+        })
+    }
+
+    /// Notes that one more request has its answer.
+    pub(crate) fn answered(&self, status: StatusCode) {
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            self.switched.store(true, Ordering::Release);
+        }
+        self.answered.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// Accepts until `shutdown`, then drains.
@@ -104,6 +142,7 @@ pub(crate) async fn serve(
     let settings = ingress.shared.outside.settings.clone();
     let door = Arc::new(Door {
         scheme,
+        inside: places.inside(),
         closing: shutdown.clone(),
         cut: ingress.shared.leaving.cut.child_token(),
         tasks: TaskTracker::new(),
@@ -175,19 +214,19 @@ async fn connection(
         () = async { door.closing.cancelled().await; tokio::time::sleep(FIRST_BYTES).await } => return,
     };
     let Ok(Ok(http2)) = first else { return };
-    let client = Arc::new(Client {
-        remote: peer.ip().to_canonical(),
-        requests,
-        unread: AtomicBool::new(false),
-        interim: Interim::default(),
-    });
-    let io = TokioIo::new(ClientStream {
+    let client = Client::new(peer.ip().to_canonical(), requests);
+    let stream = ClientStream {
         stream,
         client: Arc::clone(&client),
         stalled: None,
         lingering: None,
         lingered: 0,
-    });
+    };
+    let limits = Limits {
+        bytes: settings.max_header_bytes,
+        fields: MAX_FIELDS,
+    };
+    let gate_client = Arc::clone(&client);
     let service = {
         let (shared, door) = (Arc::clone(&ingress.shared), Arc::clone(&door));
         service_fn(move |request| {
@@ -231,6 +270,9 @@ async fn connection(
         }};
     }
     if http2 {
+        let told = (peer, Arc::clone(&ingress.shared.floods));
+        let (frames, begin) = (settings.max_control_frames, settings.header_timeout);
+        let io = Metered::new(stream, frames, begin, told);
         drive!(
             http2::Builder::new(deadline::Streams)
                 .timer(TokioTimer::new())
@@ -240,16 +282,17 @@ async fn connection(
                 .initial_stream_window_size(1 << 20)
                 .initial_connection_window_size(4 << 20)
                 .keep_alive_interval(Some(settings.header_timeout))
-                .serve_connection(io, service)
+                .serve_connection(TokioIo::new(io), service)
         );
     } else {
+        let io = Gated::new(stream, limits, gate_client);
         drive!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(settings.header_timeout)
                 .max_header_size(settings.max_header_bytes)
                 .max_buf_size(settings.max_header_bytes.max(64 << 10))
-                .serve_connection(io, service)
+                .serve_connection(TokioIo::new(io), service)
                 .with_upgrades()
         );
     }

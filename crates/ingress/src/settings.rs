@@ -19,8 +19,14 @@ pub struct IngressSettings {
     pub max_instance_requests: usize,
     /// How long a client may take to send the head of a request; also how long a kept-alive connection may idle.
     pub header_timeout: Duration,
+    /// How long a client may pause while it sends a body whose length it has said; beyond it 408. Streams (chunked, or HTTP/2
+    /// without a length) may pause as long as their request may last.
+    pub body_timeout: Duration,
     /// The head of a request, in bytes; beyond it 431.
     pub max_header_bytes: usize,
+    /// Frames a second that an HTTP/2 connection may send without asking for anything; it may save up four seconds' worth, and
+    /// gets more for answers that it takes. Beyond it the connection is closed.
+    pub max_control_frames: u32,
     /// Streams one HTTP/2 connection may have open.
     pub max_streams: u32,
     /// Bytes of a request or of a response of known length for HTTP/1.1 revisions (§2.3).
@@ -45,7 +51,10 @@ impl Default for IngressSettings {
             max_requests: 16_384,
             max_instance_requests: 8_192,
             header_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(60),
             max_header_bytes: 64 << 10,
+            // A browser sends some ten a page; a client that cancels every call it makes, one for each.
+            max_control_frames: 500,
             max_streams: 250,
             max_message_bytes: 32 << 20,
             max_idle_per_instance: 256,

@@ -50,6 +50,7 @@ fn part_of(host: &str) -> usize {
 pub(crate) struct Host {
     pub(crate) service: ServiceKey,
     pub(crate) access: Access,
+    pub(crate) inside_only: bool,
     pub(crate) target: HostTarget,
 }
 
@@ -141,6 +142,7 @@ impl Host {
         Some(Self {
             service: route.service.clone(),
             access: route.access,
+            inside_only: route.inside_only,
             target,
         })
     }
@@ -179,6 +181,7 @@ mod tests {
             service: service.clone(),
             tag: None,
             access: Access::Public,
+            inside_only: false,
             target: Target::NotReady {
                 message: String::new(),
             },

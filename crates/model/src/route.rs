@@ -29,6 +29,8 @@ pub struct HostRoute {
     /// The tag when the host is a tag's own.
     pub tag: Option<String>,
     pub access: Access,
+    /// Only instances of this server may come in here; to everybody else it is closed.
+    pub inside_only: bool,
     pub target: Target,
 }
 

@@ -1,7 +1,7 @@
 //! How many sleeping apps fit into so much memory: services are called one after the other, and kept by the server, until it lets the
 //! first go. Then each is called once more, as if all were wanted on one day.
 //!
-//! The server is told to leave all but that memory alone (`--memory-reserve`), so what decides is the server's own judgement.
+//! The server is told to leave all but that memory alone (`memory-reserve`), so what decides is the server's own judgement.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,12 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
     let reserve = available()?.checked_sub(ROOM).context(
         "this machine has less than 8 GiB available: there is no room to try how many fit into them",
     )?;
-    let server = Server::start(settings, "fit", &["--memory-reserve", &reserve.to_string()])?;
+    let server = Server::start_with(
+        settings,
+        "fit",
+        &[],
+        &[("UTSUWA_MEMORY_RESERVE", &reserve.to_string())],
+    )?;
     let image = image_of(settings, app, &server)?;
     let mut names: Vec<String> = Vec::new();
     let kept = loop {

@@ -30,6 +30,16 @@ pub(crate) fn free_port() -> anyhow::Result<u16> {
 impl Server {
     /// Starts a server and waits for its `ready` line.
     pub(crate) fn start(settings: &Settings, name: &str, more: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with(settings, name, more, &[])
+    }
+
+    /// The same with settings that have no flag, by their environment variables.
+    pub(crate) fn start_with(
+        settings: &Settings,
+        name: &str,
+        more: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let data = settings.work.join(format!("data-{name}"));
         drop(std::fs::remove_dir_all(&data));
         let (api, web) = (free_port()?, free_port()?);
@@ -44,6 +54,7 @@ impl Server {
                 &format!("127.0.0.1:{web}"),
             ])
             .args(more)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

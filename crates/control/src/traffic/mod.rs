@@ -23,9 +23,18 @@ pub(crate) fn host(key: &ServiceKey, settings: &ControlSettings) -> String {
     service_host(key, &settings.project, &settings.region, &settings.domain)
 }
 
+/// Whether only instances of this server may come in. There is no load balancer of Google's in front: what is let in through
+/// one is let in from inside alone.
+fn inside_only(setting: IngressSetting) -> bool {
+    match setting {
+        IngressSetting::InternalOnly | IngressSetting::InternalLoadBalancer => true,
+        IngressSetting::All | IngressSetting::None => false,
+    }
+}
+
 /// Who may call (§1.10, §2.5).
 pub(crate) fn access(service: &Service, policy: &Policy) -> Access {
-    if service.spec.ingress != IngressSetting::All || service.spec.default_uri_disabled {
+    if service.spec.ingress == IngressSetting::None || service.spec.default_uri_disabled {
         return Access::Closed;
     }
     let everybody = policy.bindings.iter().any(|binding| {
@@ -59,6 +68,7 @@ pub(crate) fn routes(
             service: key.clone(),
             tag: tag.cloned(),
             access,
+            inside_only: inside_only(service.spec.ingress),
             target,
         })
     };

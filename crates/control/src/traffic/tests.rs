@@ -61,12 +61,20 @@ fn who_may_call() {
     );
     s.spec.invoker_iam_disabled = true;
     assert_eq!(access(&s, &Policy::default()), Access::Public);
-    s.spec.ingress = IngressSetting::InternalOnly;
+    let way = |ingress: IngressSetting| {
+        let mut s = s.clone();
+        s.spec.ingress = ingress;
+        let all = policy("allUsers", "roles/run.invoker");
+        let routes = routes(&s, &all, None, "not yet", &settings());
+        (routes.hosts[0].1.access, routes.hosts[0].1.inside_only)
+    };
+    assert_eq!(way(IngressSetting::All), (Access::Public, false));
+    assert_eq!(way(IngressSetting::InternalOnly), (Access::Public, true));
     assert_eq!(
-        access(&s, &policy("allUsers", "roles/run.invoker")),
-        Access::Closed
+        way(IngressSetting::InternalLoadBalancer),
+        (Access::Public, true)
     );
-    s.spec.ingress = IngressSetting::All;
+    assert_eq!(way(IngressSetting::None).0, Access::Closed);
     s.spec.default_uri_disabled = true;
     assert_eq!(access(&s, &Policy::default()), Access::Closed);
 }

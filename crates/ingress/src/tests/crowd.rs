@@ -13,9 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use utsuwa_model::route::{Access, RouteTable};
 
 use super::app::App;
-use super::scene::{HOST, PATIENCE, Reply, Scene, call, eventually, reply, route};
+use super::scene::{HOST, PATIENCE, Reply, Scene, call, eventually, reply, route, table};
 use crate::IngressSettings;
 
 /// A listener that only one instance reaches, and what was told of it.
@@ -256,4 +257,28 @@ async fn idle_connections_are_kept_within_their_budget() {
         assert_eq!(connections(), dialled);
     }
     scene.close().await;
+}
+
+#[tokio::test]
+async fn an_internal_service_is_open_to_instances_alone() {
+    let mut scene = Scene::new(route()).await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    let (inside, _) = door(&mut scene).await;
+    let mut routes = RouteTable::clone(&table(route(), Access::Public));
+    let host = routes.hosts.get_mut(HOST).unwrap();
+    Arc::make_mut(host).inside_only = true;
+    scene.publish(Arc::new(routes));
+    let (_kept, answer) = ask(inside).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let outside = scene.get("/").await;
+    assert_eq!((outside.status, outside.reason()), (404, "ingress_closed"));
+    // Who is let in may still have to prove who it is.
+    let mut routes = RouteTable::clone(&table(route(), Access::Authenticated));
+    let host = routes.hosts.get_mut(HOST).unwrap();
+    Arc::make_mut(host).inside_only = true;
+    scene.publish(Arc::new(routes));
+    let (_kept, answer) = ask(inside).await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    assert_eq!(scene.get("/").await.status, 404);
 }

@@ -60,7 +60,7 @@ async fn the_host_is_found_however_it_is_written() {
     for text in [
         "GET /hello HTTP/1.1\r\nhost: HELLO.localhost:8080\r\nconnection: close\r\n\r\n",
         "GET /hello HTTP/1.1\r\nhost: hello.localhost.\r\nconnection: close\r\n\r\n",
-        "GET http://hello.localhost/hello HTTP/1.1\r\nhost: other\r\nconnection: close\r\n\r\n",
+        "GET http://hello.localhost/hello HTTP/1.1\r\nhost: Hello.localhost\r\nconnection: close\r\n\r\n",
         "GET /hello HTTP/1.0\r\nhost: hello.localhost\r\n\r\n",
     ] {
         let answer = scene.raw(text).await;

@@ -174,6 +174,7 @@ pub(super) fn table(route: RevisionRoute, access: Access) -> Arc<RouteTable> {
         service: route.key.service.clone(),
         tag: None,
         access,
+        inside_only: false,
         target: Target::Split(vec![(route.key.clone(), 100)]),
     };
     let mut table = RouteTable::default();
@@ -275,8 +276,13 @@ impl Scene {
 
     /// An instance that is ready.
     pub(super) async fn ready(&self, app: &App) -> InstanceId {
+        self.ready_at(app.address).await
+    }
+
+    /// The same, of an app that listens at `address`.
+    pub(super) async fn ready_at(&self, address: SocketAddr) -> InstanceId {
         let id = self.admit();
-        self.listen(&id, app.address);
+        self.listen(&id, address);
         self.until(|demand| {
             demand
                 .instances
