@@ -49,16 +49,16 @@ bench: ## Cold start and the other promises, side by side with what is installed
 	$(CARGO) build --release --package utsuwa-daemon --package xtask
 	@scripts/with-inputs.sh $(TARGET) $(TARGET)/release/xtask bench --utsuwa $(TARGET)/release/utsuwa
 
-soak: ## What takes longer: ten minutes of fuzzing, density, kill −9 under load, walls removed, cgroup v2 under qemu
+soak: ## What takes longer: ten minutes of fuzzing, density, five minutes of chaos, kill −9 under load, walls removed, cgroup v2 under qemu
 	@scripts/deps.sh test
 	@scripts/test-inputs.sh $(TARGET)
 	@scripts/missing-walls.sh $(TARGET)
 ifneq ($(NEXTEST),)
 	UTSUWA_FUZZ_SECONDS=600 $(CARGO) nextest run --package utsuwa-ingress --profile soak --ignore-default-filter fuzz
-	@for round in 1 2 3; do scripts/with-inputs.sh $(TARGET) $(CARGO) nextest run --workspace --profile soak || exit 1; done
+	@for round in 1 2 3; do UTSUWA_TEST_CHAOS_SECONDS=300 scripts/with-inputs.sh $(TARGET) $(CARGO) nextest run --workspace --profile soak || exit 1; done
 else
 	UTSUWA_FUZZ_SECONDS=600 $(CARGO) test --package utsuwa-ingress fuzz
-	@for round in 1 2 3; do scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-daemon --test e2e -- --test-threads 1 || exit 1; done
+	@for round in 1 2 3; do UTSUWA_TEST_CHAOS_SECONDS=300 scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-daemon --test e2e -- --test-threads 1 || exit 1; done
 endif
 	$(MAKE) test-v2
 

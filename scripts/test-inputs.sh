@@ -34,11 +34,12 @@ if [ ! -f "$protos/.done" ]; then
   fi
 fi
 
-# Google's own client library, unchanged.
+# Google's own client library, and clients of other protocols, unchanged.
 venv=$inputs/venv
-if [ ! -f "$venv/.done" ]; then
+clients=(grpcio-health-checking websockets)
+if [ "$(cat "$venv/.done" 2>/dev/null)" != "${clients[*]}" ]; then
   if python3 -m venv --help >/dev/null 2>&1 && rm -rf "$venv" && python3 -m venv "$venv" 2>/dev/null; then
-    "$venv/bin/pip" install --quiet google-cloud-run==0.16.0 2>"$inputs/pip.log" && touch "$venv/.done" ||
+    "$venv/bin/pip" install --quiet google-cloud-run==0.16.0 "${clients[@]}" 2>"$inputs/pip.log" && printf '%s' "${clients[*]}" > "$venv/.done" ||
       { tail -n 5 "$inputs/pip.log" >&2; note "google-cloud-run could not be installed: its test is skipped by name"; }
   else
     note "python3 has no venv: the test with Google's Python client is skipped by name"

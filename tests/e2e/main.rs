@@ -29,6 +29,7 @@ mod hostile;
 mod lifecycle;
 mod limits;
 mod private_registry;
+mod real_clients;
 mod rootless;
 mod scale;
 #[path = "../skip.rs"]

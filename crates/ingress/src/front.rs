@@ -212,12 +212,17 @@ impl Ingress {
     }
 
     /// Takes the instance out of choice at once. The future answers when its last request has ended or `deadline` has passed
-    /// (`true`: nothing was in flight any more). Unknown ids answer at once. The handshake begins with this call, not with
+    /// (`true`: nothing was in flight any more). Unknown ids answer at once, unless the server before has something in them. The handshake begins with this call, not with
     /// the first poll of the future.
     pub fn retire(&self, id: &InstanceId, deadline: Duration) -> BoxFuture<'static, bool> {
         let shared = &self.shared;
         let Some(instance) = shared.instances.lock().get(id).cloned() else {
-            return std::future::ready(true).boxed();
+            let (shared, id) = (Arc::clone(shared), id.clone());
+            return async move {
+                let gone = shared.leaving.let_go(&id);
+                tokio::time::timeout(deadline, gone).await.is_ok()
+            }
+            .boxed();
         };
         instance.leaving.cancel();
         let waiting = shared

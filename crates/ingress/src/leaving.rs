@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utsuwa_model::InstanceId;
@@ -34,6 +35,8 @@ pub(crate) struct Leaving {
     pub(crate) cut: CancellationToken,
     /// Requests of the server before, by the instance they are in.
     held: Mutex<BTreeMap<InstanceId, u32>>,
+    /// Told of every change of `held`.
+    told: Notify,
 }
 
 impl Leaving {
@@ -42,6 +45,18 @@ impl Leaving {
         let held = self.held.lock();
         if let Some(count) = held.get(&instance.id) {
             revision.hold(&instance.id, *count);
+        }
+    }
+
+    /// Waits until the server before has nothing in the instance any more.
+    pub(crate) async fn let_go(&self, id: &InstanceId) {
+        loop {
+            let mut told = std::pin::pin!(self.told.notified());
+            told.as_mut().enable();
+            if !self.held.lock().contains_key(id) {
+                return;
+            }
+            told.await;
         }
     }
 }
@@ -95,5 +110,7 @@ impl Ingress {
                 revision.hold(id, known.get(id).copied().unwrap_or(0));
             }
         }
+        drop(known);
+        shared.leaving.told.notify_waiters();
     }
 }

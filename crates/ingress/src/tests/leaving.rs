@@ -179,8 +179,15 @@ async fn it_may_be_told_before_the_instance_is_found() {
     let app = App::new().await;
     let known = scene.ready(&app).await;
     scene.ingress.forget(&known, false);
+    assert!(
+        scene.ingress.retire(&known, PATIENCE).await,
+        "nobody has anything in it"
+    );
     scene.ingress.hold(held(&known, 3));
     assert_eq!(scene.demand().in_flight, 0);
+    // One that nothing leads to here is stopped only once it is empty.
+    let mut stray = scene.ingress.retire(&known, PATIENCE);
+    assert!((&mut stray).now_or_never().is_none());
     scene.ingress.admit(
         utsuwa_model::route::InstanceRoute {
             id: known.clone(),
@@ -191,4 +198,6 @@ async fn it_may_be_told_before_the_instance_is_found() {
         utsuwa_model::instance::StartPhases::default(),
     );
     assert_eq!(scene.demand().in_flight, 3);
+    scene.ingress.hold(BTreeMap::new());
+    assert!(tokio::time::timeout(PATIENCE, stray).await.unwrap());
 }
