@@ -74,6 +74,7 @@ impl Insight for FixedInsight {
                     last_answer: "HTTP status 503 Service Unavailable".to_owned(),
                     failures: 1,
                     failure_threshold: 3,
+                    advice: "Mend /health.".to_owned(),
                 }],
             }],
             because: vec![Because::new("want 1: 3 in flight ÷ target 48").fact("in flight", 3)],

@@ -94,6 +94,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         port: target.port(),
         protocol: Protocol::Http1,
         session_affinity: false,
+        refuse_scanners: false,
+        waiting_page: false,
         usual_start: None,
         startup: StartupProbe::tcp(target.port()),
         liveness: None,

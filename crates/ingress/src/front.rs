@@ -4,8 +4,8 @@
 //! [`Ingress::retire`]'s future.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,6 +23,7 @@ use utsuwa_model::route::{
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 
 use crate::instance::{Ending, Instance};
+use crate::leaving::Leaving;
 use crate::metrics::{self, Series};
 use crate::outside::Outside;
 use crate::places::{self, Crowded};
@@ -33,6 +34,7 @@ use crate::seam::{Clock, Connect, RequestLog, Wake};
 use crate::serve::{self, Scheme};
 use crate::settings::IngressSettings;
 use crate::table::Table;
+use crate::tls::Tls;
 use crate::told::Told;
 
 /// The data path. Clones are the same one.
@@ -59,11 +61,16 @@ pub(crate) struct Shared {
     pub(crate) table: ArcSwap<Table>,
     /// What the table was made of. Held while it is changed.
     published: Mutex<HashMap<ServiceKey, Arc<RouteTable>>>,
-    revisions: Revisions,
-    instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
+    pub(crate) revisions: Revisions,
+    pub(crate) instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pub(crate) places: places::Shared,
+    /// Set once, before a listener is served that needs it.
+    pub(crate) tls: OnceLock<Arc<Tls>>,
+    pub(crate) leaving: Leaving,
     /// HTTP/2 connections that were closed for too many control frames.
     pub(crate) floods: Arc<Told>,
+    /// Connections of proxies that did not say whose they are.
+    pub(crate) bad_proxies: Told,
     /// When it was last said that connections can't be accepted.
     accept_failed: Mutex<Option<Instant>>,
 }
@@ -97,7 +104,10 @@ impl Ingress {
         let places = places::Shared::new(&settings);
         let shared = Shared {
             places,
+            tls: OnceLock::new(),
+            leaving: Leaving::default(),
             floods: Arc::default(),
+            bad_proxies: Told::default(),
             accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),
@@ -110,8 +120,19 @@ impl Ingress {
         }
     }
 
-    /// Serves `listener` until `shutdown` is cancelled, then drains: what waits for an instance is answered 503, what is in
-    /// flight has `settings.drain` to end. Returns when every connection is closed. May be called for several listeners.
+    /// Has certificates for [`Scheme::Https`] from now on, answers the challenges of authorities and redirects plain HTTP, if
+    /// `tls` says so. Said once, before listeners are served.
+    pub fn secure(&self, tls: Arc<Tls>) {
+        if self.shared.tls.set(tls).is_err() {
+            tracing::error!(
+                "certificates were handed over twice; the first ones stay. This is a bug"
+            );
+        }
+    }
+
+    /// Serves `listener` until `shutdown` is cancelled, then drains: what is in flight or waits for an instance has
+    /// `settings.drain` to end, unless it is told otherwise before ([`Ingress::refuse_waiting`], [`Ingress::cut`]). Returns when
+    /// every connection is closed. May be called for several listeners.
     pub async fn serve(&self, listener: TcpListener, scheme: Scheme, shutdown: CancellationToken) {
         let places = self.shared.places.for_public();
         serve::serve(self.clone(), listener, scheme, places, shutdown).await;
@@ -122,12 +143,13 @@ impl Ingress {
     pub async fn serve_instance(
         &self,
         listener: TcpListener,
+        scheme: Scheme,
         crowded: Crowded,
         shutdown: CancellationToken,
     ) {
         let settings = &self.shared.outside.settings;
         let places = self.shared.places.for_instance(settings, crowded);
-        serve::serve(self.clone(), listener, Scheme::Http, places, shutdown).await;
+        serve::serve(self.clone(), listener, scheme, places, shutdown).await;
     }
 
     /// Replaces the routes of each of these services whole. Requests see all of it or nothing of it.
@@ -209,16 +231,22 @@ impl Ingress {
             revision.meters.started();
         }
         revision.add(Arc::clone(&instance));
+        shared.leaving.apply(&revision, &instance);
         start_probe(shared, &revision, &instance);
     }
 
     /// Takes the instance out of choice at once. The future answers when its last request has ended or `deadline` has passed
-    /// (`true`: nothing was in flight any more). Unknown ids answer at once. The handshake begins with this call, not with
+    /// (`true`: nothing was in flight any more). Unknown ids answer at once, unless the server before has something in them. The handshake begins with this call, not with
     /// the first poll of the future.
     pub fn retire(&self, id: &InstanceId, deadline: Duration) -> BoxFuture<'static, bool> {
         let shared = &self.shared;
         let Some(instance) = shared.instances.lock().get(id).cloned() else {
-            return std::future::ready(true).boxed();
+            let (shared, id) = (Arc::clone(shared), id.clone());
+            return async move {
+                let gone = shared.leaving.let_go(&id);
+                tokio::time::timeout(deadline, gone).await.is_ok()
+            }
+            .boxed();
         };
         instance.leaving.cancel();
         let waiting = shared

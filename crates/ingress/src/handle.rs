@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, REFERER, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -37,17 +37,21 @@ use crate::serve::{Client, Door};
 use crate::served::{Served, cold_start};
 use crate::slot::{Admitted, Slot};
 use crate::table::{HostTarget, normalise};
+use crate::tls;
 use crate::trace::Trace;
-use crate::{Refusal, Shared};
+use crate::waiting;
+use crate::{Refusal, Shared, grpc_edge, interim, websocket};
 
 /// Answers one request.
 pub(crate) async fn handle(
     shared: Arc<Shared>,
     door: Arc<Door>,
     client: Arc<Client>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let arrived = Instant::now();
+    let bridged = websocket::from_http2(&mut request, || shared.outside.dice());
+    let (version, grpc) = (request.version(), grpc_edge::is_call(&request));
     let trace = Trace::of(request.headers(), || shared.outside.dice());
     let host =
         examine::host(&request, &client).map(|host| host.map(|host| normalise(host).into_owned()));
@@ -55,7 +59,7 @@ pub(crate) async fn handle(
         Arc::clone(&shared.outside),
         arrived,
         RequestRecord {
-            at: shared.outside.clock.now(),
+            at: shared.outside.clock.wall(),
             host: host.clone().ok().flatten().unwrap_or_default(),
             method: request.method().as_str().to_owned(),
             path: request
@@ -85,7 +89,7 @@ pub(crate) async fn handle(
             cold: None,
         },
     );
-    let (unread, version) = (!request.body().is_end_stream(), request.version());
+    let unread = !request.body().is_end_stream();
     let answered = route(
         &shared,
         &door,
@@ -96,7 +100,7 @@ pub(crate) async fn handle(
         &mut exchange,
     )
     .await;
-    let response = match answered {
+    let mut response = match answered {
         Ok(answered) => answered.into_response(exchange, &trace),
         Err(answer) => {
             // Whoever sent it may mean what follows in another way than it would be read.
@@ -105,6 +109,9 @@ pub(crate) async fn handle(
                 client.unread.store(true, Ordering::Release);
             }
             let mut response = own(&answer, exchange, &trace);
+            if grpc {
+                grpc_edge::in_its_terms(&mut response, &answer.says());
+            }
             if ends {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
@@ -112,6 +119,14 @@ pub(crate) async fn handle(
             response
         }
     };
+    if bridged {
+        websocket::to_http2(&mut response);
+    }
+    let ends = version < Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+    if ends && door.closing.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
     client.answered(response.status());
     response
 }
@@ -138,12 +153,14 @@ fn own(answer: &Answer, mut exchange: Exchange, trace: &Trace) -> Response<Respo
 async fn route(
     shared: &Arc<Shared>,
     door: &Arc<Door>,
-    client: &Client,
+    client: &Arc<Client>,
     trace: &Trace,
     host: Result<Option<String>, Flaw>,
     request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Served, Answer> {
+    let early = shared.leaving.early.token();
+    let (asked_by, bridged) = (request.version(), websocket::is_bridged(&request));
     let method = matches!(*request.method(), Method::TRACE | Method::CONNECT);
     let host = match host {
         Ok(Some(host)) => host,
@@ -156,6 +173,10 @@ async fn route(
     if method {
         exchange.note(|record| record.service = found.map(|host| host.service.clone()));
         return Err(Answer::Method);
+    }
+    if let Some(answer) = tls::instead(shared, door, &host, found.is_some(), &request) {
+        exchange.note(|record| record.service = found.map(|host| host.service.clone()));
+        return Err(answer);
     }
     let host = found.ok_or(Answer::UnknownHost)?;
     // Whatever is refused from here on belongs into the log of its service; what is let in names its revision.
@@ -200,6 +221,12 @@ async fn route(
         }
     };
     exchange.of(revision);
+    if settings.refuse_scanners && shared.outside.scanners.ask_for(request.uri().path()) {
+        return Err(Answer::Scanner);
+    }
+    if bridged && settings.protocol == Protocol::H2c {
+        return Err(Answer::Method);
+    }
     let limit = match settings.protocol {
         Protocol::Http1 => shared.outside.settings.max_message_bytes,
         Protocol::H2c => u64::MAX,
@@ -208,18 +235,26 @@ async fn route(
         return Err(Answer::BodyTooLarge { limit });
     }
 
-    let mut deadline = Box::pin(tokio::time::sleep_until(
-        exchange.arrived + settings.timeout,
-    ));
+    let patience = match grpc_edge::is_call(&request) {
+        true => grpc_edge::timeout(request.headers()),
+        false => None,
+    };
+    let until = exchange.arrived + settings.timeout.min(patience.unwrap_or(Duration::MAX));
+    let mut deadline = Box::pin(tokio::time::sleep_until(until));
     let (mut parts, body) = request.into_parts();
     let body = empty_as_said(&parts.headers, body, &mut deadline).await?;
     let (mut body, meter) = RequestBody::client(body, limit, shared.outside.settings.body_timeout);
     exchange.meter = meter;
-    let ahead = body.read_ahead(parts.headers.contains_key(EXPECT));
+    let expects = parts.headers.contains_key(EXPECT);
+    let ahead = body.read_ahead(expects);
     let instance = before.as_ref().map(|before| &before.instance);
     let admission = revision.admit(exchange.at(), instance, shared.outside.dice());
-    let (mut slot, waited) =
-        slot(door, revision, admission, exchange, &mut deadline, ahead).await?;
+    let page = settings.waiting_page && waiting::is_for(&parts);
+    let waits = Until {
+        deadline: &mut deadline,
+        page,
+    };
+    let (mut slot, waited) = slot(shared, revision, admission, exchange, waits, ahead).await?;
     // Only now: who waits holds no socket, and what one service keeps waiting must not be refused to another.
     slot.hold(client.requests.take_or_tell()?);
     let queued = if waited {
@@ -255,9 +290,20 @@ async fn route(
         streams,
     );
     address(&mut parts, settings);
+    if waited
+        && patience.is_some()
+        && let Some(left) = grpc_edge::left(until - Instant::now())
+    {
+        parts.headers.insert(grpc_edge::TIMEOUT, left);
+    }
+    let mut request = Request::from_parts(parts, body);
+    if settings.protocol == Protocol::Http1 {
+        interim::pass_on(&mut request, asked_by, client, expects);
+    }
 
     let asked = Asked {
-        request: Request::from_parts(parts, body),
+        request,
+        early,
         upgrade,
         meter: exchange.meter.clone(),
         limit,
@@ -303,13 +349,20 @@ async fn empty_as_said(
     }
 }
 
+/// How long a request waits for its slot, besides the window of §2.6.
+struct Until<'r> {
+    deadline: &'r mut Pin<Box<Sleep>>,
+    /// It is shown a page instead of waiting for long.
+    page: bool,
+}
+
 /// The slot that was admitted to, waiting for it if need be. Tells whether it waited.
 async fn slot(
-    door: &Door,
+    shared: &Shared,
     revision: &Revision,
     admitted: Admitted,
     exchange: &Exchange,
-    deadline: &mut Pin<Box<Sleep>>,
+    until: Until<'_>,
     ahead: impl Future<Output = ()>,
 ) -> Result<(Slot, bool), Answer> {
     let mut ticket = match admitted {
@@ -322,9 +375,10 @@ async fn slot(
     tokio::select! {
         biased;
         answer = ticket.wait() => answer.map(|slot| (slot, true)).map_err(Answer::Refused),
-        () = deadline.as_mut() => Err(Answer::Timeout),
+        () = until.deadline.as_mut() => Err(Answer::Timeout),
+        () = tokio::time::sleep(waiting::PATIENCE), if until.page => Err(Answer::Starting),
         () = window => Err(revision.time_is_up()),
-        () = door.closing.cancelled() => Err(Answer::ShuttingDown),
+        () = shared.leaving.in_vain.cancelled() => Err(Answer::ShuttingDown),
         () = ahead => Err(Answer::ClientGone), // it never ends by itself
     }
 }

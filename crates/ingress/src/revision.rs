@@ -12,6 +12,7 @@
 //! 5. The first request in an instance that may be frozen calls [`Wake::thaw`](crate::seam::Wake::thaw), before it is sent.
 //! 6. Nothing is called out of this module with the lock held, except waking tasks.
 
+mod held;
 mod levels;
 mod reach;
 
@@ -28,6 +29,7 @@ use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use crate::Refusal;
 use crate::answer::Answer;
+use crate::budget::Share;
 use crate::counts::{Counts, Nudge, Seat, Sleep};
 use crate::instance::Instance;
 use crate::metrics::Meters;
@@ -44,6 +46,8 @@ pub(crate) struct Revision {
     outside: Arc<Outside>,
     /// What happened to its requests.
     pub(crate) meters: Meters,
+    /// Its share of all requests that may wait.
+    waiting: Arc<Share>,
     inner: Mutex<Counts>,
 }
 
@@ -55,6 +59,7 @@ impl Revision {
         };
         Arc::new(Self {
             key,
+            waiting: outside.waiting.share(),
             outside,
             meters: Meters::default(),
             inner: Mutex::new(inner),
@@ -114,13 +119,21 @@ impl Revision {
                 let instance = inner.take(choice);
                 Admitted::Slot(Slot::new(Arc::clone(self), instance))
             }
-            admit::Admission::Wait { .. } => {
+            admit::Admission::Wait { .. } => 'wait: {
+                let Ok(place) = self.waiting.take() else {
+                    break 'wait Admitted::QueueFull;
+                };
                 let (sender, receiver) = oneshot::channel();
                 let number = inner.next_ticket;
                 inner.next_ticket += 1;
                 inner.queue.insert(number, sender);
                 let window = inner.window();
-                Admitted::Wait(Ticket::new(Arc::clone(self), number, receiver, window))
+                Admitted::Wait(Ticket::new(
+                    Arc::clone(self),
+                    (number, place),
+                    receiver,
+                    window,
+                ))
             }
             admit::Admission::QueueFull => Admitted::QueueFull,
         };
@@ -144,6 +157,7 @@ impl Revision {
             instance,
             reach: Reach::Starting,
             in_flight: 0,
+            held: 0,
             idle_since: None,
             choice: None,
             sleep: Sleep::Awake,

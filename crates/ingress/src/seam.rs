@@ -50,7 +50,13 @@ pub trait RequestLog: fmt::Debug + Send + Sync + 'static {
 
 /// Time as the ingress sees it; paused in tests.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// For deciding, the same as the loops': it goes on evenly whatever happens to the host's clock.
     fn now(&self) -> Timestamp;
+
+    /// As the host's clock shows it, for what people read.
+    fn wall(&self) -> Timestamp {
+        self.now()
+    }
 }
 
 /// Something that the ingress found out about an instance.

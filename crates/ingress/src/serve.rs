@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! 1. Want of descriptors neither ends a listener nor makes it spin: connections wait meanwhile.
-//! 2. After the shutdown token nothing is accepted, what waits is answered 503, what is in flight has `drain` to end.
+//! 2. After the shutdown token nothing is accepted; what waits or is in flight has `drain` to end (`leaving`).
 //! 3. A client that neither sends a head nor takes its answer is cut off in bounded time.
 
 use std::io;
@@ -22,9 +22,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::Ingress;
 use crate::budget::Share;
@@ -34,8 +35,12 @@ use crate::gate::Limits;
 use crate::gated::Gated;
 use crate::handle::handle;
 use crate::headers::Seen;
+use crate::interim::Interim;
 use crate::meter::Metered;
-use crate::places::Places;
+use crate::places::{Own, Places};
+use crate::proxied::{self, Network};
+use crate::settings::IngressSettings;
+use crate::tls::{self, Wire};
 
 /// How long a client may leave the bytes of an answer lying before the connection is cut.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
@@ -46,6 +51,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A connection that was accepted before the end may have its request on the way: it is waited for this long, since the next
 /// server can't answer it any more.
 const FIRST_BYTES: Duration = Duration::from_millis(500);
+
+/// After the shutdown a client that keeps a connection may have a request on its way: it is answered, as the last one. Whoever
+/// sends more seldom is not likely to send just when its connection is closed.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// How long and how much we go on reading what a client still sends after we answered and closed: closing at once would
 /// make its kernel throw away our answer.
@@ -68,6 +77,14 @@ impl Scheme {
         match self {
             Self::Http => "http",
             Self::Https => "https",
+        }
+    }
+
+    /// Who begins connections of this kind with the PROXY protocol.
+    fn proxies(self, settings: &IngressSettings) -> &[Network] {
+        match self {
+            Self::Http => &settings.proxies_http,
+            Self::Https => &settings.proxies_https,
         }
     }
 }
@@ -94,6 +111,8 @@ pub(crate) struct Client {
     pub(crate) requests: Arc<Share>,
     /// A request was answered before its body was read: read on for a moment when closing.
     pub(crate) unread: AtomicBool,
+    /// What is said before the answer.
+    pub(crate) interim: Interim,
     /// Requests that were answered, of HTTP/1.1 in their order.
     pub(crate) answered: AtomicU64,
     /// The last answer switched to another protocol.
@@ -112,6 +131,7 @@ impl Client {
             remote,
             requests,
             unread: AtomicBool::new(false),
+            interim: Interim::default(),
             answered: AtomicU64::new(0),
             switched: AtomicBool::new(false),
             flaw: OnceLock::new(),
@@ -147,7 +167,7 @@ pub(crate) async fn serve(
         scheme,
         inside: places.inside(),
         closing: shutdown.clone(),
-        cut: CancellationToken::new(),
+        cut: ingress.shared.leaving.cut.child_token(),
         tasks: TaskTracker::new(),
     });
     loop {
@@ -177,32 +197,34 @@ pub(crate) async fn serve(
         };
         let (ingress, served) = (ingress.clone(), Arc::clone(&door));
         let requests = places.requests();
+        let early = ingress.shared.leaving.early.token();
         door.tasks.spawn(async move {
-            deadline::with_one(connection(ingress, served, requests, stream, peer)).await;
+            deadline::with_one(connection(ingress, served, (requests, early), stream, peer)).await;
             drop(place);
         });
     }
     drop(listener);
     door.tasks.close();
-    if tokio::time::timeout(settings.drain, door.tasks.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!(
-            left = door.tasks.len(),
-            "requests did not end within {:?} and are cut off",
-            settings.drain
-        );
-        door.cut.cancel();
-        door.tasks.wait().await;
+    tokio::select! {
+        () = door.tasks.wait() => return,
+        () = door.cut.cancelled() => {}
+        () = tokio::time::sleep(settings.drain) => {
+            tracing::warn!(
+                left = door.tasks.len(),
+                "requests did not end within {:?} and are cut off",
+                settings.drain
+            );
+            door.cut.cancel();
+        }
     }
+    door.tasks.wait().await;
 }
 
 async fn connection(
     ingress: Ingress,
     door: Arc<Door>,
-    requests: Arc<Share>,
-    stream: TcpStream,
+    (own, early): (Option<Own>, TaskTrackerToken),
+    mut stream: TcpStream,
     peer: SocketAddr,
 ) {
     let settings = &ingress.shared.outside.settings;
@@ -210,13 +232,50 @@ async fn connection(
         tracing::debug!(%error, %peer, "client connection ended at once");
         return;
     }
+    let mut remote = peer.ip().to_canonical();
+    if own.is_none() && proxied::is_one(door.scheme.proxies(settings), remote) {
+        let header = tokio::time::timeout(settings.header_timeout, proxied::read(&mut stream));
+        match header
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        {
+            Ok(client) => remote = client.unwrap_or(remote),
+            Err(error) => {
+                if let Some(count) = ingress.shared.bad_proxies.count() {
+                    tracing::warn!(count, %peer, %error,
+                        "closed connections of a proxy without a readable PROXY header (proxy-protocol-http); is it configured to send one?");
+                }
+                return;
+            }
+        }
+    }
+    let Some(own) = own.or_else(|| ingress.shared.places.client(remote)) else {
+        return;
+    };
+    let local = stream.local_addr();
+    let first = async {
+        let entered = tls::enter(&ingress.shared, door.scheme, stream).await?;
+        let Some(mut wire) = entered else {
+            return Ok(None);
+        };
+        let first = tokio::time::timeout(settings.header_timeout, wire.is_http2()).await;
+        let http2 = first.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        Ok::<_, io::Error>(Some((wire, http2)))
+    };
     let first = tokio::select! {
-        first = tokio::time::timeout(settings.header_timeout, is_http2(&stream)) => first,
+        first = first => first,
         () = async { door.closing.cancelled().await; tokio::time::sleep(FIRST_BYTES).await } => return,
     };
-    let Ok(Ok(http2)) = first else { return };
-    let client = Client::new(peer.ip().to_canonical(), requests);
-    if let Ok(local) = stream.local_addr() {
+    let (stream, http2) = match first {
+        Ok(Some(first)) => first,
+        Ok(None) => return,
+        Err(error) => {
+            tracing::debug!(%error, %peer, "client connection ended before its first request");
+            return;
+        }
+    };
+    let client = Client::new(remote, Arc::clone(&own.requests));
+    if let Ok(local) = local {
         client.local.get_or_init(|| local.ip().to_canonical());
     }
     let stream = ClientStream {
@@ -244,6 +303,7 @@ async fn connection(
         ($connection:expr) => {{
             let mut connection = pin!($connection);
             let mut closing = false;
+            let (mut early, mut last) = (Some(early), pin!(tokio::time::sleep(Duration::ZERO)));
             loop {
                 tokio::select! {
                     // In this order: hyper closes a connection that is asked to end before it has read anything, and this one
@@ -257,6 +317,14 @@ async fn connection(
                     }
                     () = door.closing.cancelled(), if !closing => {
                         closing = true;
+                        last.as_mut().reset(Instant::now() + LAST_WORDS);
+                        // HTTP/2 says that it ends and answers what crosses that; HTTP/1.1 says so with its next answer.
+                        if http2 {
+                            connection.as_mut().graceful_shutdown();
+                        }
+                    }
+                    () = last.as_mut(), if closing && early.is_some() => {
+                        early = None;
                         connection.as_mut().graceful_shutdown();
                     }
                     () = door.cut.cancelled() => break,
@@ -271,6 +339,7 @@ async fn connection(
         drive!(
             http2::Builder::new(deadline::Streams)
                 .timer(TokioTimer::new())
+                .enable_connect_protocol()
                 .max_concurrent_streams(settings.max_streams)
                 .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
                 .initial_stream_window_size(1 << 20)
@@ -292,21 +361,10 @@ async fn connection(
     }
 }
 
-/// Whether the client begins with HTTP/2's preface (`PRI * HTTP/2.0`). Waits for the first bytes and leaves them in place.
-async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
-    let mut head = [0_u8; 4];
-    let seen = stream.peek(&mut head).await?;
-    if seen == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    // A client that splits its first four bytes is taken for HTTP/1.1: none that speaks HTTP/2 does.
-    Ok(&head[..seen] == b"PRI ")
-}
-
 /// The client's socket, watched: writing that makes no progress ends it, closing reads on for a moment.
 #[derive(Debug)]
 struct ClientStream {
-    stream: TcpStream,
+    stream: Wire,
     client: Arc<Client>,
     stalled: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
@@ -314,6 +372,12 @@ struct ClientStream {
 }
 
 impl ClientStream {
+    /// Writes what is to be said before the answer.
+    fn interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, client, .. } = self;
+        client.interim.poll_write(&mut *stream, context)
+    }
+
     fn watch<T>(
         &mut self,
         progress: Poll<io::Result<T>>,
@@ -356,7 +420,11 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let progress = Pin::new(&mut self.stream).poll_write(context, buffer);
+        let progress = match self.interim(context) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_write(context, buffer),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
         self.watch(progress, context)
     }
 
@@ -365,7 +433,11 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let progress = Pin::new(&mut self.stream).poll_write_vectored(context, buffers);
+        let progress = match self.interim(context) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_write_vectored(context, buffers),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
         self.watch(progress, context)
     }
 
@@ -374,12 +446,17 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let progress = match self.interim(context) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_flush(context),
+            other => other,
+        };
+        self.watch(progress, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
-            std::task::ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+            let progress = Pin::new(&mut self.stream).poll_shutdown(context);
+            std::task::ready!(self.watch(progress, context))?;
             if !self.client.unread.load(Ordering::Acquire) {
                 return Poll::Ready(Ok(()));
             }
@@ -388,7 +465,7 @@ impl AsyncWrite for ClientStream {
         let mut scratch = [std::mem::MaybeUninit::uninit(); 8192];
         while self.lingered < LINGER_BYTES {
             let mut buffer = ReadBuf::uninit(&mut scratch);
-            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+            match self.stream.poll_discard(context, &mut buffer) {
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                     self.lingered += buffer.filled().len()
                 }

@@ -6,6 +6,7 @@ mod kernel;
 mod load;
 mod registry;
 mod roles;
+pub(crate) mod tls;
 
 pub(crate) use archive::{host_architecture, pack};
 pub(crate) use exchange::{api_request, try_exchange};
@@ -73,6 +74,7 @@ pub(crate) struct Server {
     program: PathBuf,
     pub(crate) api: SocketAddr,
     pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
     expected: Vec<String>,
     before: KernelObjects,
 }
@@ -97,6 +99,7 @@ impl Server {
             program: program.to_owned(),
             api: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
             http: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
+            https: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
             expected: Vec::new(),
             before,
         };
@@ -140,6 +143,8 @@ impl Server {
                 &self.api.to_string(),
                 "--listen-http",
                 &self.http.to_string(),
+                "--listen-https",
+                &self.https.to_string(),
                 "--log-format",
                 "json",
             ])
@@ -186,13 +191,19 @@ impl Server {
 
     /// Starts the next server with `--replace` while the old one runs. Answers how the old one ended.
     pub(crate) fn replace(&mut self) -> std::process::ExitStatus {
-        let mut old = self.child.take().unwrap();
-        self.flags.push("--replace".to_owned());
-        self.up();
-        self.flags.pop();
+        let mut old = self.replace_beside();
         until("the old server to end", Duration::from_secs(20), || {
             old.try_wait().unwrap()
         })
+    }
+
+    /// The same without waiting for the old one, which goes on as long as its streams.
+    pub(crate) fn replace_beside(&mut self) -> Child {
+        let old = self.child.take().unwrap();
+        self.flags.push("--replace".to_owned());
+        self.up();
+        self.flags.pop();
+        old
     }
 
     /// Waits for the server process to end by itself.

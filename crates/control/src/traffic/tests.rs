@@ -65,7 +65,7 @@ fn who_may_call() {
         let mut s = s.clone();
         s.spec.ingress = ingress;
         let all = policy("allUsers", "roles/run.invoker");
-        let routes = routes(&s, &all, None, "not yet", &settings());
+        let routes = routes(&s, &all, None, "not yet", &[], &settings());
         (routes.hosts[0].1.access, routes.hosts[0].1.inside_only)
     };
     assert_eq!(way(IngressSetting::All), (Access::Public, false));
@@ -98,6 +98,7 @@ fn hosts_of_the_default_place_and_of_others() {
         &Policy::default(),
         Some(&routing),
         "",
+        &[],
         &settings(),
     );
     let hosts: Vec<&str> = own.hosts.iter().map(|(host, _)| host.as_str()).collect();
@@ -110,6 +111,7 @@ fn hosts_of_the_default_place_and_of_others() {
         &Policy::default(),
         Some(&routing),
         "",
+        &[],
         &settings(),
     );
     let host = &away.hosts[0].0;
@@ -133,6 +135,7 @@ fn hosts_of_the_default_place_and_of_others() {
         &Policy::default(),
         None,
         "waiting",
+        &[],
         &settings(),
     );
     assert!(

@@ -3,22 +3,27 @@
 //! Order (each step can refuse, and nothing before it needs undoing): configuration, privilege (an ordinary user's own
 //! namespaces are entered here), directories, ports, keeper, give up root, store, runtime, loops, ingress, API, `ready`.
 
+mod certificates;
 mod connect;
 mod descriptors;
 mod door;
+mod doors;
 mod environment;
 mod folders;
+mod given;
 mod images;
 mod insight;
 mod instance_logs;
 mod internal;
 mod journal;
 mod kept;
+mod leave;
 mod listeners;
 mod metrics;
 mod ports;
 mod prepare;
 mod rootless;
+mod secure;
 mod server;
 mod unpacker;
 
