@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod acme;
 mod attacks;
 mod bad_apps;
 mod bad_images;
@@ -19,20 +20,26 @@ mod clients;
 mod containers;
 mod contract;
 mod deploy;
+mod ends;
 mod endurance;
+mod first_hour;
 mod flask;
 mod gcloud;
 mod gvisor;
 mod harness;
 mod health;
 mod hostile;
+mod killed_helpers;
 mod lifecycle;
 mod limits;
+mod observed;
 mod private_registry;
 mod rootless;
 mod scale;
 #[path = "../skip.rs"]
 mod skip;
 mod tiers;
+mod tls;
+mod trust;
 mod volumes;
 mod zygote;

@@ -49,7 +49,7 @@ impl Wake for Nobody {
 struct Count(AtomicU64);
 
 impl RequestLog for Count {
-    fn record(&self, _: RequestRecord) {
+    fn record(&self, _: Box<RequestRecord>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
     fn noticed(&self, _: InstanceNote) {}

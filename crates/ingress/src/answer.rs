@@ -24,6 +24,16 @@ const BROKEN: &str = "The request failed because either the HTTP response was ma
 pub(crate) enum Answer {
     Malformed(Flaw),
     UnknownHost,
+    /// What an authority wants to see before it issues a certificate for this host.
+    Challenge {
+        text: String,
+    },
+    /// Plain HTTP, where the operator wants HTTPS.
+    Redirect {
+        to: String,
+        /// The method is sent again as it was.
+        keep: bool,
+    },
     Closed,
     Method,
     /// Its path is one that scanners ask for.
@@ -80,6 +90,9 @@ impl Answer {
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownHost | Self::Closed | Self::Scanner => StatusCode::NOT_FOUND,
             Self::Starting => StatusCode::ACCEPTED,
+            Self::Challenge { .. } => StatusCode::OK,
+            Self::Redirect { keep: false, .. } => StatusCode::FOUND,
+            Self::Redirect { keep: true, .. } => StatusCode::TEMPORARY_REDIRECT,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthenticated { .. } => StatusCode::FORBIDDEN,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -103,6 +116,8 @@ impl Answer {
         match self {
             Self::Malformed(flaw) => flaw.reason(),
             Self::UnknownHost => "unknown_host",
+            Self::Challenge { .. } => "acme_challenge",
+            Self::Redirect { .. } => "https_only",
             Self::Closed => "ingress_closed",
             Self::Method => "method_not_supported",
             Self::Scanner => "scanner",
@@ -134,6 +149,8 @@ impl Answer {
         match self {
             Self::Malformed(flaw) => flaw.text().to_owned(),
             Self::UnknownHost => "No service is served under this host.".to_owned(),
+            Self::Challenge { .. } => "The check of a certificate authority was answered.".to_owned(),
+            Self::Redirect { to, .. } => format!("Plain HTTP was redirected to {to}"),
             Self::Closed => "The service's ingress setting does not allow this way in.".to_owned(),
             Self::Scanner => "The path is one that scanners ask for, which the service refuses.".to_owned(),
             Self::Starting => "An instance was being started: the browser was shown the waiting page.".to_owned(),
@@ -194,6 +211,8 @@ impl Answer {
                 "Page not found",
                 "There is nothing under this address on this server.",
             ),
+            Self::Challenge { text } => (TEXT, Bytes::from(text.clone())),
+            Self::Redirect { .. } => text("This service is reached over HTTPS."),
             Self::Method => html(
                 "Method not allowed",
                 "This request method is not supported here.",
@@ -255,6 +274,11 @@ impl Answer {
         }
         if *self == Self::Starting {
             headers.insert(waiting::REFRESH, waiting::SECONDS);
+        }
+        if let Self::Redirect { to, .. } = self
+            && let Ok(to) = HeaderValue::try_from(to)
+        {
+            headers.insert(http::header::LOCATION, to);
         }
         if *self == Self::Method {
             headers.insert(

@@ -1,4 +1,4 @@
-//! The data path: host lookup, caller check, queue, instance choice, forwarding, request log.
+//! The data path: TLS, host lookup, caller check, queue, instance choice, forwarding, request log.
 //!
 //! Owns: every request from its first byte to its record, and the one count of what is in flight (`revision`).
 //! Deliberately not here: the store and the API (law 1 of the crate graph), starting and stopping instances (it asks through
@@ -32,6 +32,7 @@ mod headers;
 mod health;
 mod instance;
 mod meter;
+mod metrics;
 mod outside;
 mod pace;
 mod pause;
@@ -49,6 +50,7 @@ mod settings;
 mod slot;
 mod stream;
 mod table;
+pub mod tls;
 mod told;
 mod trace;
 mod upstream;

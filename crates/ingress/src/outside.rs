@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
+use crate::metrics::Rejected;
 use crate::scanners::Scanners;
 use crate::seam::{Clock, Connect, RequestLog, Wake};
 use crate::settings::IngressSettings;
@@ -27,6 +28,8 @@ pub(crate) struct Outside {
     pub(crate) scanners: Scanners,
     /// Startup probes and HTTP/2 connections to instances. Each ends with its instance.
     pub(crate) tasks: TaskTracker,
+    /// Requests that no revision saw.
+    pub(crate) rejected: Rejected,
     dice: AtomicU64,
 }
 
@@ -50,6 +53,7 @@ impl Outside {
             scanners: Scanners::new(&settings.scanner_paths),
             settings,
             tasks: TaskTracker::new(),
+            rejected: Rejected::default(),
             dice: AtomicU64::new(seed),
         }
     }

@@ -12,6 +12,7 @@
 //! 5. The first request in an instance that may be frozen calls [`Wake::thaw`](crate::seam::Wake::thaw), before it is sent.
 //! 6. Nothing is called out of this module with the lock held, except waking tasks.
 
+mod levels;
 mod reach;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::answer::Answer;
 use crate::budget::Share;
 use crate::counts::{Counts, Nudge, Seat, Sleep};
 use crate::instance::Instance;
+use crate::metrics::Meters;
 use crate::outside::Outside;
 use crate::slot::{Admitted, Slot, Ticket};
 
@@ -41,6 +43,8 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Revision {
     pub(crate) key: RevisionKey,
     outside: Arc<Outside>,
+    /// What happened to its requests.
+    pub(crate) meters: Meters,
     /// Its share of all requests that may wait.
     waiting: Arc<Share>,
     inner: Mutex<Counts>,
@@ -56,6 +60,7 @@ impl Revision {
             key,
             waiting: outside.waiting.share(),
             outside,
+            meters: Meters::default(),
             inner: Mutex::new(inner),
         })
     }

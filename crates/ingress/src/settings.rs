@@ -30,6 +30,8 @@ pub struct IngressSettings {
     pub proxies_https: Vec<Network>,
     /// How long a client may take to send the head of a request; also how long a kept-alive connection may idle.
     pub header_timeout: Duration,
+    /// How long a client may take for a TLS handshake, from its first byte on.
+    pub handshake_timeout: Duration,
     /// How long a client may pause while it sends a body whose length it has said; beyond it 408. Streams (chunked, or HTTP/2
     /// without a length) may pause as long as their request may last.
     pub body_timeout: Duration,
@@ -67,6 +69,8 @@ impl Default for IngressSettings {
             proxies_http: Vec::new(),
             proxies_https: Vec::new(),
             header_timeout: Duration::from_secs(60),
+            // Three times what a phone with a bad connection needs.
+            handshake_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(60),
             max_header_bytes: 64 << 10,
             // A browser sends some ten a page; a client that cancels every call it makes, one for each.

@@ -254,6 +254,26 @@ async fn hosts_that_are_not_served_are_refused_at_once() {
 }
 
 #[tokio::test]
+async fn prometheus_gets_text_and_a_web_page_gets_nothing() {
+    let server = Running::start().await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let answer = client.get(server.url("/metrics")).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(
+        answer.headers()["content-type"],
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    assert!(answer.text().await.unwrap().contains("# TYPE up gauge"));
+    let page = client
+        .get(server.url("/metrics"))
+        .header("origin", "https://evil.test")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(page.status(), 403);
+}
+
+#[tokio::test]
 async fn names_of_others_are_refused_on_the_wire() {
     let server = Running::start().await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();

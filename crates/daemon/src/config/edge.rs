@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use utsuwa_ingress::{IngressSettings, Network};
 
-use super::parse::{Checker, bytes, duration};
+use super::parse::{Checker, bytes, time};
 
 /// The options that this file reads.
 const TIMES: [&str; 2] = ["header-timeout", "body-timeout"];
@@ -16,11 +16,11 @@ pub(super) fn edge(c: &mut Checker<'_>) -> IngressSettings {
         .into_iter()
         .zip([&mut settings.header_timeout, &mut settings.body_timeout])
     {
-        let time = |text: &str| match duration(text)? {
+        let positive = |text: &str| match time(text)? {
             Duration::ZERO => Err("must be one second at least".to_owned()),
             time => Ok(time),
         };
-        if let Some(time) = c.parse(name, time) {
+        if let Some(time) = c.parse(name, positive) {
             *place = time;
         }
     }

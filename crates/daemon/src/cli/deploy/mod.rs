@@ -220,7 +220,8 @@ fn after_failure(failure: Failure, name: &str, existing: Option<&Value>) -> Fail
     note(&format!(
         "The deploy failed; service [{name}] exists, but serves nothing."
     ));
-    failure.hint(repair(name))
+    let ran = !failure.without_image;
+    failure.hint(repair(name, ran))
 }
 
 /// A service without an image doesn't exist yet; or another one was meant.
