@@ -48,12 +48,12 @@ pub(super) fn file(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
     let mut values = Vec::new();
     for (key, value) in document.get_ref() {
         let line = line_of(&text, key.span().start);
+        // What was made of a line that is no TOML is neither a name nor a value.
+        if told.contains_key(&line) {
+            continue;
+        }
         let name = key.get_ref().as_ref();
         let Some(option) = find(name) else {
-            // What was made of a line that is no TOML is no name.
-            if told.contains_key(&line) {
-                continue;
-            }
             let meant = crate::cli::nearest(name, OPTIONS.iter().map(|o| o.name));
             let meant = meant.map_or_else(String::new, |name| format!("did you mean {name}? "));
             problems.push(format!(
@@ -63,8 +63,6 @@ pub(super) fn file(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
         };
         match scalars(option, value.get_ref()) {
             Some(list) => values.push((option, list, line)),
-            // Its value is what couldn't be read: told already.
-            None if told.contains_key(&line) => {}
             None => problems.push(format!(
                 "{shown}, line {line}: {name}: must be {}",
                 if option.list {
