@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+ROUNDS ?= 3
+FUZZ_SECONDS ?= 600
 # cargo-nextest where it is installed, cargo test otherwise (decision 26).
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
@@ -49,17 +51,36 @@ bench: ## Cold start and the other promises, side by side with what is installed
 	$(CARGO) build --release --package utsuwa-daemon --package xtask
 	@scripts/with-inputs.sh $(TARGET) $(TARGET)/release/xtask bench --utsuwa $(TARGET)/release/utsuwa
 
-soak: ## What takes longer: ten minutes of fuzzing, density, kill −9 under load, walls removed, cgroup v2 under qemu
+soak: ## What takes longer: fuzzing, walls removed, rounds of kill −9 and the rest of the end-to-end tests, cgroup v2 under qemu
+	$(MAKE) soak-fuzz
+	$(MAKE) soak-walls
+	$(MAKE) soak-rounds
+	$(MAKE) test-v2
+
+soak-fuzz: ## Part of soak: FUZZ_SECONDS (600) of fuzzing for each fuzzer
+ifneq ($(NEXTEST),)
+	UTSUWA_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) nextest run --package utsuwa-ingress --profile soak --ignore-default-filter fuzz
+else
+	UTSUWA_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --package utsuwa-ingress fuzz
+endif
+
+soak-walls: ## Part of soak, a minute besides its build: the walls around instances removed, one set after the other
 	@scripts/deps.sh test
 	@scripts/test-inputs.sh $(TARGET)
 	@scripts/missing-walls.sh $(TARGET)
 ifneq ($(NEXTEST),)
-	UTSUWA_FUZZ_SECONDS=600 $(CARGO) nextest run --package utsuwa-ingress --profile soak --ignore-default-filter fuzz
-	@for round in 1 2 3; do scripts/with-inputs.sh $(TARGET) $(CARGO) nextest run --workspace --profile soak || exit 1; done
+	@scripts/with-inputs.sh $(TARGET) $(CARGO) nextest run --package utsuwa-daemon --test e2e --profile soak removed_walls
 else
-	UTSUWA_FUZZ_SECONDS=600 $(CARGO) test --package utsuwa-ingress fuzz
-	@for round in 1 2 3; do scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-daemon --test e2e -- --test-threads 1 || exit 1; done
+	@scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-daemon --test e2e removed_walls
 endif
-	$(MAKE) test-v2
 
-.PHONY: help run check test test-v2 bench soak
+soak-rounds: ## Part of soak: all end-to-end tests, ROUNDS times (3)
+	@scripts/deps.sh test
+	@scripts/test-inputs.sh $(TARGET)
+ifneq ($(NEXTEST),)
+	@for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; scripts/with-inputs.sh $(TARGET) $(CARGO) nextest run --package utsuwa-daemon --test e2e --profile soak -E 'not test(removed_walls)' || exit 1; done
+else
+	@for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-daemon --test e2e -- --test-threads 1 --skip removed_walls || exit 1; done
+endif
+
+.PHONY: help run check test test-v2 bench soak soak-fuzz soak-walls soak-rounds

@@ -12,7 +12,7 @@ use crate::skip::here;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An image with busybox, to whose root `script` (a shell's, at that root) adds, and `/srv/say`, run for each connection at 8080.
-fn image(dir: &Path, name: &str, script: &str, say: &str) -> String {
+pub(crate) fn image(dir: &Path, name: &str, script: &str, say: &str) -> String {
     let root = dir.join(name);
     let prepare = format!(
         "set -e; mkdir -p \"$0\"/bin \"$0\"/srv \"$0\"/etc \"$0\"/tmp; cp /bin/busybox \"$0\"/bin/busybox; cd \"$0\"; {script}"
@@ -133,7 +133,7 @@ fn a_layer_of_100_000_files_and_a_path_of_4_000_characters() {
 
 /// The image `from` with more in its layer: `entries` is Python that calls `add(PATH)` for each file, so that none has to be made
 /// on a disk first and none has to be possible.
-fn changed(from: &str, dir: &Path, name: &str, entries: &str) -> String {
+pub(crate) fn changed(from: &str, dir: &Path, name: &str, entries: &str) -> String {
     let script = r#"
 import hashlib, io, json, sys, tarfile
 source = tarfile.open(sys.argv[1])

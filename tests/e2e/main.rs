@@ -10,6 +10,8 @@
     reason = "tests"
 )]
 
+mod acme;
+mod attacks;
 mod bad_apps;
 mod bad_images;
 mod bad_input;
@@ -27,13 +29,17 @@ mod gvisor;
 mod harness;
 mod health;
 mod hostile;
+mod killed_helpers;
 mod lifecycle;
 mod limits;
+mod observed;
 mod private_registry;
 mod rootless;
 mod scale;
 #[path = "../skip.rs"]
 mod skip;
 mod tiers;
+mod tls;
+mod trust;
 mod volumes;
 mod zygote;

@@ -103,6 +103,9 @@ impl Insight for FixedInsight {
         };
         vec![line, slow]
     }
+    fn metrics(&self) -> String {
+        "# TYPE up gauge\nup 1\n".to_owned()
+    }
 }
 
 /// Three lines, then (when following) one more.

@@ -38,8 +38,25 @@ pub struct InstanceExplained {
     pub failing: Vec<FailingProbe>,
 }
 
+impl InstanceExplained {
+    /// With other times.
+    fn shown(mut self, shown: &impl Fn(Timestamp) -> Timestamp) -> Self {
+        self.started = shown(self.started);
+        self.standing.since = self.standing.since.map(shown);
+        for (_, at) in &mut self.standing.next {
+            *at = shown(*at);
+        }
+        for probe in &mut self.failing {
+            probe.since = shown(probe.since);
+        }
+        self
+    }
+}
+
 pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplained> {
-    let now = core.env.now();
+    let (now, wall) = (core.env.now(), core.env.wall());
+    // What people read is by the host's clock.
+    let shown = |at: Timestamp| wall.minus(now.since(at)).plus(at.since(now));
     let keys: Vec<RevisionKey> = core.world.with(|inner| {
         inner
             .revisions
@@ -56,9 +73,12 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
                 percent: state.percent,
                 in_flight: demand.in_flight,
                 queued: demand.queued,
-                instances: instances(state, &demand, now),
+                instances: instances(state, &demand, now)
+                    .into_iter()
+                    .map(|one| one.shown(&shown))
+                    .collect(),
                 because: state.because.clone(),
-                last_failure: state.failed_at.zip(state.last_failure.clone()),
+                last_failure: state.failed_at.map(shown).zip(state.last_failure.clone()),
             })
         })
         .collect()

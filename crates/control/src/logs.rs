@@ -11,7 +11,7 @@ impl Core {
     /// One pass over everything that is kept.
     pub(crate) async fn logs_pass(&self) -> Result<Report, PassError> {
         // In this order: a service that is made meanwhile finds only what was there before it, and what it writes is newer.
-        let before = self.env.now();
+        let before = self.env.wall();
         let known = self.logs.known().await.map_err(PassError)?;
         let existing: BTreeSet<_> = self.store.all_service_keys()?.into_iter().collect();
         let (mut removed, mut failed) = (0, None);

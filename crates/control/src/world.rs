@@ -20,11 +20,12 @@ use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
+use utsuwa_model::domain::DomainName;
 use utsuwa_model::instance::{
     Group, HostMount, InstanceSpec, Kernel, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier,
     Zygote,
 };
-use utsuwa_model::quantity::MilliCpu;
+use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
 use utsuwa_model::route::{HostRoute, RevisionRoute, RouteChange, RouteTable, StartupProbe};
 use utsuwa_model::scaling::ScalingSettings;
 use utsuwa_model::service::{RevisionTemplate, ServiceScaling};
@@ -63,10 +64,8 @@ pub(crate) struct GroupPlan {
 impl StartPlan {
     /// What an instance may have in memory.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let others = self.group.iter().flat_map(|group| &group.spec.sidecars);
-        others.fold(self.limits.memory.0, |sum, one| {
-            sum.saturating_add(one.limits.memory.0)
-        })
+        let others = self.group.iter().map(|group| group.spec.memory_of_others());
+        others.chain([self.limits.memory]).sum::<MemoryBytes>().0
     }
 
     /// How long the startup probes of those that take no requests may take, were each to wait for the one before.
@@ -291,6 +290,8 @@ pub(crate) struct Inner {
     pub(crate) revisions: BTreeMap<RevisionKey, RevisionState>,
     pub(crate) owners: BTreeMap<InstanceId, RevisionKey>,
     pub(crate) services: BTreeMap<ServiceKey, ServiceRoutes>,
+    /// Domains that a pass saw, and where they led then.
+    pub(crate) domains: BTreeMap<DomainName, ServiceKey>,
     /// Since when this process tries to get the image of a revision that is not startable yet.
     pub(crate) image_since: BTreeMap<RevisionKey, Timestamp>,
     /// Instances that the driver was asked to start and hasn't answered for.
@@ -306,6 +307,12 @@ impl Inner {
         self.revisions
             .range(first_of(service)..)
             .take_while(move |(key, _)| key.service == *service)
+    }
+
+    /// Domains that led to `service` when they were last looked at.
+    pub(crate) fn domains_of(&self, service: &ServiceKey) -> BTreeSet<DomainName> {
+        let led = self.domains.iter().filter(|(_, to)| *to == service);
+        led.map(|(name, _)| name.clone()).collect()
     }
 
     /// The same, to be changed.

@@ -4,7 +4,6 @@ mod house;
 
 use house::{House, template};
 use utsuwa_model::instance::Exit;
-use utsuwa_model::quantity::MemoryBytes;
 use utsuwa_model::route::StartupCheck;
 use utsuwa_model::service::{
     Container, ContainerPort, Probe, ProbeAction, RevisionTemplate, Volume, VolumeMount,
@@ -94,7 +93,8 @@ async fn containers_are_started_in_the_order_of_their_dependencies() {
     let has_port = |env: &[String]| env.iter().any(|one| one.starts_with("PORT="));
     assert!(has_port(&spec.process.env));
     assert!(!has_port(&spec.sidecars()[0].process.env));
-    assert_eq!(spec.memory_of_all(), MemoryBytes(768 << 20));
+    let others = spec.group.as_ref().unwrap().memory_of_others();
+    assert_eq!(spec.limits.memory.0 + others.0, 768 << 20);
     let base = &spec.sidecars()[1].volumes;
     assert_eq!(base[0].shared, "shared");
     assert_eq!(

@@ -217,7 +217,7 @@ impl Watch<'_> {
     fn note(&self, weight: Weight, text: String) {
         tracing::info!(revision = %self.revision.key, instance = %self.instance.id, text, "a probe turned");
         self.outside.log.noticed(InstanceNote {
-            at: self.outside.clock.now(),
+            at: self.outside.clock.wall(),
             revision: self.revision.key.clone(),
             instance: self.instance.id.clone(),
             weight,

@@ -85,6 +85,13 @@ impl FromStr for MemoryBytes {
     }
 }
 
+/// All there can be, rather than less than there is.
+impl std::iter::Sum for MemoryBytes {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        Self(all.fold(0, |sum, one| sum.saturating_add(one.0)))
+    }
+}
+
 impl fmt::Display for MemoryBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {

@@ -21,6 +21,15 @@ impl Timestamp {
         )
     }
 
+    /// The time `before` earlier than this one; saturates at the beginning of the range.
+    #[must_use]
+    pub fn minus(self, before: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_sub(i64::try_from(before.as_micros()).unwrap_or(i64::MAX)),
+        )
+    }
+
     /// How long ago `earlier` was; zero if it lies in the future.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

@@ -217,6 +217,31 @@ root_test! {
 }
 
 root_test! {
+    /// After a start the file system of the next one is made, of the same size; a start that wants another size gets its own.
+    fn what_is_made_ahead_has_the_size_that_is_asked_for(world) {
+        let mounts = format!("/proc/{}/mountinfo", world.starter.pid());
+        let ahead = || -> Vec<String> {
+            let mounts = fs::read_to_string(&mounts).unwrap();
+            mounts.lines().filter(|line| line.contains("utsuwa-upper")).map(str::to_owned).collect()
+        };
+        for mib in [64, 64, 128, 64] {
+            let mut spec = world.spec(&["sh", "-c", "grep ' /dev/shm ' /proc/self/mountinfo; ls -ld / /dev/shm; echo x > /new && cat /new"]);
+            spec.limits.memory = MemoryBytes(mib << 20);
+            let size = format!("size={}k,", mib << 10);
+            let (output, end, _) = world.run(spec);
+            assert!(output.contains(&size) && output.ends_with("x\n"), "{size} {output}");
+            assert_eq!(output.matches("drwxrwxrwt").count(), 1, "{output}");
+            assert_eq!(end, End::Code(0));
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while !matches!(&ahead()[..], [one] if one.contains(&size)) {
+                assert!(Instant::now() < deadline, "{size}: {:?}", ahead());
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+root_test! {
     fn running_out_of_memory_is_recognised(world) {
         let spec = world.spec(&["sh", "-c", "x=x; while :; do x=$x$x; done"]);
         let (_, end, kills) = world.run(spec);
@@ -382,7 +407,7 @@ root_test! {
         for sandbox in &sandboxes {
             let pipe = rustix::pipe::pipe().unwrap();
             let spec = world.spec(&["/bin/sleep", "1000"]);
-            let op = Op::Start { sandbox: sandbox.number, pid: sandbox.pid, spec: Box::new(spec), net: sandbox.net.clone(), member: None };
+            let op = Op::Start { sandbox: sandbox.number, pid: sandbox.pid, spec: Box::new(spec), net: sandbox.net.clone(), member: None, limited: false };
             waiting.insert(world.starter.send(op, &[sandbox.control.as_fd(), pipe.1.as_fd(), pipe.1.as_fd()]));
         }
         while !waiting.is_empty() {

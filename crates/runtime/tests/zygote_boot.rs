@@ -29,6 +29,7 @@ impl Bench {
         fs::create_dir(folder.path().join("boot")).unwrap();
         fs::create_dir(folder.path().join("site-packages")).unwrap();
         fs::create_dir(folder.path().join("app")).unwrap();
+        fs::create_dir(folder.path().join("code")).unwrap();
         Some(Self { folder })
     }
 
@@ -47,22 +48,25 @@ impl Bench {
         fs::write(self.at("boot/sitecustomize.py"), told + BOOT).unwrap();
         fs::write(self.at("said"), "").unwrap();
         self.python(
-            "exec 100>>\"$1\" 101<\"$2\"; PYTHONPATH=/proc/self/fd/101:$3 exec python3 -c \"$4\"",
+            "exec 100>>\"$1\" 101<\"$2\"; PYTHONPATH=/proc/self/fd/101:$3:$5 exec python3 -c \"$4\"",
             program,
         )
     }
 
     /// The same program without it.
     fn plain(&self, program: &str) -> String {
-        let child = self.python("PYTHONPATH=$3 exec python3 -c \"$4\"", program);
+        let child = self.python("PYTHONPATH=$3:$5 exec python3 -c \"$4\"", program);
         finished(child)
     }
 
     fn python(&self, how: &str, program: &str) -> Child {
+        // As the launcher leaves it: nothing of whoever runs the tests is open.
+        let alone = "for fd in /proc/self/fd/*; do fd=${fd##*/}; [ $fd -le 2 ] || eval \"exec $fd>&-\"; done";
         Command::new("bash")
-            .args(["-c", how, "bash"])
+            .args(["-c", &format!("{alone} 2>/dev/null; {how}"), "bash"])
             .args([self.at("said"), self.at("boot"), self.at("site-packages")])
             .arg(program)
+            .arg(self.at("code"))
             .current_dir(self.at("app"))
             .env_remove("PYTHONPATH")
             .stdout(Stdio::piped())
@@ -228,4 +232,72 @@ fn what_is_imported_is_noted_in_forked_programs_too() {
     );
     finished(bench.run(false, "", &takes));
     assert_eq!(fs::read_to_string(own).unwrap(), "");
+}
+
+/// Python runs it before any program, and the bootstrap after it.
+#[test]
+fn what_the_images_own_sitecustomize_leaves_is_counted() {
+    let Some(bench) = Bench::new("what_the_images_own_sitecustomize_leaves_is_counted") else {
+        return;
+    };
+    bench.module("sitecustomize", "import os; os.environ['CUSTOM'] = 'yes'");
+    let program = "import os; print(os.environ['CUSTOM'])";
+    let child = bench.run(true, "json", program);
+    assert_eq!(
+        bench.said(),
+        "P",
+        "an innocent one keeps nothing from waiting"
+    );
+    go_on(&child);
+    assert_eq!(finished(child), "yes\n");
+    for (text, why) in [
+        (
+            "import socket\nkept = socket.socket()",
+            "left a descriptor open (socket)",
+        ),
+        (
+            "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+            "started 1 thread",
+        ),
+    ] {
+        bench.module("sitecustomize", text);
+        let refused = bench.refused("json");
+        assert!(
+            refused.contains("sitecustomize") && refused.contains(why),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn the_apps_own_code_that_python_runs_by_itself_is_refused_and_never_parked() {
+    let Some(bench) =
+        Bench::new("the_apps_own_code_that_python_runs_by_itself_is_refused_and_never_parked")
+    else {
+        return;
+    };
+    let ran = bench.at("ran");
+    let text = format!("open({ran:?}, 'w').close()");
+    let own = bench.at("code/sitecustomize.py");
+    fs::write(&own, text).unwrap();
+    let refused = bench.refused("json");
+    assert!(refused.contains("code/sitecustomize.py"), "{refused}");
+    assert!(!ran.exists(), "before a request");
+    // With one it runs, and whoever learns is told at once.
+    assert_eq!(finished(bench.run(false, "", "print('ran')")), "ran\n");
+    assert!(ran.exists());
+    let said = bench.said();
+    assert!(
+        said.starts_with('!') && said.contains("code/sitecustomize.py"),
+        "{said}"
+    );
+
+    // What an installed one imports of it.
+    fs::remove_file(own).unwrap();
+    bench.module("sitecustomize", "import mine");
+    fs::write(bench.at("code/mine.py"), "").unwrap();
+    let refused = bench.refused("json");
+    assert!(refused.contains("code/mine.py"), "{refused}");
+    finished(bench.run(false, "", "print('ran')"));
+    assert!(bench.said().starts_with('!'));
 }

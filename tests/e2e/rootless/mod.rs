@@ -1,6 +1,8 @@
 //! A server of an ordinary user: with ids of their own, with one id only, with the programs that lead out, and what `doctor` says.
 
 mod person;
+mod refused;
+mod sessions;
 
 use std::net::Ipv4Addr;
 use std::process::Command;

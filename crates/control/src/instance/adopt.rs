@@ -18,10 +18,12 @@ use crate::world::{Phase, Record, Stage};
 impl Core {
     /// Takes in what runs. The rightful ones are answered, to be admitted after the routes were published; the rest is stopped.
     pub(crate) fn adopt(&self, running: Vec<InstanceObservation>) -> Vec<InstanceRoute> {
-        let now = self.env.now();
+        let (now, wall) = (self.env.now(), self.env.wall());
         let mut admitted = Vec::new();
         tracing::debug!(running = running.len(), "adopt what runs");
-        for found in running {
+        for mut found in running {
+            // The keeper told it by the host's clock.
+            found.started = now.minus(wall.since(found.started));
             let rightful = self.world.with(|inner| {
                 let Some(state) = inner.revisions.get_mut(&found.revision) else {
                     return false;

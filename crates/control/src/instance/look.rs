@@ -204,7 +204,7 @@ fn ration(
 /// Whether one more instance would fit.
 fn has_room(state: &RevisionState, memory: Memory) -> bool {
     memory.free.is_none_or(|free| {
-        let each = utsuwa_decide::capacity::expected(state.plan.limits.memory.0);
+        let each = utsuwa_decide::capacity::expected(state.plan.memory_bytes());
         utsuwa_decide::capacity::fit(free, memory.reserve, memory.promised, each, 1) == 1
     })
 }

@@ -25,7 +25,7 @@ impl Core {
         reason: &str,
         message: &str,
     ) -> Result<bool, PassError> {
-        let now = self.env.now();
+        let now = self.env.wall();
         let mut conditions = revision.status.conditions.clone();
         pending(&mut conditions, reason, message, now);
         if conditions == revision.status.conditions {
@@ -54,7 +54,7 @@ impl Core {
         image: bool,
         took: Option<Duration>,
     ) -> Result<(), PassError> {
-        let now = self.env.now();
+        let now = self.env.wall();
         self.env.before("revision outcome").await;
         self.store
             .update_revision(&revision.key, move |stored| {
@@ -88,7 +88,7 @@ impl Core {
         if shown.is_some() && active == before {
             return Ok(false);
         }
-        let now = self.env.now();
+        let now = self.env.wall();
         self.env.before("revision active").await;
         self.store
             .update_revision(&revision.key, move |stored| {

@@ -87,7 +87,7 @@ impl Core {
     }
 
     fn newborn(&self, service: &Service, name: RevisionId) -> Revision {
-        let now = self.env.now();
+        let now = self.env.wall();
         let template = service.spec.template.clone();
         Revision {
             key: RevisionKey {

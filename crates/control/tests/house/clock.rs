@@ -6,6 +6,8 @@ use super::*;
 #[derive(Debug)]
 pub(crate) struct Clock {
     pub(super) zero: Instant,
+    /// How far somebody has set the host's clock, in microseconds.
+    pub(super) set_by: AtomicI64,
     pub(super) dice: AtomicU64,
     pub(crate) memory: Mutex<Option<u64>>,
     pub(crate) gate: Mutex<Option<Arc<Gate>>>,
@@ -31,11 +33,22 @@ impl Hold {
     }
 }
 
+impl Clock {
+    /// Somebody sets the host's clock forward, or back for a negative number.
+    pub(crate) fn set(&self, seconds: i64) {
+        self.set_by.fetch_add(seconds * 1_000_000, Ordering::SeqCst);
+    }
+}
+
 const BIRTH: i64 = 1_700_000_000_000_000;
 
 impl Environment for Clock {
     fn now(&self) -> Timestamp {
         Timestamp(BIRTH).plus(self.zero.elapsed())
+    }
+
+    fn wall(&self) -> Timestamp {
+        Timestamp(self.now().0 + self.set_by.load(Ordering::SeqCst))
     }
 
     fn random(&self) -> u64 {

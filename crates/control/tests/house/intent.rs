@@ -1,5 +1,6 @@
 //! What users ask for, written as the API writes it.
 
+use utsuwa_model::domain::{CertificateMode, DomainMapping, DomainSpec, DomainStatus};
 use utsuwa_model::iam::{Binding, Policy};
 use utsuwa_model::operation::{Operation, OperationKind};
 use utsuwa_model::service::{Meta, ServiceSpec, ServiceStatus};
@@ -65,6 +66,55 @@ impl House {
             .await
             .unwrap()
             .unwrap();
+    }
+
+    /// As the API does: `name` leads to `service` from now on.
+    pub(crate) async fn map(
+        &self,
+        name: &str,
+        service: &str,
+        by_force: bool,
+    ) -> Result<DomainMapping, utsuwa_store::StoreError> {
+        let (key, now) = (self.key(service), self.clock.now());
+        let mapping = DomainMapping {
+            name: name.parse().unwrap(),
+            project: key.project,
+            region: key.region,
+            meta: Meta {
+                uid: format!("uid-{name}-{service}"),
+                generation: 1,
+                version: now,
+                create_time: now,
+                ..Meta::default()
+            },
+            spec: DomainSpec {
+                route: key.service,
+                certificate: CertificateMode::Automatic,
+                force_override: by_force,
+            },
+            status: DomainStatus::default(),
+        };
+        self.store.create_domain(mapping).await
+    }
+
+    pub(crate) async fn unmap(&self, name: &str) {
+        let name = name.parse().unwrap();
+        let mapping = self.store.domain(&name).unwrap().unwrap();
+        self.store
+            .remove_domain(&name, &mapping.meta.uid)
+            .await
+            .unwrap();
+    }
+
+    /// Lets a long time pass in few steps.
+    pub(crate) async fn skip_time(&self, time: Duration) {
+        let mut left = time;
+        while !left.is_zero() {
+            let step = left.min(Duration::from_secs(24 * 3600).max(time / 4));
+            tokio::time::advance(step).await;
+            left -= step;
+            self.rest().await;
+        }
     }
 
     pub(crate) async fn delete(&self, key: &ServiceKey) {

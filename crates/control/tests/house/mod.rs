@@ -10,19 +10,22 @@
 mod clock;
 pub(crate) mod door;
 mod intent;
+pub(crate) mod registrar;
 mod shelf;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use utsuwa_control::seam::{Environment, FrontDoor, ImageError, Images, Logs, Refusal};
+use utsuwa_control::seam::{
+    Certificates, Environment, FrontDoor, ImageError, Images, Logs, Refusal,
+};
 use utsuwa_control::{Control, ControlHandle, ControlSettings};
 use utsuwa_decide::invariant;
 use utsuwa_model::demand::{InstanceLoad, Reach, RevisionDemand};
@@ -39,6 +42,7 @@ use utsuwa_store::Store;
 
 pub(crate) use self::clock::{Clock, Gate, Hold};
 pub(crate) use self::door::Door;
+pub(crate) use self::registrar::Registrar;
 pub(crate) use self::shelf::Shelf;
 
 /// What is kept of services: when it was last written.
@@ -90,6 +94,7 @@ pub(crate) struct House {
     pub(crate) door: Arc<Door>,
     pub(crate) images: Arc<Shelf>,
     pub(crate) papers: Arc<Papers>,
+    pub(crate) registrar: Arc<Registrar>,
     pub(crate) control: ControlHandle,
     pub(crate) settings: ControlSettings,
     pub(crate) reborn: bool,
@@ -124,16 +129,18 @@ impl House {
         });
         let clock = Arc::new(Clock {
             zero: Instant::now(),
+            set_by: AtomicI64::new(0),
             dice: AtomicU64::new(42),
             memory: Mutex::new(None),
             gate: Mutex::new(None),
             hold: Mutex::new(None),
         });
         let now = Arc::clone(&clock);
-        let driver = FakeDriver::new(move || now.now());
+        let driver = FakeDriver::new(move || now.wall());
         let store = Store::open_in_memory().unwrap();
         let images = Arc::new(Shelf::default());
         let papers = Arc::new(Papers::default());
+        let registrar = Registrar::new(Arc::clone(&clock));
         let mut settings = ControlSettings::new(
             "demo".parse().unwrap(),
             "here".parse().unwrap(),
@@ -142,7 +149,7 @@ impl House {
         );
         change(&mut settings);
         let door = Door::new(Arc::clone(&clock), None);
-        let seams = (&images, &papers);
+        let seams = (&images, &papers, &registrar);
         let control = start(&store, &driver, &door, seams, &clock, &settings)
             .await
             .expect("starts");
@@ -153,6 +160,7 @@ impl House {
             door,
             images,
             papers,
+            registrar,
             control,
             settings,
             reborn: false,
@@ -178,7 +186,7 @@ impl House {
             &self.store,
             &self.driver,
             &self.door,
-            (&self.images, &self.papers),
+            (&self.images, &self.papers, &self.registrar),
             &self.clock,
             &self.settings,
         );
@@ -205,6 +213,7 @@ impl House {
         *self.clock.gate.lock() = gate.clone();
         *self.images.gate.lock() = gate.clone();
         *self.papers.gate.lock() = gate.clone();
+        *self.registrar.gate.lock() = gate.clone();
         self.driver.gate(gate.map(|gate| {
             let gate: utsuwa_runtime::fake::Gate = Arc::new(move |action: &str| {
                 let (gate, action) = (
@@ -341,7 +350,7 @@ async fn start(
     store: &Store,
     driver: &FakeDriver,
     door: &Arc<Door>,
-    (images, papers): (&Arc<Shelf>, &Arc<Papers>),
+    (images, papers, registrar): (&Arc<Shelf>, &Arc<Papers>, &Arc<Registrar>),
     clock: &Arc<Clock>,
     settings: &ControlSettings,
 ) -> Result<ControlHandle, utsuwa_control::ControlError> {
@@ -352,6 +361,7 @@ async fn start(
         Arc::clone(door) as Arc<dyn FrontDoor>,
         Arc::clone(images) as Arc<dyn Images>,
         Arc::clone(papers) as Arc<dyn Logs>,
+        Arc::clone(registrar) as Arc<dyn Certificates>,
         Arc::clone(clock) as Arc<dyn Environment>,
         settings.clone(),
     )

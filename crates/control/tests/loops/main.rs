@@ -1,6 +1,8 @@
 //! The loops on a fake world: deploy, wake, sleep, fail, update, delete, restart.
 
+mod clock;
 mod deploys;
+mod domains;
 #[path = "../house/mod.rs"]
 mod house;
 mod instances;

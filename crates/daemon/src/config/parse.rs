@@ -8,6 +8,8 @@ use toml::de::DeValue;
 use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::quantity::MemoryBytes;
 
+use super::edge;
+use super::https;
 use super::options::{OPTIONS, OptionDoc, find};
 use super::registries::{self, Registries};
 use super::{Config, ConfigError, Layers, Listen};
@@ -101,13 +103,13 @@ fn scalars(option: &OptionDoc, value: &DeValue<'_>) -> Option<Vec<String>> {
 }
 
 /// Collects problems: all are told at once.
-struct Checker<'a> {
-    layers: &'a Layers,
+pub(super) struct Checker<'a> {
+    pub(super) layers: &'a Layers,
     problems: Vec<String>,
 }
 
 impl Checker<'_> {
-    fn wrong(&mut self, name: &str, why: &str) {
+    pub(super) fn wrong(&mut self, name: &str, why: &str) {
         let text = self.layers.list(name).join(",");
         self.problems.push(format!(
             "{name} = {text:?} ({}): {why}",
@@ -115,7 +117,11 @@ impl Checker<'_> {
         ));
     }
 
-    fn parse<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn parse<T>(
+        &mut self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
         match parse(self.layers.text(name)) {
             Ok(value) => Some(value),
             Err(why) => {
@@ -143,6 +149,12 @@ impl Checker<'_> {
         let layers = self.layers;
         let data_dir = self.parse("data-dir", absolute);
         let (listen_api, listen_http) = self.addresses();
+        let listen_https =
+            self.secure_address(&[(&listen_api, "listen-api"), (&listen_http, "listen-http")]);
+        let acme = https::acme(self);
+        let certificates_file = https::certificates_file(self);
+        let public_address = self.parse("public-address", https::public_address);
+        let https_redirect = self.https_redirect(&listen_https);
         let domain = self.parse("domain", domain);
         let project = self.parse("project", name);
         let region = self.parse("region", name);
@@ -150,6 +162,7 @@ impl Checker<'_> {
         let log_budget = self.parse("log-budget", bytes);
         let disk_reserve = self.parse("disk-reserve", bytes);
         let memory_reserve = self.parse("memory-reserve", bytes);
+        let ingress = edge::edge(self);
         let image_rewrites = self.image_rewrites();
         self.insecure_registries();
         self.allow_egress();
@@ -162,6 +175,12 @@ impl Checker<'_> {
             data_dir: data_dir?,
             listen_api: listen_api?,
             listen_http: listen_http?,
+            listen_https: listen_https?,
+            https_by_default: *layers.source("listen-https") == super::Source::Default,
+            https_redirect: https_redirect?,
+            acme,
+            certificates_file,
+            public_address: public_address?,
             domain: domain?,
             project: project?,
             region: region?,
@@ -175,6 +194,7 @@ impl Checker<'_> {
             log_budget: log_budget?,
             disk_reserve: disk_reserve?,
             memory_reserve: memory_reserve?,
+            ingress,
             user: layers.text("user").to_owned(),
             log_format: log_format?,
             log_level: log_level?,
@@ -199,6 +219,34 @@ impl Checker<'_> {
             self.wrong("listen-http", "has the same port as listen-api");
         }
         (api, http)
+    }
+
+    /// `Some(None)`: HTTPS is switched off.
+    fn secure_address(&mut self, others: &[(&Option<Listen>, &str)]) -> Option<Option<Listen>> {
+        let https = self.parse("listen-https", |text| match text {
+            "" => Ok(None),
+            text => listen(text).map(Some),
+        });
+        if let Some(Some(https)) = &https {
+            for (other, name) in others {
+                let port = other.as_ref().map_or(0, |other| other.port);
+                if port == https.port && port != 0 {
+                    self.wrong("listen-https", &format!("has the same port as {name}"));
+                }
+            }
+        }
+        https
+    }
+
+    fn https_redirect(&mut self, listen_https: &Option<Option<Listen>>) -> Option<bool> {
+        let redirect = self.parse("https-redirect", boolean);
+        if redirect == Some(true) && *listen_https == Some(None) {
+            self.wrong(
+                "https-redirect",
+                "there is nowhere to send requests to while listen-https is empty",
+            );
+        }
+        redirect
     }
 
     fn image_rewrites(&mut self) -> Vec<(String, String)> {
@@ -299,7 +347,11 @@ fn listen(text: &str) -> Result<Listen, String> {
     Ok(listen)
 }
 
-fn domain(text: &str) -> Result<String, String> {
+fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "must be true or false".to_owned())
+}
+
+pub(super) fn domain(text: &str) -> Result<String, String> {
     let ok = !text.is_empty()
         && text.len() <= 180
         && text.split('.').all(|label| {
@@ -319,7 +371,7 @@ fn domain(text: &str) -> Result<String, String> {
 }
 
 /// `30s`, `15m` or `1h`. A number alone is refused: whoever wrote it may have meant minutes.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     let why = "must be a time with its unit, such as 30s, 15m or 1h";
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(why.to_owned());
@@ -365,7 +417,7 @@ fn log_level(text: &str) -> Result<String, String> {
     }
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
     text.parse::<MemoryBytes>()
         .map(|m| m.0)
         .map_err(|e| e.to_string())

@@ -216,3 +216,44 @@ fn a_broken_file_names_itself_and_the_place() {
         "{typed}"
     );
 }
+
+#[test]
+fn limits_of_the_data_path_are_read_and_checked() {
+    let config = read(None, &[], &[]).unwrap();
+    // The defaults of the options are those of the ingress.
+    let defaults = IngressSettings {
+        scanner_paths: config.ingress.scanner_paths.clone(),
+        ..IngressSettings::default()
+    };
+    assert_eq!(config.ingress, defaults);
+    assert!(config.ingress.scanner_paths.contains(&"/.env".to_owned()));
+    let file = "body-timeout = \"5s\"\nmax-streams = 7\nmax-header-bytes = \"8Ki\"\nmax-waiting = 9\n\
+                scanner-paths = [\"/a\", \"*.php\"]\nproxy-protocol-http = [\"10.0.0.0/8\", \"::1\"]\n";
+    let ingress = read(Some(file), &[], &[]).unwrap().ingress;
+    assert_eq!(
+        (
+            ingress.body_timeout.as_secs(),
+            ingress.max_streams,
+            ingress.max_header_bytes,
+            ingress.max_waiting
+        ),
+        (5, 7, 8192, 9)
+    );
+    assert_eq!(ingress.scanner_paths, ["/a", "*.php"]);
+    assert_eq!(ingress.proxies_http.len(), 2);
+    let file = "header-timeout = \"0s\"\nmax-streams = 0\nmax-header-bytes = \"1Gi\"\nmax-waiting = \"many\"\n\
+                scanner-paths = [\"env\", \"/*/*\"]\nproxy-protocol-http = [\"10.0.0.0/33\"]\nmax-control-frames = 1\n";
+    let error = read(Some(file), &[], &[]).unwrap_err().to_string();
+    for words in [
+        "header-timeout",
+        "max-streams",
+        "max-header-bytes",
+        "max-waiting",
+        "\"env\"",
+        "\"/*/*\"",
+        "10.0.0.0/33",
+        "max-control-frames",
+    ] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+}

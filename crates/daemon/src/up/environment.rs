@@ -1,14 +1,33 @@
 //! Time and chance for the parts that must not read them themselves.
 
-use std::io::Read;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use utsuwa_model::Timestamp;
 
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Machine;
+/// Begins with the time that the host's clock showed, and goes on evenly from there: who sets that clock, or wakes the host from its
+/// sleep, makes no instance idle or late. The loops and the ingress, which compare each other's times, need the same one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Machine {
+    began: Instant,
+    showed: Timestamp,
+}
 
 impl Machine {
+    pub(super) fn begin() -> Self {
+        Self {
+            began: Instant::now(),
+            showed: Self::time(),
+        }
+    }
+
+    fn even(self) -> Timestamp {
+        self.showed.plus(self.began.elapsed())
+    }
+
+    /// As the host's clock shows it.
     pub(super) fn time() -> Timestamp {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -19,15 +38,20 @@ impl Machine {
 
 impl utsuwa_control::seam::Environment for Machine {
     fn now(&self) -> Timestamp {
+        self.even()
+    }
+
+    fn wall(&self) -> Timestamp {
         Self::time()
     }
 
     fn available_memory(&self) -> Option<u64> {
-        // It is in the third line. One read, since a request waits for its instance meanwhile.
+        // It is in the third line. One call, since a request waits for its instance meanwhile: the kernel writes it anew for each
+        // read from the beginning.
+        static MEMORY: OnceLock<Option<File>> = OnceLock::new();
+        let file = MEMORY.get_or_init(|| File::open("/proc/meminfo").ok());
         let mut head = [0_u8; 256];
-        let length = std::fs::File::open("/proc/meminfo")
-            .and_then(|mut file| file.read(&mut head))
-            .ok()?;
+        let length = file.as_ref()?.read_at(&mut head, 0).ok()?;
         let text = std::str::from_utf8(&head[..length]).ok()?;
         let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
         line.split_whitespace()
@@ -44,6 +68,10 @@ impl utsuwa_control::seam::Environment for Machine {
 
 impl utsuwa_ingress::seam::Clock for Machine {
     fn now(&self) -> Timestamp {
+        self.even()
+    }
+
+    fn wall(&self) -> Timestamp {
         Self::time()
     }
 }

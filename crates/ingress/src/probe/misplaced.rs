@@ -52,7 +52,7 @@ impl Watch {
         instance.failing.advise(STARTUP, &text);
         outside.wake.changed(&instance.revision);
         outside.log.noticed(InstanceNote {
-            at: outside.clock.now(),
+            at: outside.clock.wall(),
             revision: instance.revision.clone(),
             instance: instance.id.clone(),
             weight: Weight::Warning,

@@ -119,8 +119,8 @@ pub(super) struct Records(
 );
 
 impl RequestLog for Records {
-    fn record(&self, record: RequestRecord) {
-        self.0.lock().push(record);
+    fn record(&self, record: Box<RequestRecord>) {
+        self.0.lock().push(*record);
     }
     fn noticed(&self, note: InstanceNote) {
         self.1.lock().push(note);
@@ -166,6 +166,8 @@ pub(super) fn route() -> RevisionRoute {
         port: 8080,
         protocol: Protocol::Http1,
         session_affinity: false,
+        refuse_scanners: false,
+        waiting_page: false,
         usual_start: None,
         startup: StartupProbe::tcp(8080),
         liveness: None,

@@ -18,6 +18,14 @@ pub struct Group {
     pub sidecars: Vec<Sidecar>,
 }
 
+impl Group {
+    /// What its containers may have in memory besides the one that takes requests.
+    #[must_use]
+    pub fn memory_of_others(&self) -> MemoryBytes {
+        self.sidecars.iter().map(|one| one.limits.memory).sum()
+    }
+}
+
 /// A container that takes no requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sidecar {
@@ -81,12 +89,5 @@ impl InstanceSpec {
     /// The root file systems of all its containers.
     pub fn rootfs_of_all(&self) -> impl Iterator<Item = &RootfsSpec> {
         std::iter::once(&self.rootfs).chain(self.sidecars().iter().map(|one| &one.rootfs))
-    }
-
-    /// What all its containers may have in memory.
-    #[must_use]
-    pub fn memory_of_all(&self) -> MemoryBytes {
-        let others = self.sidecars().iter().map(|one| one.limits.memory.0);
-        MemoryBytes(others.fold(self.limits.memory.0, u64::saturating_add))
     }
 }

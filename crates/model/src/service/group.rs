@@ -55,7 +55,6 @@ impl RevisionTemplate {
     /// What an instance may have in memory.
     #[must_use]
     pub fn memory_of_all(&self) -> MemoryBytes {
-        let all = self.containers.iter().map(|one| one.memory().0);
-        MemoryBytes(all.fold(0, u64::saturating_add))
+        self.containers.iter().map(super::Container::memory).sum()
     }
 }

@@ -18,7 +18,7 @@ use super::instances::{Instance, Phase};
 use super::listeners;
 use super::memory::LOOKS as MEMORY_LOOKED;
 use super::record::{InstanceRecord, ProcessRecord};
-use super::sandboxes::{Sandbox, SandboxRole, held_name, open_fifo};
+use super::sandboxes::{Sandbox, SandboxRole, held_name, open_fifo, unfinished};
 use super::spawners::to_pid;
 use crate::network::NetInfo;
 use crate::sandbox::process::POOLED_NAME;
@@ -49,6 +49,7 @@ impl Keeper {
                 self.listeners.insert(key, socket);
             }
         }
+        let unfinished = unfinished(&held);
         for record in self.records.instances()? {
             if let Some(report) = record.exit.clone() {
                 self.exits.insert(record.spec.id.clone(), report);
@@ -56,6 +57,12 @@ impl Keeper {
             }
             let id = record.spec.id.clone();
             let number = record.sandbox;
+            if record.spec.group.is_none() && self.never_began(&record, &unfinished) {
+                // Nobody was told that it had: whoever asks again gets another sandbox, and what is left of this one goes.
+                tracing::info!(%id, number, "its keeper ended before it had started");
+                self.records.remove_instance(&id);
+                continue;
+            }
             if let Err(error) = self.adopt_instance(record, &mut held) {
                 tracing::error!(%id, number, %error, "adopt an instance");
             }
@@ -84,12 +91,6 @@ impl Keeper {
             .chain(others)
             .cloned()
             .collect();
-        if record.spec.group.is_none() && self.same_process(&record.process) && never_began(&record)
-        {
-            // Its program never began, and nobody was told that it did.
-            self.records.remove_instance(&id);
-            return Ok(());
-        }
         let whole = record.is_whole();
         let numbers = record.sandboxes();
         let mut found = Vec::new();
@@ -133,6 +134,7 @@ impl Keeper {
                         control: None,
                         internal: one.internal,
                         memory: self.watch_memory(*number),
+                        limited: None,
                         fifos: None,
                         role,
                     };
@@ -228,6 +230,20 @@ impl Keeper {
         }
     }
 
+    /// Whether the program of an instance never ran, as far as that can still be seen.
+    fn never_began(&self, record: &InstanceRecord, unfinished: &BTreeSet<u32>) -> bool {
+        let unfinished = unfinished.contains(&record.sandbox);
+        // A zombie executes nothing.
+        let lives =
+            self.same_process(&record.process) && exit::executable(record.process.pid).is_some();
+        match lives {
+            // Its sandbox ended with the starter that it was to answer, or before.
+            false => unfinished,
+            // One that was to be parked is asked for anew: no successor hears it say that it is.
+            true => in_the_pool(record) || unfinished && record.spec.parks(),
+        }
+    }
+
     /// Whether the process still runs (or is a zombie) that the record means.
     fn same_process(&self, process: &ProcessRecord) -> bool {
         process.boot == self.boot && exit::start_time(process.pid) == Some(process.start_time)
@@ -266,6 +282,7 @@ impl Keeper {
             control: None,
             internal: Vec::new(),
             memory: None,
+            limited: None,
             fifos: None,
             role,
         };
@@ -304,7 +321,7 @@ impl Keeper {
 }
 
 /// Whether its process still is what it was in the pool.
-fn never_began(record: &InstanceRecord) -> bool {
+fn in_the_pool(record: &InstanceRecord) -> bool {
     let process = &record.process;
     match record.spec.kernel {
         Kernel::Host => exit::executable(process.pid) == Some(process.executable),
@@ -338,6 +355,7 @@ fn adopted(mut record: InstanceRecord, captures: Vec<[super::capture::Capture; 2
         stop: None,
         group: Group::default(),
         record,
+        dial: Vec::new(),
         reclaimed: false,
         killed: false,
     }

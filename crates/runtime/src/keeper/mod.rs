@@ -46,7 +46,7 @@ pub(crate) use config::runtime_base;
 pub use config::{BUILD, KeeperConfig, PoolLimits, data_id, runtime_dir, socket_path};
 pub(crate) use listeners::bind_here;
 pub use process::{become_keeper, main};
-pub(crate) use sandboxes::held_sandbox;
+pub(crate) use sandboxes::{held_sandbox, unfinished_name};
 pub use up::{UpError, down, end_server, ensure_keeper, held_listeners};
 pub(crate) use visitor::connect_socket;
 pub use visitor::{VisitError, Visitor};

@@ -18,11 +18,13 @@ mod ids;
 pub mod lacks;
 mod place;
 mod process;
+mod residents;
 mod world;
 
 pub use holder::main as holder_main;
 pub use ids::is_rootless;
 pub(crate) use ids::{Ids, SERVER_ID, may_set_groups, user_outside};
 pub use place::runtime_base;
+pub(crate) use place::runtime_dir;
 pub(crate) use world::network_of_holder;
 pub use world::{Place, RootlessError, World, host_addresses};

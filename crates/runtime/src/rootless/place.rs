@@ -10,16 +10,51 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 
+use super::process::Known;
+
+/// Notes the process that holds the namespaces.
+pub(super) const HOLDER: &str = "holder.pid";
+
 /// `/run/user/UID/utsuwa` where the session manager made that directory, else one of the user's in `/tmp`. Not taken from the
 /// environment: whoever looks for the server later may have another.
 #[must_use]
 pub fn runtime_base(uid: u32) -> PathBuf {
-    let session = PathBuf::from(format!("/run/user/{uid}"));
-    if session.is_dir() {
-        session.join("utsuwa")
+    let [session, own] = bases(uid);
+    if session.parent().is_some_and(Path::is_dir) {
+        session
     } else {
-        PathBuf::from(format!("/tmp/utsuwa-{uid}"))
+        own
     }
+}
+
+/// Where a user's servers may be, whatever session there was when they were started.
+pub(super) fn bases(uid: u32) -> [PathBuf; 2] {
+    [
+        PathBuf::from(format!("/run/user/{uid}/utsuwa")),
+        PathBuf::from(format!("/tmp/utsuwa-{uid}")),
+    ]
+}
+
+/// Of the server `id`: where it is already, though a session may have begun or ended since it was started; else where it is made.
+pub(crate) fn runtime_dir(uid: u32, id: &str) -> PathBuf {
+    choose(bases(uid).map(|base| base.join(id)), uid).unwrap_or_else(|| runtime_base(uid).join(id))
+}
+
+/// Where somebody lives, or else did. `/tmp` is everybody's: what lies there and isn't the user's says nothing.
+fn choose(places: [PathBuf; 2], uid: u32) -> Option<PathBuf> {
+    // In their own namespace they are root.
+    let own = |run: &&PathBuf| {
+        let base = run.parent().map(fs::symlink_metadata);
+        base.is_some_and(|found| {
+            found.is_ok_and(|found| found.is_dir() && [0, uid].contains(&found.uid()))
+        })
+    };
+    let lives = |run: &PathBuf| Known::noted(&run.join(HOLDER)).is_some();
+    let has_keeper = |run: &PathBuf| run.join("keeper.json").exists();
+    let places: Vec<&PathBuf> = places.iter().filter(own).collect();
+    let found = places.iter().find(|run| lives(run));
+    let found = found.or_else(|| places.iter().find(|run| has_keeper(run)));
+    found.map(|run| (*run).clone())
 }
 
 /// Makes the directory of the server `id` below `base`; it must be the user's own, for `/tmp` is everybody's.
@@ -128,6 +163,29 @@ mod tests {
             None,
             "it is the server's own matter"
         );
+    }
+
+    #[test]
+    fn a_server_stays_where_it_was_made() {
+        let top = tempfile::tempdir().unwrap();
+        let places = ["session", "own"].map(|name| top.path().join(name));
+        let uid = rustix::process::geteuid().as_raw();
+        let choose = |places: &[PathBuf; 2]| choose(places.clone(), uid);
+        assert_eq!(choose(&places), None);
+        for place in &places {
+            fs::create_dir(place).unwrap();
+        }
+        fs::write(places[1].join("keeper.json"), "{}").unwrap();
+        assert_eq!(choose(&places).as_ref(), Some(&places[1]));
+        // A session has begun, and another server there, perhaps of a boot before.
+        fs::write(places[0].join("keeper.json"), "{}").unwrap();
+        assert_eq!(choose(&places).as_ref(), Some(&places[0]));
+        let own = Known::of(std::process::id(), "holder").unwrap();
+        own.note(&places[1].join(HOLDER)).unwrap();
+        assert_eq!(choose(&places).as_ref(), Some(&places[1]));
+        if uid != 0 {
+            assert_eq!(super::choose(places, uid + 1), None, "somebody else's");
+        }
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,7 +18,7 @@ use rustix::thread::{Gid, Uid};
 use super::holder::{ALONE, Holding, MADE, MAPPED, READY};
 use super::ids::Subordinate;
 use super::process::Known;
-use super::{egress, ids, place};
+use super::{egress, ids, place, residents};
 use crate::keeper::Visitor;
 use crate::network;
 use crate::sandbox::cgroup;
@@ -45,8 +44,7 @@ pub struct Place {
     /// Absolute, without links.
     data: PathBuf,
     id: String,
-    /// Of all servers of the user.
-    base: PathBuf,
+    /// In the directory of all servers of the user.
     run: PathBuf,
 }
 
@@ -70,18 +68,30 @@ impl Place {
         let data = data
             .canonicalize()
             .map_err(io_error(format!("find {}", data.display())))?;
-        let base = place::runtime_base(rustix::process::getuid().as_raw());
-        let run = base.join(id);
+        let uid = rustix::process::getuid().as_raw();
+        let mut run = place::runtime_dir(uid, id);
+        if Known::noted(&run.join(place::HOLDER)).is_none() {
+            // The end of a session takes its directory from everybody but who lives in the namespaces.
+            let hidden = place::bases(uid).map(|base| base.join(id));
+            run = hidden
+                .into_iter()
+                .find(|place| residents::keeper(place, uid).is_some())
+                .unwrap_or(run);
+        }
         Ok(Self {
             data,
             id: id.to_owned(),
-            base,
             run,
         })
     }
 
+    /// Of all servers of the user.
+    fn base(&self) -> &Path {
+        self.run.parent().unwrap_or(&self.run)
+    }
+
     fn note_file(&self) -> PathBuf {
-        self.run.join("holder.pid")
+        self.run.join(place::HOLDER)
     }
 
     /// A process in the namespaces: the holder, or the keeper if that was killed.
@@ -89,25 +99,7 @@ impl Place {
         if let Some(holder) = Known::noted(&self.note_file()) {
             return Some(holder.pid);
         }
-        self.keeper()
-    }
-
-    /// By its command line: its socket is the server's, so that the user can't ask it from outside. A process that only looks
-    /// like it is in no namespace that the user may enter.
-    fn keeper(&self) -> Option<u32> {
-        let config = self.run.join("keeper.json");
-        let is_keeper = |pid: u32| {
-            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let mut words = words.split(|b| *b == 0).skip(1);
-            words.next() == Some(b"internal")
-                && words.next() == Some(b"keeper")
-                && words.any(|word| word == config.as_os_str().as_bytes())
-        };
-        std::fs::read_dir("/proc")
-            .ok()?
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .find(|pid| is_keeper(*pid))
+        residents::keeper(&self.run, rustix::process::getuid().as_raw())
     }
 
     /// Whether anything of this server runs.
@@ -122,9 +114,12 @@ impl Place {
     /// # Errors
     /// [`RootlessError`].
     pub fn enter(self) -> Result<World, RootlessError> {
-        place::make(&self.base, &self.id, rustix::process::getuid().as_raw()).map_err(io_error(
-            format!("make the directory {}", self.run.display()),
-        ))?;
+        if let Some(pid) = self.resident().filter(|_| !self.run.is_dir()) {
+            return self.enter_hidden(pid);
+        }
+        place::make(self.base(), &self.id, rustix::process::getuid().as_raw()).map_err(
+            io_error(format!("make the directory {}", self.run.display())),
+        )?;
         // Two `up` at the same moment make one.
         let lock = self.lock()?;
         let (resident, made) = match self.resident() {
@@ -146,6 +141,24 @@ impl Place {
         Ok(World {
             place: self,
             made,
+            egress,
+            residents,
+        })
+    }
+
+    /// After the end of a session: what is noted can be read only from inside.
+    fn enter_hidden(self, resident: u32) -> Result<World, RootlessError> {
+        enter(resident)?;
+        let egress = match egress::noted(&self.run) {
+            Some(running) => Ok(Some(running.what)),
+            None => {
+                Err("its program ended with a session: `utsuwa down`, then `utsuwa up`".to_owned())
+            }
+        };
+        let residents = self.residents();
+        Ok(World {
+            place: self,
+            made: false,
             egress,
             residents,
         })
@@ -173,7 +186,7 @@ impl Place {
     fn make(&self) -> Result<u32, RootlessError> {
         let step = || io_error("start the process that holds the namespaces");
         let holding = Holding {
-            ways: vec![self.data.clone(), self.base.clone()],
+            ways: vec![self.data.clone(), self.base().to_owned()],
             addresses: host_addresses()?,
         };
         let argument = serde_json::to_string(&holding).map_err(|e| step()(e.into()))?;
@@ -306,7 +319,7 @@ fn enter(pid: u32) -> Result<(), RootlessError> {
 
 /// The holder's network, for a keeper that starts: it lives there.
 pub(crate) fn network_of_holder(run: &Path) -> Option<PathBuf> {
-    let holder = Known::noted(&run.join("holder.pid"))?;
+    let holder = Known::noted(&run.join(place::HOLDER))?;
     Some(PathBuf::from(format!("/proc/{}/ns/net", holder.pid)))
 }
 

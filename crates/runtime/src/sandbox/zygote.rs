@@ -166,7 +166,7 @@ pub(super) fn pack(
     environment: &mut Vec<CString>,
     path: &str,
 ) -> Result<Option<Luggage>, SpawnError> {
-    if let Err(why) = program::check(arguments, path) {
+    if let Err(why) = program::check(arguments, path, environment) {
         if matches!(zygote, Zygote::Park { .. }) {
             return Err(refused(why));
         }

@@ -12,6 +12,7 @@ use crate::sandbox::zygote::Ear;
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) request: u64,
+    pub(super) sandbox: u32,
     pub(super) control: Channel,
     pub(super) began: Instant,
     pub(super) memory_limit: u64,

@@ -6,10 +6,13 @@ use std::time::Duration;
 use tokio::time::timeout;
 use utsuwa_model::instance::{Exit, Group, InstanceSpec, MemoryVolume, MountPoint, Sidecar, Tier};
 use utsuwa_model::quantity::MemoryBytes;
+use utsuwa_runtime::sandbox::reclaim::swap;
 use utsuwa_runtime::{Driver, DriverError, InstanceEvent};
 
 use crate::busybox::possible;
-use crate::keeper_world::{PATIENCE, Server, World, kill, until};
+use crate::keeper_tiers::zram::Zram;
+use crate::keeper_world::{PATIENCE, Server, World, at_rest, kill, until};
+use crate::skip::skip;
 
 /// An instance whose containers are called `app`, `one`, `two`, …; the first takes requests.
 fn group(world: &mut World, scripts: &[&str]) -> InstanceSpec {
@@ -41,6 +44,12 @@ fn sidecar(spec: &mut InstanceSpec, index: usize) -> &mut Sidecar {
 
 /// Host process id of the program that was started with this argument.
 fn pid_of(marker: &str) -> u32 {
+    // Its children are called like it until they execute something.
+    pids_of(marker, 1)[0]
+}
+
+/// The first `count` of the programs that were started with this argument.
+fn pids_of(marker: &str, count: usize) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -49,8 +58,10 @@ fn pid_of(marker: &str) -> u32 {
             found.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
         }
     }
-    // Its children are called like it until they execute something.
-    found.into_iter().min().unwrap()
+    found.sort_unstable();
+    found.truncate(count);
+    assert_eq!(found.len(), count, "{marker}");
+    found
 }
 
 fn namespace(pid: u32, kind: &str) -> String {
@@ -211,6 +222,95 @@ async fn the_end_of_one_is_the_end_of_all_and_names_it() {
     world.down();
 }
 
+/// A sidecar runs out of memory, and the app that needs it is gone before anybody looked: it is the sidecar's end all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_ran_out_of_memory_is_named_also_when_another_is_seen_to_end_first() {
+    if !possible("who_ran_out_of_memory_is_named_also_when_another_is_seen_to_end_first") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    let app = "echo ready; : marker-needs; sleep 600; true";
+    let one =
+        "echo ready; : marker-hungry; until [ -e /go ]; do sleep 0.01; done; exec tail /dev/zero";
+    let mut spec = group(&mut world, &[app, one]);
+    let limit = MemoryBytes(24 << 20);
+    sidecar(&mut spec, 0).limits.memory = limit;
+    server.driver.start(spec.clone()).await.unwrap();
+    ready(&world, &spec).await;
+    let (needs, hungry) = (pid_of("marker-needs"), pid_of("marker-hungry"));
+    let keeper = i32::try_from(world.status().unwrap().pid).unwrap();
+    let keeper = rustix::process::Pid::from_raw(keeper).unwrap();
+    rustix::process::kill_process(keeper, rustix::process::Signal::STOP).unwrap();
+    kill(needs);
+    fs::write(format!("/proc/{hungry}/root/go"), "").unwrap();
+    until("the kernel to kill it", async || has_ended(hungry)).await;
+    rustix::process::kill_process(keeper, rustix::process::Signal::CONT).unwrap();
+    let (container, exit, _) = next_exit(&mut server).await;
+    assert_eq!(
+        (container.as_str(), &exit),
+        ("one", &Exit::OutOfMemory { limit })
+    );
+    // As its owner reads it.
+    let line = exit.log_line(&container);
+    assert!(
+        line.contains("24 MiB") && line.contains("\"one\""),
+        "{line}"
+    );
+    server.no_more_exits().await;
+    world.down();
+}
+
+/// Gone, or a zombie that nobody has reaped.
+fn has_ended(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| {
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('Z'))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_of_them_give_memory_back_and_get_it_again() {
+    const NAME: &str = "all_of_them_give_memory_back_and_get_it_again";
+    if !possible(NAME) {
+        return;
+    }
+    let made = Zram::new();
+    if swap().is_err() {
+        return skip(NAME, "giving memory back needs zram or encrypted swap");
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    // In a variable of the shell, which has no children any more: pages that two share stay.
+    let full = "x=$(head -c 16000000 /dev/zero | tr '\\0' x); trap 'echo ${#x}; exit 3' TERM; echo ready; : marker-full; \
+                while :; do :; done";
+    let spec = group(&mut world, &[full, full]);
+    let id = spec.id.clone();
+    server.driver.start(spec.clone()).await.unwrap();
+    ready(&world, &spec).await;
+    server.driver.freeze(&id).await.unwrap();
+    for container in pids_of("marker-full", 2) {
+        until("all come to rest", async || at_rest(container)).await;
+    }
+    let given = server.driver.reclaim(&id).await.unwrap();
+    assert!(given.before_bytes > 32_000_000, "of both: {given:?}");
+    assert!(given.after_bytes < given.before_bytes / 2, "{given:?}");
+    assert_eq!(server.driver.list().await.unwrap()[0].tier, Tier::Reclaimed);
+    server.driver.thaw(&id).await.unwrap();
+    server.driver.stop(id, PATIENCE).await.unwrap();
+    let (container, exit, _) = next_exit(&mut server).await;
+    assert_eq!((container.as_str(), exit), ("app", Exit::Code(3)));
+    for container in ["app", "one"] {
+        let log = log_of(&world, &spec, container);
+        assert!(
+            log.contains("16000000"),
+            "{container}: all of it came back: {log}"
+        );
+    }
+    world.down();
+    drop(made);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_asks_each_container_and_waits_for_all() {
     if !possible("a_stop_asks_each_container_and_waits_for_all") {
@@ -321,13 +421,9 @@ async fn all_of_them_are_frozen_and_live_on_without_their_keeper() {
     server.driver.start(spec.clone()).await.unwrap();
     ready(&world, &spec).await;
     server.driver.freeze(&spec.id).await.unwrap();
-    until("all come to rest", async || {
-        let used = async || server.driver.usage(&spec.id).await.unwrap().cpu_us;
-        let before = used().await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        used().await == before
-    })
-    .await;
+    for container in pids_of("marker-busy", 2) {
+        until("all come to rest", async || at_rest(container)).await;
+    }
     kill(world.status().unwrap().pid);
     until("another keeper", async || world.status().is_some()).await;
     let tier = async || {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use utsuwa_model::instance::Exit;
-use utsuwa_runtime::Driver;
+use utsuwa_runtime::{Driver, DriverError, InstanceEvent};
 
 use super::busybox::possible;
 use super::keeper_world::{self, Server, World, until};
@@ -100,6 +100,48 @@ async fn a_keeper_killed_while_instances_start() {
     world.down();
 }
 
+/// The keeper dies while the starter is about to start an instance whose sandbox dies, too: nothing ran, so that the start, which
+/// is asked for again, is a start and not an instance that has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_that_died_with_the_keeper_before_its_program_ran() {
+    if !possible("a_sandbox_that_died_with_the_keeper_before_its_program_ran") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    full_pool(&server).await;
+    let status = server.driver.status().await.unwrap();
+    let (keeper, starter) = (status.pid, pid(status.spawner_pids[0]));
+    kill_process(starter, Signal::STOP).unwrap();
+    let spec = world.spec(LIVES);
+    let record = world.config.runtime_dir().join("instances");
+    let record = record.join(format!("{}.json", spec.id));
+    let killed = async {
+        until("the start to be under way", async || {
+            server.driver.status().await.unwrap().instances == 1
+        })
+        .await;
+        let text = std::fs::read(&record).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        keeper_world::kill(keeper);
+        let sandbox = record["process"]["pid"].as_u64().unwrap();
+        keeper_world::kill(u32::try_from(sandbox).unwrap());
+        kill_process(starter, Signal::CONT).unwrap();
+    };
+    let (answer, ()) = tokio::join!(server.driver.start(spec.clone()), killed);
+    // A slow machine's keeper may come too late for the first one's patience.
+    let answer = match answer {
+        Err(DriverError::Unavailable(_)) => server.driver.start(spec.clone()).await,
+        other => other,
+    };
+    answer.expect("it has not run yet");
+    let listed = server.driver.list().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].id, spec.id);
+    server.no_more_exits().await;
+    world.down();
+}
+
 /// The keeper dies while an instance has its time to end: it ends all the same, and its end is told once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_keeper_killed_while_an_instance_stops() {
@@ -148,4 +190,85 @@ async fn a_keeper_killed_while_an_instance_stops() {
     server.no_more_exits().await;
     assert!(server.driver.list().await.unwrap().is_empty());
     world.down();
+}
+
+/// The housekeeper dies while it is to remove what an instance leaves: the stop is answered all the same, and nothing is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_housekeeper_killed_while_an_instance_stops() {
+    if !possible("a_housekeeper_killed_while_an_instance_stops") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    full_pool(&server).await;
+    let spec = world.spec(LIVES);
+    server.driver.start(spec.clone()).await.unwrap();
+    full_pool(&server).await;
+    let housekeeper = server.driver.status().await.unwrap().spawner_pids[1];
+    kill_process(pid(housekeeper), Signal::STOP).unwrap();
+    let stop = server.driver.stop(spec.id.clone(), Duration::ZERO);
+    let killed = async {
+        let (ended, exit, _) = server_exit(&mut server.events).await;
+        assert_eq!((ended, exit), (spec.id.clone(), Exit::Signal(9)));
+        kill_process(pid(housekeeper), Signal::KILL).unwrap();
+    };
+    let (answer, ()) = tokio::join!(stop, killed);
+    answer.expect("the next one removes it");
+    server.driver.acknowledge(&spec.id).await.unwrap();
+    let next = world.spec(LIVES);
+    server.driver.start(next).await.unwrap();
+    server.no_more_exits().await;
+    let report = world.down();
+    assert_eq!(report.instances_stopped, 1);
+}
+
+/// Both spawners die while an instance runs: it goes on, is listed, can be reached and stopped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spawners_killed_while_an_instance_runs() {
+    if !possible("spawners_killed_while_an_instance_runs") {
+        return;
+    }
+    let mut world = World::new();
+    let mut server = world.server().await;
+    let spec = world.spec_of(&["httpd", "-f", "-p", "8080", "-h", "/www"]);
+    server.driver.start(spec.clone()).await.unwrap();
+    assert!(server.get(&spec.id).await.contains("hello from inside"));
+    let before = server.driver.status().await.unwrap();
+    for spawner in &before.spawner_pids {
+        keeper_world::kill(*spawner);
+    }
+    until("others in their place", async || {
+        let now = server.driver.status().await.unwrap().spawner_pids;
+        now.len() == 2 && now.iter().all(|one| !before.spawner_pids.contains(one))
+    })
+    .await;
+    assert_eq!(server.driver.status().await.unwrap().pid, before.pid);
+    assert!(server.get(&spec.id).await.contains("hello from inside"));
+    let next = world.spec(LIVES);
+    server.driver.start(next.clone()).await.unwrap();
+    server
+        .driver
+        .stop(spec.id.clone(), Duration::ZERO)
+        .await
+        .unwrap();
+    assert_eq!(server.exit().await.0, spec.id);
+    let listed = server.driver.list().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].id, next.id);
+    world.down();
+}
+
+async fn server_exit(
+    events: &mut tokio::sync::broadcast::Receiver<InstanceEvent>,
+) -> (utsuwa_model::InstanceId, Exit, Vec<String>) {
+    let InstanceEvent::Exited {
+        id,
+        exit,
+        last_lines,
+        ..
+    } = tokio::time::timeout(keeper_world::PATIENCE, events.recv())
+        .await
+        .expect("an exit in time")
+        .unwrap();
+    (id, exit, last_lines)
 }

@@ -163,7 +163,7 @@ async fn ends_that_nobody_watched_are_told_once() {
     let server = world.server().await;
     // One ends by itself once the server is gone, one while the keeper is dead, one runs out of memory.
     let late = world.spec("read line < /tmp/never || sleep 0.3; echo last words; exit 5");
-    let hungry = world.spec("sleep 0.3; x=$(yes | head -c 200000000); echo survived");
+    let hungry = world.spec("sleep 0.3; exec tail /dev/zero");
     let killed = world.spec("while :; do sleep 1; done");
     for spec in [&late, &hungry, &killed] {
         server.driver.start(spec.clone()).await.unwrap();

@@ -1,6 +1,6 @@
 //! Instances without CPU: what is frozen stands still, and can be called, stopped, killed and adopted all the same.
 
-mod zram;
+pub(crate) mod zram;
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use utsuwa_runtime::{Driver, DriverError, Reclaimed};
 
 use self::zram::Zram;
 use crate::busybox::possible;
-use crate::keeper_world::{Server, World, kill, until};
+use crate::keeper_world::{Server, World, at_rest, kill, until};
 use crate::skip::skip;
 
 /// Counts as fast as it can, and says goodbye.
@@ -36,27 +36,6 @@ async fn runs(server: &Server, id: &InstanceId) {
         cpu_us(server, id).await > before + 1_000
     })
     .await;
-}
-
-/// Whether the kernel says that everything in the cgroup of `pid` has come to rest.
-fn at_rest(pid: u32) -> bool {
-    let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    memberships.lines().any(|line| {
-        let (controllers, path) = line.split_once(':').unwrap().1.split_once(':').unwrap();
-        let path = path.trim_start_matches('/');
-        let (file, says) = match controllers {
-            "" => (
-                Path::new("/sys/fs/cgroup").join(path).join("cgroup.events"),
-                "frozen 1",
-            ),
-            "freezer" => {
-                let hierarchy = Path::new("/sys/fs/cgroup/freezer");
-                (hierarchy.join(path).join("freezer.state"), "FROZEN")
-            }
-            _ => return false,
-        };
-        fs::read_to_string(file).is_ok_and(|text| text.contains(says))
-    })
 }
 
 /// Waits until it rests, and sees that it gets no CPU from then on.

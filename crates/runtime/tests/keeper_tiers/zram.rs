@@ -8,11 +8,11 @@ const CONTROLS: &str = "/sys/block/zram0";
 
 /// Goes with this value, and so does the swap.
 #[derive(Debug)]
-pub(super) struct Zram;
+pub(crate) struct Zram;
 
 impl Zram {
     /// `None`: there is no such device here, or somebody uses it.
-    pub(super) fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         if fs::read_to_string(format!("{CONTROLS}/disksize"))
             .ok()?
             .trim()

@@ -138,6 +138,7 @@ fn layers_are_copied_where_ids_cannot_be_mapped() {
         spec: Box::new(spec.clone()),
         net: sandbox.net.clone(),
         member: None,
+        limited: false,
     };
     let given = [sandbox.control.as_fd(), writer.as_fd(), writer.as_fd()];
     let (result, returned) = world.starter.ask(op.clone(), &given);

@@ -154,7 +154,11 @@ impl Sandbox {
             .unwrap();
         assert_eq!(line, "ready\n");
         let netns = std::fs::File::open(format!("/proc/{}/ns/net", process.id()))
-            .unwrap()
+            .unwrap_or_else(|error| {
+                // One that lives is ended by signal 9 now.
+                drop(process.kill());
+                panic!("{error}; it ended: {:?}", process.wait())
+            })
             .into();
         Self { process, netns }
     }

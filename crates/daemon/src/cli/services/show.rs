@@ -107,8 +107,10 @@ fn service_lines(service: &Value) -> Vec<String> {
     let mut lines = vec![
         format!("Service {name} in {}", region(service)),
         labelled("URL:", &text_at(service, "uri")),
-        labelled("State:", &ready_word(service)),
     ];
+    let others = service["urls"].as_array().into_iter().flatten().skip(1);
+    lines.extend(others.map(|url| labelled("", url.as_str().unwrap_or_default())));
+    lines.push(labelled("State:", &ready_word(service)));
     let mut below = |text: &str| lines.push(labelled("", text));
     for text in text_at(service, "terminalCondition.message")
         .lines()

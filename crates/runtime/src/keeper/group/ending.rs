@@ -69,11 +69,16 @@ impl Keeper {
             return false;
         }
         let exit = self.exit_of(id, container, ending);
+        let hungry = self.first_out_of_memory(id);
         if let Some(instance) = self.instances.get_mut(id) {
             let (stopping, group) = (instance.stop.is_some(), &mut instance.group);
             group.gone.insert(container);
             match &group.cause {
-                None => group.cause = Some((container, exit)),
+                // What ends because another one did is seldom told of after it.
+                None => {
+                    let hungry = hungry.filter(|_| !stopping);
+                    group.cause = Some(hungry.unwrap_or((container, exit)));
+                }
                 Some(_) if stopping && container == 0 => group.cause = Some((container, exit)),
                 Some(_) => {}
             }
@@ -84,6 +89,18 @@ impl Keeper {
         }
         self.ended_together(id);
         true
+    }
+
+    /// The first container that the kernel killed a part of for memory, and how it ends therefore.
+    fn first_out_of_memory(&self, id: &InstanceId) -> Option<(usize, Exit)> {
+        let record = &self.instances.get(id)?.record;
+        let numbers = record.sandboxes();
+        let (container, _) = numbers
+            .iter()
+            .enumerate()
+            .find(|(_, number)| self.oom_kills(**number) > 0)?;
+        let limit = record.spec.only(container)?.limits.memory;
+        Some((container, Exit::OutOfMemory { limit }))
     }
 
     /// As [`Keeper::container_ended`], of a process that was reaped by nobody knows whom.

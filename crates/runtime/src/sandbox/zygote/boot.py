@@ -1,7 +1,7 @@
 # Runs inside an instance, as its user, before the program: Python imports it as `sitecustomize` when it has made its path.
 # Before this text stand: PARK (or else it learns), SAY and ARCHIVE (descriptors), MODULES (text, one a line).
-# Parking: imports what an instance before imported, checks that nothing came of it that can't wait, says so, and waits for a
-# signal. Learning: notes what is imported. Either way the program finds nothing of this.
+# Parking: imports what an instance before imported, checks that nothing came of it, or of what Python runs by itself, that can't
+# wait, says so, and waits for a signal. Learning: notes what is imported. Either way the program finds nothing of this.
 import os
 import sys
 
@@ -36,6 +36,15 @@ def import_real_one():
     return True
 
 
+def spec_of(name):
+    for finder in list(sys.meta_path):
+        find = getattr(finder, "find_spec", None)
+        spec = find(name, None) if find else None
+        if spec is not None:
+            return spec
+    return None
+
+
 class Learner:
     """Looks at what is imported and finds nothing. In the programs that this one forks too."""
 
@@ -68,7 +77,8 @@ class Origin:
     """Which modules are the image's and not the app's: those of the library and of installed packages."""
 
     def __init__(self):
-        self.library = os.path.dirname(os.__file__) + os.sep
+        # The app may have a module of that name, too.
+        self.library = (getattr(sys, "_stdlib_dir", None) or os.path.dirname(os.__file__)) + os.sep
         argv = getattr(sys, "orig_argv", None) or sys.argv
         script = next((word for word in argv[1:] if os.sep in word), "")
         self.own = {os.getcwd(), os.path.dirname(os.path.abspath(script)) if script else os.getcwd()}
@@ -86,16 +96,26 @@ class Origin:
             # It may stand before the library's in the program's path.
             if os.path.exists(path + ".py") or os.path.isfile(os.path.join(path, "__init__.py")):
                 return False
-        for finder in list(sys.meta_path):
-            find = getattr(finder, "find_spec", None)
-            spec = find(top, None) if find else None
-            if spec is None:
-                continue
-            if spec.origin in ("built-in", "frozen"):
-                return True
-            places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
-            return bool(places) and all(self.is_installed(place) for place in places)
-        return False
+        return self.is_spec_of_installed(spec_of(top))
+
+    def is_spec_of_installed(self, spec):
+        if spec is None:
+            return False
+        if spec.origin in ("built-in", "frozen"):
+            return True
+        places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
+        return bool(places) and all(self.is_installed(place) for place in places)
+
+    def runs_by_itself(self):
+        """What of the app's own Python runs before any program, in words; None if there is nothing."""
+        for name, module in list(sys.modules.items()):
+            place = getattr(module, "__file__", None)
+            if name != "sitecustomize" and place and not self.is_installed(place):
+                return "Python imports %s by itself, which is not of an installed package" % place
+        spec = spec_of("sitecustomize")
+        if spec is not None and not self.is_spec_of_installed(spec):
+            return "Python runs %s by itself, which is not of an installed package" % spec.origin
+        return None
 
     def is_installed(self, place):
         parts = place.split(os.sep)
@@ -133,8 +153,7 @@ def leftover(before):
     return None
 
 
-def import_all():
-    origin, before, seen = Origin(), descriptors(), 0
+def import_all(origin, before):
     for name in MODULES.split():
         if name in sys.modules or not origin.installed(name):
             continue
@@ -147,7 +166,6 @@ def import_all():
             refuse("importing %s raised %s" % (name, type(error).__name__))
         if threads() > 1:
             refuse("importing %s %s" % (name, leftover(before)))
-        seen += 1
     found = leftover(before)
     if found:
         refuse("the modules it imports %s" % found)
@@ -169,13 +187,17 @@ def reseed():
         logging._startTime = now
 
 
-def park():
+def park(origin, before):
     import signal
+
+    found = leftover(before)
+    if found:
+        refuse("sitecustomize or a .pth file of the image %s" % found)
 
     go_on = {signal.SIGUSR1}
     # Before it is said: the signal may come at once, and the first process of a namespace gets none that it doesn't await.
     signal.pthread_sigmask(signal.SIG_BLOCK, go_on)
-    import_all()
+    import_all(origin, before)
     os.write(SAY, b"P")
     os.close(SAY)
     while signal.sigwait(go_on) != signal.SIGUSR1:
@@ -185,10 +207,24 @@ def park():
 
 
 def main():
+    # What it was born with: whatever else is open was opened by the image.
+    born = [str(number) for number in (0, 1, 2, SAY)]
+    before = {name: what for name, what in descriptors().items() if name in born}
     remove_traces()
+    origin = Origin()
+    why = origin.runs_by_itself()
+    if why and PARK:
+        refuse(why)
     real = import_real_one()
+    why = why or origin.runs_by_itself()
+    if why and PARK:
+        refuse(why)
     if PARK:
-        park()
+        park(origin, before)
+    elif why:
+        # Nothing is to be parked of it, ever.
+        os.write(SAY, ("!" + why).encode("utf-8", "replace")[:1000])
+        os.close(SAY)
     else:
         os.set_inheritable(SAY, False)
         sys.meta_path.insert(0, Learner())

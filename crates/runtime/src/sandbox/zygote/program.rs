@@ -3,6 +3,7 @@
 //! Reads files of the image, inside its root and as the instance's user. What isn't understood for certain is refused: a program
 //! that doesn't wait would run before anybody asked for it.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,12 @@ const STEPS: usize = 6;
 const FIRST_LINE: usize = 256;
 const SHELLS: &[&str] = &["sh", "bash", "dash", "ash"];
 
-/// Whether `arguments` run Python in this very process; else why that isn't certain.
-pub(super) fn check(arguments: &[String], path: &str) -> Result<(), String> {
+/// Whether `arguments` run Python in this very process; else why that isn't certain. `environment` as the program gets it.
+pub(super) fn check(
+    arguments: &[String],
+    path: &str,
+    environment: &[CString],
+) -> Result<(), String> {
     let mut words = arguments.to_vec();
     for _ in 0..STEPS {
         let program = words.first().cloned().unwrap_or_default();
@@ -26,6 +31,11 @@ pub(super) fn check(arguments: &[String], path: &str) -> Result<(), String> {
             return python(&words[1..]);
         }
         if SHELLS.contains(&called.as_str()) {
+            if let Some(name) = environment.iter().find_map(run_by_shells) {
+                return Err(format!(
+                    "its shell would run what the variable {name} says before a request"
+                ));
+            }
             words = shell(&words[1..])?;
         } else if called == "env" {
             words.remove(0);
@@ -50,6 +60,15 @@ pub(super) fn check(arguments: &[String], path: &str) -> Result<(), String> {
         }
     }
     Err("it runs too many programs one after another".to_owned())
+}
+
+/// The name of a variable by which a shell runs, or may run, more than its command line says: a script, a function, what traces it.
+fn run_by_shells(entry: &CString) -> Option<String> {
+    let entry = entry.to_string_lossy();
+    let (name, value) = entry.split_once('=')?;
+    let runs = matches!(name, "BASH_ENV" | "SHELLOPTS" | "BASHOPTS" | "PS4")
+        || name.starts_with("BASH_FUNC_");
+    (runs && !value.is_empty()).then(|| name.to_owned())
 }
 
 fn base(path: &Path) -> String {
@@ -221,7 +240,7 @@ mod tests {
     fn look(words: &[&str]) -> Result<(), String> {
         let (_folder, path) = image();
         let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-        check(&words, &path)
+        check(&words, &path, &[])
     }
 
     #[test]
@@ -238,6 +257,33 @@ mod tests {
         ] {
             assert_eq!(look(words), Ok(()), "{words:?}");
         }
+    }
+
+    #[test]
+    fn what_a_shell_runs_besides_its_command_is_refused_with_its_name() {
+        let (_folder, path) = image();
+        let look = |words: &[&str], variable: &str| {
+            let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+            check(&words, &path, &[CString::new(variable).unwrap()])
+        };
+        let shell = &["sh", "-c", "exec gunicorn main:app"][..];
+        for variable in [
+            "BASH_ENV=/app/env.sh",
+            "BASH_FUNC_exec%%=() { touch /x; }",
+            "SHELLOPTS=xtrace",
+            "PS4=$(touch /x)",
+        ] {
+            let name = variable.split('=').next().unwrap();
+            let refused = look(shell, variable).unwrap_err();
+            assert!(refused.contains(name), "{refused}");
+            assert_eq!(look(&["gunicorn", "main:app"], variable), Ok(()));
+        }
+        assert_eq!(look(shell, "BASH_ENV="), Ok(()));
+        assert_eq!(
+            look(shell, "ENV=/app/env.sh"),
+            Ok(()),
+            "read where somebody types"
+        );
     }
 
     #[test]

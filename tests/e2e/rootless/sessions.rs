@@ -1,0 +1,82 @@
+//! A user's server outlives the session it was started in, and is found again without it.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::{Person, SAID};
+use crate::harness::{Server, can_run};
+
+/// The directory of a user's session, as the session manager makes it.
+struct Session {
+    path: PathBuf,
+    mounted: bool,
+}
+
+impl Session {
+    fn begin(uid: u32, mounted: bool) -> Self {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let path = PathBuf::from(format!("/run/user/{uid}"));
+        std::fs::create_dir_all(&path).unwrap();
+        let session = Self { path, mounted };
+        if mounted {
+            session.run("mount", &["-t", "tmpfs", "utsuwa-e2e-session"]);
+        }
+        chown(&session.path, Some(uid), Some(uid)).unwrap();
+        std::fs::set_permissions(&session.path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        session
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) {
+        let status = Command::new(program)
+            .args(arguments)
+            .arg(&self.path)
+            .status();
+        assert!(status.unwrap().success(), "{program} {arguments:?}");
+    }
+}
+
+/// Its end.
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.mounted {
+            self.run("umount", &["--lazy"]);
+        }
+        std::fs::remove_dir_all(&self.path).unwrap();
+    }
+}
+
+#[test]
+fn a_server_that_was_started_in_a_session_is_ended_after_it() {
+    if !can_run("rootless::sessions::a_server_that_was_started_in_a_session_is_ended_after_it") {
+        return;
+    }
+    let person = Person::with_one_id();
+    let session = Session::begin(person.uid, true);
+    let mut server = Server::start_as(person.program(), &[]);
+    server.expect_warning(SAID);
+    assert!(session.path.join("utsuwa").is_dir(), "it lives there");
+    server.deploy("hello", &["--min-instances", "1"]);
+    assert_eq!(server.get("hello", "/healthz").0, 200);
+    drop(session);
+    assert_eq!(server.get("hello", "/healthz").0, 200, "it goes on");
+    // It ends the server, which is waited for.
+    server.finish();
+}
+
+#[test]
+fn a_server_that_was_started_without_a_session_is_ended_in_one() {
+    if !can_run("rootless::sessions::a_server_that_was_started_without_a_session_is_ended_in_one") {
+        return;
+    }
+    let person = Person::with_one_id();
+    let mut server = Server::start_as(person.program(), &[]);
+    server.expect_warning(SAID);
+    server.deploy("hello", &["--min-instances", "1"]);
+    let session = Session::begin(person.uid, false);
+    server.kill_9();
+    server.up();
+    assert_eq!(server.get("hello", "/healthz").0, 200);
+    assert!(!session.path.join("utsuwa").exists(), "it is the same one");
+    server.finish();
+    drop(session);
+}
