@@ -101,7 +101,10 @@ fn apps_that_can_not_be_reached() {
         &server,
         "app",
         &hello(&[("HELLO_LISTEN", "0.0.0.0:9999")]),
-        &[NOT_LISTENING],
+        &[
+            NOT_LISTENING,
+            "The container listens on 0.0.0.0:9999, not on port 8080 (PORT): set `--port 9999`",
+        ],
     );
     fails(
         &server,

@@ -224,3 +224,37 @@ fn gcloud_deploys_several_containers() {
     assert!(reached.starts_with("ok"), "{reached}");
     server.finish();
 }
+
+/// As `gcloud` maps a domain: it asks which ones it may, creates, and polls until there are records.
+#[test]
+fn gcloud_maps_domains() {
+    const NAME: &str = "gcloud::gcloud_maps_domains";
+    if !can_run(NAME) || !installed(NAME) {
+        return;
+    }
+    let server = Server::start(&[]);
+    server.deploy("hello", &[]);
+    let here = "--region asia-northeast1";
+    let run = |line: &str| {
+        ok(
+            &server,
+            "",
+            &format!("gcloud beta run domain-mappings {line} {here}"),
+        )
+    };
+    run("create --service hello --domain www.example.com");
+    let listed = run("list");
+    assert!(
+        listed.contains("www.example.com") && listed.contains("hello"),
+        "{listed}"
+    );
+    let described = run("describe --domain www.example.com");
+    assert!(
+        described.contains("routeName: hello") && described.contains("rrdata"),
+        "{described}"
+    );
+    run("delete --domain www.example.com --quiet");
+    let listed = run("list");
+    assert!(!listed.contains("www.example.com"), "{listed}");
+    server.finish();
+}

@@ -10,6 +10,8 @@
     reason = "tests"
 )]
 
+mod acme;
+mod attacks;
 mod bad_apps;
 mod bad_images;
 mod bad_input;
@@ -18,7 +20,9 @@ mod clients;
 mod containers;
 mod contract;
 mod deploy;
+mod ends;
 mod endurance;
+mod first_hour;
 mod flask;
 mod gcloud;
 mod gvisor;
@@ -28,11 +32,14 @@ mod hostile;
 mod killed_helpers;
 mod lifecycle;
 mod limits;
+mod observed;
 mod private_registry;
 mod rootless;
 mod scale;
 #[path = "../skip.rs"]
 mod skip;
 mod tiers;
+mod tls;
+mod trust;
 mod volumes;
 mod zygote;

@@ -68,6 +68,7 @@ impl Edge {
         match target {
             Target::Own => match request.uri().path() {
                 "/healthz" => self.health(),
+                "/metrics" => self.metrics(),
                 path if path.starts_with("/utsuwa/") => call(&self.admin, request).await,
                 path => match target::split_short_name(path) {
                     Some((api, rest)) => {
@@ -101,6 +102,15 @@ impl Edge {
             ))
             .into_response(),
         }
+    }
+
+    /// For Prometheus. Names of services and how much they are used are for who may use the API: it has no other address.
+    fn metrics(&self) -> Response {
+        let kind = [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )];
+        (kind, self.state.insight.metrics()).into_response()
     }
 
     fn health(&self) -> Response {

@@ -15,6 +15,8 @@ pub trait Insight: fmt::Debug + Send + Sync + 'static {
     fn explain(&self, service: &ServiceKey) -> Vec<RevisionInsight>;
     /// The table of loops (§4.5): one line per key.
     fn loops(&self) -> Vec<LoopInsight>;
+    /// Counters, histograms and levels in Prometheus' text format, version 0.0.4.
+    fn metrics(&self) -> String;
 }
 
 #[derive(Debug, Clone)]

@@ -74,6 +74,7 @@ impl Insight for FixedInsight {
                     last_answer: "HTTP status 503 Service Unavailable".to_owned(),
                     failures: 1,
                     failure_threshold: 3,
+                    advice: "Mend /health.".to_owned(),
                 }],
             }],
             because: vec![Because::new("want 1: 3 in flight ÷ target 48").fact("in flight", 3)],
@@ -101,6 +102,9 @@ impl Insight for FixedInsight {
             ..line.clone()
         };
         vec![line, slow]
+    }
+    fn metrics(&self) -> String {
+        "# TYPE up gauge\nup 1\n".to_owned()
     }
 }
 

@@ -18,7 +18,7 @@ use utsuwa_store::{Store, StoreError};
 
 use crate::publish::Publisher;
 use crate::rounds::{Key, PassError, Passes, Priority, Report, Rounds};
-use crate::seam::{Environment, FrontDoor, Images, Logs};
+use crate::seam::{Certificates, Environment, FrontDoor, Images, Logs};
 use crate::settings::ControlSettings;
 use crate::world::World;
 
@@ -32,6 +32,7 @@ pub(crate) struct Core {
     pub(crate) door: Arc<dyn FrontDoor>,
     pub(crate) images: Arc<dyn Images>,
     pub(crate) logs: Arc<dyn Logs>,
+    pub(crate) certificates: Arc<dyn Certificates>,
     pub(crate) env: Arc<dyn Environment>,
     pub(crate) settings: ControlSettings,
     pub(crate) world: World,
@@ -60,6 +61,7 @@ pub(crate) struct Seams {
     pub(crate) door: Arc<dyn FrontDoor>,
     pub(crate) images: Arc<dyn Images>,
     pub(crate) logs: Arc<dyn Logs>,
+    pub(crate) certificates: Arc<dyn Certificates>,
     pub(crate) env: Arc<dyn Environment>,
 }
 
@@ -77,6 +79,7 @@ impl Core {
             door: seams.door,
             images: seams.images,
             logs: seams.logs,
+            certificates: seams.certificates,
             env: seams.env,
             settings,
             world: World::default(),
@@ -127,6 +130,21 @@ impl Core {
         }
     }
 
+    /// The same, with its first step made before this returns. On a wake: tasks that are only steps of one another go to another
+    /// thread from the third on, which has to be woken for it.
+    pub(crate) fn begin<F, W>(&self, work: W)
+    where
+        W: FnOnce(Arc<Self>) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if let Some(me) = self.me.upgrade() {
+            let mut work = Box::pin(work(me));
+            if (&mut work).now_or_never().is_none() {
+                self.tracker.spawn(work);
+            }
+        }
+    }
+
     /// An instance id nobody ever had: 128 bits of chance.
     pub(crate) fn new_instance_id(&self) -> InstanceId {
         let text = format!("{:016x}{:016x}", self.env.random(), self.env.random());
@@ -151,6 +169,7 @@ impl Passes for Core {
                 Key::Instances(key) => Ok(self.instances_pass(&key)),
                 Key::Revision(key) => self.revision_pass(&key).await,
                 Key::Service(key) => self.service_pass(&key).await,
+                Key::Domain(name) => self.domain_pass(&name).await,
                 Key::Images => self.images_pass().await,
                 Key::Logs => self.logs_pass().await,
             }

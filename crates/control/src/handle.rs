@@ -15,7 +15,7 @@ use utsuwa_store::{Changed, Store, StoreError};
 use crate::core::{Core, Seams};
 use crate::explain::{self, RevisionExplained};
 use crate::rounds::{Key, LoopLine, PassError, Priority};
-use crate::seam::{Environment, FrontDoor, Images, Logs};
+use crate::seam::{Certificates, Environment, FrontDoor, Images, Logs};
 use crate::settings::ControlSettings;
 use crate::world::Stage;
 
@@ -56,6 +56,7 @@ impl Control {
         door: Arc<dyn FrontDoor>,
         images: Arc<dyn Images>,
         logs: Arc<dyn Logs>,
+        certificates: Arc<dyn Certificates>,
         env: Arc<dyn Environment>,
         settings: ControlSettings,
     ) -> Result<ControlHandle, ControlError> {
@@ -66,6 +67,7 @@ impl Control {
                 door,
                 images,
                 logs,
+                certificates,
                 env,
             },
             settings,
@@ -100,6 +102,9 @@ impl Control {
         core.tracker.spawn(rounds.drive(me));
         for key in services {
             core.ask(Key::Service(key), Priority::Housekeeping);
+        }
+        for name in core.all_domains()? {
+            core.ask(Key::Domain(name), Priority::Housekeeping);
         }
         for slow in [Key::Images, Key::Logs] {
             core.ask_after(slow, core.settings.collect, Priority::Housekeeping);
@@ -243,6 +248,7 @@ impl Core {
         };
         for key in &changed {
             self.ask_service(key);
+            self.ask_domains_of(key);
         }
         Ok(())
     }
@@ -280,6 +286,9 @@ impl Core {
         let mut keys = self.rounds.keys();
         if let Ok(services) = self.store.all_service_keys() {
             keys.extend(services.into_iter().map(Key::Service));
+        }
+        if let Ok(domains) = self.all_domains() {
+            keys.extend(domains.into_iter().map(Key::Domain));
         }
         for key in keys
             .into_iter()

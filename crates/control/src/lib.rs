@@ -14,6 +14,7 @@
 //! Fails: a failed pass is repeated with back-off and shown in the table of loops; nothing is given up silently.
 
 mod core;
+mod domain;
 mod explain;
 mod handle;
 mod image;

@@ -9,7 +9,7 @@
 //! 3. A wake never queues behind housekeeping: it has slots of its own and starts on the caller's wish, without a timer.
 //! 4. A failed pass comes again, later each time, with jitter; a panicking or overlong one counts as failed.
 //! 5. After [`Rounds::stop`] no pass begins.
-//! 6. Passes over revisions, which wait for images, have slots of their own: nothing else queues behind them.
+//! 6. Passes over revisions, which wait for images, and over domains, which wait for authorities, have slots of their own: nothing else queues behind them.
 
 mod queue;
 mod work;

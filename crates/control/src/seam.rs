@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use utsuwa_model::demand::RevisionDemand;
+use utsuwa_model::domain::{CertificateStanding, DomainName};
 use utsuwa_model::image::ResolvedImage;
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{InstanceRoute, RouteChange, StartupProbe};
@@ -80,6 +81,31 @@ pub trait Logs: fmt::Debug + Send + Sync + 'static {
         service: ServiceKey,
         before: Option<Timestamp>,
     ) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// Certificates of domains: which there are, and how to get one. Joined to the ingress, whose answers an authority asks for.
+pub trait Certificates: fmt::Debug + Send + Sync + 'static {
+    /// Which there are for `host` now.
+    fn standing(&self, host: &DomainName) -> CertificateStanding;
+
+    /// All hosts that one is kept of that was issued.
+    fn issued(&self) -> Vec<DomainName>;
+
+    /// Asks the authority for a certificate of `host`, and has the ingress use it. `attempt`: the first, second, … in a row,
+    /// since the last that brought one. Who drops the future leaves the attempt: nothing of it is kept.
+    fn issue(&self, host: &DomainName, attempt: u32) -> BoxFuture<'_, Result<(), IssueError>>;
+
+    /// Lets go of what was issued for `host`. Repeating it changes nothing.
+    fn forget(&self, host: &DomainName) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// Why there is no certificate, in the user's words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct IssueError {
+    pub message: String,
+    /// The authority said for how long it must not be asked.
+    pub wait: Option<Duration>,
 }
 
 /// Why an image can't be had, in the user's words. `reason` is a condition reason of `cloud-run-spec.md` §1.8

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use utsuwa_model::domain::PublicAddress;
 use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::{ProjectId, Region};
 
@@ -17,6 +18,12 @@ pub struct ControlSettings {
     pub scheme: String,
     /// Port for the addresses that are shown; left out when it is the scheme's own.
     pub port: u16,
+    /// Port of HTTPS where the addresses shown are plain HTTP; `None`: there is none beside them.
+    pub also_https: Option<u16>,
+    /// Where clients outside reach this server, for the records of domains.
+    pub public: PublicAddress,
+    /// Certificates of domains are asked for.
+    pub asks_authority: bool,
     /// Idle time before the last instance stops, where the user wrote none (decision 19).
     pub idle_timeout: Duration,
     /// Time a program has between SIGTERM and SIGKILL (§2.8).
@@ -43,6 +50,9 @@ impl ControlSettings {
             region,
             scheme: "http".to_owned(),
             port,
+            also_https: None,
+            public: PublicAddress::default(),
+            asks_authority: false,
             idle_timeout: Duration::from_secs(15 * 60),
             stop_grace: Duration::from_secs(10),
             pids: 2048,
@@ -56,12 +66,22 @@ impl ControlSettings {
     /// `http(s)://HOST[:PORT]`, no trailing slash.
     #[must_use]
     pub fn url(&self, host: &str) -> String {
-        let own = if self.scheme == "https" { 443 } else { 80 };
-        if self.port == own {
-            format!("{}://{host}", self.scheme)
-        } else {
-            format!("{}://{host}:{}", self.scheme, self.port)
-        }
+        address(&self.scheme, host, self.port)
+    }
+
+    /// The same over HTTPS, where that is another one.
+    #[must_use]
+    pub fn other_url(&self, host: &str) -> Option<String> {
+        self.also_https.map(|port| address("https", host, port))
+    }
+}
+
+fn address(scheme: &str, host: &str, port: u16) -> String {
+    let own = if scheme == "https" { 443 } else { 80 };
+    if port == own {
+        format!("{scheme}://{host}")
+    } else {
+        format!("{scheme}://{host}:{port}")
     }
 }
 

@@ -20,6 +20,7 @@ use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
+use utsuwa_model::domain::DomainName;
 use utsuwa_model::instance::{
     Group, HostMount, InstanceSpec, Kernel, Limits, MemoryVolume, ProcessSpec, RootfsSpec, Tier,
     Zygote,
@@ -289,6 +290,8 @@ pub(crate) struct Inner {
     pub(crate) revisions: BTreeMap<RevisionKey, RevisionState>,
     pub(crate) owners: BTreeMap<InstanceId, RevisionKey>,
     pub(crate) services: BTreeMap<ServiceKey, ServiceRoutes>,
+    /// Domains that a pass saw, and where they led then.
+    pub(crate) domains: BTreeMap<DomainName, ServiceKey>,
     /// Since when this process tries to get the image of a revision that is not startable yet.
     pub(crate) image_since: BTreeMap<RevisionKey, Timestamp>,
     /// Instances that the driver was asked to start and hasn't answered for.
@@ -304,6 +307,12 @@ impl Inner {
         self.revisions
             .range(first_of(service)..)
             .take_while(move |(key, _)| key.service == *service)
+    }
+
+    /// Domains that led to `service` when they were last looked at.
+    pub(crate) fn domains_of(&self, service: &ServiceKey) -> BTreeSet<DomainName> {
+        let led = self.domains.iter().filter(|(_, to)| *to == service);
+        led.map(|(name, _)| name.clone()).collect()
     }
 
     /// The same, to be changed.

@@ -188,6 +188,90 @@ async fn dying_after_every_action_leaves_nothing_parked() {
     }
 }
 
+/// A domain is mapped, gets its certificate at the second attempt, is renewed, and goes.
+async fn tell_of_domains(actions: u64) -> (End, Vec<String>, Arc<Gate>) {
+    const NAME: &str = "www.example.com";
+    let mut house = House::with(true, |settings| settings.asks_authority = true).await;
+    let gate = Gate::after(actions);
+    house.images.put("hello:1");
+    let key = house.create("hello", template("hello:1")).await;
+    house.until_ready(&key).await;
+    house.restart(Some(Arc::clone(&gate))).await;
+    *house.registrar.refuses.lock() = Some("no".to_owned());
+    house.map(NAME, "hello", false).await.unwrap();
+    reach(&mut house, &gate, "refused", |h| {
+        let asked = h.registrar.asked.lock();
+        !asked.is_empty() || h.reborn
+    })
+    .await;
+    let reborn = async |house: &mut House| {
+        if gate.is_closed() && !house.reborn {
+            house.restart(None).await;
+            house.reborn = true;
+        }
+    };
+    *house.registrar.refuses.lock() = None;
+    for _ in 0..8 {
+        reborn(&mut house).await;
+        house.skip_time(Duration::from_secs(300)).await;
+    }
+    reborn(&mut house).await;
+    let ready = |h: &House| {
+        let mapping = h.store.domain(&NAME.parse().unwrap()).unwrap().unwrap();
+        let ready = condition::find(&mapping.status.conditions, "Ready");
+        ready.is_some_and(|c| c.state == ConditionState::True) && mapping.status.trouble.is_none()
+    };
+    house.until("a certificate", ready).await;
+    let first = house.registrar.asked.lock().len();
+    // Around the day of its renewal in short steps.
+    for days in [50, 7, 1, 1, 1, 1, 1, 1] {
+        house.skip_time(Duration::from_secs(days * 24 * 3600)).await;
+        reborn(&mut house).await;
+    }
+    house.skip_time(Duration::from_secs(24 * 3600)).await;
+    assert!(house.registrar.asked.lock().len() > first, "renewed");
+    house.until("renewed", ready).await;
+    house.unmap(NAME).await;
+    reach(&mut house, &gate, "unmapped", |h| {
+        (h.registrar.kept().is_empty() && h.routed(NAME).is_none()) || h.reborn
+    })
+    .await;
+    house
+        .until("all gone", |h| {
+            h.registrar.kept().is_empty() && h.routed(NAME).is_none()
+        })
+        .await;
+    house.rest().await;
+    reborn(&mut house).await;
+    let before = *house.store.changes().borrow();
+    house.control.look_at_everything();
+    house.rest().await;
+    assert_eq!(before, *house.store.changes().borrow(), "at rest");
+    let (end, kept) = (end(&house), house.registrar.kept());
+    house.control.shutdown(Duration::ZERO).await;
+    (end, kept, gate)
+}
+
+#[tokio::test(start_paused = true)]
+async fn dying_after_every_action_keeps_domains_and_certificates_right() {
+    let (undisturbed, kept, gate) = tell_of_domains(u64::MAX).await;
+    let seen = gate.seen.lock().clone();
+    for step in ["issue", "forget", "write domain status"] {
+        assert!(seen.iter().any(|action| action == step), "{step}: {seen:?}");
+    }
+    assert_eq!(kept, Vec::<String>::new());
+    for after in 0..u64::try_from(seen.len()).unwrap() {
+        let (end, kept, gate) = tell_of_domains(after).await;
+        let last = gate.seen.lock().last().cloned();
+        assert_eq!(
+            kept,
+            Vec::<String>::new(),
+            "died after action {after} ({last:?})"
+        );
+        assert_eq!(end, undisturbed, "died after action {after} ({last:?})");
+    }
+}
+
 fn state(house: &House, key: &ServiceKey) -> Option<ConditionState> {
     house.ready(key)
 }

@@ -10,6 +10,7 @@
 pub mod admit;
 pub mod boost;
 pub mod capacity;
+pub mod certificate;
 pub mod containers;
 pub mod demand;
 pub mod health;

@@ -36,6 +36,8 @@ pub struct Proof {
     pub port: u16,
     /// Why the last attempt to start an instance failed, while others follow.
     pub trouble: Option<String>,
+    /// What its owner can do about a program that runs and can't be reached, in whole sentences; empty: nothing is known.
+    pub advice: String,
 }
 
 /// The image of the revision.
@@ -116,9 +118,11 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
             Outcome::Pending,
             "Deploying",
             format!(
-                "Waiting for the container to listen on port {}.",
-                proof.port
-            ),
+                "Waiting for the container to listen on port {}. {}",
+                proof.port, proof.advice
+            )
+            .trim_end()
+            .to_owned(),
         ),
         (ImageState::There, ProofInstance::Reached) => (Outcome::Ready, "", String::new()),
         (ImageState::There, ProofInstance::NotStarted { why }) => failed(
@@ -163,29 +167,16 @@ fn exit_reason(exit: &Exit) -> String {
     }
 }
 
-/// Google's sentence first, since people and scripts look for it; then what we know better.
-fn not_listening(port: u16, detail: &str) -> String {
-    let google = format!(
-        "The user-provided container failed to start and listen on the port defined provided by the PORT={port} environment \
-         variable within the allocated timeout. This can happen when the container port is misconfigured or if the timeout is \
-         too short. The health check timeout can be extended. Logs for this revision might contain more information."
-    );
-    if detail.is_empty() {
-        google
-    } else {
-        format!("{google} {detail}")
-    }
-}
-
+/// What we know first; then Google's sentence, since people and scripts look for it.
 fn exit_message(container: &str, exit: &Exit, last_lines: &[String], port: u16) -> String {
     let how = exit.describe();
-    let mut detail = if container.is_empty() {
+    let mut cause = if container.is_empty() {
         format!("The container {how} before it listened.")
     } else {
         format!("The container {container:?} {how} before the instance was ready.")
     };
     if *exit == Exit::Code(0) {
-        detail.push_str(" A service's program must keep running and answer requests.");
+        cause.push_str(" A service's program must keep running and answer requests.");
     }
     let lines: Vec<&str> = last_lines
         .iter()
@@ -193,9 +184,13 @@ fn exit_message(container: &str, exit: &Exit, last_lines: &[String], port: u16) 
         .filter(|line| !line.is_empty())
         .collect();
     if !lines.is_empty() {
-        detail.push_str(&format!(" Container failed with: {}", lines.join("\n")));
+        cause.push_str(&format!(" Container failed with: {}", lines.join("\n")));
     }
-    not_listening(port, &detail)
+    format!(
+        "{cause}\n\nThe user-provided container failed to start and listen on the port defined provided by the PORT={port} environment \
+         variable within the allocated timeout. This can happen when the container port is misconfigured or if the timeout is \
+         too short. The health check timeout can be extended. Logs for this revision might contain more information."
+    )
 }
 
 /// What a service says of a revision that failed (§1.8 item 6): image problems speak for themselves.

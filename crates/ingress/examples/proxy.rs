@@ -49,7 +49,7 @@ impl Wake for Nobody {
 struct Count(AtomicU64);
 
 impl RequestLog for Count {
-    fn record(&self, _: RequestRecord) {
+    fn record(&self, _: Box<RequestRecord>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
     fn noticed(&self, _: InstanceNote) {}
@@ -94,6 +94,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         port: target.port(),
         protocol: Protocol::Http1,
         session_affinity: false,
+        refuse_scanners: false,
+        waiting_page: false,
         usual_start: None,
         startup: StartupProbe::tcp(target.port()),
         liveness: None,

@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use crate::Refusal;
 use crate::body::ResponseBody;
 use crate::flaw::Flaw;
+use crate::waiting;
 
 /// Tells that Utsuwa answered and not the app: `utsuwa; reason=…`.
 pub(crate) const ANSWERED_BY: HeaderName = HeaderName::from_static("x-utsuwa-answered-by");
@@ -23,8 +24,22 @@ const BROKEN: &str = "The request failed because either the HTTP response was ma
 pub(crate) enum Answer {
     Malformed(Flaw),
     UnknownHost,
+    /// What an authority wants to see before it issues a certificate for this host.
+    Challenge {
+        text: String,
+    },
+    /// Plain HTTP, where the operator wants HTTPS.
+    Redirect {
+        to: String,
+        /// The method is sent again as it was.
+        keep: bool,
+    },
     Closed,
     Method,
+    /// Its path is one that scanners ask for.
+    Scanner,
+    /// An instance starts; the browser comes back by itself.
+    Starting,
     Unauthenticated {
         with_token: bool,
     },
@@ -73,7 +88,11 @@ impl Answer {
                 StatusCode::from_u16(crate::record::CLIENT_GONE).unwrap_or(StatusCode::BAD_REQUEST)
             }
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
-            Self::UnknownHost | Self::Closed => StatusCode::NOT_FOUND,
+            Self::UnknownHost | Self::Closed | Self::Scanner => StatusCode::NOT_FOUND,
+            Self::Starting => StatusCode::ACCEPTED,
+            Self::Challenge { .. } => StatusCode::OK,
+            Self::Redirect { keep: false, .. } => StatusCode::FOUND,
+            Self::Redirect { keep: true, .. } => StatusCode::TEMPORARY_REDIRECT,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthenticated { .. } => StatusCode::FORBIDDEN,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -97,8 +116,12 @@ impl Answer {
         match self {
             Self::Malformed(flaw) => flaw.reason(),
             Self::UnknownHost => "unknown_host",
+            Self::Challenge { .. } => "acme_challenge",
+            Self::Redirect { .. } => "https_only",
             Self::Closed => "ingress_closed",
             Self::Method => "method_not_supported",
+            Self::Scanner => "scanner",
+            Self::Starting => "starting",
             Self::Unauthenticated { .. } => "not_authenticated",
             Self::NotReady { .. } => "not_ready",
             Self::BodyTooLarge { .. } => "request_too_large",
@@ -126,7 +149,11 @@ impl Answer {
         match self {
             Self::Malformed(flaw) => flaw.text().to_owned(),
             Self::UnknownHost => "No service is served under this host.".to_owned(),
+            Self::Challenge { .. } => "The check of a certificate authority was answered.".to_owned(),
+            Self::Redirect { to, .. } => format!("Plain HTTP was redirected to {to}"),
             Self::Closed => "The service's ingress setting does not allow this way in.".to_owned(),
+            Self::Scanner => "The path is one that scanners ask for, which the service refuses.".to_owned(),
+            Self::Starting => "An instance was being started: the browser was shown the waiting page.".to_owned(),
             Self::Method => "The methods TRACE and CONNECT are not supported.".to_owned(),
             Self::Unauthenticated { with_token } => format!(
                 "The request was not authenticated. Either allow unauthenticated invocations or set the proper \
@@ -179,10 +206,13 @@ impl Answer {
         let html = |title: &str, says: &str| (HTML, page(self.status().as_u16(), title, says));
         match self {
             Self::Malformed(flaw) => html("Bad Request", flaw.text()),
-            Self::UnknownHost | Self::Closed => html(
+            Self::Starting => (HTML, Bytes::from_static(waiting::PAGE.as_bytes())),
+            Self::UnknownHost | Self::Closed | Self::Scanner => html(
                 "Page not found",
                 "There is nothing under this address on this server.",
             ),
+            Self::Challenge { text } => (TEXT, Bytes::from(text.clone())),
+            Self::Redirect { .. } => text("This service is reached over HTTPS."),
             Self::Method => html(
                 "Method not allowed",
                 "This request method is not supported here.",
@@ -241,6 +271,14 @@ impl Answer {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Ok(value) = HeaderValue::try_from(format!("utsuwa; reason={}", self.reason())) {
             headers.insert(ANSWERED_BY, value);
+        }
+        if *self == Self::Starting {
+            headers.insert(waiting::REFRESH, waiting::SECONDS);
+        }
+        if let Self::Redirect { to, .. } = self
+            && let Ok(to) = HeaderValue::try_from(to)
+        {
+            headers.insert(http::header::LOCATION, to);
         }
         if *self == Self::Method {
             headers.insert(

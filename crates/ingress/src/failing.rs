@@ -39,7 +39,16 @@ impl Failing {
             last_answer: last.to_owned(),
             failures: 1,
             failure_threshold: threshold.max(1),
+            advice: String::new(),
         });
+    }
+
+    /// What its owner can do about a probe that fails.
+    pub(crate) fn advise(&self, probe: &str, text: &str) {
+        let mut all = self.0.lock();
+        if let Some(failing) = all.iter_mut().find(|failing| failing.probe == probe) {
+            text.clone_into(&mut failing.advice);
+        }
     }
 
     /// It succeeded, but not often enough yet to count as well.

@@ -4,8 +4,8 @@
 //! [`Ingress::retire`]'s future.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,6 +23,7 @@ use utsuwa_model::route::{
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 
 use crate::instance::{Ending, Instance};
+use crate::metrics::{self, Series};
 use crate::outside::Outside;
 use crate::places::{self, Crowded};
 use crate::probe;
@@ -32,6 +33,7 @@ use crate::seam::{Clock, Connect, RequestLog, Wake};
 use crate::serve::{self, Scheme};
 use crate::settings::IngressSettings;
 use crate::table::Table;
+use crate::tls::Tls;
 use crate::told::Told;
 
 /// The data path. Clones are the same one.
@@ -61,8 +63,12 @@ pub(crate) struct Shared {
     revisions: Revisions,
     instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pub(crate) places: places::Shared,
+    /// Set once, before a listener is served that needs it.
+    pub(crate) tls: OnceLock<Arc<Tls>>,
     /// HTTP/2 connections that were closed for too many control frames.
     pub(crate) floods: Arc<Told>,
+    /// Connections of proxies that did not say whose they are.
+    pub(crate) bad_proxies: Told,
     /// When it was last said that connections can't be accepted.
     accept_failed: Mutex<Option<Instant>>,
 }
@@ -96,7 +102,9 @@ impl Ingress {
         let places = places::Shared::new(&settings);
         let shared = Shared {
             places,
+            tls: OnceLock::new(),
             floods: Arc::default(),
+            bad_proxies: Told::default(),
             accept_failed: Mutex::default(),
             outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
             table: ArcSwap::default(),
@@ -106,6 +114,16 @@ impl Ingress {
         };
         Self {
             shared: Arc::new(shared),
+        }
+    }
+
+    /// Has certificates for [`Scheme::Https`] from now on, answers the challenges of authorities and redirects plain HTTP, if
+    /// `tls` says so. Said once, before listeners are served.
+    pub fn secure(&self, tls: Arc<Tls>) {
+        if self.shared.tls.set(tls).is_err() {
+            tracing::error!(
+                "certificates were handed over twice; the first ones stay. This is a bug"
+            );
         }
     }
 
@@ -121,12 +139,13 @@ impl Ingress {
     pub async fn serve_instance(
         &self,
         listener: TcpListener,
+        scheme: Scheme,
         crowded: Crowded,
         shutdown: CancellationToken,
     ) {
         let settings = &self.shared.outside.settings;
         let places = self.shared.places.for_instance(settings, crowded);
-        serve::serve(self.clone(), listener, Scheme::Http, places, shutdown).await;
+        serve::serve(self.clone(), listener, scheme, places, shutdown).await;
     }
 
     /// Replaces the routes of each of these services whole. Requests see all of it or nothing of it.
@@ -149,6 +168,7 @@ impl Ingress {
         for RouteChange { service, routes } in changes {
             let now = Arc::clone(&routes);
             let before = if routes.hosts.is_empty() && routes.revisions.is_empty() {
+                shared.outside.rejected.forget(&service);
                 published.remove(&service)
             } else {
                 published.insert(service, routes)
@@ -203,6 +223,9 @@ impl Ingress {
             made
         };
         let revision = shared.revisions.of_instance(&key, &shared.outside);
+        if age.is_zero() {
+            revision.meters.started();
+        }
         revision.add(Arc::clone(&instance));
         start_probe(shared, &revision, &instance);
     }
@@ -299,6 +322,30 @@ impl Ingress {
         if let Some(revision) = self.shared.revisions.get(revision) {
             revision.refuse(&why);
         }
+    }
+
+    /// All counters and histograms of the data path in Prometheus' text format (0.0.4), one series for each service and
+    /// revision that is known and has had a request or an instance.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let shared = &self.shared;
+        for left in shared.revisions.prune() {
+            left.abandon();
+        }
+        let (revisions, rejected) = (shared.revisions.all(), shared.outside.rejected.all());
+        let mut series: Vec<Series<'_>> = revisions
+            .iter()
+            .map(|revision| Series::of_revision(&revision.key, &revision.meters, revision.levels()))
+            .filter(Series::is_news)
+            .collect();
+        series.extend(
+            rejected
+                .iter()
+                .map(|(service, meters)| Series::of_service(service.as_ref(), meters)),
+        );
+        let mut text = String::new();
+        metrics::write(&mut text, &series);
+        text
     }
 
     /// Demand of one revision; `None` if the ingress never heard of it.

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, USER_AGENT};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, REFERER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -37,7 +37,9 @@ use crate::serve::{Client, Door};
 use crate::served::{Served, cold_start};
 use crate::slot::{Admitted, Slot};
 use crate::table::{HostTarget, normalise};
+use crate::tls;
 use crate::trace::Trace;
+use crate::waiting;
 use crate::{Refusal, Shared};
 
 /// Answers one request.
@@ -69,15 +71,18 @@ pub(crate) async fn handle(
             revision: None,
             instance: None,
             remote: client.remote.to_string(),
-            user_agent: request
-                .headers()
-                .get(USER_AGENT)
-                .and_then(|v| v.to_str().ok())
-                .unwrap_or_default()
-                .to_owned(),
-            trace: trace.id.clone(),
+            user_agent: header_text(request.headers(), &USER_AGENT),
+            referer: header_text(request.headers(), &REFERER),
+            scheme: door.scheme.as_str(),
+            protocol: protocol(request.version()),
+            server_ip: client.local.get().copied(),
+            trace: trace.id,
+            span: trace.span,
+            sampled: trace.sampled,
             request_bytes: 0,
             response_bytes: 0,
+            queued: Duration::ZERO,
+            first_byte: Duration::ZERO,
             latency: Duration::ZERO,
             cold: None,
         },
@@ -116,12 +121,15 @@ pub(crate) async fn handle(
 /// An answer of our own, and its record.
 fn own(answer: &Answer, mut exchange: Exchange, trace: &Trace) -> Response<ResponseBody> {
     let mut response = answer.response();
-    if let Some(context) = trace.context() {
+    if let Some(context) = &trace.context {
         response
             .headers_mut()
-            .insert(headers::TRACE_CONTEXT, context);
+            .insert(headers::TRACE_CONTEXT, context.clone());
     }
+    exchange.refused = Some(answer.reason());
+    let first_byte = exchange.elapsed();
     exchange.note(|record| {
+        record.first_byte = first_byte;
         record.status = response.status().as_u16();
         record.answered_by = AnsweredBy::Utsuwa { why: answer.log() };
         record.response_bytes = response.body().size_hint().exact().unwrap_or(0);
@@ -150,6 +158,10 @@ async fn route(
     if method {
         exchange.note(|record| record.service = found.map(|host| host.service.clone()));
         return Err(Answer::Method);
+    }
+    if let Some(answer) = tls::instead(shared, door, &host, found.is_some(), &request) {
+        exchange.note(|record| record.service = found.map(|host| host.service.clone()));
+        return Err(answer);
     }
     let host = found.ok_or(Answer::UnknownHost)?;
     // Whatever is refused from here on belongs into the log of its service; what is let in names its revision.
@@ -193,7 +205,10 @@ async fn route(
             revisions.get(picked).ok_or(Answer::UnknownHost)?
         }
     };
-    exchange.note(|record| record.revision = Some(revision.key.clone()));
+    exchange.of(revision);
+    if settings.refuse_scanners && shared.outside.scanners.ask_for(request.uri().path()) {
+        return Err(Answer::Scanner);
+    }
     let limit = match settings.protocol {
         Protocol::Http1 => shared.outside.settings.max_message_bytes,
         Protocol::H2c => u64::MAX,
@@ -212,11 +227,23 @@ async fn route(
     let ahead = body.read_ahead(parts.headers.contains_key(EXPECT));
     let instance = before.as_ref().map(|before| &before.instance);
     let admission = revision.admit(exchange.at(), instance, shared.outside.dice());
-    let (mut slot, waited) =
-        slot(door, revision, admission, exchange, &mut deadline, ahead).await?;
+    let page = settings.waiting_page && waiting::is_for(&parts);
+    let until = Until {
+        deadline: &mut deadline,
+        page,
+    };
+    let (mut slot, waited) = slot(door, revision, admission, exchange, until, ahead).await?;
     // Only now: who waits holds no socket, and what one service keeps waiting must not be refused to another.
     slot.hold(client.requests.take_or_tell()?);
-    exchange.note(|record| record.instance = Some(slot.instance().id.clone()));
+    let queued = if waited {
+        exchange.elapsed()
+    } else {
+        Duration::ZERO
+    };
+    exchange.note(|record| {
+        record.instance = Some(slot.instance().id.clone());
+        record.queued = queued;
+    });
     let cookie = settings
         .session_affinity
         .then(|| {
@@ -235,8 +262,7 @@ async fn route(
     let streams = !body.is_end_stream() && body.size_hint().exact().is_none();
     headers::for_app(
         &mut parts.headers,
-        client.remote,
-        door.scheme,
+        client.seen(door.scheme),
         trace,
         websocket,
         streams,
@@ -290,13 +316,20 @@ async fn empty_as_said(
     }
 }
 
+/// How long a request waits for its slot, besides the window of §2.6.
+struct Until<'r> {
+    deadline: &'r mut Pin<Box<Sleep>>,
+    /// It is shown a page instead of waiting for long.
+    page: bool,
+}
+
 /// The slot that was admitted to, waiting for it if need be. Tells whether it waited.
 async fn slot(
     door: &Door,
     revision: &Revision,
     admitted: Admitted,
     exchange: &Exchange,
-    deadline: &mut Pin<Box<Sleep>>,
+    until: Until<'_>,
     ahead: impl Future<Output = ()>,
 ) -> Result<(Slot, bool), Answer> {
     let mut ticket = match admitted {
@@ -309,7 +342,8 @@ async fn slot(
     tokio::select! {
         biased;
         answer = ticket.wait() => answer.map(|slot| (slot, true)).map_err(Answer::Refused),
-        () = deadline.as_mut() => Err(Answer::Timeout),
+        () = until.deadline.as_mut() => Err(Answer::Timeout),
+        () = tokio::time::sleep(waiting::PATIENCE), if until.page => Err(Answer::Starting),
         () = window => Err(revision.time_is_up()),
         () = door.closing.cancelled() => Err(Answer::ShuttingDown),
         () = ahead => Err(Answer::ClientGone), // it never ends by itself
@@ -346,6 +380,21 @@ fn address(parts: &mut http::request::Parts, settings: &RevisionRoute) {
     if let Ok(uri) = http::Uri::from_parts(uri) {
         parts.uri = uri;
     }
+}
+
+/// As Cloud Logging names them.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// A header for the log; what isn't text is left out.
+fn header_text(headers: &HeaderMap, name: &HeaderName) -> String {
+    let value = headers.get(name).and_then(|value| value.to_str().ok());
+    value.unwrap_or_default().to_owned()
 }
 
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {

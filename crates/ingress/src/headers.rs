@@ -46,8 +46,7 @@ pub(crate) fn asks_websocket(headers: &HeaderMap) -> bool {
 /// Makes the client's headers those the app gets. `streams`: the body has no length known beforehand.
 pub(crate) fn for_app(
     headers: &mut HeaderMap,
-    peer: IpAddr,
-    scheme: Scheme,
+    seen: &Seen,
     trace: &Trace,
     websocket: bool,
     streams: bool,
@@ -71,30 +70,50 @@ pub(crate) fn for_app(
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
-    append(headers, FORWARDED_FOR, |text| {
-        text.push_str(&peer.to_string());
-    });
-    append(headers, FORWARDED, |text| {
-        text.push_str(&match peer {
-            IpAddr::V4(peer) => format!("for=\"{peer}\";proto={}", scheme.as_str()),
-            IpAddr::V6(peer) => format!("for=\"[{peer}]\";proto={}", scheme.as_str()),
-        });
-    });
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme.as_str()));
+    append(headers, FORWARDED_FOR, &seen.forwarded_for);
+    append(headers, FORWARDED, &seen.forwarded);
+    headers.insert(FORWARDED_PROTO, seen.proto.clone());
     if !trace.keep_parent
         && let Some(parent) = trace.parent()
     {
         headers.insert(TRACEPARENT, parent);
     }
     if !trace.keep_context
-        && let Some(context) = trace.context()
+        && let Some(context) = &trace.context
     {
-        headers.insert(TRACE_CONTEXT, context);
+        headers.insert(TRACE_CONTEXT, context.clone());
+    }
+}
+
+/// What we saw of a client, as an app is told: the same for all requests of a connection.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    forwarded_for: HeaderValue,
+    forwarded: HeaderValue,
+    proto: HeaderValue,
+}
+
+impl Seen {
+    pub(crate) fn of(peer: IpAddr, scheme: Scheme) -> Self {
+        // Addresses and schemes are made of letters that a header may have.
+        let value = |text: String| HeaderValue::try_from(text).unwrap_or(SERVER_NAME);
+        Self {
+            forwarded_for: value(peer.to_string()),
+            forwarded: value(match peer {
+                IpAddr::V4(peer) => format!("for=\"{peer}\";proto={}", scheme.as_str()),
+                IpAddr::V6(peer) => format!("for=\"[{peer}]\";proto={}", scheme.as_str()),
+            }),
+            proto: HeaderValue::from_static(scheme.as_str()),
+        }
     }
 }
 
 /// Appends to a list header, joining what came in several lines. What is not text is replaced.
-fn append(headers: &mut HeaderMap, name: HeaderName, add: impl FnOnce(&mut String)) {
+fn append(headers: &mut HeaderMap, name: HeaderName, own: &HeaderValue) {
+    if !headers.contains_key(&name) {
+        headers.insert(name, own.clone());
+        return;
+    }
     let mut text = String::with_capacity(64);
     for value in headers.get_all(&name) {
         if let Ok(value) = value.to_str()
@@ -104,7 +123,7 @@ fn append(headers: &mut HeaderMap, name: HeaderName, add: impl FnOnce(&mut Strin
             text.push_str(", ");
         }
     }
-    add(&mut text);
+    text.push_str(own.to_str().unwrap_or_default());
     if let Ok(value) = HeaderValue::try_from(text) {
         headers.insert(name, value);
     }
@@ -124,8 +143,8 @@ pub(crate) fn for_client(headers: &mut HeaderMap, trace: &Trace, websocket: bool
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
     }
     headers.insert(SERVER, SERVER_NAME);
-    if let Some(context) = trace.context() {
-        headers.insert(TRACE_CONTEXT, context);
+    if let Some(context) = &trace.context {
+        headers.insert(TRACE_CONTEXT, context.clone());
     }
 }
 
@@ -178,8 +197,7 @@ mod tests {
         let trace = Trace::of(&headers, || 7);
         for_app(
             &mut headers,
-            peer.parse().unwrap(),
-            Scheme::Http,
+            &Seen::of(peer.parse().unwrap(), Scheme::Http),
             &trace,
             false,
             false,

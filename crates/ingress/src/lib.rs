@@ -1,4 +1,4 @@
-//! The data path: host lookup, caller check, queue, instance choice, forwarding, request log.
+//! The data path: TLS, host lookup, caller check, queue, instance choice, forwarding, request log.
 //!
 //! Owns: every request from its first byte to its record, and the one count of what is in flight (`revision`).
 //! Deliberately not here: the store and the API (law 1 of the crate graph), starting and stopping instances (it asks through
@@ -32,14 +32,17 @@ mod headers;
 mod health;
 mod instance;
 mod meter;
+mod metrics;
 mod outside;
 mod pace;
 mod pause;
 mod places;
 mod probe;
+mod proxied;
 mod record;
 mod revision;
 mod revisions;
+mod scanners;
 pub mod seam;
 mod serve;
 mod served;
@@ -47,9 +50,11 @@ mod settings;
 mod slot;
 mod stream;
 mod table;
+pub mod tls;
 mod told;
 mod trace;
 mod upstream;
+mod waiting;
 
 #[cfg(test)]
 #[path = "../../../tests/skip.rs"]
@@ -60,6 +65,7 @@ mod tests;
 
 pub use front::{Ingress, Refusal};
 pub use places::Crowded;
+pub use proxied::{Network, NetworkError};
 pub use serve::Scheme;
 pub use settings::IngressSettings;
 

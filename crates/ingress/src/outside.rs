@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
+use crate::metrics::Rejected;
+use crate::scanners::Scanners;
 use crate::seam::{Clock, Connect, RequestLog, Wake};
 use crate::settings::IngressSettings;
 
@@ -21,8 +23,13 @@ pub(crate) struct Outside {
     pub(crate) settings: IngressSettings,
     /// Idle connections of all instances.
     pub(crate) idle: Arc<Budget>,
+    /// Requests that wait for an instance, of all revisions together.
+    pub(crate) waiting: Arc<Budget>,
+    pub(crate) scanners: Scanners,
     /// Startup probes and HTTP/2 connections to instances. Each ends with its instance.
     pub(crate) tasks: TaskTracker,
+    /// Requests that no revision saw.
+    pub(crate) rejected: Rejected,
     dice: AtomicU64,
 }
 
@@ -42,8 +49,11 @@ impl Outside {
             log,
             clock,
             idle: Budget::new("idle connections", settings.max_idle),
+            waiting: Budget::new("requests that wait", settings.max_waiting),
+            scanners: Scanners::new(&settings.scanner_paths),
             settings,
             tasks: TaskTracker::new(),
+            rejected: Rejected::default(),
             dice: AtomicU64::new(seed),
         }
     }

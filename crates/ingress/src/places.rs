@@ -9,21 +9,26 @@
 //! 2. An instance that calls others has `max_connections_per_instance`, and all instances together
 //!    `max_instance_connections`: one more is answered at once and closed. So no instance can use up the descriptors that
 //!    others are served with.
-//! 3. Of the requests under way each public connection has a share of its own, all connections of an instance have one.
+//! 3. Of connections and of requests under way each client from outside has one share, known by its address (of IPv6 the /64 that
+//!    one home gets). On loopback, where many clients have one address and all of them are this machine's own, each connection
+//!    has one of its own. All connections of an instance have one.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr, Shutdown};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::answer::ANSWERED_BY;
-use crate::budget::{Budget, Share};
+use crate::budget::{self, Budget, Share};
 use crate::settings::IngressSettings;
+use crate::told::Told;
 
 /// An instance that has too many connections is told of once in this time.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
@@ -38,7 +43,11 @@ pub type Crowded = Arc<dyn Fn(u64) + Send + Sync>;
 pub(crate) struct Shared {
     public: Arc<Semaphore>,
     instances: Arc<Semaphore>,
+    public_connections: Arc<Budget>,
     public_requests: Arc<Budget>,
+    clients: Mutex<Clients>,
+    /// Connections that were closed because their client has too many.
+    crowded: Told,
     instance_requests: Arc<Budget>,
 }
 
@@ -47,7 +56,10 @@ impl Shared {
         Self {
             public: Arc::new(Semaphore::new(settings.max_connections)),
             instances: Arc::new(Semaphore::new(settings.max_instance_connections)),
+            public_connections: Budget::new("connections", settings.max_connections),
             public_requests: Budget::new("clients from outside", settings.max_requests),
+            clients: Mutex::default(),
+            crowded: Told::default(),
             instance_requests: Budget::new("instances", settings.max_instance_requests),
         }
     }
@@ -55,7 +67,37 @@ impl Shared {
     pub(crate) fn for_public(&self) -> Places {
         Places::Public {
             places: Arc::clone(&self.public),
-            requests: Arc::clone(&self.public_requests),
+        }
+    }
+
+    /// What a connection of this client draws on; `None` when it has as many connections as are left for all others.
+    pub(crate) fn client(&self, address: IpAddr) -> Option<Own> {
+        let new = || {
+            Arc::new(ClientShares {
+                connections: self.public_connections.share(),
+                requests: self.public_requests.share(),
+            })
+        };
+        let shares = if address.is_loopback() {
+            new()
+        } else {
+            self.clients.lock().of(address, new)
+        };
+        match shares.connections.take() {
+            Ok(place) => Some(Own {
+                requests: Arc::clone(&shares.requests),
+                _place: Some((place, shares)),
+            }),
+            Err(_) => {
+                if let Some(count) = self.crowded.count() {
+                    tracing::warn!(
+                        count,
+                        client = %address,
+                        "closed new connections: their client has as many as are left for all others"
+                    );
+                }
+                None
+            }
         }
     }
 
@@ -76,10 +118,7 @@ impl Shared {
 /// The places of one listener.
 #[derive(Debug)]
 pub(crate) enum Places {
-    Public {
-        places: Arc<Semaphore>,
-        requests: Arc<Budget>,
-    },
+    Public { places: Arc<Semaphore> },
     Instance(InstancePlaces),
 }
 
@@ -101,7 +140,7 @@ impl Places {
         match self {
             Self::Instance(_) => None,
             // Never closed.
-            Self::Public { places, .. } => {
+            Self::Public { places } => {
                 Arc::clone(places)
                     .acquire_owned()
                     .await
@@ -127,12 +166,62 @@ impl Places {
         }
     }
 
-    /// What the requests of a new connection draw on.
-    pub(crate) fn requests(&self) -> Arc<Share> {
+    /// What the requests of a new connection draw on; `None`: on its client's share.
+    pub(crate) fn requests(&self) -> Option<Own> {
         match self {
-            Self::Public { requests, .. } => requests.share(),
-            Self::Instance(places) => Arc::clone(&places.requests),
+            Self::Public { .. } => None,
+            Self::Instance(places) => Some(Own {
+                requests: Arc::clone(&places.requests),
+                _place: None,
+            }),
         }
+    }
+}
+
+/// What one connection draws on.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pub(crate) requests: Arc<Share>,
+    /// Given back with the connection; the shares of a client are forgotten with its last one.
+    _place: Option<(budget::Place, Arc<ClientShares>)>,
+}
+
+/// Of one client from outside.
+#[derive(Debug)]
+struct ClientShares {
+    connections: Arc<Share>,
+    requests: Arc<Share>,
+}
+
+/// Clients that have connections, by address.
+#[derive(Debug, Default)]
+struct Clients {
+    known: HashMap<IpAddr, Weak<ClientShares>>,
+    /// When there are so many, those that have left are forgotten.
+    sweep: usize,
+}
+
+impl Clients {
+    fn of(
+        &mut self,
+        address: IpAddr,
+        new: impl FnOnce() -> Arc<ClientShares>,
+    ) -> Arc<ClientShares> {
+        let key = match address {
+            IpAddr::V4(_) => address,
+            // One home, one office: it can take any address of its /64.
+            IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) >> 64 << 64).into(),
+        };
+        if let Some(shares) = self.known.get(&key).and_then(Weak::upgrade) {
+            return shares;
+        }
+        if self.known.len() >= self.sweep {
+            self.known.retain(|_, shares| shares.strong_count() > 0);
+            self.sweep = self.known.len() * 2 + 64;
+        }
+        let shares = new();
+        self.known.insert(key, Arc::downgrade(&shares));
+        shares
     }
 }
 

@@ -12,8 +12,9 @@
 //! While nothing listens, attempts follow each other quickly at first (a fast app must not wait for us) and more slowly the
 //! longer it takes: the pause is a fiftieth of the time gone, so waiting costs at most 2 % more than the app needs.
 
+mod misplaced;
+
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,14 +32,11 @@ use crate::instance::Instance;
 use crate::outside::Outside;
 use crate::pause::Pause;
 use crate::revision::Revision;
-use crate::seam::{InstanceNote, Weight};
 use crate::upstream::Upstream;
 
 const STARTUP: &str = "startup";
 /// Nothing that listens after so long is worth telling those who look.
 const NEWS: Duration = Duration::from_secs(1);
-/// An app that listens only where it can't be reached will hardly change its mind after so long.
-const SURELY: Duration = Duration::from_secs(3);
 
 const AGENT: &str = "utsuwa-startup-probe";
 
@@ -75,8 +73,8 @@ pub(crate) async fn run(
             health::watch(outside, revision, instance, route).await;
         }
         Err(tried) => {
-            let unreachable = loopback_only(outside, instance, route.port);
-            let message = words(route, &tried, unreachable);
+            let elsewhere = misplaced::words(outside, instance, route.port);
+            let message = words(route, &tried, elsewhere);
             tracing::info!(revision = %revision.key, instance = %instance.id, %tried, "startup probe failed");
             revision.set_failed(&instance.id, message);
         }
@@ -196,7 +194,7 @@ async fn reach(
     let mut pause = Pause::new();
     let began = Instant::now();
     let mut attempts = 0_u64;
-    let mut told = false;
+    let mut watch = misplaced::Watch::new();
     loop {
         attempts += 1;
         let gone = began.elapsed();
@@ -214,9 +212,6 @@ async fn reach(
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {patience:?}"),
         };
-        if gone >= SURELY && !std::mem::replace(&mut told, true) {
-            tell_loopback_only(outside, instance, port);
-        }
         // Not of the first moments, which a wake goes through: there an app that isn't there yet is no news.
         if gone >= NEWS {
             let asks = || format!("connecting to port {port}");
@@ -224,6 +219,7 @@ async fn reach(
             instance
                 .failing
                 .failed(STARTUP, &last, probe.failure_threshold, now, asks);
+            watch.look(outside, instance, port);
         }
         if Instant::now() >= end {
             let mut time = format!("{:?}", probe.remaining(instance.age));
@@ -325,50 +321,30 @@ async fn drain(upstream: &mut Upstream, body: &mut Incoming) -> bool {
     }
 }
 
-/// What to say of an instance that listens at `port` for itself alone.
-fn loopback_only(outside: &Outside, instance: &Instance, port: u16) -> Option<String> {
-    let all = outside.connect.listens_on(&instance.id);
-    let (alone, reachable): (Vec<&SocketAddr>, Vec<_>) = all
-        .iter()
-        .filter(|at| at.port() == port)
-        .partition(|at| at.ip().is_loopback());
-    let at = alone.first().filter(|_| reachable.is_empty())?;
-    Some(format!(
-        "The app listens on {at} only, where nothing outside its instance can reach it: it must listen on 0.0.0.0:{port}."
-    ))
-}
-
-/// In the service's log, long before the probe gives up.
-fn tell_loopback_only(outside: &Outside, instance: &Instance, port: u16) {
-    if let Some(text) = loopback_only(outside, instance, port) {
-        outside.log.noticed(InstanceNote {
-            at: outside.clock.wall(),
-            revision: instance.revision.clone(),
-            instance: instance.id.clone(),
-            weight: Weight::Warning,
-            text,
-        });
-    }
-}
-
-/// Google's text (§1.8.6), then what was tried and what to do. Which revision it is about is said by who shows it.
-fn words(route: &RevisionRoute, tried: &str, unreachable: Option<String>) -> String {
+/// What was tried and what to do, then Google's text (§1.8.6), which people and scripts look for. Which revision it is about is
+/// said by who shows it.
+fn words(route: &RevisionRoute, tried: &str, elsewhere: Option<String>) -> String {
     match &route.startup.check {
         StartupCheck::None | StartupCheck::Tcp { .. } => {
             let port = route.port;
-            let hint = unreachable.unwrap_or_else(|| {
-                format!("An app that listens on 127.0.0.1 only can't be reached: it must listen on 0.0.0.0:{port}.")
+            let cause = elsewhere.unwrap_or_else(|| {
+                format!(
+                    "Nothing in the container could be reached at port {port}: it must listen on 0.0.0.0:{port}, not on 127.0.0.1."
+                )
             });
             format!(
-                "The user-provided container failed to start and listen on the port defined provided by the PORT={port} environment \
-                 variable within the allocated timeout. This can happen when the container port is misconfigured or if the timeout \
-                 is too short. The health check timeout can be extended. Logs for this revision might contain more information.\n\n\
-                 Tried: {tried}. {hint}"
+                "{cause} Tried: {tried}.\n\nThe user-provided container failed to start and listen on the port defined provided by the \
+                 PORT={port} environment variable within the allocated timeout. This can happen when the container port is \
+                 misconfigured or if the timeout is too short. The health check timeout can be extended. Logs for this revision \
+                 might contain more information."
             )
         }
-        StartupCheck::Http { .. } | StartupCheck::Grpc { .. } => format!(
-            "The user-provided container failed the configured startup probe checks. Logs for this revision might contain more \
-             information.\n\nTried: {tried}."
-        ),
+        StartupCheck::Http { .. } | StartupCheck::Grpc { .. } => {
+            let cause = elsewhere.map_or_else(String::new, |text| format!(" {text}"));
+            format!(
+                "The startup probe never succeeded: {tried}.{cause}\n\nThe user-provided container failed the configured startup probe \
+                 checks. Logs for this revision might contain more information."
+            )
+        }
     }
 }

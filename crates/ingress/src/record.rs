@@ -9,6 +9,7 @@ use utsuwa_model::Timestamp;
 
 use crate::body::Meter;
 use crate::outside::Outside;
+use crate::revision::Revision;
 use crate::seam::{AnsweredBy, RequestRecord};
 
 /// Status in the log of a request whose client left before there was an answer.
@@ -20,6 +21,10 @@ pub(crate) struct Exchange {
     pub(crate) outside: Arc<Outside>,
     pub(crate) arrived: Instant,
     pub(crate) meter: Option<Arc<Meter>>,
+    /// Whose request it is counted as.
+    pub(crate) revision: Option<Arc<Revision>>,
+    /// Why we answered ourselves, in one word.
+    pub(crate) refused: Option<&'static str>,
     /// Boxed: it moves from the handler into the response body.
     pub(crate) record: Option<Box<RequestRecord>>,
 }
@@ -30,8 +35,16 @@ impl Exchange {
             outside,
             arrived,
             meter: None,
+            revision: None,
+            refused: None,
             record: Some(Box::new(record)),
         }
+    }
+
+    /// It is a request of `revision` from now on.
+    pub(crate) fn of(&mut self, revision: &Arc<Revision>) {
+        self.revision = Some(Arc::clone(revision));
+        self.note(|record| record.revision = Some(revision.key.clone()));
     }
 
     /// Fills in the record while it is under way.
@@ -68,6 +81,31 @@ impl Exchange {
     }
 }
 
+impl Exchange {
+    fn count(&self, record: &RequestRecord) {
+        let other;
+        let meters = match &self.revision {
+            Some(revision) => &revision.meters,
+            // Refused before a revision was chosen: rare enough for a lookup.
+            None => {
+                other = self.outside.rejected.of(record.service());
+                &*other
+            }
+        };
+        let bytes = (record.request_bytes, record.response_bytes);
+        meters.ended(record.status, record.latency, bytes);
+        if let Some(reason) = self.refused {
+            meters.refused(reason);
+        }
+        if !record.queued.is_zero() {
+            meters.waited(record.queued);
+        }
+        if let Some(cold) = &record.cold {
+            meters.woken(cold);
+        }
+    }
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
         let Some(mut record) = self.record.take() else {
@@ -83,6 +121,7 @@ impl Drop for Exchange {
             record.request_bytes = meter.bytes.load(Ordering::Relaxed);
         }
         record.latency = self.arrived.elapsed();
-        self.outside.log.record(*record);
+        self.count(&record);
+        self.outside.log.record(record);
     }
 }

@@ -12,6 +12,7 @@
 //! 5. The first request in an instance that may be frozen calls [`Wake::thaw`](crate::seam::Wake::thaw), before it is sent.
 //! 6. Nothing is called out of this module with the lock held, except waking tasks.
 
+mod levels;
 mod reach;
 
 use std::sync::Arc;
@@ -27,8 +28,10 @@ use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use crate::Refusal;
 use crate::answer::Answer;
+use crate::budget::Share;
 use crate::counts::{Counts, Nudge, Seat, Sleep};
 use crate::instance::Instance;
+use crate::metrics::Meters;
 use crate::outside::Outside;
 use crate::slot::{Admitted, Slot, Ticket};
 
@@ -40,6 +43,10 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Revision {
     pub(crate) key: RevisionKey,
     outside: Arc<Outside>,
+    /// What happened to its requests.
+    pub(crate) meters: Meters,
+    /// Its share of all requests that may wait.
+    waiting: Arc<Share>,
     inner: Mutex<Counts>,
 }
 
@@ -51,7 +58,9 @@ impl Revision {
         };
         Arc::new(Self {
             key,
+            waiting: outside.waiting.share(),
             outside,
+            meters: Meters::default(),
             inner: Mutex::new(inner),
         })
     }
@@ -109,13 +118,21 @@ impl Revision {
                 let instance = inner.take(choice);
                 Admitted::Slot(Slot::new(Arc::clone(self), instance))
             }
-            admit::Admission::Wait { .. } => {
+            admit::Admission::Wait { .. } => 'wait: {
+                let Ok(place) = self.waiting.take() else {
+                    break 'wait Admitted::QueueFull;
+                };
                 let (sender, receiver) = oneshot::channel();
                 let number = inner.next_ticket;
                 inner.next_ticket += 1;
                 inner.queue.insert(number, sender);
                 let window = inner.window();
-                Admitted::Wait(Ticket::new(Arc::clone(self), number, receiver, window))
+                Admitted::Wait(Ticket::new(
+                    Arc::clone(self),
+                    (number, place),
+                    receiver,
+                    window,
+                ))
             }
             admit::Admission::QueueFull => Admitted::QueueFull,
         };

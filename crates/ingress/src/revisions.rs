@@ -54,6 +54,13 @@ impl Revisions {
         }
     }
 
+    /// All there are, in the order of their names.
+    pub(crate) fn all(&self) -> Vec<Arc<Revision>> {
+        let mut all: Vec<_> = self.0.lock().all.values().cloned().collect();
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        all
+    }
+
     /// Forgets those that no route knows and nothing uses; answers the ones that are still used.
     pub(crate) fn prune(&self) -> Vec<Arc<Revision>> {
         let mut used = Vec::new();

@@ -1,14 +1,18 @@
 //! What the ingress needs from outside. Joined to the runtime and to files in `daemon`.
 
+pub(crate) mod trace_id;
+
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
+
+pub use trace_id::TraceId;
 
 /// A connection that is being made. Its errors are what the instance answered: `ConnectionRefused` while nothing listens.
 pub type Connecting = BoxFuture<'static, io::Result<TcpStream>>;
@@ -39,7 +43,7 @@ pub trait Wake: fmt::Debug + Send + Sync + 'static {
 
 /// Takes one record per request, and notes. Must not block; drops (and counts) what it can't take.
 pub trait RequestLog: fmt::Debug + Send + Sync + 'static {
-    fn record(&self, record: RequestRecord);
+    fn record(&self, record: Box<RequestRecord>);
     /// What the owner of a service should know about one of its instances.
     fn noticed(&self, note: InstanceNote);
 }
@@ -90,9 +94,23 @@ pub struct RequestRecord {
     pub instance: Option<InstanceId>,
     pub remote: String,
     pub user_agent: String,
-    pub trace: String,
+    pub referer: String,
+    /// What the client spoke to: `http` or `https`.
+    pub scheme: &'static str,
+    /// As the client said it: `HTTP/1.1`, `HTTP/2.0`.
+    pub protocol: &'static str,
+    /// The address that the client connected to.
+    pub server_ip: Option<IpAddr>,
+    pub trace: TraceId,
+    pub span: u64,
+    pub sampled: bool,
     pub request_bytes: u64,
     pub response_bytes: u64,
+    /// How long it waited for an instance; zero for one that had not to.
+    pub queued: Duration,
+    /// Arrival to the head of the answer; zero while there is none.
+    pub first_byte: Duration,
+    /// Arrival to the last byte of the answer.
     pub latency: Duration,
     /// Set when the request waited for an instance to start.
     pub cold: Option<ColdStart>,

@@ -33,8 +33,12 @@ use crate::flaw::Flaw;
 use crate::gate::Limits;
 use crate::gated::Gated;
 use crate::handle::handle;
+use crate::headers::Seen;
 use crate::meter::Metered;
-use crate::places::Places;
+use crate::places::{Own, Places};
+use crate::proxied::{self, Network};
+use crate::settings::IngressSettings;
+use crate::tls::{self, Wire};
 
 /// How long a client may leave the bytes of an answer lying before the connection is cut.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
@@ -69,6 +73,14 @@ impl Scheme {
             Self::Https => "https",
         }
     }
+
+    /// Who begins connections of this kind with the PROXY protocol.
+    fn proxies(self, settings: &IngressSettings) -> &[Network] {
+        match self {
+            Self::Http => &settings.proxies_http,
+            Self::Https => &settings.proxies_https,
+        }
+    }
 }
 
 /// One listener while it serves.
@@ -99,6 +111,10 @@ pub(crate) struct Client {
     pub(crate) switched: AtomicBool,
     /// Why nothing more is taken from it.
     pub(crate) flaw: OnceLock<Flaw>,
+    /// What apps are told of it.
+    seen: OnceLock<Seen>,
+    /// Where it connected to.
+    pub(crate) local: OnceLock<IpAddr>,
 }
 
 impl Client {
@@ -110,7 +126,14 @@ impl Client {
             answered: AtomicU64::new(0),
             switched: AtomicBool::new(false),
             flaw: OnceLock::new(),
+            seen: OnceLock::new(),
+            local: OnceLock::new(),
         })
+    }
+
+    /// What apps are told of it; `scheme` is that of its connection.
+    pub(crate) fn seen(&self, scheme: Scheme) -> &Seen {
+        self.seen.get_or_init(|| Seen::of(self.remote, scheme))
     }
 
     /// Notes that one more request has its answer.
@@ -189,8 +212,8 @@ pub(crate) async fn serve(
 async fn connection(
     ingress: Ingress,
     door: Arc<Door>,
-    requests: Arc<Share>,
-    stream: TcpStream,
+    own: Option<Own>,
+    mut stream: TcpStream,
     peer: SocketAddr,
 ) {
     let settings = &ingress.shared.outside.settings;
@@ -198,12 +221,52 @@ async fn connection(
         tracing::debug!(%error, %peer, "client connection ended at once");
         return;
     }
+    let mut remote = peer.ip().to_canonical();
+    if own.is_none() && proxied::is_one(door.scheme.proxies(settings), remote) {
+        let header = tokio::time::timeout(settings.header_timeout, proxied::read(&mut stream));
+        match header
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        {
+            Ok(client) => remote = client.unwrap_or(remote),
+            Err(error) => {
+                if let Some(count) = ingress.shared.bad_proxies.count() {
+                    tracing::warn!(count, %peer, %error,
+                        "closed connections of a proxy without a readable PROXY header (proxy-protocol-http); is it configured to send one?");
+                }
+                return;
+            }
+        }
+    }
+    let Some(own) = own.or_else(|| ingress.shared.places.client(remote)) else {
+        return;
+    };
+    let local = stream.local_addr();
+    let first = async {
+        let entered = tls::enter(&ingress.shared, door.scheme, stream).await?;
+        let Some(mut wire) = entered else {
+            return Ok(None);
+        };
+        let first = tokio::time::timeout(settings.header_timeout, wire.is_http2()).await;
+        let http2 = first.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        Ok::<_, io::Error>(Some((wire, http2)))
+    };
     let first = tokio::select! {
-        first = tokio::time::timeout(settings.header_timeout, is_http2(&stream)) => first,
+        first = first => first,
         () = async { door.closing.cancelled().await; tokio::time::sleep(FIRST_BYTES).await } => return,
     };
-    let Ok(Ok(http2)) = first else { return };
-    let client = Client::new(peer.ip().to_canonical(), requests);
+    let (stream, http2) = match first {
+        Ok(Some(first)) => first,
+        Ok(None) => return,
+        Err(error) => {
+            tracing::debug!(%error, %peer, "client connection ended before its first request");
+            return;
+        }
+    };
+    let client = Client::new(remote, Arc::clone(&own.requests));
+    if let Ok(local) = local {
+        client.local.get_or_init(|| local.ip().to_canonical());
+    }
     let stream = ClientStream {
         stream,
         client: Arc::clone(&client),
@@ -277,21 +340,10 @@ async fn connection(
     }
 }
 
-/// Whether the client begins with HTTP/2's preface (`PRI * HTTP/2.0`). Waits for the first bytes and leaves them in place.
-async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
-    let mut head = [0_u8; 4];
-    let seen = stream.peek(&mut head).await?;
-    if seen == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    // A client that splits its first four bytes is taken for HTTP/1.1: none that speaks HTTP/2 does.
-    Ok(&head[..seen] == b"PRI ")
-}
-
 /// The client's socket, watched: writing that makes no progress ends it, closing reads on for a moment.
 #[derive(Debug)]
 struct ClientStream {
-    stream: TcpStream,
+    stream: Wire,
     client: Arc<Client>,
     stalled: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
@@ -359,12 +411,14 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let progress = Pin::new(&mut self.stream).poll_flush(context);
+        self.watch(progress, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
-            std::task::ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+            let progress = Pin::new(&mut self.stream).poll_shutdown(context);
+            std::task::ready!(self.watch(progress, context))?;
             if !self.client.unread.load(Ordering::Acquire) {
                 return Poll::Ready(Ok(()));
             }
@@ -373,7 +427,7 @@ impl AsyncWrite for ClientStream {
         let mut scratch = [std::mem::MaybeUninit::uninit(); 8192];
         while self.lingered < LINGER_BYTES {
             let mut buffer = ReadBuf::uninit(&mut scratch);
-            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+            match self.stream.poll_discard(context, &mut buffer) {
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                     self.lingered += buffer.filled().len()
                 }

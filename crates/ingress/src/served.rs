@@ -55,7 +55,9 @@ impl Served {
             parts.headers.append(SET_COOKIE, cookie);
         }
         headers::for_client(&mut parts.headers, trace, tunnel.is_some());
+        let first_byte = exchange.elapsed();
         exchange.note(|record| {
+            record.first_byte = first_byte;
             record.status = parts.status.as_u16();
             record.cold = cold;
         });

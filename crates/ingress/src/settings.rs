@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::proxied::Network;
+
 /// Limits and times of the ingress. [`Default`] holds the documented defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IngressSettings {
@@ -17,8 +19,19 @@ pub struct IngressSettings {
     pub max_requests: usize,
     /// The same of instances that call services.
     pub max_instance_requests: usize,
+    /// Requests that wait for an instance, of all revisions together; each may have 10,000. Beyond it new ones are answered
+    /// 429, first of the revision that has as many as are left for all others.
+    pub max_waiting: usize,
+    /// Paths that scanners ask for, each with one `*` at most, for services that refuse those.
+    pub scanner_paths: Vec<String>,
+    /// Who begins connections to plain HTTP listeners with the PROXY protocol.
+    pub proxies_http: Vec<Network>,
+    /// The same for HTTPS listeners.
+    pub proxies_https: Vec<Network>,
     /// How long a client may take to send the head of a request; also how long a kept-alive connection may idle.
     pub header_timeout: Duration,
+    /// How long a client may take for a TLS handshake, from its first byte on.
+    pub handshake_timeout: Duration,
     /// How long a client may pause while it sends a body whose length it has said; beyond it 408. Streams (chunked, or HTTP/2
     /// without a length) may pause as long as their request may last.
     pub body_timeout: Duration,
@@ -50,7 +63,14 @@ impl Default for IngressSettings {
             max_instance_connections: 8_192,
             max_requests: 16_384,
             max_instance_requests: 8_192,
+            // With a body of 16 KiB each, read ahead, they hold 320 MiB at the very most.
+            max_waiting: 20_000,
+            scanner_paths: Vec::new(),
+            proxies_http: Vec::new(),
+            proxies_https: Vec::new(),
             header_timeout: Duration::from_secs(60),
+            // Three times what a phone with a bad connection needs.
+            handshake_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(60),
             max_header_bytes: 64 << 10,
             // A browser sends some ten a page; a client that cancels every call it makes, one for each.

@@ -38,6 +38,8 @@ pub(crate) struct Slot {
 pub(crate) struct Ticket {
     revision: Arc<Revision>,
     number: u64,
+    /// Among all requests that wait.
+    _place: Place,
     receiver: oneshot::Receiver<Result<Slot, Refusal>>,
     /// How long this request may wait for an instance (§2.6).
     pub(crate) window: Duration,
@@ -81,15 +83,16 @@ impl Drop for Slot {
 }
 
 impl Ticket {
-    pub(crate) const fn new(
+    pub(crate) fn new(
         revision: Arc<Revision>,
-        number: u64,
+        (number, place): (u64, Place),
         receiver: oneshot::Receiver<Result<Slot, Refusal>>,
         window: Duration,
     ) -> Self {
         Self {
             revision,
             number,
+            _place: place,
             receiver,
             window,
         }

@@ -49,6 +49,8 @@ pub struct FailingProbe {
     pub failures: u32,
     /// So many in a row have consequences.
     pub failure_threshold: u32,
+    /// What its owner can do about it, in whole sentences; empty: nothing is known.
+    pub advice: String,
 }
 
 /// Whether the ingress itself has reached the instance.

@@ -14,6 +14,7 @@ pub mod address;
 pub mod because;
 pub mod condition;
 pub mod demand;
+pub mod domain;
 pub mod host_dir;
 pub mod iam;
 pub mod image;

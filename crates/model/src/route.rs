@@ -65,6 +65,10 @@ pub struct RevisionRoute {
     pub port: u16,
     pub protocol: Protocol,
     pub session_affinity: bool,
+    /// Paths that scanners ask for are answered 404 and wake nothing.
+    pub refuse_scanners: bool,
+    /// A browser is shown a page while an instance starts.
+    pub waiting_page: bool,
     /// How long a start took when the revision was proven; `None` while that isn't known.
     pub usual_start: Option<Duration>,
     pub startup: StartupProbe,

@@ -12,6 +12,7 @@ mod keeper_group;
 mod keeper_gvisor;
 mod keeper_killed;
 mod keeper_lets_go;
+mod keeper_limits;
 mod keeper_parked;
 mod keeper_protocol;
 mod keeper_sockets;

@@ -18,6 +18,7 @@
 
 mod audit;
 mod changed;
+mod domain;
 mod error;
 mod image;
 mod lock;

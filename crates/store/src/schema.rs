@@ -77,6 +77,13 @@ UPDATE policies SET etag = json_extract(body, '$.etag');
 ALTER TABLE revisions ADD COLUMN delete_time INTEGER;
 UPDATE revisions SET delete_time = json_extract(meta, '$.delete_time');
 CREATE INDEX revisions_going ON revisions (project, region, service) WHERE delete_time IS NOT NULL;
+", "
+CREATE TABLE domains (
+    name TEXT PRIMARY KEY,
+    project TEXT NOT NULL, region TEXT NOT NULL, service TEXT NOT NULL,
+    create_time INTEGER NOT NULL, meta TEXT NOT NULL, spec TEXT NOT NULL, status TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX domains_of ON domains (project, region, service);
 "];
 
 /// The newest schema this program knows.

@@ -6,7 +6,7 @@ use utsuwa_model::service::Service;
 use utsuwa_model::{ProjectId, Region, ServiceKey, Timestamp, address};
 
 use crate::page::{self, After};
-use crate::{Listing, Page, Store, StoreError, operation, row, settings, uid};
+use crate::{Listing, Page, Store, StoreError, domain, operation, row, settings, uid};
 
 const COLUMNS: &str = "project, region, service, meta, spec, status";
 
@@ -333,7 +333,10 @@ fn parse(row: &Row<'_>) -> Result<Service, StoreError> {
     })
 }
 
-fn host_owner(connection: &Connection, host: &str) -> Result<Option<ServiceKey>, StoreError> {
+pub(crate) fn host_owner(
+    connection: &Connection,
+    host: &str,
+) -> Result<Option<ServiceKey>, StoreError> {
     let found: Option<(String, String, String)> = connection
         .prepare_cached("SELECT project, region, service FROM hosts WHERE host = ?")?
         .query_row([host], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
@@ -379,6 +382,11 @@ fn take_hosts(connection: &Connection, service: &Service) -> Result<(), StoreErr
         if let Some(owner) = host_owner(connection, &host)? {
             return Err(StoreError::AlreadyExists {
                 what: format!("host {host} (of service {owner})"),
+            });
+        }
+        if domain::is_mapped(connection, &host)? {
+            return Err(StoreError::AlreadyExists {
+                what: format!("domain mapping {host}"),
             });
         }
         connection

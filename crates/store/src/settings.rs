@@ -1,6 +1,9 @@
 //! What is decided at the first start and never changes after (decision 13).
 
-use rusqlite::{Connection, OptionalExtension, params};
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use utsuwa_model::{ProjectId, Region};
 
@@ -22,6 +25,31 @@ impl std::fmt::Display for Settings {
             "project {}, region {}, domain {}",
             self.project, self.region, self.domain
         )
+    }
+}
+
+impl Settings {
+    /// What was frozen in the store in `dir`, whether a server runs over it or not; `None`: nothing yet. Only reads.
+    ///
+    /// # Errors
+    /// There is a database that can't be read.
+    pub fn in_directory(dir: &Path) -> Result<Option<Self>, StoreError> {
+        let path = dir.join("state.sqlite");
+        match path.try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(source) => {
+                return Err(StoreError::Io {
+                    path,
+                    source: Arc::new(source),
+                });
+            }
+        }
+        let read = || -> Result<Option<Self>, StoreError> {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            frozen(&Connection::open_with_flags(&path, flags)?)
+        };
+        read().map_err(|error| error.located(&path))
     }
 }
 

@@ -43,7 +43,7 @@ fn everything_at_once() {
         server.deploy(name, &["--annotations", &window]);
     }
     until_asleep(&server);
-    let before = Ground::of(&server);
+    let before = at_rest(&server);
     for name in SERVICES.iter().filter(|n| **n != "patched") {
         server.ok(&["deploy", name, "--min-instances", "1"]);
     }
@@ -268,73 +268,49 @@ fn until_asleep(server: &Server) {
     }
 }
 
-/// What the roles hold at rest, before anything happens.
-struct Ground {
-    holding: Holding,
-    /// How much more a role holds for each sandbox: the pool has as many as were lately taken, so not always the same.
-    per_sandbox: BTreeMap<&'static str, usize>,
-}
-
 /// Descriptors that a role may hold besides: connections of the last questions that are just being closed. What the test does
 /// dozens of times (deploys, ends of instances, batches, deletes) would exceed this if each left one behind.
 const SPARE_DESCRIPTORS: usize = 3;
 /// Memory that all roles together may have gained: what allocators keep of the busiest moment.
 const SPARE_KIB: usize = 24 << 10;
 
-impl Ground {
-    fn of(server: &Server) -> Self {
-        let mut large = server.holding();
-        // A pool that is larger than it need be lets one go every ten seconds: its descriptors are what a sandbox costs.
-        let holding = until("the pool to shrink", Duration::from_secs(40), || {
-            let now = server.holding();
-            if now.sandboxes < large.sandboxes {
-                return Some(now);
-            }
-            large = now;
-            None
-        });
-        let fewer = large.sandboxes - holding.sandboxes;
-        let cost = |(role, held): (&&'static str, &usize)| {
-            (*role, (large.descriptors[role] - held) / fewer)
-        };
-        let per_sandbox = holding.descriptors.iter().map(cost).collect();
-        Self {
-            holding,
-            per_sandbox,
-        }
-    }
+/// A pool that is larger than it need be lets one sandbox go so often; what a sandbox costs in descriptors is not to be seen here.
+const POOL_CHANGES: Duration = Duration::from_secs(11);
 
-    /// What a role may hold with this many sandboxes.
-    fn allows(&self, role: &'static str, sandboxes: usize) -> usize {
-        let cost = self.per_sandbox[role];
-        (self.holding.descriptors[role] + sandboxes * cost + SPARE_DESCRIPTORS)
-            .saturating_sub(self.holding.sandboxes * cost)
-    }
+/// What the roles hold once the pool has the size that it keeps while nothing happens.
+fn at_rest(server: &Server) -> Holding {
+    let mut last = (server.holding(), Instant::now());
+    until("the pool to be at rest", Duration::from_secs(300), || {
+        let now = server.holding();
+        if now.sandboxes != last.0.sandboxes {
+            last = (now, Instant::now());
+        }
+        (last.1.elapsed() > POOL_CHANGES).then_some(())
+    });
+    last.0
 }
 
 /// Asleep again, the roles hold what they held before, for the same services.
-fn scaled_to_zero(server: &Server, before: &Ground) {
+fn scaled_to_zero(server: &Server, before: &Holding) {
     for name in SERVICES.iter().filter(|n| **n != "patched") {
         server.ok(&["deploy", name, "--min-instances", "0"]);
     }
     until_asleep(server);
-    let mut now = server.holding();
-    println!("a sandbox costs {:?}", before.per_sandbox);
-    println!("before {:?}\nasleep {now:?}", before.holding);
+    let mut now = at_rest(server);
+    println!("before {before:?}\nasleep {now:?}");
+    assert_eq!(now.sandboxes, before.sandboxes, "the pool");
     until(
         "all descriptors to be closed",
         Duration::from_secs(20),
         || {
             now = server.holding();
-            let within =
-                |(role, held): (&&'static str, &usize)| *held <= before.allows(role, now.sandboxes);
+            let within = |(role, held): (&&'static str, &usize)| {
+                *held <= before.descriptors[role] + SPARE_DESCRIPTORS
+            };
             now.descriptors.iter().all(within).then_some(())
         },
     );
     println!("now    {now:?}");
     let kib = |holding: &Holding| holding.private_kib.values().sum::<usize>();
-    assert!(
-        kib(&now) <= kib(&before.holding) + SPARE_KIB,
-        "memory of the roles"
-    );
+    assert!(kib(&now) <= kib(before) + SPARE_KIB, "memory of the roles");
 }

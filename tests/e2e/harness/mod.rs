@@ -6,6 +6,7 @@ mod kernel;
 mod load;
 mod registry;
 mod roles;
+pub(crate) mod tls;
 
 pub(crate) use archive::{host_architecture, pack};
 pub(crate) use exchange::{api_request, try_exchange};
@@ -73,6 +74,7 @@ pub(crate) struct Server {
     program: PathBuf,
     pub(crate) api: SocketAddr,
     pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
     expected: Vec<String>,
     before: KernelObjects,
 }
@@ -97,6 +99,7 @@ impl Server {
             program: program.to_owned(),
             api: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
             http: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
+            https: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
             expected: Vec::new(),
             before,
         };
@@ -140,6 +143,8 @@ impl Server {
                 &self.api.to_string(),
                 "--listen-http",
                 &self.http.to_string(),
+                "--listen-https",
+                &self.https.to_string(),
                 "--log-format",
                 "json",
             ])

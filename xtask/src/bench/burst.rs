@@ -184,7 +184,7 @@ fn journal(server: &Server) -> anyhow::Result<Vec<Value>> {
         entries.extend(
             text.lines()
                 .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-                .filter(|entry| entry["requestUrl"].is_string()),
+                .filter(|entry| entry["httpRequest"].is_object()),
         );
     }
     Ok(entries)

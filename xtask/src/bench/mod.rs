@@ -12,6 +12,7 @@ mod http;
 mod kernel;
 mod many;
 mod peers;
+mod proxies;
 mod pull;
 mod rate;
 mod rest;
@@ -41,12 +42,15 @@ pub(crate) struct Settings {
     pub conditions: Vec<String>,
     /// Programs that are started: `hello`, `flask`.
     pub apps: Vec<String>,
+    /// Parts of the section `http`: `http1`, `h2c`, `tls`, `bodies`, `idle`; all when empty.
+    pub http: Vec<String>,
     /// OCI archive of examples/flask-chat, if it was built.
     pub flask: Option<PathBuf>,
 }
 
 const SECTIONS: &[&str] = &[
     "cold", "zygote", "tiers", "pull", "rest", "twenty", "burst", "rate", "density", "fit", "many",
+    "http",
 ];
 
 pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
@@ -70,11 +74,12 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
             "rate" => rate::run(&settings),
             "density" => density::run(&settings),
             "fit" => fit::run(&settings),
+            "http" => proxies::run(&settings),
             _ => many::run(&settings),
         }
         .with_context(|| format!("section {section}"))?;
         // These show what they have as soon as they have it.
-        if !["cold", "tiers", "rate"].contains(&section.as_str()) {
+        if !["cold", "tiers", "rate", "http"].contains(&section.as_str()) {
             crate::say(&text);
         }
         report.push_str(&text);
@@ -96,6 +101,7 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
         sections: SECTIONS.iter().map(|s| (*s).to_owned()).collect(),
         conditions: ["quiet", "busy", "dropped"].map(str::to_owned).to_vec(),
         apps: ["hello", "flask"].map(str::to_owned).to_vec(),
+        http: Vec::new(),
         flask: std::env::var_os("UTSUWA_TEST_FLASK_IMAGE").map(PathBuf::from),
     };
     let mut rest = args.iter();
@@ -113,9 +119,10 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
             "--flask" => settings.flask = Some(PathBuf::from(value)),
             "--conditions" => settings.conditions = value.split(',').map(str::to_owned).collect(),
             "--apps" => settings.apps = value.split(',').map(str::to_owned).collect(),
+            "--http" => settings.http = value.split(',').map(str::to_owned).collect(),
             "--only" => settings.sections = value.split(',').map(str::to_owned).collect(),
             other => bail!(
-                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --idle, --seconds, --flask, --conditions quiet,busy,dropped, --apps hello,flask, --only {}",
+                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --idle, --seconds, --flask, --conditions quiet,busy,dropped, --apps hello,flask, --http http1,h2c,tls,bodies,idle, --only {}",
                 SECTIONS.join(",")
             ),
         }

@@ -53,6 +53,7 @@ fn of_probe(failing: &FailingProbe) -> Value {
         "lastAnswer": failing.last_answer,
         "failures": failing.failures,
         "failureThreshold": failing.failure_threshold,
+        "advice": failing.advice,
     })
 }
 

@@ -48,11 +48,19 @@ pub(crate) enum Target {
 
 /// Decides whom `request` addresses.
 pub(crate) fn find(arrival: &Arrival, request: &Request<Body>) -> Result<Target, ApiError> {
-    let named = request
-        .uri()
-        .authority()
-        .map(|a| host_of(a.as_str()).to_owned());
+    let named = match request.uri().authority() {
+        Some(authority) if authority.as_str().contains('@') => return Err(userinfo()),
+        authority => authority.map(|a| host_of(a.as_str()).to_owned()),
+    };
     let header = host_header(request.headers())?;
+    if let (Some(named), Some(header)) = (&named, &header)
+        && !named.eq_ignore_ascii_case(header)
+    {
+        return Err(ApiError::new(
+            Code::InvalidArgument,
+            "The request's Host header is another than the host of its target.",
+        ));
+    }
     match arrival {
         Arrival::Tunnel { host } => {
             for name in named.iter().chain(header.iter()) {
@@ -87,6 +95,13 @@ pub(crate) fn find(arrival: &Arrival, request: &Request<Body>) -> Result<Target,
     }
 }
 
+fn userinfo() -> ApiError {
+    ApiError::new(
+        Code::InvalidArgument,
+        "The request names a user in front of its host.",
+    )
+}
+
 fn refused(host: &str, why: &str) -> ApiError {
     ApiError::new(
         Code::PermissionDenied,
@@ -107,6 +122,7 @@ fn host_header(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     }
     match first.map(|v| v.to_str()) {
         None => Ok(None),
+        Some(Ok(text)) if text.contains('@') => Err(userinfo()),
         Some(Ok(text)) if text.parse::<Authority>().is_ok() => Ok(Some(host_of(text).to_owned())),
         Some(_) => Err(ApiError::new(
             Code::InvalidArgument,
@@ -171,21 +187,21 @@ fn split_region(label: &str) -> (Option<Region>, &str) {
 
 /// A browser's page may speak to us only from our own names.
 pub(crate) fn check_origin(request: &Request<Body>) -> Result<(), ApiError> {
-    let Some(origin) = request.headers().get(header::ORIGIN) else {
-        return Ok(());
-    };
-    let host = origin
-        .to_str()
-        .ok()
-        .and_then(|o| o.parse::<Uri>().ok())
-        .and_then(|u| u.host().map(|h| host_of(h).to_owned()));
-    match host {
-        Some(host) if is_own(&host, IpAddr::from([127, 0, 0, 1])) => Ok(()),
-        _ => Err(ApiError::new(
-            Code::PermissionDenied,
-            format!("Origin {origin:?} is refused: pages of other sites may not use this API."),
-        )),
+    for origin in request.headers().get_all(header::ORIGIN) {
+        let host = origin
+            .to_str()
+            .ok()
+            .and_then(|o| o.parse::<Uri>().ok())
+            .filter(|u| u.authority().is_some_and(|a| !a.as_str().contains('@')))
+            .and_then(|u| u.host().map(|h| host_of(h).to_owned()));
+        if !host.is_some_and(|host| is_own(&host, IpAddr::from([127, 0, 0, 1]))) {
+            return Err(ApiError::new(
+                Code::PermissionDenied,
+                format!("Origin {origin:?} is refused: pages of other sites may not use this API."),
+            ));
+        }
     }
+    Ok(())
 }
 
 /// `/run/v2/x` is API `run` and path `/v2/x`.

@@ -254,6 +254,26 @@ async fn hosts_that_are_not_served_are_refused_at_once() {
 }
 
 #[tokio::test]
+async fn prometheus_gets_text_and_a_web_page_gets_nothing() {
+    let server = Running::start().await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let answer = client.get(server.url("/metrics")).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(
+        answer.headers()["content-type"],
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    assert!(answer.text().await.unwrap().contains("# TYPE up gauge"));
+    let page = client
+        .get(server.url("/metrics"))
+        .header("origin", "https://evil.test")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(page.status(), 403);
+}
+
+#[tokio::test]
 async fn names_of_others_are_refused_on_the_wire() {
     let server = Running::start().await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -329,4 +349,65 @@ async fn a_panic_ends_its_request_alone() {
     let error: Value = explained.json().await.unwrap();
     assert_eq!(error["error"]["status"], "INTERNAL");
     assert!(!error.to_string().contains("asked to panic"), "{error}");
+}
+
+#[tokio::test]
+async fn tricks_with_hosts_and_targets_reach_nothing() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server = Running::start().await;
+    server.bench.state.ready.set(true);
+    for (head, status) in [
+        ("GET /healthz HTTP/1.1\r\nHost: localhost", 200),
+        (
+            "GET http://localhost/healthz HTTP/1.1\r\nHost: localhost",
+            200,
+        ),
+        (
+            "GET http://localhost/healthz HTTP/1.1\r\nHost: evil.test",
+            400,
+        ),
+        (
+            "GET http://evil.test/healthz HTTP/1.1\r\nHost: localhost",
+            400,
+        ),
+        (
+            "GET http://evil.test/healthz HTTP/1.1\r\nHost: evil.test",
+            403,
+        ),
+        (
+            "GET http://169.254.169.254/ HTTP/1.1\r\nHost: 169.254.169.254",
+            403,
+        ),
+        (
+            "GET http://evil@localhost/healthz HTTP/1.1\r\nHost: localhost",
+            400,
+        ),
+        ("GET /healthz HTTP/1.1\r\nHost: localhost@evil.test", 400),
+        ("GET /healthz HTTP/1.1\r\nHost: evil.test", 403),
+        (
+            "GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.test",
+            400,
+        ),
+        ("GET /healthz HTTP/1.1\r\nHost: localhost evil", 400),
+        ("GET /healthz HTTP/1.1\r\nX: y", 400),
+        (
+            "GET /healthz HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nOrigin: https://evil.test",
+            403,
+        ),
+        (
+            "GET /healthz HTTP/1.1\r\nHost: localhost\r\nOrigin: null",
+            403,
+        ),
+        ("CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test:443", 403),
+        ("CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: 127.0.0.1:22", 403),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(server.at).await.unwrap();
+        let request = format!("{head}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        let said = answer.get(9..12).unwrap_or_default();
+        assert_eq!(said, status.to_string(), "{head:?}: {answer}");
+    }
 }

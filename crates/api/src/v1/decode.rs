@@ -11,13 +11,11 @@ use utsuwa_model::service::{
 };
 use utsuwa_model::{RevisionId, Timestamp, Violations};
 
+use super::encode::LOCATION;
 use super::read::Object;
 use super::{annotation, decode_container};
 use crate::ApiError;
 use crate::intent::Draft;
-
-/// Label that only we write.
-const LOCATION: &str = "cloud.googleapis.com/location";
 
 /// What a request says about a service.
 #[derive(Debug)]

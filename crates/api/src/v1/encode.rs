@@ -18,6 +18,8 @@ use super::encode_template::{revision_spec, template};
 use super::{annotation, defaults};
 
 const API_VERSION: &str = "serving.knative.dev/v1";
+/// Label that only we write.
+pub(super) const LOCATION: &str = "cloud.googleapis.com/location";
 /// Why a configuration isn't ready, whatever ails its revision.
 const REVISION_FAILED: &str = "RevisionFailed";
 
@@ -30,7 +32,9 @@ pub(super) fn service(service: &Service, operation: Option<&str>) -> Value {
         annotation::ingress_name(service.spec.ingress).to_owned(),
     );
     if !service.status.url.is_empty() {
-        let urls = Value::from(vec![service.status.url.clone()]).to_string();
+        let mut urls = vec![service.status.url.clone()];
+        urls.extend(service.status.other_urls.iter().cloned());
+        let urls = Value::from(urls).to_string();
         annotations.insert("run.googleapis.com/urls".to_owned(), urls);
     }
     if let Some(id) = operation {
@@ -211,7 +215,7 @@ pub(super) fn time(at: Timestamp) -> String {
         .to_string()
 }
 
-fn metadata(
+pub(super) fn metadata(
     collection: &str,
     name: &str,
     key: &ServiceKey,
@@ -221,10 +225,7 @@ fn metadata(
 ) -> Value {
     let namespace = namespace(&key.project);
     let mut labels = labels.clone();
-    labels.insert(
-        "cloud.googleapis.com/location".to_owned(),
-        key.region.to_string(),
-    );
+    labels.insert(LOCATION.to_owned(), key.region.to_string());
     let mut out = json!({
         "name": name,
         "namespace": namespace,
@@ -274,7 +275,7 @@ pub(super) fn namespace(project: &ProjectId) -> String {
     project_number(project).to_string()
 }
 
-fn authors(annotations: &mut BTreeMap<String, String>, meta: &Meta) {
+pub(super) fn authors(annotations: &mut BTreeMap<String, String>, meta: &Meta) {
     for (name, value) in [
         ("serving.knative.dev/creator", &meta.creator),
         ("serving.knative.dev/lastModifier", &meta.last_modifier),
@@ -340,7 +341,7 @@ fn share(out: &mut Map<String, Value>, percent: Option<u32>, tag: Option<&str>) 
 }
 
 /// The conditions; until loops have written any, those in `kinds` are unknown since `created`.
-fn conditions(written: &[Condition], kinds: &[&str], created: Timestamp) -> Vec<Value> {
+pub(super) fn conditions(written: &[Condition], kinds: &[&str], created: Timestamp) -> Vec<Value> {
     if written.is_empty() {
         return kinds
             .iter()

@@ -12,6 +12,7 @@ mod annotation;
 mod decode;
 mod decode_container;
 mod defaults;
+mod domains;
 mod encode;
 mod encode_template;
 mod field;
@@ -84,12 +85,18 @@ async fn handle(state: &ApiState, request: Request<Body>) -> Result<Answer, ApiE
         Path::Location { project, region } if request.method() == Method::GET => {
             return Ok(Answer::Json(locations::one(&project, &region)));
         }
+        Path::AuthorizedDomains if request.method() == Method::GET => {
+            return Ok(Answer::Json(domains::authorized()));
+        }
         Path::NotBuilt(what) => {
             return Err(ApiError::unimplemented(format!(
                 "{what} are not built in this server yet."
             )));
         }
-        Path::Locations { .. } | Path::Location { .. } | Path::Unknown => {
+        Path::Locations { .. }
+        | Path::Location { .. }
+        | Path::AuthorizedDomains
+        | Path::Unknown => {
             return Ok(Answer::Unknown(Box::new(request)));
         }
     };
@@ -144,6 +151,14 @@ async fn handle(state: &ApiState, request: Request<Body>) -> Result<Answer, ApiE
         ("GET", Collection::Revisions, Some(name), None) => revisions::get(state, &place, name)?,
         ("DELETE", Collection::Revisions, Some(name), None) => {
             revisions::delete(state, &place, name, &query).await?
+        }
+        ("GET", Collection::DomainMappings, None, None) => domains::list(state, &place, &query)?,
+        ("POST", Collection::DomainMappings, None, None) => {
+            domains::create(state, &place, &query, &body).await?
+        }
+        ("GET", Collection::DomainMappings, Some(name), None) => domains::get(state, &place, name)?,
+        ("DELETE", Collection::DomainMappings, Some(name), None) => {
+            domains::delete(state, &place, name, &query).await?
         }
         ("GET", Collection::Operations, None, None) => operations::list(state, &place, query)?,
         ("GET", Collection::Operations, Some(id), None) => operations::get(state, &place, id)?,

@@ -32,6 +32,7 @@ pub(super) enum Collection {
     Configurations,
     Routes,
     Operations,
+    DomainMappings,
 }
 
 /// What a path names.
@@ -51,6 +52,8 @@ pub(super) enum Path {
         project: ProjectId,
         region: Region,
     },
+    /// The domains that the caller may map.
+    AuthorizedDomains,
     /// A part of Cloud Run that isn't built yet.
     NotBuilt(String),
     Unknown,
@@ -88,6 +91,34 @@ pub(super) fn parse(state: &ApiState, context: &CallContext, path: &str) -> Resu
         }
         [
             "apis",
+            "domains.cloudrun.com",
+            "v1",
+            "namespaces",
+            _,
+            "authorizeddomains",
+        ]
+        | ["v1", "projects", _, "authorizeddomains"] => Ok(Path::AuthorizedDomains),
+        [
+            "apis",
+            "domains.cloudrun.com",
+            "v1",
+            "namespaces",
+            namespace,
+            "domainmappings",
+            rest @ ..,
+        ] => {
+            let project = intent::project(state, namespace)?;
+            let place = Place {
+                project,
+                region: Some(context.region_or_default(state)),
+            };
+            let path: Vec<&str> = std::iter::once("domainmappings")
+                .chain(rest.iter().copied())
+                .collect();
+            Ok(inside(place, &path))
+        }
+        [
+            "apis",
             group @ ("run.googleapis.com" | "domains.cloudrun.com"),
             "v1",
             "namespaces",
@@ -118,9 +149,6 @@ pub(super) fn parse(state: &ApiState, context: &CallContext, path: &str) -> Resu
             };
             Ok(inside(place, rest))
         }
-        ["v1", "projects", _, "authorizeddomains"] => {
-            Ok(Path::NotBuilt("domain mappings".to_owned()))
-        }
         _ => Ok(Path::Unknown),
     }
 }
@@ -137,8 +165,8 @@ fn inside(place: Place, rest: &[&str]) -> Path {
         "configurations" => Collection::Configurations,
         "routes" => Collection::Routes,
         "operations" => Collection::Operations,
-        "jobs" | "executions" | "tasks" | "workerpools" | "workerPools" | "instances"
-        | "domainmappings" => {
+        "domainmappings" => Collection::DomainMappings,
+        "jobs" | "executions" | "tasks" | "workerpools" | "workerPools" | "instances" => {
             return Path::NotBuilt(collection.to_owned());
         }
         _ => return Path::Unknown,

@@ -32,6 +32,9 @@ impl Insight for Nothing {
     fn loops(&self) -> Vec<LoopInsight> {
         Vec::new()
     }
+    fn metrics(&self) -> String {
+        "# TYPE up gauge\nup 1\n".to_owned()
+    }
 }
 
 impl Logs for Nothing {

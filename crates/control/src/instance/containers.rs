@@ -82,8 +82,8 @@ impl Core {
                     }
                     let name = group.name(number);
                     return Err(Unstarted::Probe(format!(
-                        "The container {name:?} failed its startup probe. Logs for this revision might contain more \
-                         information.\n\nTried: {tried}."
+                        "The container {name:?} failed its startup probe: {tried}. Logs for this revision might contain more \
+                         information."
                     )));
                 }
             }

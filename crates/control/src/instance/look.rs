@@ -41,6 +41,31 @@ pub(super) struct Decided {
     pub(super) report: Report,
 }
 
+/// What a look finds on the way to its plan.
+#[derive(Default)]
+struct Found {
+    wake_at: Option<Timestamp>,
+    refuse: Option<Refusal>,
+    missing: u32,
+    put_off: bool,
+}
+
+impl Found {
+    /// The earliest wish wins.
+    fn wake(&mut self, at: Option<Timestamp>) {
+        self.wake_at = self.wake_at.into_iter().chain(at).min();
+    }
+}
+
+/// The memory of this machine as a look finds it; `free`: `None` where nobody knows.
+#[derive(Clone, Copy)]
+struct Memory {
+    free: Option<u64>,
+    reserve: u64,
+    /// To instances that start and haven't taken it yet.
+    promised: u64,
+}
+
 /// The whole decision, on the picture alone.
 pub(super) fn decide(
     inner: &mut Inner,
@@ -51,53 +76,105 @@ pub(super) fn decide(
     reserve: u64,
     fresh: &mut dyn FnMut() -> InstanceId,
 ) -> Option<Decided> {
-    let promised = memory.map_or(0, |_| capacity::promised(inner));
+    let memory = Memory {
+        free: memory,
+        reserve,
+        promised: memory.map_or(0, |_| capacity::promised(inner)),
+    };
     let state = inner.revisions.get_mut(key)?;
     let views = state.views(demand);
     let active_before = state.activity;
-    let (mut plan, mut wake_at) = wanted(state, now, demand, &views);
+    let mut found = Found::default();
+    let (mut plan, wake_at) = wanted(state, now, demand, &views);
+    found.wake(wake_at);
     let (settle, boost_ends) = boost::look(state, &views, now);
-    if let Some(end) = boost_ends {
-        wake_at = Some(wake_at.map_or(end, |at| at.min(end)));
-    }
+    found.wake(boost_ends);
     let active_changed = match (active_before, state.activity) {
         (Some(before), Some(now)) => before.differs(now),
         (before, now) => before != now,
     };
-    debug_assert_eq!(
-        invariant::retires_idle_only(
-            if state.stage == Stage::Ended {
-                &[]
-            } else {
-                &plan.retire
-            },
-            &views
-        ),
-        Ok(())
-    );
-
-    let (mut refuse, mut put_off) = (None, false);
     let live = views.iter().filter(|view| view.is_live()).count();
-    if plan.start > 0
-        && let Some(until) = state.not_before.filter(|until| *until > now)
-    {
-        (plan.start, put_off) = (0, true);
-        wake_at = Some(wake_at.map_or(until, |at| at.min(until)));
-        let wait = until.since(now);
-        plan.because = Because::new(revision::backoff_summary(state.crashes, wait));
-        if live == 0 && demand.queued > 0 && wait > PATIENCE {
-            let message = state
-                .last_failure
-                .clone()
-                .unwrap_or_else(|| plan.because.summary.clone());
-            refuse = Some(Refusal::StartFailed { message });
-        }
+    put_off(state, &mut plan, &mut found, (now, demand, live));
+    ration(state, &mut plan, &mut found, (key, now, demand), memory);
+    if !plan.because.summary.is_empty() {
+        state.because.push(plan.because.clone());
     }
-    let mut missing = 0;
-    let short = match (memory, state.stage) {
-        (Some(memory), Stage::Serving) if plan.start > 0 => {
+    check_plan(state, &plan, &views, live);
+
+    let start = births(state, plan.start, now, fresh);
+    let zygotes = zygote::look(state, now, start.len(), has_room(state, memory), fresh);
+    found.wake(zygotes.next);
+    let given_up = mark_leaving(state, &plan, &views, now);
+    let tiers = tiers::look(state, &views, now);
+    found.wake(tiers.next);
+    let leave = leaving(state, plan.retire);
+    let gone = !state.is_published() && start.is_empty() && leave.is_empty();
+    let decided = Decided {
+        plan: Arc::clone(&state.plan),
+        start,
+        leave,
+        given_up,
+        settle,
+        tiers,
+        zygotes,
+        missing: found.missing,
+        refuse: found.refuse,
+        active_changed,
+        timeout: if state.stage == Stage::Ended {
+            Duration::ZERO
+        } else {
+            state.route.timeout
+        },
+        report: report(state, found.wake_at, gone),
+    };
+    enter(inner, key, &decided);
+    Some(decided)
+}
+
+/// Starts that crashes put off: none now, and who waits is told when it takes long.
+fn put_off(
+    state: &RevisionState,
+    plan: &mut InstancePlan,
+    found: &mut Found,
+    (now, demand, live): (Timestamp, &RevisionDemand, usize),
+) {
+    let Some(until) = state
+        .not_before
+        .filter(|until| plan.start > 0 && *until > now)
+    else {
+        return;
+    };
+    (plan.start, found.put_off) = (0, true);
+    found.wake(Some(until));
+    let wait = until.since(now);
+    plan.because = Because::new(revision::backoff_summary(state.crashes, wait));
+    if live == 0 && demand.queued > 0 && wait > PATIENCE {
+        let message = state
+            .last_failure
+            .clone()
+            .unwrap_or_else(|| plan.because.summary.clone());
+        found.refuse = Some(Refusal::StartFailed { message });
+    }
+}
+
+/// Starts that memory is left for, of a revision that serves: a deploy is never refused for it (decision 20).
+fn ration(
+    state: &mut RevisionState,
+    plan: &mut InstancePlan,
+    found: &mut Found,
+    (key, now, demand): (&RevisionKey, Timestamp, &RevisionDemand),
+    memory: Memory,
+) {
+    let short = match (memory.free, state.stage) {
+        (Some(free), Stage::Serving) if plan.start > 0 => {
             let each = utsuwa_decide::capacity::expected(state.plan.memory_bytes());
-            let fits = utsuwa_decide::capacity::fit(memory, reserve, promised, each, plan.start);
+            let fits = utsuwa_decide::capacity::fit(
+                free,
+                memory.reserve,
+                memory.promised,
+                each,
+                plan.start,
+            );
             // Those that are parked have most of theirs.
             let fits = fits.max(state.zygotes.waiting(&state.plan));
             let since = state.short_since.unwrap_or(now);
@@ -107,98 +184,91 @@ pub(super) fn decide(
     };
     if let Some(short) = short {
         state.short_since.get_or_insert(now);
-        (plan.start, missing) = (short.start, short.missing);
-        wake_at = Some(now.plus(short.look_after));
+        (plan.start, found.missing) = (short.start, short.missing);
+        // Nothing else matters before the next look at the memory.
+        found.wake_at = Some(now.plus(short.look_after));
         plan.because = Because::new(short.summary);
         if demand.queued > 0 {
             let message = format!(
                 "no memory is left on this machine for an instance of {}",
                 key.revision
             );
-            refuse = Some(Refusal::NoCapacity { message });
+            found.refuse = Some(Refusal::NoCapacity { message });
         }
-    } else if !put_off {
+    } else if !found.put_off {
         // One that is put off may wait for room that it asked for (`start.rs`).
         state.short_since = None;
     }
-    if !plan.because.summary.is_empty() {
-        state.because.push(plan.because.clone());
-    }
+}
 
+/// Whether one more instance would fit.
+fn has_room(state: &RevisionState, memory: Memory) -> bool {
+    memory.free.is_none_or(|free| {
+        let each = utsuwa_decide::capacity::expected(state.plan.memory_bytes());
+        utsuwa_decide::capacity::fit(free, memory.reserve, memory.promised, each, 1) == 1
+    })
+}
+
+/// What may never be decided (`decide::invariant`).
+fn check_plan(state: &RevisionState, plan: &InstancePlan, views: &[InstanceView], live: usize) {
+    let ended = state.stage == Stage::Ended;
+    let retire = if ended { &[] } else { plan.retire.as_slice() };
+    debug_assert_eq!(invariant::retires_idle_only(retire, views), Ok(()));
+    let live = u32::try_from(live).unwrap_or(u32::MAX);
+    let then = live.saturating_add(plan.start);
     debug_assert_eq!(
-        invariant::at_most_max(
-            u32::try_from(live).unwrap_or(u32::MAX),
-            u32::try_from(live)
-                .unwrap_or(u32::MAX)
-                .saturating_add(plan.start),
-            state.settings.max
-        ),
+        invariant::at_most_max(live, then, state.settings.max),
         Ok(())
     );
+}
+
+/// Those that start now, entered in the picture.
+fn births(
+    state: &mut RevisionState,
+    count: u32,
+    now: Timestamp,
+    fresh: &mut dyn FnMut() -> InstanceId,
+) -> Vec<InstanceId> {
     let mut start = Vec::new();
-    for _ in 0..plan.start {
+    for _ in 0..count {
         let (id, birth) = zygote::born(state, fresh);
         let mut record = Record::new(Phase::Starting, now, state.plan.startup_cpu);
         record.birth = birth;
         state.instances.insert(id.clone(), record);
         start.push(id);
     }
-    let room = memory.is_none_or(|memory| {
-        let each = utsuwa_decide::capacity::expected(state.plan.memory_bytes());
-        utsuwa_decide::capacity::fit(memory, reserve, promised, each, 1) == 1
-    });
-    let zygotes = zygote::look(state, now, start.len(), room, fresh);
-    let given_up = mark_leaving(state, &plan, &views, now);
-    let tiers = tiers::look(state, &views, now);
-    if let Some(next) = tiers.next {
-        wake_at = Some(wake_at.map_or(next, |at| at.min(next)));
-    }
-    if let Some(next) = zygotes.next {
-        wake_at = Some(wake_at.map_or(next, |at| at.min(next)));
-    }
-    let mut leave = plan.retire;
+    start
+}
+
+/// Those that go: `retire`, and those whose end didn't succeed before.
+fn leaving(state: &mut RevisionState, mut retire: Vec<InstanceId>) -> Vec<InstanceId> {
     for (id, record) in &mut state.instances {
         if record.phase == Phase::Stuck {
             record.phase = Phase::Leaving;
-            leave.push(id.clone());
+            retire.push(id.clone());
         }
     }
-    let gone = !state.is_published() && start.is_empty() && leave.is_empty();
-    let report = Report {
-        because: state
-            .because
-            .iter()
-            .map(|b| b.summary.as_str())
-            .collect::<Vec<_>>()
-            .join("; "),
+    retire
+}
+
+fn report(state: &RevisionState, wake_at: Option<Timestamp>, gone: bool) -> Report {
+    let because: Vec<&str> = state.because.iter().map(|b| b.summary.as_str()).collect();
+    Report {
+        because: because.join("; "),
         wake_at,
         actions: 0,
         gone,
-    };
-    let decided = Decided {
-        plan: Arc::clone(&state.plan),
-        start: start.clone(),
-        leave,
-        given_up,
-        settle,
-        tiers,
-        zygotes,
-        missing,
-        refuse,
-        active_changed,
-        timeout: if state.stage == Stage::Ended {
-            Duration::ZERO
-        } else {
-            state.route.timeout
-        },
-        report,
-    };
-    if gone {
+    }
+}
+
+/// Whose instance is whose, from this look on.
+fn enter(inner: &mut Inner, key: &RevisionKey, decided: &Decided) {
+    if decided.report.gone {
         inner.revisions.remove(key);
     }
-    for id in start {
+    for id in &decided.start {
         inner.starting.insert(id.clone(), key.clone());
-        inner.owners.insert(id, key.clone());
+        inner.owners.insert(id.clone(), key.clone());
     }
     for id in &decided.zygotes.park {
         inner.owners.insert(id.clone(), key.clone());
@@ -206,7 +276,6 @@ pub(super) fn decide(
     for id in &decided.zygotes.drop {
         inner.owners.remove(id);
     }
-    Some(decided)
 }
 
 /// Whom a probe gave up: to discard.

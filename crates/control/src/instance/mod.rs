@@ -70,7 +70,7 @@ impl Core {
             tracing::info!(revision = %key, instance = %id, because = %report.because, "start an instance");
             let plan = Arc::clone(&decided.plan);
             let key = key.clone();
-            self.spawn(|core| async move { core.start_one(&key, id, &plan).await });
+            self.begin(|core| async move { core.start_one(&key, id, &plan).await });
         }
         self.park_or_drop(key, &decided.plan, decided.zygotes);
         for (id, reach) in decided.given_up {

@@ -8,7 +8,7 @@ use utsuwa_model::{InstanceId, RevisionKey};
 use utsuwa_runtime::DriverError;
 
 use crate::core::Core;
-use crate::rounds::Priority;
+use crate::rounds::{Key, Priority};
 use crate::seam::Refusal;
 use crate::world::{Phase, Stage, StartPlan};
 
@@ -16,6 +16,9 @@ use crate::world::{Phase, Stage, StartPlan};
 const PROOF_ATTEMPTS: u32 = 3;
 /// The same while something ran out: others may end and make room. With the pauses between them at least 71 s.
 const EXHAUSTED_ATTEMPTS: u32 = 12;
+/// Nothing is to be decided when an instance runs and isn't reached yet: its probe goes first. When it was reached, or given up, the
+/// ingress asks for a pass at once.
+const LOOK_AFTER_START: Duration = Duration::from_millis(20);
 /// Pauses while something ran out grow up to that of this many crashes, 8 s: room is found soon after it was made.
 const LONGEST_EXHAUSTED: u32 = 4;
 
@@ -28,6 +31,7 @@ impl Core {
             Err(_) => Ok(()),
         };
         self.world.with(|inner| inner.starting.remove(&id));
+        let runs = started.is_ok() && others.is_ok();
         match (started, others) {
             (Ok(_), Err(why)) => self.give_up_containers(key, &id, why),
             (Ok(phases), Ok(())) => {
@@ -55,7 +59,15 @@ impl Core {
             (Err(_), _) if self.is_parked_no_more(key, &id) => {}
             (Err(error), _) => self.start_failed(key, &id, &error),
         }
-        self.ask_instances(key, Priority::Soon);
+        if runs {
+            self.ask_after(
+                Key::Instances(key.clone()),
+                LOOK_AFTER_START,
+                Priority::Soon,
+            );
+        } else {
+            self.ask_instances(key, Priority::Soon);
+        }
         self.after_count_changed(key);
     }
 

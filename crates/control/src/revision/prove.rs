@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use utsuwa_decide::revision::{ImageState, Proof, ProofInstance, judge, never_achieved};
+use utsuwa_model::demand::{InstanceLoad, RevisionDemand};
 use utsuwa_model::revision::{Outcome, Revision};
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 
 use super::startable::Hindrance;
 use crate::core::Core;
 use crate::rounds::{PassError, Priority, Report};
-use crate::world::Stage;
+use crate::world::{RevisionState, Stage};
 
 /// Trouble with a registry or a disk is waited out this long before the deploy counts as failed, from this process's first try
 /// on: a deploy that a restart interrupted is not to blame for the time in between.
@@ -120,6 +121,7 @@ impl Core {
                 check_disabled: state.template.health_check_disabled == Some(true),
                 port: state.plan.port,
                 trouble: state.last_failure.clone(),
+                advice: advice(state, &demand),
             };
             let whole =
                 state.route.startup.deadline() + state.plan.sidecars_may_take() + START_PATIENCE;
@@ -181,4 +183,19 @@ impl Core {
             proved.map(|(_, record)| now.since(record.started)).max()
         })?
     }
+}
+
+/// What is to be done about an instance of it that runs and can't be reached.
+fn advice(state: &RevisionState, demand: &RevisionDemand) -> String {
+    let ours = |load: &&InstanceLoad| state.instances.contains_key(&load.id);
+    let failing = demand
+        .instances
+        .iter()
+        .filter(ours)
+        .flat_map(|load| &load.failing);
+    let mut advice = failing.map(|failing| failing.advice.as_str());
+    advice
+        .find(|text| !text.is_empty())
+        .unwrap_or_default()
+        .to_owned()
 }

@@ -315,6 +315,8 @@ pub(crate) fn route_of(
         port: template.port(),
         protocol: template.protocol(),
         session_affinity: template.session_affinity == Some(true),
+        refuse_scanners: template.refuses_scanners(),
+        waiting_page: template.waiting_page(),
         usual_start,
         startup: template.startup(),
         liveness: template.liveness(),

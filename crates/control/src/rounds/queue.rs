@@ -17,6 +17,8 @@ use crate::seam::Environment;
 const WAKE_SLOTS: usize = 64;
 /// Passes over revisions. Pulls of several images may be under way among them.
 pub(super) const REVISION_SLOTS: usize = 16;
+/// Passes over domains. Each may wait minutes for an authority.
+const DOMAIN_SLOTS: usize = 8;
 /// All other passes.
 pub(super) const OTHER_SLOTS: usize = 24;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
@@ -38,7 +40,7 @@ pub(super) struct Queue {
     /// Until when the timer's task sleeps; `None`: until it is nudged.
     pub(super) timer: Option<Instant>,
     /// Wishes that are due and wait for a slot, and the slots in use, by kind.
-    pub(super) lanes: [Lane; 3],
+    pub(super) lanes: [Lane; 4],
     pub(super) stopped: bool,
     /// Until then wishes are kept and nothing runs: a pass over a half-recalled picture would start what runs already.
     pub(super) opened: bool,
@@ -52,13 +54,14 @@ pub(super) struct Lane {
 }
 
 /// Slots by lane.
-const SLOTS: [usize; 3] = [WAKE_SLOTS, REVISION_SLOTS, OTHER_SLOTS];
+const SLOTS: [usize; 4] = [WAKE_SLOTS, REVISION_SLOTS, OTHER_SLOTS, DOMAIN_SLOTS];
 
 /// Which lane a pass runs in.
 fn lane_of(key: &Key, priority: Priority) -> usize {
     match (priority, key) {
         (Priority::Wake, _) => 0,
         (_, Key::Revision(_)) => 1,
+        (_, Key::Domain(_)) => 3,
         _ => 2,
     }
 }

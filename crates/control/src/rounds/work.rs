@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use utsuwa_model::domain::DomainName;
 use utsuwa_model::{RevisionKey, ServiceKey, Timestamp};
 
 /// One line of work: the loop and what it is about.
@@ -13,6 +14,8 @@ pub(crate) enum Key {
     Revision(RevisionKey),
     /// A service: its newest revision, its routes, its status, its end.
     Service(ServiceKey),
+    /// A custom domain: its status and its certificate.
+    Domain(DomainName),
     /// Unneeded image content.
     Images,
     /// What is kept of services that don't exist.
@@ -25,6 +28,7 @@ impl Key {
             Self::Instances(_) => "instances",
             Self::Revision(_) => "revision",
             Self::Service(_) => "service",
+            Self::Domain(_) => "domain",
             Self::Images => "images",
             Self::Logs => "logs",
         }
@@ -35,6 +39,7 @@ impl Key {
         match self {
             Self::Instances(key) | Self::Revision(key) => key.to_string(),
             Self::Service(key) => key.to_string(),
+            Self::Domain(name) => name.to_string(),
             Self::Images | Self::Logs => "all".to_owned(),
         }
     }
@@ -45,6 +50,8 @@ impl Key {
             // May copy a whole root file system. Pulls are left by their passes, and have a limit of their own.
             Self::Revision(_) => Duration::from_secs(1800),
             Self::Instances(_) | Self::Service(_) => Duration::from_secs(60),
+            // An authority is asked, and looks for itself; whoever asks has a limit of their own.
+            Self::Domain(_) => Duration::from_secs(300),
             Self::Images | Self::Logs => Duration::from_secs(600),
         }
     }

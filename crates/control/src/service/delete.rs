@@ -22,6 +22,7 @@ impl Core {
         {
             self.mark_routes(key);
             self.publish();
+            self.ask_domains_of(key);
             actions += 1;
         }
         let mut left = 0;

@@ -22,6 +22,7 @@ use utsuwa_decide::latest::Standing;
 use utsuwa_decide::revision::{Aged, KEPT_REVISIONS, collect};
 use utsuwa_decide::settings::scaling_settings;
 use utsuwa_decide::traffic::{Held, Routing, Servable, resolve};
+use utsuwa_model::domain::DomainMapping;
 use utsuwa_model::revision::{Outcome, Revision};
 use utsuwa_model::service::Service;
 use utsuwa_model::{RevisionId, RevisionKey, ServiceKey};
@@ -42,6 +43,8 @@ pub(crate) struct Picture {
     pub(crate) resolved: Result<Routing, Held>,
     /// Where requests go: what was resolved, or where they went before.
     pub(crate) routing: Option<Routing>,
+    /// Domains that lead to it.
+    pub(crate) domains: Vec<DomainMapping>,
 }
 
 impl Picture {
@@ -61,6 +64,7 @@ impl Core {
             if had {
                 self.mark_routes(key);
                 self.publish();
+                self.ask_domains_of(key);
             }
             return Ok(Report {
                 because: "the service is gone".to_owned(),
@@ -132,7 +136,9 @@ impl Core {
                 traffic::routing_of(&service.status.traffic, serves)
             }
         };
+        let domains = self.store.domains_of(&service.key)?;
         Ok(Picture {
+            domains,
             service,
             revisions,
             current,
@@ -182,6 +188,7 @@ impl Core {
             &policy,
             picture.routing.as_ref(),
             held,
+            &picture.domains,
             &self.settings,
         ))
     }
@@ -246,6 +253,9 @@ impl Core {
         if changed || !touched.is_empty() {
             self.mark_routes(key);
             self.publish();
+        }
+        if changed {
+            self.ask_domains_of(key);
         }
         for revision in &touched {
             self.ask_instances(revision, Priority::Soon);

@@ -103,6 +103,7 @@ fn status(picture: &Picture, settings: &ControlSettings, now: Timestamp) -> Serv
         .routing
         .as_ref()
         .map(|r| traffic::traffic_status(&picture.service.key, r, settings));
+    let host = traffic::host(&picture.service.key, settings);
     ServiceStatus {
         observed_generation: picture.service.meta.generation,
         conditions,
@@ -115,7 +116,13 @@ fn status(picture: &Picture, settings: &ControlSettings, now: Timestamp) -> Serv
         latest_ready: picture.latest.as_ref().map(|latest| latest.id.clone()),
         latest_ready_generation: picture.latest.as_ref().map_or(0, |l| l.generation),
         traffic: traffic.unwrap_or_default(),
-        url: settings.url(&traffic::host(&picture.service.key, settings)),
+        url: settings.url(&host),
+        other_urls: settings
+            .other_url(&host)
+            .into_iter()
+            .chain(picture.domains.iter().map(|d| d.status.url.clone()))
+            .filter(|url| !url.is_empty())
+            .collect(),
     }
 }
 

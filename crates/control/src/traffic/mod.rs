@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use utsuwa_decide::traffic::Routing;
 use utsuwa_model::address::{service_host, tag_host};
+use utsuwa_model::domain::DomainMapping;
 use utsuwa_model::iam::Policy;
 use utsuwa_model::route::{Access, HostRoute, Target};
 use utsuwa_model::service::{IngressSetting, Service, TrafficStatus};
@@ -34,7 +35,15 @@ fn inside_only(setting: IngressSetting) -> bool {
 
 /// Who may call (§1.10, §2.5).
 pub(crate) fn access(service: &Service, policy: &Policy) -> Access {
-    if service.spec.ingress == IngressSetting::None || service.spec.default_uri_disabled {
+    if service.spec.default_uri_disabled {
+        return Access::Closed;
+    }
+    domain_access(service, policy)
+}
+
+/// The same under its own domains.
+fn domain_access(service: &Service, policy: &Policy) -> Access {
+    if service.spec.ingress == IngressSetting::None {
         return Access::Closed;
     }
     let everybody = policy.bindings.iter().any(|binding| {
@@ -55,6 +64,7 @@ pub(crate) fn routes(
     policy: &Policy,
     routing: Option<&Routing>,
     held: &str,
+    domains: &[DomainMapping],
     settings: &ControlSettings,
 ) -> ServiceRoutes {
     let (key, access) = (&service.key, access(service, policy));
@@ -100,6 +110,16 @@ pub(crate) fn routes(
                 },
             ),
         )),
+    }
+    // A domain leads where the service's own host does, also where that one is switched off.
+    if let Some((_, leads)) = hosts.first() {
+        let access = domain_access(service, policy);
+        let leads = Arc::new(HostRoute {
+            access,
+            ..HostRoute::clone(leads)
+        });
+        let names = domains.iter().map(|domain| domain.name.to_string());
+        hosts.extend(names.map(|name| (name, Arc::clone(&leads))));
     }
     ServiceRoutes {
         hosts,

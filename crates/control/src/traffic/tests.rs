@@ -98,6 +98,7 @@ fn hosts_of_the_default_place_and_of_others() {
         &Policy::default(),
         Some(&routing),
         "",
+        &[],
         &settings(),
     );
     let hosts: Vec<&str> = own.hosts.iter().map(|(host, _)| host.as_str()).collect();
@@ -110,6 +111,7 @@ fn hosts_of_the_default_place_and_of_others() {
         &Policy::default(),
         Some(&routing),
         "",
+        &[],
         &settings(),
     );
     let host = &away.hosts[0].0;
@@ -133,6 +135,7 @@ fn hosts_of_the_default_place_and_of_others() {
         &Policy::default(),
         None,
         "waiting",
+        &[],
         &settings(),
     );
     assert!(

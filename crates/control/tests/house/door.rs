@@ -1,5 +1,7 @@
 //! A door without requests of its own: tests bring them.
 
+use utsuwa_model::demand::FailingProbe;
+
 use super::*;
 
 /// A door without requests of its own: tests bring them.
@@ -47,6 +49,8 @@ pub(crate) enum Listens {
     #[default]
     AtOnce,
     NotYet,
+    /// Not yet, and what its owner can do about it is known.
+    Elsewhere(String),
     Never(String),
 }
 
@@ -284,10 +288,22 @@ impl FrontDoor for Door {
             inner.ages.insert(instance.id.clone(), instance.age);
             let reach = match &inner.listens {
                 Listens::AtOnce => Reach::Ready,
-                Listens::NotYet => Reach::Starting,
+                Listens::NotYet | Listens::Elsewhere(_) => Reach::Starting,
                 Listens::Never(message) => Reach::Failed {
                     message: message.clone(),
                 },
+            };
+            let failing = match &inner.listens {
+                Listens::Elsewhere(advice) => vec![FailingProbe {
+                    probe: "startup".to_owned(),
+                    asks: "connecting to port 8080".to_owned(),
+                    since: now,
+                    last_answer: "connection refused".to_owned(),
+                    failures: 1,
+                    failure_threshold: 1,
+                    advice: advice.clone(),
+                }],
+                _ => Vec::new(),
             };
             let demand = inner.demand(&key, now);
             if !demand.instances.iter().any(|i| i.id == instance.id) {
@@ -296,7 +312,7 @@ impl FrontDoor for Door {
                     reach,
                     in_flight: 0,
                     idle_since: Some(now),
-                    failing: Vec::new(),
+                    failing,
                 });
             }
             demand.wake = false;

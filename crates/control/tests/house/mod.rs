@@ -9,6 +9,8 @@
 
 mod clock;
 pub(crate) mod door;
+mod intent;
+pub(crate) mod registrar;
 mod shelf;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,20 +23,18 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use utsuwa_control::seam::{Environment, FrontDoor, ImageError, Images, Logs, Refusal};
+use utsuwa_control::seam::{
+    Certificates, Environment, FrontDoor, ImageError, Images, Logs, Refusal,
+};
 use utsuwa_control::{Control, ControlHandle, ControlSettings};
 use utsuwa_decide::invariant;
 use utsuwa_model::demand::{InstanceLoad, Reach, RevisionDemand};
-use utsuwa_model::iam::{Binding, Policy};
 use utsuwa_model::image::{ImageConfig, ResolvedImage};
 use utsuwa_model::instance::StartPhases;
-use utsuwa_model::operation::{Operation, OperationKind};
 use utsuwa_model::route::{
     InstanceRoute, RouteChange, RouteTable, StartupCheck, StartupProbe, Target,
 };
-use utsuwa_model::service::{
-    Container, Meta, RevisionTemplate, Service, ServiceSpec, ServiceStatus,
-};
+use utsuwa_model::service::{Container, RevisionTemplate, Service};
 use utsuwa_model::{ConditionState, InstanceId, RevisionKey, ServiceKey, Timestamp, condition};
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::fake::FakeDriver;
@@ -42,6 +42,7 @@ use utsuwa_store::Store;
 
 pub(crate) use self::clock::{Clock, Gate, Hold};
 pub(crate) use self::door::Door;
+pub(crate) use self::registrar::Registrar;
 pub(crate) use self::shelf::Shelf;
 
 /// What is kept of services: when it was last written.
@@ -93,6 +94,7 @@ pub(crate) struct House {
     pub(crate) door: Arc<Door>,
     pub(crate) images: Arc<Shelf>,
     pub(crate) papers: Arc<Papers>,
+    pub(crate) registrar: Arc<Registrar>,
     pub(crate) control: ControlHandle,
     pub(crate) settings: ControlSettings,
     pub(crate) reborn: bool,
@@ -138,6 +140,7 @@ impl House {
         let store = Store::open_in_memory().unwrap();
         let images = Arc::new(Shelf::default());
         let papers = Arc::new(Papers::default());
+        let registrar = Registrar::new(Arc::clone(&clock));
         let mut settings = ControlSettings::new(
             "demo".parse().unwrap(),
             "here".parse().unwrap(),
@@ -146,7 +149,7 @@ impl House {
         );
         change(&mut settings);
         let door = Door::new(Arc::clone(&clock), None);
-        let seams = (&images, &papers);
+        let seams = (&images, &papers, &registrar);
         let control = start(&store, &driver, &door, seams, &clock, &settings)
             .await
             .expect("starts");
@@ -157,6 +160,7 @@ impl House {
             door,
             images,
             papers,
+            registrar,
             control,
             settings,
             reborn: false,
@@ -182,7 +186,7 @@ impl House {
             &self.store,
             &self.driver,
             &self.door,
-            (&self.images, &self.papers),
+            (&self.images, &self.papers, &self.registrar),
             &self.clock,
             &self.settings,
         );
@@ -209,6 +213,7 @@ impl House {
         *self.clock.gate.lock() = gate.clone();
         *self.images.gate.lock() = gate.clone();
         *self.papers.gate.lock() = gate.clone();
+        *self.registrar.gate.lock() = gate.clone();
         self.driver.gate(gate.map(|gate| {
             let gate: utsuwa_runtime::fake::Gate = Arc::new(move |action: &str| {
                 let (gate, action) = (
@@ -298,97 +303,6 @@ impl House {
         format!("demo/here/{name}").parse().unwrap()
     }
 
-    /// As the API does: a new service with its operation, open to everybody.
-    pub(crate) async fn create(&self, name: &str, template: RevisionTemplate) -> ServiceKey {
-        let (key, now) = (self.key(name), self.clock.now());
-        let service = Service {
-            key: key.clone(),
-            meta: Meta {
-                uid: format!("uid-{name}"),
-                generation: 1,
-                version: now,
-                create_time: now,
-                ..Meta::default()
-            },
-            spec: ServiceSpec {
-                template,
-                ..ServiceSpec::default()
-            },
-            status: ServiceStatus::default(),
-        };
-        let operation = self.operation(&service, OperationKind::Create);
-        self.store.create_service(service, operation).await.unwrap();
-        let binding = Binding {
-            role: "roles/run.invoker".into(),
-            members: vec!["allUsers".into()],
-            condition: None,
-        };
-        self.store
-            .set_policy(
-                &key,
-                None,
-                Policy {
-                    bindings: vec![binding],
-                    ..Policy::default()
-                },
-            )
-            .await
-            .unwrap();
-        key
-    }
-
-    /// As the API does: a change by a user.
-    pub(crate) async fn update(
-        &self,
-        key: &ServiceKey,
-        change: impl FnOnce(&mut Service) + Send + 'static,
-    ) {
-        let now = self.clock.now();
-        let old = self.store.service(key).unwrap().unwrap();
-        let operation = self.operation(&old, OperationKind::Update);
-        let edit = move |service: &mut Service| -> Result<(), ()> {
-            change(service);
-            service.meta.generation += 1;
-            Ok(())
-        };
-        self.store
-            .update_service(key, None, now, Some(operation), edit)
-            .await
-            .unwrap()
-            .unwrap();
-    }
-
-    pub(crate) async fn delete(&self, key: &ServiceKey) {
-        let now = self.clock.now();
-        let old = self.store.service(key).unwrap().unwrap();
-        let operation = self.operation(&old, OperationKind::Delete);
-        let mark = move |service: &mut Service| -> Result<(), ()> {
-            service.meta.delete_time = Some(now);
-            service.meta.generation += 1;
-            Ok(())
-        };
-        self.store
-            .update_service(key, None, now, Some(operation), mark)
-            .await
-            .unwrap()
-            .unwrap();
-    }
-
-    fn operation(&self, service: &Service, kind: OperationKind) -> Operation {
-        Operation {
-            id: format!(
-                "{}-{}",
-                service.meta.uid,
-                service.meta.generation + u64::from(kind != OperationKind::Create)
-            ),
-            service: service.key.clone(),
-            service_uid: service.meta.uid.clone(),
-            generation: service.meta.generation,
-            kind,
-            create_time: self.clock.now(),
-        }
-    }
-
     pub(crate) fn service(&self, key: &ServiceKey) -> Service {
         self.store
             .service(key)
@@ -436,7 +350,7 @@ async fn start(
     store: &Store,
     driver: &FakeDriver,
     door: &Arc<Door>,
-    (images, papers): (&Arc<Shelf>, &Arc<Papers>),
+    (images, papers, registrar): (&Arc<Shelf>, &Arc<Papers>, &Arc<Registrar>),
     clock: &Arc<Clock>,
     settings: &ControlSettings,
 ) -> Result<ControlHandle, utsuwa_control::ControlError> {
@@ -447,6 +361,7 @@ async fn start(
         Arc::clone(door) as Arc<dyn FrontDoor>,
         Arc::clone(images) as Arc<dyn Images>,
         Arc::clone(papers) as Arc<dyn Logs>,
+        Arc::clone(registrar) as Arc<dyn Certificates>,
         Arc::clone(clock) as Arc<dyn Environment>,
         settings.clone(),
     )

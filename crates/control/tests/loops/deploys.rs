@@ -75,6 +75,12 @@ async fn a_program_that_never_listens_or_ends_fails_the_deploy() {
     ] {
         assert!(ready.message.contains(part), "{}", ready.message);
     }
+    let at = |part| ready.message.find(part).unwrap_or(usize::MAX);
+    assert!(
+        at("boom") < at("PORT=8080"),
+        "the cause first: {}",
+        ready.message
+    );
     assert!(matches!(
         house.door.table().hosts["bad.localhost"].target,
         Target::NotReady { .. }
@@ -122,6 +128,28 @@ async fn a_program_that_never_listens_or_ends_fails_the_deploy() {
         .await;
     house.rest().await;
     assert!(house.driver.running().is_empty());
+}
+
+/// Four minutes are long: what is wrong is said while the deploy waits.
+#[tokio::test(start_paused = true)]
+async fn an_app_that_listens_elsewhere_is_told_of_while_the_deploy_waits() {
+    let house = House::new().await;
+    house.images.put("flask:1");
+    let advice =
+        "The container listens on 0.0.0.0:5000, not on port 8080 (PORT): set `--port 5000`.";
+    house.door.listens(Listens::Elsewhere(advice.to_owned()));
+    let key = house.create("flask", template("flask:1")).await;
+    house
+        .until("told", |h| {
+            let service = h.service(&key);
+            let told = condition::find(&service.status.conditions, "ConfigurationsReady");
+            told.is_some_and(|c| {
+                c.state == ConditionState::Unknown
+                    && c.message
+                        == format!("Waiting for the container to listen on port 8080. {advice}")
+            })
+        })
+        .await;
 }
 
 #[tokio::test(start_paused = true)]

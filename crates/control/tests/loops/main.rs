@@ -2,6 +2,7 @@
 
 mod clock;
 mod deploys;
+mod domains;
 #[path = "../house/mod.rs"]
 mod house;
 mod instances;

@@ -1,10 +1,11 @@
 //! `utsuwa config check|show`.
 
 use clap::Subcommand;
+use utsuwa_store::Settings;
 
 use super::{ClientArgs, ServerArgs};
 use crate::client::Failure;
-use crate::config::{ConfigError, Layers};
+use crate::config::{ConfigError, Layers, frozen};
 use crate::output::{items, note, text_at};
 
 #[derive(Debug, Subcommand)]
@@ -29,7 +30,20 @@ pub(crate) async fn run(command: &ConfigCommand, client: &ClientArgs) -> Result<
     match command {
         ConfigCommand::Check(args) => {
             let layers = Layers::read(&args.given(client)).map_err(usage)?;
-            layers.check().map_err(usage)?;
+            let config = layers.check().map_err(usage)?;
+            // It may be another user's, or of a build that isn't this one: then it stays unknown, which is no fault of the options.
+            match Settings::in_directory(&config.data_dir.join("state")) {
+                Ok(None) => {}
+                Ok(Some(made_for)) => {
+                    let problems = frozen::differing(&layers, &config, &made_for);
+                    if !problems.is_empty() {
+                        return Err(usage(ConfigError(problems)));
+                    }
+                }
+                Err(error) => note(&format!(
+                    "note: project, region and domain are not compared with what the data directory is made for: {error}"
+                )),
+            }
             note("The configuration is valid.");
             Ok(())
         }

@@ -86,6 +86,7 @@ pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure>
     findings.push(gvisor());
     findings.push(names());
     findings.push(server);
+    findings.extend(trust(&data));
     findings.push(disk(&data));
     findings.push(files());
     let bad = findings.iter().filter(|f| f.state == "bad").count();
@@ -114,6 +115,20 @@ pub(crate) fn run(args: &DoctorArgs, client: &ClientArgs) -> Result<(), Failure>
     } else {
         Err(Failure::failed("this machine can't run instances yet"))
     }
+}
+
+/// Whether this machine takes certificates of the served domain. Nothing is said where nobody can know.
+fn trust(data: &Data) -> Option<Finding> {
+    let trusted = super::trust::is_trusted(&data.dir)?;
+    Some(if trusted {
+        finding("ok", "https", "this machine trusts the local authority")
+    } else {
+        finding(
+            "note",
+            "https",
+            "served with a local authority that this machine doesn't trust: sudo utsuwa trust",
+        )
+    })
 }
 
 fn finding(state: &'static str, what: &str, says: impl Into<String>) -> Finding {

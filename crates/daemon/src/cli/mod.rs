@@ -4,6 +4,7 @@ mod admin;
 mod config;
 mod deploy;
 mod doctor;
+mod domains;
 mod down;
 mod env;
 mod gcloud_flags;
@@ -14,6 +15,7 @@ mod quickstart;
 mod revisions;
 mod services;
 mod suggest;
+mod trust;
 mod unit;
 mod wait;
 
@@ -101,6 +103,9 @@ enum Command {
     /// List, describe and delete revisions.
     #[command(subcommand)]
     Revisions(revisions::RevisionsCommand),
+    /// Let custom domains lead to services.
+    #[command(subcommand)]
+    Domains(domains::DomainsCommand),
     /// Load and list images.
     #[command(subcommand)]
     Images(images::ImagesCommand),
@@ -108,6 +113,8 @@ enum Command {
     Logs(logs::LogsArgs),
     /// Print shell lines that make gcloud in this shell talk to this server.
     Env(env::EnvArgs),
+    /// Have this machine trust the certificates of the served domain, or not any more.
+    Trust(trust::TrustArgs),
     /// Say what this machine can and can't do, and the command that would fix it.
     Doctor(doctor::DoctorArgs),
     /// Deploy the built-in sample, call it cold and warm, and watch it go to sleep.
@@ -148,6 +155,30 @@ pub(crate) struct ServerArgs {
     /// Address services answer on [default: localhost:8080]
     #[arg(long, value_name = "HOST:PORT")]
     listen_http: Option<String>,
+    /// Address services answer on over HTTPS; empty: none [default: localhost:8443]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen_https: Option<String>,
+    /// Send plain HTTP requests from outside to HTTPS.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    https_redirect: Option<String>,
+    /// Certificates of your own: a TOML file with a table per host or pattern.
+    #[arg(long, value_name = "FILE")]
+    certificates_file: Option<String>,
+    /// Ask this authority for certificates of domains: letsencrypt, or a directory's address. Agrees to its terms.
+    #[arg(long, value_name = "URL")]
+    acme_directory: Option<String>,
+    /// Mail address that the authority may write to. Repeatable.
+    #[arg(long, value_name = "MAIL")]
+    acme_contact: Vec<String>,
+    /// auto, http-01 or tls-alpn-01 [default: auto]
+    #[arg(long, value_name = "KIND")]
+    acme_challenge: Option<String>,
+    /// The only authority that trusts acme-directory's own address (PEM).
+    #[arg(long, value_name = "FILE")]
+    acme_ca_file: Option<String>,
+    /// Addresses or name that clients outside reach this server by.
+    #[arg(long, value_name = "ADDRESS")]
+    public_address: Option<String>,
     /// Services are reached as NAME.DOMAIN [default: localhost]
     #[arg(long)]
     domain: Option<String>,
@@ -189,6 +220,13 @@ impl ServerArgs {
         one("data-dir", &self.data_dir);
         one("listen-api", &self.listen_api);
         one("listen-http", &self.listen_http);
+        one("listen-https", &self.listen_https);
+        one("https-redirect", &self.https_redirect);
+        one("certificates-file", &self.certificates_file);
+        one("acme-directory", &self.acme_directory);
+        one("acme-challenge", &self.acme_challenge);
+        one("acme-ca-file", &self.acme_ca_file);
+        one("public-address", &self.public_address);
         one("domain", &self.domain);
         one("idle-timeout", &self.idle_timeout);
         one("user", &self.user);
@@ -197,6 +235,7 @@ impl ServerArgs {
         one("project", &client.project);
         one("region", &client.region);
         for (name, values) in [
+            ("acme-contact", &self.acme_contact),
             ("allow-egress", &self.allow_egress),
             ("allow-host-dir", &self.allow_host_dir),
             ("insecure-registries", &self.insecure_registry),
@@ -247,6 +286,7 @@ pub(crate) fn main() -> ExitCode {
             if let Some(failure) = ours {
                 return told(&failure);
             }
+            let error = suggest::with_plain_usage(error, Cli::command(), std::env::args());
             drop(error.print());
             return if error.use_stderr() {
                 ExitCode::from(2)
@@ -260,6 +300,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Up(args) => return crate::up::main(&args.server.given(&client), args.replace),
         Command::Down(args) => down::run(&args, &client),
         Command::Doctor(args) => doctor::run(&args, &client),
+        Command::Trust(args) => trust::run(&args),
         Command::Unit(args) => unit::run(&args, &client),
         Command::Config(command) => block_on(config::run(&command, &client)),
         Command::Completions { shell } => {
@@ -269,6 +310,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Deploy(args) => block_on(deploy::run(&args, &client)),
         Command::Services(command) => block_on(services::run(&command, &client)),
         Command::Revisions(command) => block_on(revisions::run(&command, &client)),
+        Command::Domains(command) => block_on(domains::run(&command, &client)),
         Command::Images(command) => block_on(images::run(&command, &client)),
         Command::Logs(args) => block_on(logs::run(&args, &client)),
         Command::Env(args) => block_on(env::run(&args, &client)),

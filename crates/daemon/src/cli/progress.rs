@@ -31,7 +31,22 @@ pub(crate) struct Progress {
 struct Told {
     step: String,
     text: String,
+    remark: String,
     at: Option<Instant>,
+}
+
+impl Told {
+    /// Whether `text` of `step` is worth a line at `now`: another step is, the same one only now and then.
+    fn is_news(&mut self, step: &str, text: &str, now: Instant) -> bool {
+        let soon = self.at.is_some_and(|at| now.duration_since(at) < REPEAT);
+        if self.text == text || (self.step == step && soon) {
+            return false;
+        }
+        text.clone_into(&mut self.text);
+        step.clone_into(&mut self.step);
+        self.at = Some(now);
+        true
+    }
 }
 
 impl Progress {
@@ -61,23 +76,23 @@ impl Progress {
 
     /// What is being done now. `step` names it as long as it is the same; `text` may change more often.
     pub(crate) fn show(&self, step: &str, text: &str) {
-        let mut told = self.told.borrow_mut();
-        if told.text == text {
-            return;
-        }
-        text.clone_into(&mut told.text);
         match &self.bar {
             Some(bar) => bar.set_message(text.to_owned()),
-            None => {
-                let soon = told.at.is_some_and(|at| at.elapsed() < REPEAT);
-                if told.step == step && soon {
-                    return;
-                }
-                told.at = Some(Instant::now());
-                note(text);
-            }
+            None if self.told.borrow_mut().is_news(step, text, Instant::now()) => note(text),
+            None => {}
         }
-        step.clone_into(&mut told.step);
+    }
+
+    /// What is wrong while a step goes on: a line that stays, whole, as soon as it is another one than before.
+    fn remark(&self, text: Option<&str>) {
+        let Some(text) = text else {
+            return;
+        };
+        let mut told = self.told.borrow_mut();
+        if told.remark != text {
+            text.clone_into(&mut told.remark);
+            self.note(text);
+        }
     }
 
     /// A line that stays, above the changing one.
@@ -95,13 +110,14 @@ impl Progress {
         loop {
             // Whether the server is there is the business of whoever waits for the operation.
             if let Ok(explained) = api.get(&path).await
-                && let Some((step, text)) = step(&explained)
+                && let Some((step, text, remark)) = step(&explained)
             {
                 pulled |= explained["pull"]["layers"].as_u64().unwrap_or(0) > 0;
                 // Between the last layer and the first instance nothing new is to be said.
                 if !(pulled && text == RESOLVING) {
                     self.show(&step, &text);
                 }
+                self.remark(remark.as_deref());
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -116,8 +132,8 @@ impl Drop for Progress {
     }
 }
 
-/// The step a deploy is in, and the line that tells of it.
-fn step(explained: &Value) -> Option<(String, String)> {
+/// The step a deploy is in, the line that tells of it, and what is wrong meanwhile.
+fn step(explained: &Value) -> Option<(String, String, Option<String>)> {
     // The conditions speak of an older generation: of another deploy.
     if explained["observedGeneration"] != explained["generation"] {
         return None;
@@ -136,7 +152,7 @@ fn step(explained: &Value) -> Option<(String, String)> {
             format!("Unpacking the image: {ready} of {layers} layers done")
         };
         let step = text.split(':').next().unwrap_or_default();
-        return Some((format!("{step} {ready}"), text));
+        return Some((format!("{step} {ready}"), text, None));
     }
     let unknown = |kind: &str| {
         let all = explained["conditions"].as_array()?;
@@ -148,14 +164,22 @@ fn step(explained: &Value) -> Option<(String, String)> {
     let text = match (unknown("ConfigurationsReady"), unknown("RoutesReady")) {
         // Nothing of it is on its way yet, or what was tried before failed and is tried again.
         (Some(_), _) if all.iter().any(resolving) => match explained["trouble"].as_str() {
-            Some(why) => format!("The image can't be pulled yet, trying again: {why}"),
-            None => RESOLVING.to_owned(),
+            Some(why) => return Some(slow("The image can't be pulled yet, trying again", why)),
+            None => RESOLVING,
         },
-        (Some(message), _) => message.trim_end_matches('.').to_owned(),
-        (None, Some(_)) => "Routing traffic".to_owned(),
+        // The first sentence is what is waited for, the others what is wrong with it.
+        (Some(message), _) => match message.split_once(". ") {
+            Some((step, why)) => return Some(slow(step, why)),
+            None => message.trim_end_matches('.'),
+        },
+        (None, Some(_)) => "Routing traffic",
         (None, None) => return None,
     };
-    Some((text.clone(), text))
+    Some((text.to_owned(), text.to_owned(), None))
+}
+
+fn slow(step: &str, why: &str) -> (String, String, Option<String>) {
+    (step.to_owned(), step.to_owned(), Some(why.to_owned()))
 }
 
 #[cfg(test)]
@@ -171,9 +195,28 @@ mod tests {
         ]})
     }
 
+    /// A log of a build gets a line per some seconds of an upload, and each step that follows.
+    #[test]
+    fn a_long_step_is_told_now_and_then() {
+        let (mut told, began) = (Told::default(), Instant::now());
+        let lines: Vec<u64> = (0..200_u64)
+            .filter(|tick| {
+                let now = began + LOOK * u32::try_from(*tick).unwrap();
+                told.is_news("upload", &format!("Uploading: {tick} MB"), now)
+            })
+            .collect();
+        assert_eq!(lines, [0, 50, 100, 150]);
+        assert!(told.is_news("unpack", "Unpacking", began + LOOK * 200));
+        assert!(
+            !told.is_news("unpack", "Unpacking", began + LOOK * 900),
+            "nothing new"
+        );
+    }
+
     #[test]
     fn each_step_of_a_deploy_has_its_line() {
-        let text = |e: &Value| step(e).map(|(_, text)| text);
+        let text = |e: &Value| step(e).map(|(_, text, _)| text);
+        let remark = |e: &Value| step(e).and_then(|(.., remark)| remark);
         let pending = ("Unknown", "Starting the first instance.");
         let pull = json!({"layers": 3, "layersReady": 1, "totalBytes": 30_000_000, "doneBytes": 12_000_000});
         assert_eq!(
@@ -200,7 +243,24 @@ mod tests {
         refused["trouble"] = json!("r.test: connection refused");
         assert_eq!(
             text(&refused).as_deref(),
-            Some("The image can't be pulled yet, trying again: r.test: connection refused")
+            Some("The image can't be pulled yet, trying again")
+        );
+        assert_eq!(
+            remark(&refused).as_deref(),
+            Some("r.test: connection refused")
+        );
+        let elsewhere = (
+            "Unknown",
+            "Waiting for the container to listen on port 8080. The container listens on 0.0.0.0:5000.",
+        );
+        let elsewhere = explained(elsewhere, "Unknown", &Value::Null);
+        assert_eq!(
+            text(&elsewhere).as_deref(),
+            Some("Waiting for the container to listen on port 8080")
+        );
+        assert_eq!(
+            remark(&elsewhere).as_deref(),
+            Some("The container listens on 0.0.0.0:5000.")
         );
         let mut old = explained(pending, "Unknown", &Value::Null);
         old["observedGeneration"] = json!(1);

@@ -1,4 +1,5 @@
-//! `utsuwa quickstart`: the whole story in half a minute: deploy, asleep, woken, warm, asleep again.
+//! `utsuwa quickstart`: the whole story in half a minute: deploy, asleep, woken, warm, asleep again. What stays is a service like
+//! every other.
 
 use std::time::{Duration, Instant};
 
@@ -24,10 +25,9 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
     let path = api.service(&args.name);
     let progress = Progress::new();
     let started = Instant::now();
-    let body = json!({"template": {
-        "annotations": {"autoscaling.knative.dev/window": "6s"},
-        "containers": [{"image": SAMPLE}],
-    }});
+    let mut body = normal();
+    // Who watches shall not have to wait for a quarter of an hour.
+    body["template"]["annotations"] = json!({"autoscaling.knative.dev/window": "6s"});
     let operation = match api.get(&path).await {
         Ok(service) => {
             refuse_foreign(&service, &args.name)?;
@@ -77,6 +77,11 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
         "asleep     again after {:.1} s without a request",
         since.elapsed().as_secs_f64()
     ));
+    let operation = api.patch(&path, &normal()).await?;
+    super::wait::wait(&api, &operation).await?;
+    line(
+        "normal     the 6 s were for show: from now on it stays as long as every other service (--idle-timeout, 15 minutes by default)",
+    );
     line("");
     line(&format!("Open {uri} in a browser, or: {}", visitor.curl()));
     line(&format!(
@@ -84,6 +89,11 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
         args.name
     ));
     Ok(())
+}
+
+/// The template without the demonstration's window.
+fn normal() -> Value {
+    json!({"template": {"containers": [{"image": SAMPLE}]}})
 }
 
 /// A service of the user's own, that happens to have the name, is not overwritten, nor one that would never sleep.

@@ -59,6 +59,28 @@ pub(crate) fn misplaced(error: &clap::Error, program: &clap::Command) -> Option<
     })
 }
 
+/// Shows the command's own usage, as its help does. What stands there otherwise has every option that is set, by a variable such as
+/// UTSUWA_API too, as if it had to be given.
+pub(crate) fn with_plain_usage(
+    mut error: clap::Error,
+    mut program: clap::Command,
+    words: impl Iterator<Item = String>,
+) -> clap::Error {
+    if error.get(ContextKind::Usage).is_none() {
+        return error;
+    }
+    program.build();
+    for word in words.skip(1) {
+        // An option's value that is a command's name by chance costs a wrong usage line, no more.
+        if let Some(deeper) = program.find_subcommand(&word).cloned() {
+            program = deeper;
+        }
+    }
+    let usage = program.render_usage();
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
+    error
+}
+
 /// The name that differs least from `wrong`, unless all differ too much to be meant.
 pub(crate) fn nearest<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let length = wrong.chars().count();
@@ -113,6 +135,30 @@ mod tests {
         assert!(list.contains("`utsuwa services list` or `utsuwa revisions list`"));
         assert_eq!(hint("utsuwa nonsense"), None);
         assert_eq!(hint("utsuwa services lst"), None);
+    }
+
+    #[test]
+    fn usage_names_what_is_needed_and_not_what_is_set() {
+        for (line, usage) in [
+            (
+                "utsuwa --api http://x deploy",
+                "Usage: utsuwa deploy [OPTIONS] <NAME>\n",
+            ),
+            (
+                "utsuwa services describe --api http://x",
+                "Usage: utsuwa services describe [OPTIONS] <NAME>\n",
+            ),
+            (
+                "utsuwa --api http://x --nonsense",
+                "Usage: utsuwa [OPTIONS] <COMMAND>\n",
+            ),
+        ] {
+            let words = || line.split(' ').map(str::to_owned);
+            let error = Cli::try_parse_from(words()).unwrap_err();
+            let text = with_plain_usage(error, Cli::command(), words()).to_string();
+            assert!(text.contains(usage), "{text}");
+            assert!(!text.contains("--api <URL>"), "{text}");
+        }
     }
 
     #[test]

@@ -76,12 +76,16 @@ async fn until_done(api: &Api, operation: &Value, progress: &Progress) -> Result
 
 /// The failure of an operation; when the program is at fault, with where to read what it wrote.
 fn failed(message: &str, operation: &Value) -> Failure {
-    let failure = Failure::failed(message.to_owned());
+    let mut failure = Failure::failed(message.to_owned());
     let details = operation["error"]["details"].as_array();
-    let of_the_program = details.into_iter().flatten().any(|d| {
-        let reason = d["reason"].as_str().unwrap_or_default();
-        reason == "HealthCheckContainerError" || reason.starts_with("ExitCode")
-    });
+    let reasons = || {
+        let all = details.into_iter().flatten();
+        all.filter_map(|detail| detail["reason"].as_str())
+    };
+    failure.without_image =
+        reasons().any(|r| ["ContainerMissing", "ContainerImageUnauthorized"].contains(&r));
+    let of_the_program = reasons()
+        .any(|reason| reason == "HealthCheckContainerError" || reason.starts_with("ExitCode"));
     let service = super::short(operation["metadata"]["name"].as_str().unwrap_or_default());
     if of_the_program && !service.is_empty() {
         failure.hint(format!("`utsuwa logs {service}` shows what it wrote"))

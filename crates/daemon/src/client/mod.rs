@@ -15,6 +15,8 @@ pub(crate) struct Failure {
     pub message: String,
     pub hint: Option<String>,
     pub status: u8,
+    /// The image of a deploy could not be had: nothing of it ran.
+    pub without_image: bool,
     /// Google's word for it (`NOT_FOUND`), when the server refused.
     code: Option<String>,
 }
@@ -25,6 +27,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             status: 1,
+            without_image: false,
             code: None,
         }
     }
@@ -34,6 +37,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             status: 2,
+            without_image: false,
             code: None,
         }
     }
@@ -49,6 +53,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             status: 3,
+            without_image: false,
             code: None,
         }
     }

@@ -5,6 +5,9 @@
 //!
 //! Invariants: 1. A [`Config`] that exists is valid. 2. Every value knows where it came from ([`Layers::source`]).
 
+mod edge;
+pub(crate) mod frozen;
+mod https;
 mod options;
 mod parse;
 mod registries;
@@ -14,6 +17,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use utsuwa_ingress::IngressSettings;
+use utsuwa_ingress::tls::acme::AcmeSettings;
+use utsuwa_model::domain::PublicAddress;
 use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::{ProjectId, Region};
 
@@ -101,6 +107,18 @@ pub(crate) struct Config {
     pub data_dir: PathBuf,
     pub listen_api: Listen,
     pub listen_http: Listen,
+    /// `None`: no HTTPS.
+    pub listen_https: Option<Listen>,
+    /// Nobody asked for that address.
+    pub https_by_default: bool,
+    /// The certificate authority that is asked for certificates of domains.
+    pub acme: Option<AcmeSettings>,
+    /// Certificates of the operator's own.
+    pub certificates_file: Option<PathBuf>,
+    /// As configured; empty: found out.
+    pub public_address: PublicAddress,
+    /// Plain HTTP from outside is sent to HTTPS.
+    pub https_redirect: bool,
     pub domain: String,
     pub project: ProjectId,
     pub region: Region,
@@ -114,6 +132,8 @@ pub(crate) struct Config {
     pub log_budget: u64,
     pub disk_reserve: u64,
     pub memory_reserve: u64,
+    /// What the operator said of the data path; the rest is the default.
+    pub ingress: IngressSettings,
     pub user: String,
     pub log_format: String,
     pub log_level: String,

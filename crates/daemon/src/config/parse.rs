@@ -1,5 +1,6 @@
 //! From text to checked values. Every problem is kept and told with its option and source.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use toml::de::DeValue;
 use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::quantity::MemoryBytes;
 
+use super::edge;
+use super::https;
 use super::options::{OPTIONS, OptionDoc, find};
 use super::registries::{self, Registries};
 use super::{Config, ConfigError, Layers, Listen};
@@ -34,18 +37,25 @@ pub(super) fn file(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
         .map_err(|e| ConfigError(vec![format!("{shown}: read the configuration file: {e}")]))?;
     // What can't be read as TOML hides none of the rest.
     let (document, broken) = toml::de::DeTable::parse_recoverable(&text);
-    let mut problems: Vec<String> = broken
+    // One slip may break several rules of TOML; the first word about a line is the one that helps.
+    let mut told: BTreeMap<usize, &str> = BTreeMap::new();
+    for error in &broken {
+        let line = error.span().map_or(1, |span| line_of(&text, span.start));
+        told.entry(line).or_insert(error.message());
+    }
+    let mut problems: Vec<String> = told
         .iter()
-        .map(|error| {
-            let line = error.span().map_or(1, |span| line_of(&text, span.start));
-            format!("{shown}, line {line}: is not TOML: {}", error.message())
-        })
+        .map(|(line, message)| format!("{shown}, line {line}: is not TOML: {message}"))
         .collect();
     let mut values = Vec::new();
     for (key, value) in document.get_ref() {
         let line = line_of(&text, key.span().start);
         let name = key.get_ref().as_ref();
         let Some(option) = find(name) else {
+            // What was made of a line that is no TOML is no name.
+            if told.contains_key(&line) {
+                continue;
+            }
             let meant = crate::cli::nearest(name, OPTIONS.iter().map(|o| o.name));
             let meant = meant.map_or_else(String::new, |name| format!("did you mean {name}? "));
             problems.push(format!(
@@ -56,9 +66,7 @@ pub(super) fn file(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
         match scalars(option, value.get_ref()) {
             Some(list) => values.push((option, list, line)),
             // Its value is what couldn't be read: told already.
-            None if broken
-                .iter()
-                .any(|e| e.span().is_some_and(|s| line_of(&text, s.start) == line)) => {}
+            None if told.contains_key(&line) => {}
             None => problems.push(format!(
                 "{shown}, line {line}: {name}: must be {}",
                 if option.list {
@@ -96,14 +104,14 @@ fn scalars(option: &OptionDoc, value: &DeValue<'_>) -> Option<Vec<String>> {
     }
 }
 
-/// Collects problems; a failed value is replaced by a stand-in that never leaves this function.
-struct Checker<'a> {
-    layers: &'a Layers,
+/// Collects problems: all are told at once.
+pub(super) struct Checker<'a> {
+    pub(super) layers: &'a Layers,
     problems: Vec<String>,
 }
 
 impl Checker<'_> {
-    fn wrong(&mut self, name: &str, why: &str) {
+    pub(super) fn wrong(&mut self, name: &str, why: &str) {
         let text = self.layers.list(name).join(",");
         self.problems.push(format!(
             "{name} = {text:?} ({}): {why}",
@@ -111,7 +119,11 @@ impl Checker<'_> {
         ));
     }
 
-    fn parse<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn parse<T>(
+        &mut self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
         match parse(self.layers.text(name)) {
             Ok(value) => Some(value),
             Err(why) => {
@@ -123,141 +135,200 @@ impl Checker<'_> {
 }
 
 pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
-    let mut c = Checker {
+    let mut checker = Checker {
         layers,
         problems: layers.problems.clone(),
     };
-    let data_dir = c.parse("data-dir", |t| {
-        let path = PathBuf::from(t);
-        if path.is_absolute() {
-            Ok(path)
-        } else {
-            Err("must be an absolute path".to_owned())
-        }
-    });
-    let listen_api = c.parse("listen-api", listen);
-    if let Some(api) = &listen_api
-        && !api.is_loopback()
-    {
-        c.wrong(
-            "listen-api",
-            "must be a loopback address: the API has no identity check yet; use localhost:PORT",
-        );
+    match checker.config() {
+        Some(config) if checker.problems.is_empty() => Ok(config),
+        _ => Err(ConfigError(checker.problems)),
     }
-    let listen_http = c.parse("listen-http", listen);
-    if let (Some(api), Some(http)) = (&listen_api, &listen_http)
-        && api.port == http.port
-        && api.port != 0
-    {
-        c.wrong("listen-http", "has the same port as listen-api");
-    }
-    let domain = c.parse("domain", domain);
-    let project = c.parse("project", |t| {
-        t.parse()
-            .map_err(|e: utsuwa_model::name::NameError| e.rule.to_owned())
-    });
-    let region = c.parse("region", |t| {
-        t.parse()
-            .map_err(|e: utsuwa_model::name::NameError| e.rule.to_owned())
-    });
-    let idle_timeout = c.parse("idle-timeout", duration);
-    let log_budget = c.parse("log-budget", bytes);
-    let disk_reserve = c.parse("disk-reserve", bytes);
-    let memory_reserve = c.parse("memory-reserve", bytes);
-    let mut image_rewrites = Vec::new();
-    for rule in layers.list("image-rewrites") {
-        match rule.split_once('=') {
-            Some((from, to)) if !from.is_empty() && !to.is_empty() && !to.contains('=') => {
-                image_rewrites.push((from.to_owned(), to.to_owned()))
-            }
-            _ => c.wrong("image-rewrites", "each rule is FROM=TO"),
-        }
-    }
-    for registry in layers.list("insecure-registries") {
-        if registry.contains('/') {
-            c.wrong(
-                "insecure-registries",
-                &format!("{registry:?} can't match: name the registry as image references do, HOST or HOST:PORT"),
-            );
-        }
-    }
-    for rule in layers.list("allow-egress") {
-        if let Err(e) = rule.parse::<utsuwa_runtime::network::EgressRule>() {
-            c.wrong("allow-egress", &e.to_string());
-        }
-    }
-    let mut host_dirs = Vec::new();
-    for rule in layers.list("allow-host-dir") {
-        match rule.parse::<HostDir>() {
-            Ok(rule) => host_dirs.push(rule),
-            Err(e) => c.wrong("allow-host-dir", &e.to_string()),
-        }
-    }
-    let log_format = layers.text("log-format").to_owned();
-    if !["auto", "text", "json"].contains(&log_format.as_str()) {
-        c.wrong("log-format", "must be text, json or auto");
-    }
-    let log_level = c.parse("log-level", log_level);
-    let mut registries = Registries::default();
-    let registries_file = layers.text("registries-file");
-    if !registries_file.is_empty() {
-        match registries::read(Path::new(registries_file)) {
-            Ok(read) => registries = read,
-            Err(problems) => problems
-                .iter()
-                .for_each(|problem| c.wrong("registries-file", problem)),
-        }
-    }
-    let docker_config = Some(layers.text("docker-config"))
-        .filter(|t| !t.is_empty())
-        .map(PathBuf::from);
-    match (
-        data_dir,
-        listen_api,
-        listen_http,
-        domain,
-        project,
-        region,
-        idle_timeout,
-        log_budget,
-        disk_reserve,
-        memory_reserve,
-        log_level,
-    ) {
-        (
-            Some(data_dir),
-            Some(listen_api),
-            Some(listen_http),
-            Some(domain),
-            Some(project),
-            Some(region),
-            Some(idle_timeout),
-            Some(log_budget),
-            Some(disk_reserve),
-            Some(memory_reserve),
-            Some(log_level),
-        ) if c.problems.is_empty() => Ok(Config {
-            data_dir,
-            listen_api,
-            listen_http,
-            domain,
-            project,
-            region,
-            idle_timeout,
+}
+
+impl Checker<'_> {
+    /// Every option is looked at before the first that has no value ends it.
+    fn config(&mut self) -> Option<Config> {
+        let layers = self.layers;
+        let data_dir = self.parse("data-dir", absolute);
+        let (listen_api, listen_http) = self.addresses();
+        let listen_https =
+            self.secure_address(&[(&listen_api, "listen-api"), (&listen_http, "listen-http")]);
+        let acme = https::acme(self);
+        let certificates_file = https::certificates_file(self);
+        let public_address = self.parse("public-address", https::public_address);
+        let https_redirect = self.https_redirect(&listen_https);
+        let domain = self.parse("domain", domain);
+        let project = self.parse("project", name);
+        let region = self.parse("region", name);
+        let idle_timeout = self.parse("idle-timeout", time);
+        let log_budget = self.parse("log-budget", bytes);
+        let disk_reserve = self.parse("disk-reserve", bytes);
+        let memory_reserve = self.parse("memory-reserve", bytes);
+        let ingress = edge::edge(self);
+        let image_rewrites = self.image_rewrites();
+        self.insecure_registries();
+        self.allow_egress();
+        let host_dirs = self.host_dirs();
+        let log_format = self.parse("log-format", log_format);
+        let log_level = self.parse("log-level", log_level);
+        let registries = self.registries();
+        let docker_config = layers.text("docker-config");
+        Some(Config {
+            data_dir: data_dir?,
+            listen_api: listen_api?,
+            listen_http: listen_http?,
+            listen_https: listen_https?,
+            https_by_default: *layers.source("listen-https") == super::Source::Default,
+            https_redirect: https_redirect?,
+            acme,
+            certificates_file,
+            public_address: public_address?,
+            domain: domain?,
+            project: project?,
+            region: region?,
+            idle_timeout: idle_timeout?,
             allow_egress: layers.list("allow-egress").to_vec(),
             host_dirs,
             insecure_registries: layers.list("insecure-registries").to_vec(),
             image_rewrites,
-            docker_config,
+            docker_config: (!docker_config.is_empty()).then(|| PathBuf::from(docker_config)),
             registries,
-            log_budget,
-            disk_reserve,
-            memory_reserve,
+            log_budget: log_budget?,
+            disk_reserve: disk_reserve?,
+            memory_reserve: memory_reserve?,
+            ingress,
             user: layers.text("user").to_owned(),
-            log_format,
-            log_level,
-        }),
-        _ => Err(ConfigError(c.problems)),
+            log_format: log_format?,
+            log_level: log_level?,
+        })
+    }
+
+    fn addresses(&mut self) -> (Option<Listen>, Option<Listen>) {
+        let api = self.parse("listen-api", listen);
+        if let Some(api) = &api
+            && !api.is_loopback()
+        {
+            self.wrong(
+                "listen-api",
+                "must be a loopback address: the API has no identity check yet; use localhost:PORT",
+            );
+        }
+        let http = self.parse("listen-http", listen);
+        if let (Some(api), Some(http)) = (&api, &http)
+            && api.port == http.port
+            && api.port != 0
+        {
+            self.wrong("listen-http", "has the same port as listen-api");
+        }
+        (api, http)
+    }
+
+    /// `Some(None)`: HTTPS is switched off.
+    fn secure_address(&mut self, others: &[(&Option<Listen>, &str)]) -> Option<Option<Listen>> {
+        let https = self.parse("listen-https", |text| match text {
+            "" => Ok(None),
+            text => listen(text).map(Some),
+        });
+        if let Some(Some(https)) = &https {
+            for (other, name) in others {
+                let port = other.as_ref().map_or(0, |other| other.port);
+                if port == https.port && port != 0 {
+                    self.wrong("listen-https", &format!("has the same port as {name}"));
+                }
+            }
+        }
+        https
+    }
+
+    fn https_redirect(&mut self, listen_https: &Option<Option<Listen>>) -> Option<bool> {
+        let redirect = self.parse("https-redirect", boolean);
+        if redirect == Some(true) && *listen_https == Some(None) {
+            self.wrong(
+                "https-redirect",
+                "there is nowhere to send requests to while listen-https is empty",
+            );
+        }
+        redirect
+    }
+
+    fn image_rewrites(&mut self) -> Vec<(String, String)> {
+        let mut rules = Vec::new();
+        for rule in self.layers.list("image-rewrites") {
+            match rule.split_once('=') {
+                Some((from, to)) if !from.is_empty() && !to.is_empty() && !to.contains('=') => {
+                    rules.push((from.to_owned(), to.to_owned()));
+                }
+                _ => self.wrong("image-rewrites", "each rule is FROM=TO"),
+            }
+        }
+        rules
+    }
+
+    fn insecure_registries(&mut self) {
+        for registry in self.layers.list("insecure-registries") {
+            if registry.contains('/') {
+                let why = format!(
+                    "{registry:?} can't match: name the registry as image references do, HOST or HOST:PORT"
+                );
+                self.wrong("insecure-registries", &why);
+            }
+        }
+    }
+
+    fn allow_egress(&mut self) {
+        for rule in self.layers.list("allow-egress") {
+            if let Err(e) = rule.parse::<utsuwa_runtime::network::EgressRule>() {
+                self.wrong("allow-egress", &e.to_string());
+            }
+        }
+    }
+
+    fn host_dirs(&mut self) -> Vec<HostDir> {
+        let mut rules = Vec::new();
+        for rule in self.layers.list("allow-host-dir") {
+            match rule.parse::<HostDir>() {
+                Ok(rule) => rules.push(rule),
+                Err(e) => self.wrong("allow-host-dir", &e.to_string()),
+            }
+        }
+        rules
+    }
+
+    fn registries(&mut self) -> Registries {
+        let file = self.layers.text("registries-file");
+        if file.is_empty() {
+            return Registries::default();
+        }
+        registries::read(Path::new(file)).unwrap_or_else(|problems| {
+            for problem in &problems {
+                self.wrong("registries-file", problem);
+            }
+            Registries::default()
+        })
+    }
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err("must be an absolute path".to_owned())
+    }
+}
+
+/// A project or a region.
+fn name<T: std::str::FromStr<Err = utsuwa_model::name::NameError>>(
+    text: &str,
+) -> Result<T, String> {
+    text.parse().map_err(|e: T::Err| e.rule.to_owned())
+}
+
+fn log_format(text: &str) -> Result<String, String> {
+    if ["auto", "text", "json"].contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be text, json or auto".to_owned())
     }
 }
 
@@ -278,7 +349,11 @@ fn listen(text: &str) -> Result<Listen, String> {
     Ok(listen)
 }
 
-fn domain(text: &str) -> Result<String, String> {
+fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "must be true or false".to_owned())
+}
+
+pub(super) fn domain(text: &str) -> Result<String, String> {
     let ok = !text.is_empty()
         && text.len() <= 180
         && text.split('.').all(|label| {
@@ -295,6 +370,15 @@ fn domain(text: &str) -> Result<String, String> {
     } else {
         Err("must be a DNS name in lower case, for example localhost or run.example.com".to_owned())
     }
+}
+
+/// `30s`, `15m` or `1h`. A number alone is refused: whoever wrote it may have meant minutes.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    let why = "must be a time with its unit, such as 30s, 15m or 1h";
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(why.to_owned());
+    }
+    duration(text).map_err(|_| why.to_owned())
 }
 
 /// `30s`, `15m`, `1h`, or plain seconds.
@@ -335,7 +419,7 @@ fn log_level(text: &str) -> Result<String, String> {
     }
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
     text.parse::<MemoryBytes>()
         .map(|m| m.0)
         .map_err(|e| e.to_string())

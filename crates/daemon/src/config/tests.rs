@@ -128,6 +128,72 @@ fn values_that_mean_nothing_are_refused() {
     }
 }
 
+/// Seconds to us, minutes to who wrote it.
+#[test]
+fn a_time_needs_its_unit() {
+    let text = read(Some("idle-timeout = \"15\"\n"), &[], &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("with its unit, such as 30s, 15m or 1h"),
+        "{text}"
+    );
+    assert!(read(Some("idle-timeout = 15\n"), &[], &[]).is_err());
+    let config = read(None, &[], &[("idle-timeout", "15s")]).unwrap();
+    assert_eq!(config.idle_timeout, Duration::from_secs(15));
+}
+
+/// However many rules of TOML a line breaks.
+#[test]
+fn a_broken_line_counts_once() {
+    for broken in [
+        "domain = \"x\n",
+        "domain = 'x\n",
+        "domain x\n",
+        "[domain\n",
+        "allow-egress = [\"a\" \"b\"]\n",
+        "= 1\n",
+        "domain = =\n",
+        "idle-timeout = 15m\n",
+        "domain = \"a\" \"b\"\n",
+    ] {
+        let text = read(Some(broken), &[], &[]).unwrap_err().to_string();
+        assert!(text.contains("has 1 problem:"), "{broken}: {text}");
+        assert!(text.contains("line 1: is not TOML"), "{broken}: {text}");
+    }
+}
+
+#[test]
+fn what_was_given_at_the_first_start_holds_where_nothing_is_given_now() {
+    let (none, given) = (Given::default(), |name, value: &str| Given {
+        flags: BTreeMap::from([(name, vec![value.to_owned()])]),
+        ..Given::default()
+    });
+    let frozen = utsuwa_store::Settings {
+        project: "mine".parse().unwrap(),
+        region: "us-central1".parse().unwrap(),
+        domain: "run.example.com".to_owned(),
+    };
+    let with = |given: &Given| {
+        let layers = Layers::read(given).unwrap();
+        let config = layers.check().unwrap();
+        let wanted = super::frozen::wanted(&layers, &config, Some(frozen.clone()));
+        (wanted, super::frozen::differing(&layers, &config, &frozen))
+    };
+    assert_eq!(with(&none), (frozen.clone(), vec![]));
+    assert_eq!(with(&given("region", "us-central1")).1, [""; 0]);
+    let (wanted, differing) = with(&given("domain", "localhost"));
+    assert_eq!(wanted.domain, "localhost");
+    assert_eq!(differing.len(), 1);
+    for part in [
+        "domain = \"localhost\" (flag --domain)",
+        "\"run.example.com\"",
+        "--data-dir",
+    ] {
+        assert!(differing[0].contains(part), "{part}: {differing:?}");
+    }
+}
+
 #[test]
 fn a_broken_file_names_itself_and_the_place() {
     let broken = read(Some("domain = \n"), &[], &[]).unwrap_err().to_string();
@@ -149,4 +215,45 @@ fn a_broken_file_names_itself_and_the_place() {
         typed.contains("domain") && typed.contains("must be"),
         "{typed}"
     );
+}
+
+#[test]
+fn limits_of_the_data_path_are_read_and_checked() {
+    let config = read(None, &[], &[]).unwrap();
+    // The defaults of the options are those of the ingress.
+    let defaults = IngressSettings {
+        scanner_paths: config.ingress.scanner_paths.clone(),
+        ..IngressSettings::default()
+    };
+    assert_eq!(config.ingress, defaults);
+    assert!(config.ingress.scanner_paths.contains(&"/.env".to_owned()));
+    let file = "body-timeout = \"5s\"\nmax-streams = 7\nmax-header-bytes = \"8Ki\"\nmax-waiting = 9\n\
+                scanner-paths = [\"/a\", \"*.php\"]\nproxy-protocol-http = [\"10.0.0.0/8\", \"::1\"]\n";
+    let ingress = read(Some(file), &[], &[]).unwrap().ingress;
+    assert_eq!(
+        (
+            ingress.body_timeout.as_secs(),
+            ingress.max_streams,
+            ingress.max_header_bytes,
+            ingress.max_waiting
+        ),
+        (5, 7, 8192, 9)
+    );
+    assert_eq!(ingress.scanner_paths, ["/a", "*.php"]);
+    assert_eq!(ingress.proxies_http.len(), 2);
+    let file = "header-timeout = \"0s\"\nmax-streams = 0\nmax-header-bytes = \"1Gi\"\nmax-waiting = \"many\"\n\
+                scanner-paths = [\"env\", \"/*/*\"]\nproxy-protocol-http = [\"10.0.0.0/33\"]\nmax-control-frames = 1\n";
+    let error = read(Some(file), &[], &[]).unwrap_err().to_string();
+    for words in [
+        "header-timeout",
+        "max-streams",
+        "max-header-bytes",
+        "max-waiting",
+        "\"env\"",
+        "\"/*/*\"",
+        "10.0.0.0/33",
+        "max-control-frames",
+    ] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
 }

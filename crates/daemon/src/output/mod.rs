@@ -1,5 +1,7 @@
 //! Printing results: data on stdout in the format asked for, everything else on stderr.
 
+mod table;
+
 use std::io::Write;
 use std::time::Duration;
 
@@ -96,19 +98,29 @@ pub(crate) fn items(
     items: &[Value],
     columns: &[Column<'_>],
 ) -> Result<(), Failure> {
+    remarked(format, items, columns, &|_| String::new())
+}
+
+/// The same, with what is to be said of an item at the length it has: below its row on a terminal, in the last column elsewhere,
+/// where a row is a line.
+///
+/// # Errors
+/// As [`items`].
+pub(crate) fn remarked(
+    format: &Format,
+    items: &[Value],
+    columns: &[Column<'_>],
+    remark: &dyn Fn(&Value) -> String,
+) -> Result<(), Failure> {
     match format {
+        Format::Table if items.is_empty() => {
+            note("Listed 0 items.");
+            Ok(())
+        }
         Format::Table => {
-            if items.is_empty() {
-                note("Listed 0 items.");
-                return Ok(());
+            for text in table::lines(items, columns, remark, table::terminal()) {
+                line(&text);
             }
-            let mut table = comfy_table::Table::new();
-            table.load_style(comfy_table::presets::NOTHING);
-            table.set_header(columns.iter().map(|(head, _)| *head));
-            for item in items {
-                table.add_row(columns.iter().map(|(_, cell)| cell(item)));
-            }
-            line(&table.trim_fmt());
             Ok(())
         }
         Format::Value(path) => {

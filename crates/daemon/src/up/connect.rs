@@ -1,7 +1,7 @@
 //! Reaching instances: the driver gives a socket that lives inside the instance's network, and it is connected here.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use utsuwa_ingress::seam::{Connect, Connecting};
 use utsuwa_model::InstanceId;
-use utsuwa_runtime::{Driver, DriverError};
+use utsuwa_runtime::{Driver, DriverError, network};
 
 use super::listeners;
 
@@ -40,7 +40,11 @@ impl Connect for Dialer {
     }
 
     fn listens_on(&self, id: &InstanceId) -> Vec<SocketAddr> {
-        self.0.pid(id).map_or_else(Vec::new, listeners::of)
+        // Ours listen in there, too: for names, and for what may be called from inside.
+        let ours = [network::INTERNAL_ADDRESS, network::HOST_ADDRESS].map(IpAddr::V4);
+        let mut all = self.0.pid(id).map_or_else(Vec::new, listeners::of);
+        all.retain(|at| !ours.contains(&at.ip()));
+        all
     }
 }
 

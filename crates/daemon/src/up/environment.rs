@@ -1,6 +1,8 @@
 //! Time and chance for the parts that must not read them themselves.
 
-use std::io::Read;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use utsuwa_model::Timestamp;
@@ -44,11 +46,12 @@ impl utsuwa_control::seam::Environment for Machine {
     }
 
     fn available_memory(&self) -> Option<u64> {
-        // It is in the third line. One read, since a request waits for its instance meanwhile.
+        // It is in the third line. One call, since a request waits for its instance meanwhile: the kernel writes it anew for each
+        // read from the beginning.
+        static MEMORY: OnceLock<Option<File>> = OnceLock::new();
+        let file = MEMORY.get_or_init(|| File::open("/proc/meminfo").ok());
         let mut head = [0_u8; 256];
-        let length = std::fs::File::open("/proc/meminfo")
-            .and_then(|mut file| file.read(&mut head))
-            .ok()?;
+        let length = file.as_ref()?.read_at(&mut head, 0).ok()?;
         let text = std::str::from_utf8(&head[..length]).ok()?;
         let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
         line.split_whitespace()

@@ -4,13 +4,19 @@ use std::sync::Arc;
 
 use utsuwa_api::seam::{InstanceInsight, LoopInsight, RevisionInsight};
 use utsuwa_control::ControlHandle;
+use utsuwa_ingress::Ingress;
 use utsuwa_model::ServiceKey;
 use utsuwa_runtime::Driver;
+
+use super::journal::Journal;
+use super::metrics;
 
 #[derive(Debug, Clone)]
 pub(super) struct Insight {
     pub(super) control: ControlHandle,
     pub(super) driver: Arc<dyn Driver>,
+    pub(super) ingress: Ingress,
+    pub(super) journal: Journal,
 }
 
 /// Which revision an instance that runs is of.
@@ -54,6 +60,12 @@ impl utsuwa_api::seam::Insight for Insight {
                 last_failure: revision.last_failure,
             })
             .collect()
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = self.ingress.metrics();
+        metrics::of_server(&mut text, self.journal.lost());
+        text
     }
 
     fn loops(&self) -> Vec<LoopInsight> {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use utsuwa_ingress::Ingress;
+use utsuwa_ingress::{Ingress, Scheme};
 use utsuwa_model::instance::Exit;
 use utsuwa_model::{InstanceId, RevisionKey};
 use utsuwa_runtime::client::{InternalEvent, SandboxDriver};
@@ -64,6 +64,8 @@ const REPEAT_AFTER: Duration = Duration::from_secs(60);
 pub(super) struct Inside {
     pub driver: SandboxDriver,
     pub ingress: Ingress,
+    /// The port that is HTTPS inside instances, too.
+    pub https_port: u16,
     pub resolver: Arc<network::dns::Resolver>,
     pub journal: Journal,
     pub directory: Directory,
@@ -144,14 +146,23 @@ impl Inside {
             }
         };
         let stop = shutdown.child_token();
-        for (_, listener) in internal.ingress.drain(..) {
+        for (port, listener) in internal.ingress.drain(..) {
             let (ingress, stop) = (self.ingress.clone(), stop.clone());
+            let scheme = if port == self.https_port {
+                Scheme::Https
+            } else {
+                Scheme::Http
+            };
             let (crowded, index) = (crowded.clone(), net.index);
             // One that can't be told now is told in a minute, if it is still so.
             let crowded = Arc::new(move |count| {
                 let _ = crowded.try_send((index, count));
             });
-            tasks.spawn(async move { ingress.serve_instance(listener, crowded, stop).await });
+            tasks.spawn(async move {
+                ingress
+                    .serve_instance(listener, scheme, crowded, stop)
+                    .await
+            });
         }
         Some(Sandbox {
             net,

@@ -3,11 +3,14 @@
 //! Order (each step can refuse, and nothing before it needs undoing): configuration, privilege (an ordinary user's own
 //! namespaces are entered here), directories, ports, keeper, give up root, store, runtime, loops, ingress, API, `ready`.
 
+mod certificates;
 mod connect;
 mod descriptors;
 mod door;
+mod doors;
 mod environment;
 mod folders;
+mod given;
 mod images;
 mod insight;
 mod instance_logs;
@@ -15,9 +18,11 @@ mod internal;
 mod journal;
 mod kept;
 mod listeners;
+mod metrics;
 mod ports;
 mod prepare;
 mod rootless;
+mod secure;
 mod server;
 mod unpacker;
 

@@ -26,33 +26,48 @@ pub(super) fn choose(listen: &mut Listen) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses addresses that another program has. Those in `held` are our own keeper's, kept for us.
-pub(super) fn check(config: &Config, held: &[(String, String)]) -> anyhow::Result<()> {
-    for (flag, listen) in [
-        ("--listen-api", &config.listen_api),
-        ("--listen-http", &config.listen_http),
-    ] {
-        for address in addresses_here(listen) {
-            if held.iter().any(|(_, a)| *a == address.to_string()) {
-                continue;
+/// Refuses addresses that another program has. Those in `held` are our own keeper's, kept for us. An address of HTTPS that
+/// nobody asked for is given up instead: a server that was well without it starts as before.
+pub(super) fn check(config: &mut Config, held: &[(String, String)]) -> anyhow::Result<()> {
+    if config.https_by_default
+        && let Some(https) = &config.listen_https
+        && let Err(taken) = check_one("--listen-https", https, held)
+    {
+        crate::output::note(&format!("warning: no HTTPS: {taken}"));
+        crate::output::note(
+            "hint: name another address with --listen-https, or none: --listen-https ''",
+        );
+        config.listen_https = None;
+    }
+    check_one("--listen-api", &config.listen_api, held)?;
+    check_one("--listen-http", &config.listen_http, held)?;
+    match &config.listen_https {
+        Some(https) => check_one("--listen-https", https, held),
+        None => Ok(()),
+    }
+}
+
+fn check_one(flag: &str, listen: &Listen, held: &[(String, String)]) -> anyhow::Result<()> {
+    for address in addresses_here(listen) {
+        if held.iter().any(|(_, a)| *a == address.to_string()) {
+            continue;
+        }
+        match TcpListener::bind(address) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                return Err(taken(address, flag));
             }
-            match TcpListener::bind(address) {
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                    return Err(taken(address, flag));
-                }
-                Err(error) if error.kind() == ErrorKind::PermissionDenied && is_rootless() => {
-                    return Err(Refusal::new(
-                        format!("listen on {address} ({flag}): {error}"),
-                        "ports below 1024 are root's: name a higher one, or let everybody have them: sudo sysctl -w net.ipv4.ip_unprivileged_port_start=80",
-                    ));
-                }
-                Err(error) => {
-                    return Err(Refusal::new(
-                        format!("listen on {address} ({flag}): {error}"),
-                        format!("name an address of this machine with {flag}"),
-                    ));
-                }
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && is_rootless() => {
+                return Err(Refusal::new(
+                    format!("listen on {address} ({flag}): {error}"),
+                    "ports below 1024 are root's: name a higher one, or let everybody have them: sudo sysctl -w net.ipv4.ip_unprivileged_port_start=80",
+                ));
+            }
+            Err(error) => {
+                return Err(Refusal::new(
+                    format!("listen on {address} ({flag}): {error}"),
+                    format!("name an address of this machine with {flag}"),
+                ));
             }
         }
     }

@@ -83,11 +83,14 @@ pub(super) fn prepare(
     for rule in &config.host_dirs {
         check_host_dir(rule, &config.data_dir)?;
     }
-    for listen in [&mut config.listen_api, &mut config.listen_http] {
+    for listen in [&mut config.listen_api, &mut config.listen_http]
+        .into_iter()
+        .chain(&mut config.listen_https)
+    {
         ports::choose(listen)?;
     }
     let held = known.as_deref().map(keeper::held_listeners);
-    ports::check(&config, &held.unwrap_or_default())?;
+    ports::check(&mut config, &held.unwrap_or_default())?;
     folders::can_be_entered(&config.data_dir, &user)?;
     // All that can be found wrong was looked for: only now something is made, and the one that serves is asked to go.
     std::fs::create_dir_all(&config.data_dir)
@@ -105,7 +108,10 @@ pub(super) fn prepare(
     folders::make(&config.data_dir, &user)?;
     let net = NetConfig {
         id,
-        ingress_ports: vec![config.listen_http.port],
+        ingress_ports: std::iter::once(&config.listen_http)
+            .chain(&config.listen_https)
+            .map(|listen| listen.port)
+            .collect(),
         allow: egress.clone(),
         mtu: None,
     };
@@ -122,7 +128,8 @@ pub(super) fn prepare(
     keeper.disk_reserve = config.disk_reserve;
     keeper.host_dirs.clone_from(&config.host_dirs);
     keeper.privileged_ports = [&config.listen_api, &config.listen_http]
-        .iter()
+        .into_iter()
+        .chain(&config.listen_https)
         .map(|l| l.port)
         .filter(|p| *p < 1024)
         .collect();

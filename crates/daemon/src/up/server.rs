@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utsuwa_control::{Control, ControlSettings};
-use utsuwa_ingress::{Ingress, IngressSettings, Scheme};
+use utsuwa_ingress::{Ingress, IngressSettings};
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::client::SandboxDriver;
 use utsuwa_runtime::image::{Credentials, ImageStore, RewriteRule, Settings as ImageSettings};
@@ -22,20 +21,23 @@ use utsuwa_runtime::network::dns::{Resolver, ServerZone};
 use utsuwa_runtime::network::{EgressRule, Forwards};
 use utsuwa_store::{Settings, Store};
 
+use super::certificates::Registrar;
 use super::connect::Dialer;
 use super::descriptors;
 use super::door::{Bell, Door};
+use super::doors::{self, Doors};
 use super::environment::Machine;
+use super::given::OwnCertificates;
 use super::images::Images;
 use super::insight::{Insight, Running};
 use super::instance_logs::InstanceLogs;
 use super::internal::{Directory, Inside};
 use super::journal::Journal;
 use super::kept::Kept;
-use super::ports::addresses_here;
 use super::prepare::Ground;
+use super::secure;
 use super::unpacker::KeeperUnpacker;
-use crate::config::{Layers, Listen};
+use crate::config::Layers;
 use crate::output::waited;
 
 /// How long requests in flight may go on after the signal to end.
@@ -43,7 +45,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// The first sandbox of a fresh keeper takes some 100 ms; `ready` waits for it so that it is true, but no longer than this.
 const POOL_PATIENCE: Duration = Duration::from_secs(2);
 const POOL_LOOK: Duration = Duration::from_millis(10);
-/// Sockets of sandboxes that wait to be served; a pool refills four at a time, up to 32.
+/// Sockets of sandboxes that wait to be served; a pool refills up to 16 at a time, up to 64.
 const INTERNAL_EVENTS: usize = 64;
 
 pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
@@ -51,7 +53,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let data = ground.config.data_dir.clone();
     let store = Store::open(&data.join("state")).context("open the database")?;
     ground.pid_file.write()?;
-    let settings = frozen(&store, &ground).await?;
+    let settings = frozen(&store, &ground, &layers).await?;
 
     let (internal, internal_events) = mpsc::channel(INTERNAL_EVENTS);
     let socket = ground.keeper.socket();
@@ -84,9 +86,21 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
             max_requests: shares.public,
             max_instance_requests: shares.instances,
             max_idle: shares.idle,
-            ..IngressSettings::default()
+            ..ground.config.ingress.clone()
         },
     );
+    let https = ground.config.listen_https.as_ref();
+    let secured = match https {
+        Some(_) => Some(secure::open(
+            &data.join("keys"),
+            &settings.domain,
+            &ground.config,
+        )?),
+        None => None,
+    };
+    if let Some(secured) = &secured {
+        ingress.secure(Arc::clone(&secured.tls));
+    }
     let stop = CancellationToken::new();
     let tracker = TaskTracker::new();
     let directory = Directory::default();
@@ -100,6 +114,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let inside = Inside {
         driver: driver.clone(),
         ingress: ingress.clone(),
+        https_port: https.map_or(0, |listen| listen.port),
         resolver: Arc::new(Resolver::new(Arc::new(zone))),
         journal: journal.clone(),
         directory: directory.clone(),
@@ -130,6 +145,15 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         settings.domain.clone(),
         ground.config.listen_http.port,
     );
+    match https {
+        Some(https) if ground.config.https_redirect => {
+            control_settings.scheme = "https".to_owned();
+            control_settings.port = https.port;
+        }
+        https => control_settings.also_https = https.map(|listen| listen.port),
+    }
+    control_settings.asks_authority = ground.config.acme.is_some();
+    control_settings.public = secure::public_address(&ground.config);
     control_settings.idle_timeout = ground.config.idle_timeout;
     control_settings.memory_reserve_bytes = ground.config.memory_reserve;
     control_settings
@@ -145,6 +169,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
             journal: journal.clone(),
             logs: data.join("logs"),
         }),
+        Arc::new(Registrar(secured.clone())),
         Arc::new(machine),
         control_settings,
     );
@@ -153,29 +178,25 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         .context("start the loops")?;
     bell.connect(control.clone());
 
-    let http = listen(&driver, "http", &ground.config.listen_http, "--listen-http").await?;
-    let api = listen(&driver, "api", &ground.config.listen_api, "--listen-api").await?;
-    let keep: Vec<(String, String)> = [("http", &http), ("api", &api)]
-        .into_iter()
-        .flat_map(|(name, all)| {
-            all.iter()
-                .filter_map(move |l| Some((name.to_owned(), l.local_addr().ok()?.to_string())))
-        })
-        .collect();
-    driver
-        .retain_listeners(&keep)
-        .await
-        .context("let go of addresses no longer listened on")?;
-    for listener in http {
-        let (ingress, stop) = (ingress.clone(), stop.clone());
-        tracker.spawn(async move { ingress.serve(listener, Scheme::Http, stop).await });
+    if let Some((path, secured)) = ground.config.certificates_file.as_ref().zip(secured) {
+        let own = OwnCertificates::open(path, secured.tls)?;
+        let stop = stop.clone();
+        tracker.spawn(async move {
+            if let Err(error) = own.follow(stop).await {
+                tracing::error!(%error, "certificates are not read again when they change");
+            }
+        });
     }
+    let doors = Doors::open(&driver, &ground.config).await?;
+    let api = doors.serve(&ingress, &tracker, &stop);
     let ready = utsuwa_api::Readiness::default();
     let state = utsuwa_api::ApiState {
         store: store.clone(),
         insight: Arc::new(Insight {
             control: control.clone(),
             driver: Arc::clone(&shared),
+            ingress: ingress.clone(),
+            journal: journal.clone(),
         }),
         logs: Arc::new(InstanceLogs::new(
             data.join("logs"),
@@ -188,10 +209,12 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         addresses: utsuwa_api::Addresses {
             api: vec![format!("http://{}", ground.config.listen_api)],
             http: vec![format!("http://{}", ground.config.listen_http)],
-            https: Vec::new(),
+            https: (ground.config.listen_https.iter())
+                .map(|https| format!("https://{https}"))
+                .collect(),
         },
         keys_dir: data.join("keys"),
-        configuration: Arc::new(running(&layers, &ground.config)),
+        configuration: Arc::new(doors::running(&layers, &ground.config, &settings)),
         host_dirs: Arc::new(ground.config.host_dirs.clone()),
         ready: ready.clone(),
         closing: tokio_util::sync::CancellationToken::new(),
@@ -204,7 +227,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         crate::output::note(&format!("warning: no instance can be started now: {why}"));
     }
     ready.set(true);
-    announce(&ground, &settings);
+    doors::announce(&ground, &settings);
     let (why, outcome) = tokio::select! {
         why = until_told(&driver, true) => (why?, Ok(())),
         error = until_gone(&mut api_task) => ("the API ended", Err(error)),
@@ -249,12 +272,8 @@ where
 }
 
 /// Default project, region and domain never change after the first start (decision 13).
-async fn frozen(store: &Store, ground: &Ground) -> anyhow::Result<Settings> {
-    let wanted = Settings {
-        project: ground.config.project.clone(),
-        region: ground.config.region.clone(),
-        domain: ground.config.domain.clone(),
-    };
+async fn frozen(store: &Store, ground: &Ground, layers: &Layers) -> anyhow::Result<Settings> {
+    let wanted = crate::config::frozen::wanted(layers, &ground.config, store.settings().ok());
     store
         .freeze_settings(wanted)
         .await
@@ -291,28 +310,6 @@ fn open_images(ground: &Ground, driver: &SandboxDriver) -> anyhow::Result<ImageS
         .context("open the image store")
 }
 
-/// The keeper's sockets for an address; both loopbacks for `localhost`, where the machine has both.
-async fn listen(
-    driver: &SandboxDriver,
-    name: &str,
-    listen: &Listen,
-    flag: &str,
-) -> anyhow::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    for address in addresses_here(listen) {
-        let socket = driver
-            .listen(name, &address.to_string())
-            .await
-            .map_err(|error| anyhow!("{error}; name another address with {flag}"))?;
-        let socket = std::net::TcpListener::from(socket);
-        socket
-            .set_nonblocking(true)
-            .context("prepare a listening socket")?;
-        listeners.push(TcpListener::from_std(socket).context("watch a listening socket")?);
-    }
-    Ok(listeners)
-}
-
 /// Why no sandbox can be made, if that is already known. A keeper that has just begun needs a moment to find out.
 async fn no_sandboxes(driver: &SandboxDriver) -> Option<String> {
     let look = async {
@@ -328,40 +325,6 @@ async fn no_sandboxes(driver: &SandboxDriver) -> Option<String> {
         }
     };
     tokio::time::timeout(POOL_PATIENCE, look).await.ok()?
-}
-
-/// The configuration in force: what was read, with the ports that were chosen, and a data directory that means the same
-/// wherever it is read.
-fn running(layers: &Layers, config: &crate::config::Config) -> Vec<serde_json::Value> {
-    let mut rows = layers.rows();
-    for (option, listen) in [
-        ("listen-api", &config.listen_api),
-        ("listen-http", &config.listen_http),
-    ] {
-        for row in rows.iter_mut().filter(|row| row["option"] == option) {
-            row["value"] = listen.to_string().into();
-        }
-    }
-    let data = std::path::absolute(&config.data_dir);
-    let data = data.as_deref().unwrap_or(&config.data_dir);
-    for row in rows.iter_mut().filter(|row| row["option"] == "data-dir") {
-        row["value"] = data.display().to_string().into();
-    }
-    rows
-}
-
-/// One line per address on stdout, then `ready`.
-fn announce(ground: &Ground, settings: &Settings) {
-    crate::output::line(&format!("api       http://{}", ground.config.listen_api));
-    crate::output::line(&format!(
-        "services  http://NAME.{}:{}",
-        settings.domain, ground.config.listen_http.port
-    ));
-    crate::output::line("ready");
-    tracing::info!(
-        api = %ground.config.listen_api, http = %ground.config.listen_http, project = %settings.project, region = %settings.region,
-        user = %ground.user.shown, open_files = ground.open_files, "ready"
-    );
 }
 
 /// Waits for a signal, or for another server to take over; with `politely` also for one that only asks to.

@@ -50,6 +50,7 @@ impl Revision {
             return;
         }
         seat.reach = Reach::Failed { message };
+        self.meters.start_failed();
         let nudge = inner.weigh();
         drop(inner);
         self.tell(Nudge {

@@ -1,5 +1,6 @@
 //! Clients and instances that want more connections, or more requests at once, than they may have.
 
+use crate::Scheme;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,7 +28,11 @@ async fn door(scene: &mut Scene) -> (SocketAddr, Arc<Mutex<Vec<u64>>>) {
     let (ingress, shutdown) = (scene.ingress.clone(), scene.shutdown.clone());
     let all = Arc::clone(&told);
     let crowded = Arc::new(move |count| all.lock().push(count));
-    scene.serve_also(async move { ingress.serve_instance(listener, crowded, shutdown).await });
+    scene.serve_also(async move {
+        ingress
+            .serve_instance(listener, Scheme::Http, crowded, shutdown)
+            .await
+    });
     (address, told)
 }
 

@@ -6,16 +6,15 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use utsuwa_model::demand::Reach;
 use utsuwa_model::route::{Access, RevisionRoute, StartupProbe};
 use utsuwa_model::scaling::Ceiling;
 
 use super::app::*;
 use super::scene::*;
+use crate::Refusal;
 use crate::seam::AnsweredBy;
-use crate::{IngressSettings, Refusal};
 
-fn many(scene: &Scene, count: usize, path: &'static str) -> JoinSet<Reply> {
+pub(super) fn many(scene: &Scene, count: usize, path: &'static str) -> JoinSet<Reply> {
     let mut all = JoinSet::new();
     for _ in 0..count {
         let address = scene.address;
@@ -365,102 +364,6 @@ async fn the_phases_of_a_cold_start_are_told_when_asked() {
     let reply = scene.get("/hello").await;
     assert_eq!(reply.header("server-timing"), "");
     assert_eq!(scene.records(2).await[1].cold, None);
-}
-
-#[tokio::test]
-async fn the_connection_that_proved_an_instance_serves_its_first_request() {
-    let scene = Scene::new(route()).await;
-    let app = App::new().await;
-    scene.ready(&app).await;
-    for _ in 0..5 {
-        assert_eq!(scene.get("/hello").await.status, 200);
-    }
-    assert_eq!(app.life.connections.load(Ordering::SeqCst), 1);
-}
-
-#[tokio::test]
-async fn a_probe_that_gives_up_uses_the_spec_s_words_and_says_what_was_tried() {
-    let startup = StartupProbe {
-        period: Duration::from_millis(60),
-        ..StartupProbe::tcp(8080)
-    };
-    let scene = Scene::with(
-        RevisionRoute { startup, ..route() },
-        IngressSettings::default(),
-    )
-    .await;
-    let _waiting = many(&scene, 1, "/hello");
-    scene.until(|demand| demand.wake).await;
-    let id = scene.admit();
-    let demand = scene
-        .until(|demand| matches!(demand.instances[0].reach, Reach::Failed { .. }))
-        .await;
-    let Reach::Failed { message } = &demand.instances[0].reach else {
-        panic!("{demand:?}")
-    };
-    for part in [
-        "failed to start and listen on the port defined provided by the PORT=8080",
-        "connecting to port 8080",
-        "connection refused",
-        "The app listens on 127.0.0.1:8080 only",
-        "it must listen on 0.0.0.0:8080",
-    ] {
-        assert!(message.contains(part), "{part:?} in {message}");
-    }
-    assert!(
-        demand.wake,
-        "somebody waits and nothing is there or starting"
-    );
-    scene.ingress.forget(&id, false);
-    assert!(scene.demand().instances.is_empty());
-}
-
-/// Long before its probe gives up, and once. Paused time.
-#[tokio::test(start_paused = true)]
-async fn an_app_that_listens_for_itself_alone_is_told_of_early() {
-    let startup = StartupProbe {
-        period: Duration::from_secs(10),
-        ..StartupProbe::tcp(8080)
-    };
-    let scene = Scene::new(RevisionRoute { startup, ..route() }).await;
-    let id = scene.admit();
-    let began = tokio::time::Instant::now();
-    let notes = || scene.records.1.lock().clone();
-    eventually(
-        || (!notes().is_empty()).then_some(()),
-        || "a note".to_owned(),
-    )
-    .await;
-    assert!(began.elapsed() < Duration::from_secs(5));
-    scene
-        .until(|demand| matches!(demand.instances[0].reach, Reach::Failed { .. }))
-        .await;
-    let notes = notes();
-    let said: Vec<&str> = notes.iter().map(|note| note.text.as_str()).collect();
-    assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].starts_with("The app listens on 127.0.0.1:8080 only"));
-    assert!(notes.iter().all(|note| note.instance == id));
-}
-
-/// Paused time: it passes as soon as nothing else can happen.
-#[tokio::test(start_paused = true)]
-async fn the_deadline_counts_from_the_start_of_one_that_was_found_running() {
-    for (age, least, most) in [(0, 240, 245), (200, 40, 42), (100_000, 10, 11)] {
-        let scene = Scene::new(route()).await;
-        let began = tokio::time::Instant::now();
-        scene.admit_aged(Duration::from_secs(age));
-        // `until` has less patience than a probe.
-        let failed = loop {
-            if let Reach::Failed { message } = &scene.demand().instances[0].reach {
-                break message.clone();
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        };
-        let took = began.elapsed().as_secs();
-        assert!((least..most).contains(&took), "{age}: {took}");
-        let said = format!("had been running for {age} s");
-        assert_eq!(failed.contains(&said), age > 0, "{failed}");
-    }
 }
 
 /// A body that lies unread would hide that its sender is gone.

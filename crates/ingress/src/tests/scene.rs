@@ -38,7 +38,12 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where instances are reached; one that is not in the map refuses.
 #[derive(Debug, Default)]
-pub(super) struct Addresses(Mutex<HashMap<InstanceId, SocketAddr>>, Mutex<Sockets>);
+pub(super) struct Addresses(
+    Mutex<HashMap<InstanceId, SocketAddr>>,
+    Mutex<Sockets>,
+    /// Where those listen that refuse; nowhere said: for themselves alone.
+    Mutex<Option<Vec<SocketAddr>>>,
+);
 
 /// Whether sockets can be had.
 #[derive(Debug, Clone, Copy, Default)]
@@ -73,12 +78,12 @@ impl Connect for Addresses {
         .boxed()
     }
 
-    /// One that refuses listens for itself alone.
     fn listens_on(&self, id: &InstanceId) -> Vec<SocketAddr> {
-        match self.0.lock().get(id) {
-            Some(address) => vec![*address],
-            None => vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+        if let Some(address) = self.0.lock().get(id) {
+            return vec![*address];
         }
+        let elsewhere = self.2.lock().clone();
+        elsewhere.unwrap_or_else(|| vec![SocketAddr::from(([127, 0, 0, 1], 8080))])
     }
 }
 
@@ -114,8 +119,8 @@ pub(super) struct Records(
 );
 
 impl RequestLog for Records {
-    fn record(&self, record: RequestRecord) {
-        self.0.lock().push(record);
+    fn record(&self, record: Box<RequestRecord>) {
+        self.0.lock().push(*record);
     }
     fn noticed(&self, note: InstanceNote) {
         self.1.lock().push(note);
@@ -161,6 +166,8 @@ pub(super) fn route() -> RevisionRoute {
         port: 8080,
         protocol: Protocol::Http1,
         session_affinity: false,
+        refuse_scanners: false,
+        waiting_page: false,
         usual_start: None,
         startup: StartupProbe::tcp(8080),
         liveness: None,
@@ -267,6 +274,12 @@ impl Scene {
     /// From now on `id` listens at `address`.
     pub(super) fn listen(&self, id: &InstanceId, address: SocketAddr) {
         self.addresses.0.lock().insert(id.clone(), address);
+    }
+
+    /// From now on programs that refuse listen at `places`.
+    pub(super) fn listen_elsewhere(&self, places: &[&str]) {
+        let places = places.iter().map(|at| at.parse().unwrap()).collect();
+        *self.addresses.2.lock() = Some(places);
     }
 
     /// What becomes of connections that are made from now on.

@@ -100,11 +100,33 @@ impl RevisionTemplate {
     /// Whether starts may be prepared ahead ([`ZYGOTE`]). Unset means no.
     #[must_use]
     pub fn zygote(&self) -> bool {
+        self.says(ZYGOTE)
+    }
+
+    /// Whether paths that scanners ask for are refused ([`REFUSE_SCANNERS`]). Unset means no.
+    #[must_use]
+    pub fn refuses_scanners(&self) -> bool {
+        self.says(REFUSE_SCANNERS)
+    }
+
+    /// Whether browsers are shown a page while an instance starts ([`WAITING_PAGE`]). Unset means no.
+    #[must_use]
+    pub fn waiting_page(&self) -> bool {
+        self.says(WAITING_PAGE)
+    }
+
+    fn says(&self, annotation: &str) -> bool {
         self.annotations
-            .get(ZYGOTE)
+            .get(annotation)
             .is_some_and(|value| value == "true")
     }
 }
+
+/// The annotation of a template whose service answers paths that scanners ask for 404, awake or asleep: `"true"` or `"false"`.
+pub const REFUSE_SCANNERS: &str = "utsuwa.local/refuse-scanners";
+
+/// The annotation of a template whose service shows browsers a page while an instance starts: `"true"` or `"false"`.
+pub const WAITING_PAGE: &str = "utsuwa.local/waiting-page";
 
 /// The annotation of a template that has its starts prepared ahead: `"true"` or `"false"`. Ours: Cloud Run has nothing like it.
 pub const ZYGOTE: &str = "utsuwa.local/zygote";

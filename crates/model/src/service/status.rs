@@ -21,6 +21,9 @@ pub struct ServiceStatus {
     pub traffic: Vec<TrafficStatus>,
     /// `http(s)://HOST[:PORT]`, no trailing slash.
     pub url: String,
+    /// Other addresses that lead to it: the same host over HTTPS, its own domains.
+    #[serde(default)]
+    pub other_urls: Vec<String>,
 }
 
 /// One routed share.

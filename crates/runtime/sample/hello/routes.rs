@@ -45,6 +45,14 @@ pub fn answer(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -
             return answer.send("200 OK", JSON, json::object(headers).as_bytes());
         }
         "/echo" => return echo(request, body, answer),
+        "/bytes" if request.method == "POST" => {
+            let bytes = io::copy(body, &mut io::sink())?;
+            Ok(format!("read {bytes} bytes\n"))
+        }
+        "/bytes" => match number("n", 1024) {
+            Ok(count) => return bytes(count, answer),
+            Err(why) => Err(why),
+        },
         "/healthz" if SICK.load(Ordering::Relaxed) => {
             return answer.send("503 Service Unavailable", TEXT, b"sick as asked\n");
         }
@@ -173,6 +181,19 @@ fn echo(request: &Request, body: &mut Body<'_>, answer: &mut Answer<'_>) -> io::
     while bytes > 0 {
         answer.piece(&buffer[..bytes])?;
         bytes = body.read(&mut buffer)?;
+    }
+    answer.finish()
+}
+
+/// `count` bytes in pieces, as what is larger than a message may be must come.
+fn bytes(count: u64, answer: &mut Answer<'_>) -> io::Result<()> {
+    let piece = vec![b'x'; 256 << 10];
+    answer.begin("application/octet-stream")?;
+    let mut left = count;
+    while left > 0 {
+        let most = usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
+        answer.piece(&piece[..most])?;
+        left -= most as u64;
     }
     answer.finish()
 }

@@ -20,7 +20,7 @@ use super::connection::Connection;
 use super::internal::InternalEvent;
 use super::link::{ConnectError, KeeperLink};
 use super::shared::{Answer, Call, Shared, superseded, unexpected};
-use super::sockets::{READY, SocketCache};
+use super::sockets::{Found, SocketCache};
 use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 use crate::keeper::protocol::{Op, Reply, Status};
 
@@ -140,28 +140,36 @@ impl SandboxDriver {
         Box::pin(async move { self.call(op, Vec::new()).await.map(|_| ()) })
     }
 
-    /// Asks for dial sockets without waiting for them.
+    /// Asks for dial sockets without waiting for them, as long as somebody else does.
     fn refill_sockets(&self, id: InstanceId) {
         let driver = self.clone();
         self.tasks.spawn(async move {
-            match driver
-                .call(
-                    Op::Sockets {
-                        id: id.clone(),
-                        count: READY,
-                    },
-                    Vec::new(),
-                )
-                .await
-            {
-                Ok((Reply::Sockets { .. }, sockets)) => driver.shared.sockets.add(&id, sockets),
-                Ok(_) => driver.shared.sockets.stop_asking(&id),
-                Err(error) => {
-                    tracing::debug!(%id, %error, "ask for dial sockets");
-                    driver.shared.sockets.forget(&id);
+            let sockets = &driver.shared.sockets;
+            let mut first = true;
+            while let Some(count) = sockets.wanted(&id, std::mem::take(&mut first)) {
+                match driver.sockets_of(&id, count).await {
+                    Ok((_, made)) => sockets.add(&id, made),
+                    Err(error) => {
+                        tracing::debug!(%id, %error, "ask for dial sockets");
+                        sockets.failed(&id, &error);
+                        return sockets.forget(&id);
+                    }
                 }
             }
         });
+    }
+
+    /// `count` sockets from the keeper, one at least.
+    async fn sockets_of(
+        &self,
+        id: &InstanceId,
+        count: u32,
+    ) -> Result<(SocketAddr, Vec<OwnedFd>), DriverError> {
+        let id = id.clone();
+        match self.call(Op::Sockets { id, count }, Vec::new()).await? {
+            (Reply::Sockets { address }, sockets) if !sockets.is_empty() => Ok((address, sockets)),
+            other => Err(unexpected(&other.0)),
+        }
     }
 }
 
@@ -248,31 +256,19 @@ impl Driver for SandboxDriver {
     fn socket(&self, id: &InstanceId) -> BoxFuture<'_, Result<(OwnedFd, SocketAddr), DriverError>> {
         let id = id.clone();
         Box::pin(async move {
-            if let Some((socket, address, ask)) = self.shared.sockets.take(&id) {
-                if ask {
-                    self.refill_sockets(id);
-                }
-                return Ok((socket, address));
-            }
-            if self.shared.sockets.begins_to_ask(&id) {
+            let (found, ask) = self.shared.sockets.take(&id);
+            if ask {
                 self.refill_sockets(id.clone());
             }
-            // One for this dial: of many that find none ready, each would leave some behind.
-            let one = Op::Sockets {
-                id: id.clone(),
-                count: 1,
-            };
-            match self.call(one, Vec::new()).await? {
-                (Reply::Sockets { address }, mut sockets) => {
-                    let socket = sockets.pop();
-                    let missing = || {
-                        DriverError::Internal(format!(
-                            "the keeper sent no socket for instance {id}"
-                        ))
-                    };
-                    socket.map(|socket| (socket, address)).ok_or_else(missing)
+            match found {
+                Found::Ready(socket, address) => Ok((socket, address)),
+                // Without an answer its entry is gone, and so is the instance.
+                Found::Soon(socket) => socket.await.unwrap_or(Err(DriverError::NotFound(id))),
+                Found::Unknown => {
+                    let (address, mut sockets) = self.sockets_of(&id, 1).await?;
+                    let socket = sockets.pop().ok_or(DriverError::NotFound(id))?;
+                    Ok((socket, address))
                 }
-                other => Err(unexpected(&other.0)),
             }
         })
     }

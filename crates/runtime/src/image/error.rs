@@ -35,7 +35,8 @@ pub enum PullError {
     BadReference { reference: String, why: String },
     /// `cloud-run-spec.md` §1.6: the words of the product we follow.
     #[error(
-        "Image '{image}' not found. Its registry knows no such repository or tag: check how both are spelt, and that it was pushed."
+        "Image '{image}' not found. Its registry knows no such repository or tag: check how both are spelt, and that it was pushed; `skopeo list-tags docker://{}` lists the tags there are. Then deploy again.",
+        repository(.image)
     )]
     NotFound { image: String },
     #[error(
@@ -43,7 +44,7 @@ pub enum PullError {
     )]
     NotLoaded { image: String },
     #[error(
-        "Registry '{registry}' refuses access to image '{image}'{detail}. {} (It also answers so when the repository does not exist.)",
+        "Registry '{registry}' refuses access to image '{image}'{detail}. {} Then deploy again. (It also answers so when the repository does not exist: check how it is spelt.)",
         advice(.registry, *.had_credentials)
     )]
     Unauthorized {
@@ -66,7 +67,7 @@ pub enum PullError {
     #[error("Credentials for registry '{registry}' can't be read: {why}.")]
     Credentials { registry: String, why: String },
     #[error(
-        "Registry '{registry}' can't be reached over https ({why}). If its certificate is of an authority of your own, name that one's file (ca-file) in the file of the server's option registries-file. If it speaks plain http, name it in the server's option insecure-registries: insecure-registries = [\"{registry}\"]."
+        "Registry '{registry}' can't be reached over https ({why}). If its certificate is of an authority of your own, name that one's file (ca-file) in the file of the server's option registries-file. If it speaks plain http, start the server with --insecure-registry {registry} (in its configuration file: insecure-registries = [\"{registry}\"]); `utsuwa up --replace` takes the place of the running one. Then deploy again."
     )]
     NoTls { registry: String, why: String },
     #[error(
@@ -74,7 +75,7 @@ pub enum PullError {
     )]
     InsecureRedirect { registry: String, target: String },
     #[error(
-        "Registry '{registry}' can't be reached to {doing}: {why}. Check how its name is spelt, and that this machine gets there."
+        "Registry '{registry}' can't be reached to {doing}: {why}. Check how its name is spelt, that it runs, and that this machine gets there; then deploy again."
     )]
     Unreachable {
         registry: String,
@@ -216,6 +217,16 @@ impl PullError {
     }
 }
 
+/// `r.example/team/api:1.4` or `r.example/team/api@sha256:…` without what names one image of it.
+fn repository(image: &str) -> &str {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    match name.rsplit_once(':') {
+        // The colon before a path is a port's.
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
 fn advice(registry: &str, had_credentials: bool) -> String {
     if had_credentials {
         format!(
@@ -231,6 +242,25 @@ fn advice(registry: &str, had_credentials: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_tag_says_how_to_find_the_others() {
+        for (image, repository) in [
+            (
+                "r.example:5000/team/api:1.5",
+                "docker://r.example:5000/team/api`",
+            ),
+            (
+                "r.example:5000/team/api",
+                "docker://r.example:5000/team/api`",
+            ),
+            ("r.example/api@sha256:00", "docker://r.example/api`"),
+        ] {
+            let image = image.to_owned();
+            let text = PullError::NotFound { image }.to_string();
+            assert!(text.contains(repository), "{text}");
+        }
+    }
 
     #[test]
     fn a_name_without_an_address_is_final_only_when_that_will_stay_so() {

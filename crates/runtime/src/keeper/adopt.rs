@@ -134,6 +134,7 @@ impl Keeper {
                         control: None,
                         internal: one.internal,
                         memory: self.watch_memory(*number),
+                        limited: None,
                         fifos: None,
                         role,
                     };
@@ -281,6 +282,7 @@ impl Keeper {
             control: None,
             internal: Vec::new(),
             memory: None,
+            limited: None,
             fifos: None,
             role,
         };
@@ -353,6 +355,7 @@ fn adopted(mut record: InstanceRecord, captures: Vec<[super::capture::Capture; 2
         stop: None,
         group: Group::default(),
         record,
+        dial: Vec::new(),
         reclaimed: false,
         killed: false,
     }

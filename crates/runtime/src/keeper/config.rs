@@ -55,11 +55,26 @@ pub struct KeeperConfig {
 pub struct PoolLimits {
     pub min: usize,
     pub max: usize,
+    /// What it grows to, one by one, while nothing starts.
+    #[serde(default)]
+    pub calm: usize,
 }
+
+/// The pool grows to one sandbox for so much of the machine's memory: each takes up to 1 MiB, in the kernel for the most part.
+const MEMORY_PER_POOLED: u64 = 256 << 20;
+/// But to no more: what the first burst is quick with. Beyond it demand decides.
+const CALM_AT_MOST: u64 = 32;
 
 impl Default for PoolLimits {
     fn default() -> Self {
-        Self { min: 6, max: 32 }
+        let system = rustix::system::sysinfo();
+        let memory = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit));
+        let calm = (memory / MEMORY_PER_POOLED).min(CALM_AT_MOST);
+        Self {
+            min: 6,
+            max: 64,
+            calm: usize::try_from(calm).unwrap_or(0),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::time::Timespec;
+use utsuwa_model::instance::Limits;
 use utsuwa_model::{InstanceId, Timestamp};
 
 use super::capture::LogStore;
@@ -98,6 +99,8 @@ pub(crate) enum Timer {
         attempts: u32,
     },
     Refill,
+    /// Make one more, should nothing else happen.
+    Grow,
     /// Let go of sandboxes that are no longer needed.
     Shrink,
     StartSpawner(u32),
@@ -140,6 +143,10 @@ pub(crate) struct Keeper {
     pub(crate) next_sandbox: u32,
     pub(crate) ready: VecDeque<u32>,
     pub(crate) demand: Demand,
+    /// [`Timer::Grow`] will come.
+    pub(crate) growing: bool,
+    /// Those of the last start.
+    pub(crate) usual_limits: Option<Limits>,
     pub(crate) pool_error: String,
     /// It was that something ran out, which may pass.
     pub(crate) pool_exhausted: bool,
@@ -209,6 +216,8 @@ impl Keeper {
             removing: BTreeSet::new(),
             next_sandbox: 1,
             ready: VecDeque::new(),
+            growing: false,
+            usual_limits: None,
             pool_error: String::new(),
             pool_exhausted: false,
             pool_failures: 0,
@@ -315,6 +324,7 @@ impl Keeper {
                 }
                 Timer::OutOfMemory { sandbox, attempts } => self.memory_ran_out(sandbox, attempts),
                 Timer::Refill => self.refill(),
+                Timer::Grow => self.grow(),
                 Timer::Shrink => self.shrink(),
                 Timer::StartSpawner(index) => self.start_spawner(index),
                 Timer::Ending => {}

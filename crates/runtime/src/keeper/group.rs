@@ -121,6 +121,7 @@ impl Keeper {
             spec: Box::new(spec),
             net: record.net.clone(),
             member: Some(member),
+            limited: false,
         };
         instance.group.asked.insert(container);
         let pending = Pending::Container {

@@ -20,6 +20,9 @@ use super::sandboxes::SandboxRole;
 use crate::logs::layout::{Stream, StreamKey};
 use crate::network;
 
+/// Dial sockets that come with the answer to a start.
+const FIRST_SOCKETS: u32 = 2;
+
 /// A start that waits for a sandbox.
 #[derive(Debug)]
 pub(crate) struct QueuedStart {
@@ -35,6 +38,8 @@ pub(crate) struct Instance {
     pub(crate) phase: Phase,
     /// Standard output and standard error of each container.
     pub(crate) captures: Vec<[Capture; 2]>,
+    /// Made while the starter worked, for the answer.
+    pub(crate) dial: Vec<OwnedFd>,
     /// Of an instance of several containers.
     pub(crate) group: Group,
     /// A stop was asked for.
@@ -93,6 +98,19 @@ impl Keeper {
     ///
     /// They live in its network namespace. On gVisor its addresses are gVisor's, not the kernel's there: then they live at the
     /// other end of its cable, and can use no other.
+    /// The dial sockets that come with the answer to a start.
+    pub(super) fn first_sockets(&self, id: &InstanceId) -> Vec<OwnedFd> {
+        let Some(instance) = self.instances.get(id) else {
+            return Vec::new();
+        };
+        // One that is parked is dialled later.
+        if instance.record.spec.parks() {
+            return Vec::new();
+        }
+        let made = self.dial_sockets(instance.record.sandbox, FIRST_SOCKETS);
+        made.unwrap_or_default()
+    }
+
     pub(crate) fn dial_sockets(&self, number: u32, count: u32) -> io::Result<Vec<OwnedFd>> {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let sandbox = self.sandboxes.get(&number).ok_or_else(missing)?;

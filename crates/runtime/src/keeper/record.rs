@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -89,6 +89,25 @@ impl Records {
 
     pub(crate) fn write_instance(&self, record: &InstanceRecord) -> io::Result<()> {
         replace(&self.instance(&record.spec.id), record)
+    }
+
+    /// Makes the file that [`Self::write_first`] writes: a new file is most of what a record costs where this is a disk.
+    pub(crate) fn prepare_first(&self, number: u32) -> io::Result<()> {
+        fs::write(self.first(number), b"")
+    }
+
+    /// [`Self::write_instance`] of the instance that begins in sandbox `number`.
+    pub(crate) fn write_first(&self, number: u32, record: &InstanceRecord) -> io::Result<()> {
+        let prepared = self.first(number);
+        fs::OpenOptions::new()
+            .write(true)
+            .open(&prepared)?
+            .write_all(&serde_json::to_vec(record)?)?;
+        fs::rename(prepared, self.instance(&record.spec.id))
+    }
+
+    fn first(&self, number: u32) -> PathBuf {
+        self.sandbox(number).join("instance.new")
     }
 
     pub(crate) fn remove_instance(&self, id: &InstanceId) {

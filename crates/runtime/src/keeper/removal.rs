@@ -22,7 +22,7 @@ impl Keeper {
     pub(crate) fn shrink(&mut self) {
         self.after(Duration::from_secs(10), Timer::Shrink);
         self.reap_strangers();
-        if self.ready.len() > self.demand.target(now())
+        if self.ready.len() > self.demand.calm_target(now())
             && let Some(number) = self.ready.pop_back()
         {
             self.throw_away(number);

@@ -15,149 +15,170 @@ use crate::spawner::protocol::Op as SpawnOp;
 /// Dial sockets in one answer.
 const SOCKET_LIMIT: u32 = 64;
 
+/// What is answered at once; `None`: the answer follows later.
+type Answer = Option<Result<Reply, KeeperError>>;
+
+/// Of what is passed on: the answer follows later.
+fn later((): ()) -> Answer {
+    None
+}
+
+/// Of what can't fail.
+fn done((): ()) -> Answer {
+    Some(Ok(Reply::Done))
+}
+
 impl Keeper {
-    pub(crate) fn serve(
-        &mut self,
-        session: u32,
-        request: u64,
-        op: Op,
-        mut descriptors: Vec<OwnedFd>,
-    ) {
-        let root = self
-            .sessions
-            .get(&session)
-            .is_some_and(|session| session.uid == 0);
-        let result = match op {
-            Op::Start { spec } | Op::StartWhole { spec } => match super::group::check(&spec) {
-                Ok(()) => return self.start(session, request, *spec),
-                Err(error) => Err(error),
-            },
+    pub(crate) fn serve(&mut self, session: u32, request: u64, op: Op, descriptors: Vec<OwnedFd>) {
+        let root = self.sessions.get(&session).is_some_and(|s| s.uid == 0);
+        let answer = match op {
+            Op::Start { spec } | Op::StartWhole { spec } => {
+                self.start_checked(session, request, *spec)
+            }
             Op::StartContainer { id, container } => {
-                return self.start_container(session, request, &id, container);
+                later(self.start_container(session, request, &id, container))
             }
             Op::Stop { id, grace_ms } => {
-                return self.stop(session, request, &id, Duration::from_millis(grace_ms));
+                later(self.stop(session, request, &id, Duration::from_millis(grace_ms)))
             }
             Op::Prepare { rootfs } => {
                 let op = SpawnOp::Prepare { rootfs };
-                return self.ask_both([HOUSEKEEPER, STARTER], op, session, request);
+                later(self.ask_both([HOUSEKEEPER, STARTER], op, session, request))
             }
             Op::Unpack {
                 diff_id,
                 media_type,
             } => {
+                let op = SpawnOp::Unpack {
+                    diff_id,
+                    media_type,
+                };
                 let pending = Pending::Session { session, request };
-                return self.ask(
-                    HOUSEKEEPER,
-                    SpawnOp::Unpack {
-                        diff_id,
-                        media_type,
-                    },
-                    descriptors,
-                    pending,
-                );
+                later(self.ask(HOUSEKEEPER, op, descriptors, pending))
             }
             Op::RemoveLayer { diff_id } => {
                 let op = SpawnOp::RemoveLayer { diff_id };
-                return self.ask_both([STARTER, HOUSEKEEPER], op, session, request);
+                later(self.ask_both([STARTER, HOUSEKEEPER], op, session, request))
             }
-            Op::ReleaseIds { uid_base } => match self.one_with(|s| s.rootfs.uid_base == uid_base) {
-                Some(id) => Err(KeeperError::Exhausted(format!(
-                    "instance {id} still has ids from {uid_base} on"
-                ))),
-                None => {
-                    let op = SpawnOp::ReleaseIds { uid_base };
-                    return self.ask_both([STARTER, HOUSEKEEPER], op, session, request);
-                }
-            },
-            Op::RemoveLogs { service, before } => match self.put_logs_aside(&service, before) {
-                Ok(()) => {
-                    let pending = Pending::Session { session, request };
-                    return self.ask(HOUSEKEEPER, SpawnOp::RemoveOldLogs, Vec::new(), pending);
-                }
-                Err(error) => Err(error),
-            },
-            Op::Sockets { id, count } => return self.serve_sockets(session, request, &id, count),
+            Op::ReleaseIds { uid_base } => self.release_ids(session, request, uid_base),
+            Op::RemoveLogs { service, before } => {
+                self.remove_logs(session, request, &service, before)
+            }
+            Op::Sockets { id, count } => later(self.serve_sockets(session, request, &id, count)),
             Op::TakeListener {
                 name,
                 address,
                 bind,
-            } => {
-                return self.serve_listener(session, request, (name, address), bind);
-            }
+            } => later(self.serve_listener(session, request, (name, address), bind)),
             Op::List { after } => {
                 let (instances, more) = self.list(after.as_ref(), LIST_PAGE);
-                Ok(Reply::List { instances, more })
+                Some(Ok(Reply::List { instances, more }))
             }
-            Op::Usage { id } => self.usage(&id),
-            Op::SetCpu { id, cpu } => self.set_cpu(&id, cpu),
-            Op::Freeze { id } => self.freeze(&id),
-            Op::GoOn { id } => return self.go_on(session, request, &id),
-            Op::Thaw { id } => self.thaw(&id),
-            Op::Reclaim { id } => match self.reclaim(session, request, &id) {
-                Ok(()) => return,
-                Err(error) => Err(error),
-            },
-            Op::GiveListener { name, address } => match descriptors.pop() {
-                Some(socket) => {
-                    self.listeners
-                        .insert((name.clone(), address.clone()), socket);
-                    self.deposit_listener(&(name, address));
-                    Ok(Reply::Done)
-                }
-                None => Err(KeeperError::Refused(format!(
-                    "no socket came along for {name} {address}"
-                ))),
-            },
-            Op::RetainListeners { keep } => {
-                self.retain_listeners(&keep);
-                Ok(Reply::Done)
+            Op::Usage { id } => Some(self.usage(&id)),
+            Op::SetCpu { id, cpu } => Some(self.set_cpu(&id, cpu)),
+            Op::Freeze { id } => Some(self.freeze(&id)),
+            Op::GoOn { id } => later(self.go_on(session, request, &id)),
+            Op::Thaw { id } => Some(self.thaw(&id)),
+            Op::Reclaim { id } => self.reclaim(session, request, &id).err().map(Err),
+            Op::GiveListener { name, address } => {
+                Some(self.keep_listener((name, address), descriptors))
             }
+            Op::RetainListeners { keep } => done(self.retain_listeners(&keep)),
             Op::GiveSandboxSockets { sandbox } => {
-                if let Some(held) = self.sandboxes.get_mut(&sandbox)
-                    && held.internal.is_empty()
-                    && descriptors.len() == held.net.sockets.len()
-                {
-                    held.internal = descriptors;
-                    self.deposit(sandbox);
-                }
-                Ok(Reply::Done)
+                done(self.keep_sandbox_sockets(sandbox, descriptors))
             }
-            Op::AckExit { id } => {
-                self.acknowledge(&id);
-                Ok(Reply::Done)
-            }
-            Op::Status => Ok(Reply::Status(self.status())),
+            Op::AckExit { id } => done(self.acknowledge(&id)),
+            Op::Status => Some(Ok(Reply::Status(self.status()))),
             Op::EndServer { .. } | Op::Upgrade { .. } | Op::Shutdown { .. } if !root => {
-                Err(KeeperError::NotPermitted)
+                Some(Err(KeeperError::NotPermitted))
             }
             Op::EndServer { by } => {
                 tracing::info!(by, "asking the server to make place for another one");
-                self.end_server(by).map(|()| Reply::Done)
+                Some(self.end_server(by).map(|()| Reply::Done))
             }
-            Op::Upgrade { build } => match descriptors.pop() {
-                Some(executable) => {
-                    tracing::info!(%build, "making place for another executable");
-                    self.begin_upgrade(session, request, executable);
-                    return;
-                }
-                None => Err(KeeperError::Refused("no executable came along".to_owned())),
-            },
+            Op::Upgrade { build } => self.upgrade(session, request, &build, descriptors),
             Op::Shutdown {
                 stop_instances,
                 tear_down,
                 grace_ms,
             } => {
-                return self.begin_shutdown(
-                    session,
-                    request,
-                    stop_instances,
-                    tear_down,
-                    Duration::from_millis(grace_ms),
-                );
+                let grace = Duration::from_millis(grace_ms);
+                later(self.begin_shutdown(session, request, stop_instances, tear_down, grace))
             }
         };
-        self.reply(session, request, result, Vec::new());
+        if let Some(result) = answer {
+            self.reply(session, request, result, Vec::new());
+        }
+    }
+
+    fn start_checked(&mut self, session: u32, request: u64, spec: InstanceSpec) -> Answer {
+        match super::group::check(&spec) {
+            Ok(()) => later(self.start(session, request, spec)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn release_ids(&mut self, session: u32, request: u64, uid_base: u32) -> Answer {
+        if let Some(id) = self.one_with(|spec| spec.rootfs.uid_base == uid_base) {
+            let text = format!("instance {id} still has ids from {uid_base} on");
+            return Some(Err(KeeperError::Exhausted(text)));
+        }
+        let op = SpawnOp::ReleaseIds { uid_base };
+        later(self.ask_both([STARTER, HOUSEKEEPER], op, session, request))
+    }
+
+    fn remove_logs(
+        &mut self,
+        session: u32,
+        request: u64,
+        service: &ServiceKey,
+        before: Option<Timestamp>,
+    ) -> Answer {
+        if let Err(error) = self.put_logs_aside(service, before) {
+            return Some(Err(error));
+        }
+        let pending = Pending::Session { session, request };
+        later(self.ask(HOUSEKEEPER, SpawnOp::RemoveOldLogs, Vec::new(), pending))
+    }
+
+    fn upgrade(
+        &mut self,
+        session: u32,
+        request: u64,
+        build: &str,
+        mut descriptors: Vec<OwnedFd>,
+    ) -> Answer {
+        let Some(executable) = descriptors.pop() else {
+            let text = "no executable came along".to_owned();
+            return Some(Err(KeeperError::Refused(text)));
+        };
+        tracing::info!(%build, "making place for another executable");
+        later(self.begin_upgrade(session, request, executable))
+    }
+
+    fn keep_listener(
+        &mut self,
+        key: (String, String),
+        mut descriptors: Vec<OwnedFd>,
+    ) -> Result<Reply, KeeperError> {
+        let Some(socket) = descriptors.pop() else {
+            let text = format!("no socket came along for {} {}", key.0, key.1);
+            return Err(KeeperError::Refused(text));
+        };
+        self.listeners.insert(key.clone(), socket);
+        self.deposit_listener(&key);
+        Ok(Reply::Done)
+    }
+
+    /// Kept once, and only when they are as many as its network has.
+    fn keep_sandbox_sockets(&mut self, sandbox: u32, sockets: Vec<OwnedFd>) {
+        if let Some(held) = self.sandboxes.get_mut(&sandbox)
+            && held.internal.is_empty()
+            && sockets.len() == held.net.sockets.len()
+        {
+            held.internal = sockets;
+            self.deposit(sandbox);
+        }
     }
 
     /// Asks one spawner, then the other one.

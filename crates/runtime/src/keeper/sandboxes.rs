@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::{Signal, pidfd_send_signal};
 use utsuwa_model::InstanceId;
+use utsuwa_model::instance::Limits;
 
 use super::core::{Keeper, Timer, Token, Watch, now};
 use super::exit;
@@ -19,6 +20,7 @@ use super::record::ProcessRecord;
 use super::spawners::{HOUSEKEEPER, Pending, STARTER};
 use crate::driver::DriverError;
 use crate::network::NetInfo;
+use crate::sandbox::walls::Wall;
 use crate::spawner::protocol::{Op, Reply, SpawnError};
 
 const UNFINISHED: &str = "unfinished:";
@@ -26,6 +28,12 @@ const UNFINISHED: &str = "unfinished:";
 const NUMBERS: u32 = 99_999;
 /// Made at the same time.
 const MAKING: usize = 4;
+/// The same while starts wait for them: what is made together waits once for the kernel's RCU, not once each.
+const MAKING_IN_NEED: usize = 16;
+/// Nothing was taken for so long: the pool may grow.
+const CALM: Duration = Duration::from_secs(1);
+/// One takes some 10 ms of a CPU to make: so growing takes a twentieth of one.
+const GROW_EVERY: Duration = Duration::from_millis(200);
 /// With so many ready, making more can wait for a start under way.
 const ENOUGH: usize = 4;
 /// How long a start may have the processors for itself: a small program serves within a third of it.
@@ -44,6 +52,8 @@ pub(crate) struct Sandbox {
     pub(crate) internal: Vec<OwnedFd>,
     /// Readable when its memory ran out; `None` where the kernel ends the whole instance by itself (cgroup v2).
     pub(crate) memory: Option<OwnedFd>,
+    /// What is written in its cgroup already.
+    pub(crate) limited: Option<Limits>,
     /// Our ends of the log FIFOs, until captures take them.
     pub(crate) fifos: Option<[OwnedFd; 2]>,
     pub(crate) role: SandboxRole,
@@ -95,23 +105,52 @@ impl Keeper {
             .demand
             .target(now)
             .max(self.queue.len().min(self.config.pool.max));
-        while self.ready.len() + self.making.len() < target && self.making.len() < MAKING {
-            let number = self.free_number();
-            if let Err(error) = self.records.make_sandbox(number) {
-                self.make_failed(&format!(
-                    "{}: {error}",
-                    self.records.sandbox(number).display()
-                ));
+        let at_once = self.queue.len().clamp(MAKING, MAKING_IN_NEED);
+        while self.ready.len() + self.making.len() < target && self.making.len() < at_once {
+            if !self.make_one() {
                 return;
             }
-            self.making.insert(number);
-            self.ask(
-                HOUSEKEEPER,
-                Op::MakeSandbox { sandbox: number },
-                Vec::new(),
-                Pending::Make(number),
-            );
         }
+    }
+
+    fn make_one(&mut self) -> bool {
+        let number = self.free_number();
+        if let Err(error) = self.records.make_sandbox(number) {
+            let path = self.records.sandbox(number);
+            self.make_failed(&format!("{}: {error}", path.display()));
+            return false;
+        }
+        self.making.insert(number);
+        self.ask(
+            HOUSEKEEPER,
+            Op::MakeSandbox { sandbox: number },
+            Vec::new(),
+            Pending::Make(number),
+        );
+        true
+    }
+
+    /// Something was taken: the pool grows when that is over.
+    pub(crate) fn grow_later(&mut self) {
+        if !std::mem::replace(&mut self.growing, true) {
+            self.after(CALM, Timer::Grow);
+        }
+    }
+
+    /// Makes one more, if nothing else is to be done, up to what it may grow to.
+    pub(crate) fn grow(&mut self) {
+        self.growing = false;
+        let now = now();
+        let full = self.ready.len() >= self.demand.calm_target(now);
+        // What can't be made is tried again with the next start.
+        if full || self.pool_failures > 0 || self.ending.is_some() {
+            return;
+        }
+        let calm = self.demand.calm_for(now).is_some_and(|calm| calm >= CALM);
+        let idle = calm && self.queue.is_empty() && self.making.is_empty();
+        let begun = idle && self.spawner(HOUSEKEEPER).is_some() && self.make_one();
+        self.growing = true;
+        self.after(if begun { GROW_EVERY } else { CALM }, Timer::Grow);
     }
 
     pub(crate) fn free_number(&mut self) -> u32 {
@@ -202,6 +241,7 @@ impl Keeper {
         let fifos = self
             .records
             .write_sandbox(number, &process)
+            .and_then(|()| self.records.prepare_first(number))
             .and_then(|()| make_fifos(&self.records.sandbox(number)));
         let fifos = fifos.inspect_err(|_| {
             let _ = pidfd_send_signal(&pidfd, Signal::KILL);
@@ -214,6 +254,7 @@ impl Keeper {
             control: Some(control),
             internal,
             memory: self.watch_memory(number),
+            limited: self.limit_ahead(number),
             fifos: Some(fifos),
             role: SandboxRole::Ready,
         };
@@ -223,6 +264,17 @@ impl Keeper {
         self.announce_sockets(number);
         self.ready.push_back(number);
         Ok(())
+    }
+
+    /// Gives a pooled sandbox the limits that the last start had: the next one mostly has the same, and finds them there.
+    fn limit_ahead(&self, number: u32) -> Option<Limits> {
+        let (limits, cgroups) = (self.usual_limits?, self.cgroups.as_ref()?);
+        if !Wall::Cgroup.stands() {
+            return None;
+        }
+        // Whatever is refused now is tried again by the start, which tells why.
+        let applied = cgroups.sandbox(number).apply(&limits);
+        applied.is_ok().then_some(limits)
     }
 
     /// Gives the starter copies of what can't be made again, so that they outlive this process.

@@ -130,6 +130,10 @@ impl Keeper {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        if starter {
+            // Its heap is small, and pages given back while nothing happens would be asked for again on each wake.
+            command.env("MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1");
+        }
         give_channel(&mut command, theirs);
         let child = command.spawn()?;
         let pid = child.id();

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use utsuwa_model::InstanceId;
-use utsuwa_model::instance::{InstanceSpec, StartPhases};
+use utsuwa_model::instance::{InstanceSpec, Kernel, StartPhases};
 
 use super::core::{Keeper, Timer, now, wall};
 use super::group::Group;
@@ -27,8 +27,6 @@ use crate::spawner::protocol::{Op, Reply as SpawnReply, SpawnError};
 const QUEUE_WAIT: Duration = Duration::from_secs(10);
 /// Starts that may wait for a sandbox.
 const QUEUE_LIMIT: usize = 1_000;
-/// Dial sockets that come with the answer to a start.
-pub(crate) const FIRST_SOCKETS: u32 = 2;
 
 impl Keeper {
     pub(crate) fn start(&mut self, session: u32, request: u64, spec: InstanceSpec) {
@@ -72,6 +70,7 @@ impl Keeper {
         }
         let since = now();
         self.demand.taken(since);
+        self.grow_later();
         self.queue.push_back(QueuedStart {
             spec,
             waiters: vec![(session, request)],
@@ -129,10 +128,15 @@ impl Keeper {
             begun: BTreeSet::new(),
             exit: None,
         };
-        self.records.write_instance(&record)?;
+        self.records.write_first(number, &record)?;
         let id = record.spec.id.clone();
         sandbox.role = SandboxRole::Instance(id.clone());
-        let op = record.spec.group.is_none().then(|| start_op(&record));
+        let limited = sandbox.limited == Some(record.spec.limits);
+        let whole = record.spec.group.is_none();
+        if whole && record.spec.kernel == Kernel::Host {
+            self.usual_limits = Some(record.spec.limits);
+        }
+        let op = whole.then(|| start_op(&record, limited));
         let revision = record.spec.revision.clone();
         let captures = self
             .captures(&record, 0, fifos, false)
@@ -151,6 +155,7 @@ impl Keeper {
                 record,
                 phase,
                 captures: vec![captures],
+                dial: Vec::new(),
                 group: Group::default(),
                 stop: None,
                 reclaimed: false,
@@ -166,11 +171,16 @@ impl Keeper {
         self.announce(
             Event::SandboxAssigned {
                 sandbox: number,
-                instance: id,
+                instance: id.clone(),
                 revision,
             },
             Vec::new(),
         );
+        // Now that others work for it: the answer shall not wait for them.
+        let dial = self.first_sockets(&id);
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.dial = dial;
+        }
         Ok(())
     }
 
@@ -320,7 +330,7 @@ impl Keeper {
                 self.started(&id, Err(SpawnError::SandboxGone { detail }), Vec::new());
             }
             Ok(_) => {
-                let op = start_op(&instance.record);
+                let op = start_op(&instance.record, false);
                 self.ask(STARTER, op, descriptors, Pending::Start(id));
             }
             Err(error) => self.started(&id, Err(error), Vec::new()),
@@ -336,19 +346,19 @@ impl Keeper {
         phases: StartPhases,
         zygote: Option<Vec<OwnedFd>>,
     ) {
+        let mut sockets = match self.instances.get_mut(id) {
+            Some(instance) => std::mem::take(&mut instance.dial),
+            None => return,
+        };
+        if sockets.is_empty() {
+            sockets = self.first_sockets(id);
+        }
         let Some(instance) = self.instances.get(id) else {
             return;
         };
         let number = instance.record.sandbox;
         let address = dial_address(&instance.record.net, instance.record.spec.port);
         let pid = instance.record.process.pid;
-        // One that is parked is dialled later.
-        let count = if instance.record.spec.parks() {
-            0
-        } else {
-            FIRST_SOCKETS
-        };
-        let mut sockets = self.dial_sockets(number, count).unwrap_or_default();
         let parked = zygote.is_some();
         let learning = zygote.into_iter().flatten().next();
         let learns = learning.is_some();
@@ -369,12 +379,13 @@ impl Keeper {
     }
 }
 
-fn start_op(record: &InstanceRecord) -> Op {
+fn start_op(record: &InstanceRecord, limited: bool) -> Op {
     Op::Start {
         sandbox: record.sandbox,
         pid: record.process.pid,
         spec: Box::new(record.spec.clone()),
         net: record.net.clone(),
         member: None,
+        limited,
     }
 }

@@ -26,7 +26,7 @@ use utsuwa_model::instance::Limits;
 
 pub(crate) use delegated::delegated;
 pub use freeze::{FreezeError, freezer};
-use limits::{limit_sockets, optional};
+use limits::{CPU_SHARES, CPU_WEIGHT, limit_sockets, optional, weigh};
 pub(crate) use tree::{Hierarchy, hierarchies};
 use tree::{
     NEEDED, Tree, enable_controllers, make_directory, remove_directories, remove_directory,
@@ -106,6 +106,9 @@ impl Cgroups {
             // Without it (kernels before 5.11) limits of a parent would not hold for children; refused where it is fixed.
             let _ = write_file(memory.join("memory.use_hierarchy"), "1");
         }
+        if let Tree::V1 { cpu, .. } = &tree {
+            weigh(&cpu.join("cpu.shares"), CPU_SHARES);
+        }
         let cpuset = found
             .iter()
             .find(|h| h.controllers.iter().any(|c| c == "cpuset"))
@@ -153,6 +156,7 @@ impl Cgroups {
                 format!("enable controllers in {}", root.display()),
             )
         })?;
+        weigh(&root.join("cpu.weight"), CPU_WEIGHT);
         Ok(Self {
             tree: Tree::V2 { root },
             cpuset: None,
@@ -304,25 +308,17 @@ impl SandboxCgroup {
                 write(root.join("pids.max"), limits.pids.to_string())
             }
             Tree::V1 { memory, pids, .. } => {
-                write_file(memory.join("memory.limit_in_bytes"), &memory_bytes).map_err(
-                    |error| {
-                        match error.raw_os_error() {
-                            // Less than what is in use: the waiting process alone is larger.
-                            Some(libc::EBUSY) => SpawnError::MemoryLimit {
-                                limit: limits.memory.0,
-                            },
-                            _ => SpawnError::sys(
-                                "write",
-                                error,
-                                format!("memory limit {memory_bytes}"),
-                            ),
+                limits::set_memory(memory, &memory_bytes).map_err(|error| {
+                    match error.raw_os_error() {
+                        // Less than what is in use: the waiting process alone is larger.
+                        Some(libc::EBUSY) => SpawnError::MemoryLimit {
+                            limit: limits.memory.0,
+                        },
+                        _ => {
+                            SpawnError::sys("write", error, format!("memory limit {memory_bytes}"))
                         }
-                    },
-                )?;
-                optional(
-                    write_file(memory.join("memory.memsw.limit_in_bytes"), &memory_bytes),
-                    memory,
-                )?;
+                    }
+                })?;
                 limit_sockets(memory, limits.memory.0 / SOCKETS_SHARE)?;
                 swap::leave_to_us(memory)?;
                 write(pids.join("pids.max"), limits.pids.to_string())

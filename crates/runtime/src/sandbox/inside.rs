@@ -32,6 +32,7 @@ use utsuwa_model::instance::Kernel;
 use super::process::POOLED_NAME;
 use super::walls::Wall;
 use super::{files, program, seccomp, sys, user, zygote};
+use crate::precedence;
 use crate::spawner::SpawnError;
 use crate::spawner::protocol::Channel;
 
@@ -50,6 +51,15 @@ pub(crate) const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETPCAP)
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::SETFCAP);
+
+/// What `runsc` needs besides, over the namespaces of its instance: to mount, to chroot and to trace its own parts, to read what its
+/// file server serves, and to take the addresses of `eth0`.
+const NEEDED_BY_RUNSC: CapabilitySet = CapabilitySet::DAC_READ_SEARCH
+    .union(CapabilitySet::NET_ADMIN)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::SYS_ADMIN);
 
 /// Open files per container (Cloud Run's limit).
 pub(crate) const OPEN_FILES: u64 = 25_000;
@@ -93,7 +103,8 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         detail: format!("its control socket closed while it waited for {what}"),
     };
     sys::reset_signals();
-    let _ = rustix::process::setsid();
+    // In a session of its own, too.
+    precedence::goes_with_others();
     rustix::thread::set_name(POOLED_NAME).map_err(|e| SpawnError::sys("prctl", e, "name"))?;
     let received = control
         .receive::<ToSandbox>()
@@ -116,7 +127,7 @@ fn wait_and_launch(control: &Channel, plan: &Plan) -> Result<(), SpawnError> {
         return gvisor::launch(control, plan, &launch, descriptors, &prepared);
     }
     if Wall::Capabilities.stands() {
-        give_up_gaining();
+        give_up_gaining(NEEDED_BY_RUNSC);
     }
     let say = launch.zygote.as_ref().and_then(|_| descriptors.pop());
     let begun = Instant::now();
@@ -235,6 +246,8 @@ fn waiting_room(plan: &Plan) -> Result<tree::Prepared, SpawnError> {
         limit(rustix::process::Resource::Core, 0)?;
     }
     if Wall::Capabilities.stands() {
+        // Some fifty calls of nearly a microsecond each: only what `runsc` may need waits until it is known that it isn't.
+        give_up_gaining(!(KEPT | NEEDED_BY_RUNSC));
         rustix::thread::clear_ambient_capability_set()
             .map_err(|e| SpawnError::sys("prctl", e, "ambient capabilities"))?;
         rustix::thread::set_no_new_privs(true)
@@ -243,12 +256,12 @@ fn waiting_room(plan: &Plan) -> Result<tree::Prepared, SpawnError> {
     tree::build(plan)
 }
 
-/// No capability beyond [`KEPT`] can come back, by whatever program. At launch, since `runsc` needs others: 54 calls, 48 µs here.
-fn give_up_gaining() {
+/// None of `capabilities` can come back, by whatever program.
+fn give_up_gaining(capabilities: CapabilitySet) {
     for bit in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         // Numbers above the kernel's last capability are refused: nothing to drop there.
-        if !KEPT.contains(capability) {
+        if capabilities.contains(capability) {
             let _ = rustix::thread::remove_capability_from_bounding_set(capability);
         }
     }

@@ -38,44 +38,78 @@ pub(crate) struct Rootfs {
     pub(crate) upper: String,
 }
 
-/// Mounts the overlay over `layers` (names in the current directory, topmost first) for sandbox number `sandbox`.
+/// A file system in memory for what an instance will write, with its directories; nobody's yet.
+#[derive(Debug)]
+pub(crate) struct Upper {
+    /// Directory in the current directory.
+    name: String,
+    memory_bytes: u64,
+}
+
+impl Upper {
+    /// Mounts it at `name`, which is made if need be.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the step. Nothing stays mounted then.
+    pub(crate) fn make(name: String, memory_bytes: u64) -> Result<Self, SpawnError> {
+        match std::fs::create_dir(&name) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(SpawnError::sys(
+                    "mkdir",
+                    error,
+                    format!("upper directory {name}"),
+                ));
+            }
+            _ => {}
+        }
+        let inodes = inodes(memory_bytes);
+        let options = if Wall::Cgroup.stands() {
+            format!("mode=755,size={memory_bytes},nr_inodes={inodes}")
+        } else {
+            "mode=755".to_owned()
+        };
+        let options = std::ffi::CString::new(options).expect("digits and letters");
+        rustix::mount::mount(
+            "utsuwa-upper",
+            name.as_str(),
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            options.as_c_str(),
+        )
+        .map_err(|e| SpawnError::sys("mount", e, format!("tmpfs {}", options.to_string_lossy())))?;
+        match make_directories(&name) {
+            Ok(()) => Ok(Self { name, memory_bytes }),
+            Err(error) => {
+                release(&name);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether it is what an instance with so much memory has.
+    pub(crate) fn fits(&self, memory_bytes: u64) -> bool {
+        self.memory_bytes == memory_bytes
+    }
+
+    /// Nobody wants it: to be given to [`release`].
+    pub(crate) fn into_name(self) -> String {
+        self.name
+    }
+}
+
+/// Mounts the overlay over `layers` (names in the current directory, topmost first) and `upper`. `marks`: where the overlay keeps
+/// what it remembers of files.
 ///
 /// # Errors
 /// [`SpawnError::Sys`] naming the step. Nothing stays mounted then.
 pub(crate) fn mount(
     layers: &[String],
     uid_base: u32,
-    memory_bytes: u64,
-    sandbox: u32,
+    upper: Upper,
+    marks: Marks,
 ) -> Result<Rootfs, SpawnError> {
-    let upper = format!("_{sandbox}");
-    match std::fs::create_dir(&upper) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(SpawnError::sys(
-                "mkdir",
-                error,
-                format!("upper directory {upper}"),
-            ));
-        }
-        _ => {}
-    }
-    let inodes = inodes(memory_bytes);
-    let options = if Wall::Cgroup.stands() {
-        format!("mode=755,size={memory_bytes},nr_inodes={inodes}")
-    } else {
-        "mode=755".to_owned()
-    };
-    let options = std::ffi::CString::new(options).expect("digits and letters");
-    rustix::mount::mount(
-        "utsuwa-upper",
-        upper.as_str(),
-        "tmpfs",
-        MountFlags::NOSUID | MountFlags::NODEV,
-        options.as_c_str(),
-    )
-    .map_err(|e| SpawnError::sys("mount", e, format!("tmpfs {}", options.to_string_lossy())))?;
-    let result = build(layers, uid_base, &upper);
-    match result {
+    let upper = upper.into_name();
+    match build(layers, uid_base, &upper, marks) {
         Ok((root, shm)) => Ok(Rootfs { root, shm, upper }),
         Err(error) => {
             release(&upper);
@@ -90,13 +124,34 @@ pub(crate) fn release(upper: &str) {
     let _ = std::fs::remove_dir(upper);
 }
 
-fn build(layers: &[String], uid_base: u32, upper: &str) -> Result<(OwnedFd, OwnedFd), SpawnError> {
-    let owner = (Some(Uid::from_raw(uid_base)), Some(Gid::from_raw(uid_base)));
-    for (name, mode, owned) in [("u", 0o755, true), ("w", 0o755, false), ("s", 0o1777, true)] {
+/// In every upper: name, mode, and whether it becomes the instance's own.
+const DIRECTORIES: [(&str, u32, bool); 3] =
+    [("u", 0o755, true), ("w", 0o755, false), ("s", 0o1777, true)];
+
+fn make_directories(upper: &str) -> Result<(), SpawnError> {
+    for (name, mode, _) in DIRECTORIES {
         let path = format!("{upper}/{name}");
         rustix::fs::mkdir(path.as_str(), Mode::from_raw_mode(mode))
             .map_err(|e| SpawnError::sys("mkdir", e, path.clone()))?;
+        if mode > 0o777 {
+            // mkdir's mode is cut by the umask.
+            rustix::fs::chmod(path.as_str(), Mode::from_raw_mode(mode))
+                .map_err(|e| SpawnError::sys("chmod", e, path.clone()))?;
+        }
+    }
+    Ok(())
+}
+
+fn build(
+    layers: &[String],
+    uid_base: u32,
+    upper: &str,
+    marks: Marks,
+) -> Result<(OwnedFd, OwnedFd), SpawnError> {
+    let owner = (Some(Uid::from_raw(uid_base)), Some(Gid::from_raw(uid_base)));
+    for (name, _, owned) in DIRECTORIES {
         if owned {
+            let path = format!("{upper}/{name}");
             rustix::fs::chownat(
                 rustix::fs::CWD,
                 path.as_str(),
@@ -106,11 +161,6 @@ fn build(layers: &[String], uid_base: u32, upper: &str) -> Result<(OwnedFd, Owne
             )
             .map_err(|e| SpawnError::sys("chown", e, path.clone()))?;
         }
-        if mode > 0o777 {
-            // mkdir's mode is cut by the umask.
-            rustix::fs::chmod(path.as_str(), Mode::from_raw_mode(mode))
-                .map_err(|e| SpawnError::sys("chmod", e, path.clone()))?;
-        }
     }
     let lower = if layers.is_empty() {
         "empty".to_owned()
@@ -118,9 +168,9 @@ fn build(layers: &[String], uid_base: u32, upper: &str) -> Result<(OwnedFd, Owne
         layers.join(":")
     };
     let root = if lower.len() <= OPTION_LIMIT {
-        overlay(&lower, upper)?
+        overlay(&lower, upper, marks)?
     } else {
-        overlay_by_path(&lower, upper)?
+        overlay_by_path(&lower, upper, marks)?
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let shm = rustix::mount::open_tree(rustix::fs::CWD, format!("{upper}/s"), flags)
@@ -133,11 +183,11 @@ fn build(layers: &[String], uid_base: u32, upper: &str) -> Result<(OwnedFd, Owne
     Ok((root, shm))
 }
 
-fn overlay(lower: &str, upper: &str) -> Result<OwnedFd, SpawnError> {
+fn overlay(lower: &str, upper: &str, marks: Marks) -> Result<OwnedFd, SpawnError> {
     let context = |key: &str| format!("mount overlay: {key}");
     let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|e| SpawnError::sys("fsopen", e, "overlay"))?;
-    if uses_user_attributes() {
+    if marks == Marks::OfUsers {
         rustix::mount::fsconfig_set_flag(fs.as_fd(), USER_ATTRIBUTES)
             .map_err(|e| SpawnError::sys("fsconfig", e, context(USER_ATTRIBUTES)))?;
     }
@@ -160,19 +210,23 @@ fn overlay(lower: &str, upper: &str) -> Result<OwnedFd, SpawnError> {
         .map_err(|e| SpawnError::sys("fsmount", e, "overlay"))
 }
 
-/// Overlay keeps its marks in attributes that only root of the host may set, or (told by this option) in those of users.
 const USER_ATTRIBUTES: &str = "userxattr";
 
-fn uses_user_attributes() -> bool {
-    crate::rootless::is_rootless()
+/// In which attributes of files an overlay keeps its marks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marks {
+    /// Those that only root of the host may set.
+    OfRoot,
+    /// Those of users, which it has to be told.
+    OfUsers,
 }
 
 /// For more layers than an option of the descriptor calls holds: the old call takes a page. Costs an unmount.
-fn overlay_by_path(lower: &str, upper: &str) -> Result<OwnedFd, SpawnError> {
+fn overlay_by_path(lower: &str, upper: &str, marks: Marks) -> Result<OwnedFd, SpawnError> {
     let point = format!("{upper}/m");
     rustix::fs::mkdir(point.as_str(), Mode::from_raw_mode(0o755))
         .map_err(|e| SpawnError::sys("mkdir", e, point.clone()))?;
-    let marks = if uses_user_attributes() {
+    let marks = if marks == Marks::OfUsers {
         format!(",{USER_ATTRIBUTES}")
     } else {
         String::new()

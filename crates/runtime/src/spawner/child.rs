@@ -14,6 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal};
 
 use super::protocol::SpawnError;
+use crate::precedence;
 use crate::sandbox::process::reap;
 use crate::sandbox::sys::{self, Cloned};
 
@@ -21,8 +22,6 @@ use crate::sandbox::sys::{self, Cloned};
 const ANSWER_LIMIT: usize = 64 << 20;
 /// Where a forked child answers; everything above is closed there.
 const ANSWER_FD: i32 = 3;
-/// Starts and requests go first.
-const NICE: i32 = 10;
 
 /// A child and what it has said so far.
 #[derive(Debug)]
@@ -120,7 +119,7 @@ fn let_go_of_parent(answer: &OwnedFd, parent: rustix::process::Pid) -> Result<Fi
         // It died before we asked to be told.
         sys::leave(1);
     }
-    let _ = rustix::process::setpriority_process(None, NICE);
+    precedence::goes_last();
     sys::place(answer.as_fd(), ANSWER_FD)
         .and_then(|()| sys::close_from(ANSWER_FD + 1))
         .and_then(|()| sys::adopt(ANSWER_FD))

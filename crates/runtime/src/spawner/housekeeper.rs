@@ -25,7 +25,7 @@ use crate::sandbox::{seccomp, shift, stage};
 const REMOVE_DEADLINE: Duration = Duration::from_secs(5);
 const REMOVE_INTERVAL: Duration = Duration::from_millis(5);
 /// Sandboxes raised together at most: what the keeper asks for at once.
-const TOGETHER: usize = 4;
+const TOGETHER: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Removal {

@@ -11,6 +11,7 @@
 //! Failure: errors of requests are values. When the keeper is gone the starter becomes a keeper ([`SpawnerConfig::on_keeper_gone`]),
 //! others end.
 
+mod channel;
 mod child;
 mod chores;
 pub mod error;
@@ -23,6 +24,7 @@ mod shared;
 mod starter;
 mod unpacker;
 mod upkeep;
+mod uppers;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
@@ -34,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use utsuwa_model::host_dir::HostDir;
 
 use crate::keeper::held::Held;
+use crate::precedence;
 use crate::sandbox::{probe, sys};
 
 /// Descriptor on which a spawner finds its [`protocol::Channel`] to the keeper.
@@ -116,6 +119,7 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
         }
     };
     let _ = sys::cloexec_from(3);
+    precedence::goes_first();
     let role = config.role.name();
     let _ = rustix::thread::set_name(match config.role {
         Role::Starter => c"utsuwa-starter",
@@ -132,6 +136,7 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     drop(channel);
+    precedence::goes_with_others();
     crate::keeper::become_keeper(&config.on_keeper_gone, held)
 }
 

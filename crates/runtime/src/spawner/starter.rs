@@ -16,17 +16,19 @@ use utsuwa_model::instance::{InstanceSpec, Kernel};
 use super::pending::Pending;
 use super::protocol::{Channel, Member, Op, Reply, Request, SpawnError};
 use super::shared::{self, Shared};
+use super::uppers::Uppers;
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
 use crate::keeper::{held_sandbox, unfinished_name};
-use crate::rootless::{Ids, is_rootless};
+use crate::rootless::Ids;
 use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::inside::{Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
 use crate::sandbox::probe::Features;
+use crate::sandbox::rootfs::{self, Marks};
 use crate::sandbox::walls::Wall;
 use crate::sandbox::zygote::Ear;
-use crate::sandbox::{gvisor, host_dirs, process, rootfs};
+use crate::sandbox::{gvisor, host_dirs, process};
 
 /// A start that takes longer is given up: a thousand times what it should take.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -42,6 +44,7 @@ struct Asked {
     sandbox: u32,
     pid: u32,
     member: Option<Member>,
+    limited: bool,
 }
 
 /// State of the starter.
@@ -54,6 +57,7 @@ pub(super) struct Starter {
     host_dirs: Vec<HostDir>,
     pending: Vec<Pending>,
     attached: VecDeque<String>,
+    uppers: Uppers,
     shared: Shared,
     /// For a successor, and which starts were not finished.
     held: Held,
@@ -80,6 +84,7 @@ impl Starter {
             host_dirs: config.host_dirs.clone(),
             pending: Vec::new(),
             attached: VecDeque::new(),
+            uppers: Uppers::default(),
             shared: Shared::default(),
             held: Held::default(),
             ids: Ids::here(),
@@ -122,7 +127,7 @@ impl Starter {
             })?;
         let (runsc, limits) = match spec.kernel {
             Kernel::Host => (None, spec.limits),
-            Kernel::Gvisor if is_rootless() => {
+            Kernel::Gvisor if self.ids != Ids::OfEachService => {
                 return Err(SpawnError::Invalid {
                     field: "executionEnvironment".to_owned(),
                     why: "gen1 (gVisor) needs a server that was started by root; deploy with --execution-environment=gen2"
@@ -135,7 +140,7 @@ impl Starter {
         let uid_base = self.ids.of_service(spec.rootfs.uid_base);
         shared::map_ids(asked.pid, member, uid_base, self.ids.count())?;
         let cgroup = self.cgroups.sandbox(asked.sandbox);
-        if Wall::Cgroup.stands() {
+        if Wall::Cgroup.stands() && !(asked.limited && spec.kernel == Kernel::Host) {
             cgroup.apply(&limits)?;
         }
         for stream in [&stdout, &stderr] {
@@ -146,7 +151,13 @@ impl Starter {
         // Before there is a root that would have to go again.
         let trees = host_dirs::trees(&self.host_dirs, &spec.host_dirs, uid_base)?;
         let overlay_began = Instant::now();
-        let root = rootfs::mount(names, uid_base, spec.limits.memory.0, asked.sandbox)?;
+        let marks = if self.ids == Ids::OfEachService {
+            Marks::OfRoot
+        } else {
+            Marks::OfUsers
+        };
+        let upper = self.uppers.take(spec.limits.memory.0)?;
+        let root = rootfs::mount(names, uid_base, upper, marks)?;
         let overlay = overlay_began.elapsed();
         // Whatever fails from here on, it is let go of in its turn.
         self.attached.push_back(root.upper.clone());
@@ -216,6 +227,7 @@ impl Worker for Starter {
                 spec,
                 net: _,
                 member,
+                limited,
             } => {
                 let began = Instant::now();
                 self.held.hold(unfinished_name(sandbox), Vec::new());
@@ -233,6 +245,7 @@ impl Worker for Starter {
                     sandbox,
                     pid,
                     member,
+                    limited,
                 };
                 match self.start(&asked, &spec, &names, descriptors) {
                     Ok(()) => return,
@@ -316,7 +329,7 @@ impl Worker for Starter {
             return Some(Duration::ZERO);
         }
         let unmounts = !self.attached.is_empty() || self.layers.has_too_many();
-        if unmounts && self.pending.is_empty() {
+        if (unmounts || self.uppers.are_wanting()) && self.pending.is_empty() {
             return Some(IDLE);
         }
         self.pending
@@ -344,6 +357,9 @@ impl Worker for Starter {
         }
         if self.attached.is_empty() || self.layers.is_behind() {
             self.layers.let_go();
+        }
+        if self.attached.is_empty() && self.pending.is_empty() {
+            self.attached.extend(self.uppers.replenish());
         }
         let late: Vec<usize> = (0..self.pending.len())
             .rev()

@@ -22,6 +22,7 @@ use super::chores::PARTIAL;
 use super::protocol::{Reply, SpawnError};
 use crate::image::ErrorClass;
 use crate::image::unpack::{self, Limits, UnpackError, UnpackReport, UnpackSpec};
+use crate::precedence;
 use crate::rootless::{Ids, may_set_groups};
 use crate::sandbox::layers::digest_hex;
 use crate::sandbox::process::{map_ids, reap};
@@ -256,6 +257,7 @@ fn become_unpacker(
             move |e: rustix::io::Errno| SpawnError::sys(call, e, "give up privileges")
         };
         sys::reset_signals();
+        precedence::goes_with_others();
         if may_set_groups() {
             rustix::thread::set_thread_groups(&[]).map_err(step("setgroups"))?;
         }

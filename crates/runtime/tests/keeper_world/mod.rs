@@ -345,23 +345,36 @@ pub fn at_rest(pid: u32) -> bool {
 
 /// The CPU time that the cgroup of `pid` gets per 100 ms, in microseconds.
 pub fn cpu_quota(pid: u32) -> u64 {
+    limit(pid, "cpu", "cpu.max", "cpu.cfs_quota_us").expect("a CPU limit")
+}
+
+/// The memory that the cgroup of `pid` may have; `None`: no limit.
+pub fn memory_limit(pid: u32) -> Option<u64> {
+    limit(pid, "memory", "memory.max", "memory.limit_in_bytes")
+        // No limit on v1 is the largest number that it can count.
+        .filter(|bytes| *bytes < 1 << 60)
+}
+
+/// What the cgroup of `pid` says of a controller, in the file of v2 or of v1.
+fn limit(pid: u32, controller: &str, v2: &str, v1: &str) -> Option<u64> {
     let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     for line in memberships.lines() {
         let (controllers, path) = line.split_once(':').unwrap().1.split_once(':').unwrap();
         let path = path.trim_start_matches('/');
         // v1: one directory for each controller; v2: one for all.
         let file = match controllers {
-            "" => PathBuf::from("/sys/fs/cgroup").join(path).join("cpu.max"),
-            "cpu" | "cpu,cpuacct" => PathBuf::from("/sys/fs/cgroup/cpu")
+            "" => PathBuf::from("/sys/fs/cgroup").join(path).join(v2),
+            all if all.split(',').any(|one| one == controller) => PathBuf::from("/sys/fs/cgroup")
+                .join(controller)
                 .join(path)
-                .join("cpu.cfs_quota_us"),
+                .join(v1),
             _ => continue,
         };
         if let Ok(text) = fs::read_to_string(file) {
-            return text.split_whitespace().next().unwrap().parse().unwrap();
+            return text.split_whitespace().next().unwrap().parse().ok();
         }
     }
-    panic!("process {pid} has no CPU limit: {memberships}");
+    panic!("process {pid} has no {controller} limit: {memberships}");
 }
 
 /// A second of a real machine's time. One without hardware help, beside other work, takes a multiple of it for the same.

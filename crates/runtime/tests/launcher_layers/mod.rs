@@ -138,6 +138,7 @@ fn layers_are_copied_where_ids_cannot_be_mapped() {
         spec: Box::new(spec.clone()),
         net: sandbox.net.clone(),
         member: None,
+        limited: false,
     };
     let given = [sandbox.control.as_fd(), writer.as_fd(), writer.as_fd()];
     let (result, returned) = world.starter.ask(op.clone(), &given);
@@ -235,4 +236,22 @@ fn copying_stands_in_nobodys_way() {
     let copies = world.images.join(format!("shifted/{UID_BASE}"));
     let count = fs::read_dir(copies.join("01".repeat(32))).unwrap().count();
     assert_eq!(count, 5_000);
+}
+
+#[test]
+fn a_hundred_layers_are_possible() {
+    if !possible("a_hundred_layers_are_possible") {
+        return;
+    }
+    let mut world = World::new();
+    let mut spec = world.spec(&["sh", "-c", "cat /n; ls / | grep -c only"]);
+    for number in 1..=120 {
+        let diff_id = world.make_layer(number, |root| {
+            fs::write(root.join("n"), number.to_string()).unwrap();
+            fs::write(root.join(format!("only{number}")), "").unwrap();
+        });
+        spec.rootfs.layers.push(diff_id);
+    }
+    let (output, ..) = world.run(spec);
+    assert_eq!(output, "120120\n");
 }

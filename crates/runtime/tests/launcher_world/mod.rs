@@ -335,6 +335,7 @@ impl World {
             spec: Box::new(spec),
             net: sandbox.net.clone(),
             member: None,
+            limited: false,
         };
         let (result, _) = self.starter.ask(
             op,

@@ -16,6 +16,7 @@ mod skip;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use utsuwa_model::domain::{CertificateMode, DomainMapping, DomainSpec, DomainStatus};
 use utsuwa_model::iam::{Binding, Policy};
 use utsuwa_model::operation::{GenerationOutcome, Operation, OperationKind};
 use utsuwa_model::revision::{Revision, RevisionStatus};

@@ -79,6 +79,32 @@ async fn revisions_are_unique_per_place_and_found_by_nonce() {
     assert_eq!(store.service(&a.key).unwrap(), None);
 }
 
+/// By who checks a configuration, beside a server that runs and after it.
+#[tokio::test]
+async fn what_a_directory_is_made_for_is_read_without_opening_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let read = || Settings::in_directory(&state).unwrap();
+    assert_eq!(read(), None);
+    let store = Store::open(&state).unwrap();
+    assert_eq!(read(), None);
+    let wanted = Settings {
+        project: "demo".parse().unwrap(),
+        region: "r".parse().unwrap(),
+        domain: "localhost".to_owned(),
+    };
+    store.freeze_settings(wanted.clone()).await.unwrap();
+    assert_eq!(read(), Some(wanted.clone()));
+    drop(store);
+    assert_eq!(read(), Some(wanted));
+    std::fs::write(
+        state.join("state.sqlite"),
+        "no database at all, whoever reads it",
+    )
+    .unwrap();
+    assert!(Settings::in_directory(&state).is_err());
+}
+
 #[tokio::test]
 async fn hosts_are_taken_once() {
     let store = Store::open_in_memory().unwrap();
@@ -222,4 +248,61 @@ async fn uid_ranges_are_kept_and_reused() {
             .class(),
         Class::NotFound
     );
+}
+
+#[tokio::test]
+async fn a_domain_has_one_mapping_and_is_nobody_elses_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store
+        .freeze_settings(Settings {
+            project: "demo".parse().unwrap(),
+            region: "r".parse().unwrap(),
+            domain: "run.example.com".to_owned(),
+        })
+        .await
+        .unwrap();
+    create(&store, "demo/r/a", 5).await;
+    let mapping = |name: &str, route: &str, uid: &str, force_override| DomainMapping {
+        name: name.parse().unwrap(),
+        project: "demo".parse().unwrap(),
+        region: "r".parse().unwrap(),
+        meta: Meta {
+            uid: uid.to_owned(),
+            ..Meta::default()
+        },
+        spec: DomainSpec {
+            route: route.parse().unwrap(),
+            certificate: CertificateMode::Automatic,
+            force_override,
+        },
+        status: DomainStatus::default(),
+    };
+    let made = |mapping| store.create_domain(mapping);
+    let first = made(mapping("www.example.com", "a", "1", false))
+        .await
+        .unwrap();
+    assert_eq!(store.domain(&first.name).unwrap().as_ref(), Some(&first));
+    for (name, force) in [("www.example.com", false), ("a.run.example.com", true)] {
+        let error = made(mapping(name, "b", "2", force)).await.unwrap_err();
+        assert_eq!(error.class(), Class::AlreadyExists, "{name}: {error}");
+    }
+    // Nor does a service get a host that is mapped.
+    made(mapping("c.run.example.com", "a", "3", false))
+        .await
+        .unwrap();
+    let service = service("demo/r/c", 6);
+    let operation = operation(&service, "c", OperationKind::Create);
+    let error = store.create_service(service, operation).await.unwrap_err();
+    assert_eq!(error.class(), Class::AlreadyExists, "{error}");
+    // Taken by force; the mapping that had it can't remove it any more.
+    let taken = made(mapping("www.example.com", "b", "4", true))
+        .await
+        .unwrap();
+    store.remove_domain(&first.name, "1").await.unwrap();
+    assert_eq!(store.domain(&first.name).unwrap(), Some(taken.clone()));
+    assert_eq!(store.domains_of(&taken.service()).unwrap(), [taken]);
+    assert_eq!(store.all_domains().unwrap().len(), 2);
+    store.remove_domain(&first.name, "4").await.unwrap();
+    assert_eq!(store.domain(&first.name).unwrap(), None);
 }

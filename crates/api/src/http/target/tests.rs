@@ -136,3 +136,53 @@ fn short_names_are_split_off() {
         assert_eq!(split_short_name(path), None, "{path}");
     }
 }
+
+#[test]
+fn two_hosts_and_users_before_hosts_are_refused() {
+    for (uri, host) in [
+        ("http://localhost/healthz", "evil.test"),
+        ("http://localhost:8787/healthz", "127.0.0.1:8787"),
+        ("http://run.googleapis.com/v2/x", "localhost"),
+        ("http://evil.test@localhost/healthz", "localhost"),
+        ("/healthz", "evil.test@localhost"),
+        ("/healthz", "localhost:8787@evil.test"),
+    ] {
+        let error = find(&DIRECT, &request(uri, &[("host", host)])).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{uri} {host}");
+    }
+    let same = request(
+        "http://LOCALHOST:8787/healthz",
+        &[("host", "localhost:8787")],
+    );
+    assert_eq!(find(&DIRECT, &same).unwrap(), Target::Own);
+}
+
+#[test]
+fn every_origin_must_be_our_own() {
+    for origins in [
+        &["http://localhost:3000"][..],
+        &["http://127.0.0.1"],
+        &["http://[::1]:8787"],
+        &[],
+    ] {
+        let headers: Vec<_> = origins.iter().map(|origin| ("origin", *origin)).collect();
+        assert!(check_origin(&request("/", &headers)).is_ok(), "{origins:?}");
+    }
+    for origins in [
+        &["https://evil.test"][..],
+        &["null"],
+        &[""],
+        &["http://localhost", "https://evil.test"],
+        &["http://localhost@evil.test"],
+        &["http://evil.test@localhost"],
+        &["http://localhost.evil.test"],
+        &["http://hello.localhost:8080"],
+        &["localhost evil.test"],
+    ] {
+        let headers: Vec<_> = origins.iter().map(|origin| ("origin", *origin)).collect();
+        assert!(
+            check_origin(&request("/", &headers)).is_err(),
+            "{origins:?}"
+        );
+    }
+}

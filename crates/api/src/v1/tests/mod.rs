@@ -1,5 +1,6 @@
 //! Every method of v1 against a store in memory.
 
+mod domains;
 mod host_dirs;
 mod others;
 mod services;

@@ -238,17 +238,12 @@ async fn what_isnt_built_says_so_and_the_rest_isnt_there() {
             "UNIMPLEMENTED",
         ),
         (
-            "/run/apis/domains.cloudrun.com/v1/namespaces/demo/domainmappings",
+            "/run/apis/domains.cloudrun.com/v1/namespaces/demo/nothing",
             400,
             "UNIMPLEMENTED",
         ),
         (
             "/run/v1/projects/demo/locations/asia-northeast1/jobs",
-            400,
-            "UNIMPLEMENTED",
-        ),
-        (
-            "/run/v1/projects/demo/authorizeddomains",
             400,
             "UNIMPLEMENTED",
         ),

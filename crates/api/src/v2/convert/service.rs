@@ -214,6 +214,7 @@ pub(in crate::v2) fn service(service: &model::Service) -> v2::Service {
         urls: (!status.url.is_empty())
             .then(|| status.url.clone())
             .into_iter()
+            .chain(status.other_urls.iter().cloned())
             .collect(),
         custom_audiences: spec.custom_audiences.clone(),
         observed_generation: signed(status.observed_generation),

@@ -106,6 +106,18 @@ pub(crate) struct DeployArgs {
     /// Start instances when they are needed (default).
     #[arg(long)]
     no_zygote: bool,
+    /// Answer paths that scanners ask for (/.env, /wp-login.php, …; the server's scanner-paths) 404, without waking.
+    #[arg(long, overrides_with = "no_refuse_scanners")]
+    refuse_scanners: bool,
+    /// Pass every path to the app (default).
+    #[arg(long)]
+    no_refuse_scanners: bool,
+    /// Show browsers a page that comes back by itself when an instance takes longer than a second to start.
+    #[arg(long, overrides_with = "no_waiting_page")]
+    waiting_page: bool,
+    /// Let browsers wait for the app (default).
+    #[arg(long)]
+    no_waiting_page: bool,
     /// Send a client to the same instance again where possible.
     #[arg(long, overrides_with = "no_session_affinity")]
     session_affinity: bool,
@@ -208,7 +220,8 @@ fn after_failure(failure: Failure, name: &str, existing: Option<&Value>) -> Fail
     note(&format!(
         "The deploy failed; service [{name}] exists, but serves nothing."
     ));
-    failure.hint(repair(name))
+    let ran = !failure.without_image;
+    failure.hint(repair(name, ran))
 }
 
 /// A service without an image doesn't exist yet; or another one was meant.

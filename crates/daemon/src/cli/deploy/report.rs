@@ -75,11 +75,6 @@ pub(super) async fn report(
             line(&format!("Tag URL: {uri}"));
         }
     }
-    if let Some((host, at)) = host_and_address(uri) {
-        note(&format!(
-            "hint: where {host} does not resolve: curl -H 'Host: {host}' http://{at}/"
-        ));
-    }
     let policy = api
         .get(&format!("{}:getIamPolicy", api.service(&args.name)))
         .await?;
@@ -93,14 +88,31 @@ pub(super) async fn report(
                     .as_array()
                     .is_some_and(|m| m.contains(&json!("allUsers")))
         });
-    if !public {
-        note("The service is private: callers get 403.");
-        note(&format!(
-            "hint: `utsuwa deploy {} --allow-unauthenticated` lets everybody call it",
-            args.name
-        ));
+    for text in after_address(&args.name, uri, public) {
+        note(&text);
     }
     Ok(())
+}
+
+/// What follows the address: whether a caller gets in, and how to call it.
+fn after_address(name: &str, uri: &str, public: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !public {
+        lines.push(format!(
+            "The service is private: a caller needs the role {} and an identity token, and gets 403 without.",
+            utsuwa_model::iam::INVOKER
+        ));
+        // Tokens are not checked yet, so nobody but everybody can be let in.
+        lines.push(format!(
+            "hint: identity tokens are not built yet; `utsuwa deploy {name} --allow-unauthenticated` lets everybody call it"
+        ));
+    }
+    if let Some((host, at)) = host_and_address(uri) {
+        lines.push(format!(
+            "hint: where {host} does not resolve: curl -H 'Host: {host}' http://{at}/"
+        ));
+    }
+    lines
 }
 
 /// `http://hello.localhost:8080` → (`hello.localhost:8080`, `127.0.0.1:8080`).
@@ -113,6 +125,17 @@ pub(crate) fn host_and_address(uri: &str) -> Option<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_private_service_says_what_a_caller_needs_before_how_to_call_it() {
+        let uri = "http://web.localhost:8080";
+        let private = after_address("web", uri, false);
+        assert!(private[0].contains("roles/run.invoker"), "{private:?}");
+        assert!(private[0].contains("403"), "{private:?}");
+        assert!(private[1].contains("utsuwa deploy web --allow-unauthenticated"));
+        assert!(private[2].contains("curl -H 'Host: web.localhost:8080'"));
+        assert_eq!(after_address("web", uri, true), private[2..]);
+    }
 
     #[test]
     fn a_host_line_for_everywhere() {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use utsuwa_model::service::ZYGOTE;
+use utsuwa_model::service::{REFUSE_SCANNERS, WAITING_PAGE, ZYGOTE};
 
 use super::DeployArgs;
 use crate::cli::services::containers::ingress_index;
@@ -74,8 +74,18 @@ pub(super) fn body(
     for (key, value) in pairs("--annotations", args.annotations.as_deref())? {
         template["annotations"][&key] = json!(value);
     }
-    if let Some(ahead) = flag(args.zygote, args.no_zygote) {
-        template["annotations"][ZYGOTE] = json!(ahead.to_string());
+    for (annotation, on, off) in [
+        (ZYGOTE, args.zygote, args.no_zygote),
+        (
+            REFUSE_SCANNERS,
+            args.refuse_scanners,
+            args.no_refuse_scanners,
+        ),
+        (WAITING_PAGE, args.waiting_page, args.no_waiting_page),
+    ] {
+        if let Some(value) = flag(on, off) {
+            template["annotations"][annotation] = json!(value.to_string());
+        }
     }
     let ingress = ingress_index(template);
     container(&mut template["containers"][ingress], args, image, new)?;

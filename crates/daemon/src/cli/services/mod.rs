@@ -14,7 +14,7 @@ use self::traffic::TrafficArgs;
 use self::why::print_why;
 use super::{ClientArgs, short, suggest};
 use crate::client::{Api, Failure};
-use crate::output::{Format, ask, items, line, moment, note, text_at, value};
+use crate::output::{Format, ask, line, moment, note, remarked, text_at, value};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServicesCommand {
@@ -43,7 +43,7 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
     match command {
         ServicesCommand::List => {
             let all = everywhere(&api, client.region.as_deref()).await?;
-            items(
+            remarked(
                 &client.format,
                 &all,
                 &[
@@ -55,13 +55,17 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                     ("LAST DEPLOYED AT", &|i| moment(&text_at(i, "updateTime"))),
                     ("STATE", &show::state),
                 ],
+                &show::reason,
             )?;
             let lame = |i: &&Value| ready_word(i) == "failed" && !show::can_serve(i);
             if client.format == Format::Table
                 && let Some(service) = all.iter().find(lame)
             {
                 let name = short(&text_at(service, "name"));
-                note(&format!("hint: {}", show::repair(&name)));
+                note(&format!(
+                    "hint: {}",
+                    show::repair(&name, !show::without_image(service))
+                ));
             }
             Ok(())
         }

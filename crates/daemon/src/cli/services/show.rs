@@ -51,30 +51,48 @@ pub(in crate::cli) fn can_serve(service: &Value) -> bool {
     !text_at(service, "latestReadyRevision").is_empty()
 }
 
-/// The state for a listing, with the reason of a failure as far as it fits a line.
+/// The state for a listing.
 pub(in crate::cli) fn state(service: &Value) -> String {
-    /// With the other columns it must fit a usual terminal, or two lines of it.
-    const LONGEST: usize = 60;
-    let word = ready_word(service);
-    if word != "failed" {
-        return word;
-    }
-    let message = text_at(service, "terminalCondition.message");
-    let first = message.lines().next().unwrap_or_default();
-    let mut reason: String = first.chars().take(LONGEST).collect();
-    if reason.len() < first.len() {
-        reason.push('…');
-    }
-    match can_serve(service) {
-        true => format!("last deploy failed: {reason}"),
-        false => format!("serves nothing: {reason}"),
+    match (ready_word(service).as_str(), can_serve(service)) {
+        ("failed", true) => "last deploy failed".to_owned(),
+        ("failed", false) => "serves nothing".to_owned(),
+        (word, _) => word.to_owned(),
     }
 }
 
-/// What to do about a service that serves nothing because its deploys failed.
-pub(in crate::cli) fn repair(name: &str) -> String {
+/// Why a service failed, in a line; empty for one that didn't.
+pub(in crate::cli) fn reason(service: &Value) -> String {
+    if ready_word(service) != "failed" {
+        return String::new();
+    }
+    let message = text_at(service, "terminalCondition.message");
+    let first = message.lines().next().unwrap_or_default();
+    // Which revision that is says nothing of the cause.
+    let cause = match first.split_once(NOT_READY) {
+        Some((revision, cause)) if revision.starts_with("Revision '") => cause.trim_start(),
+        _ => first,
+    };
+    cause.to_owned()
+}
+
+/// After the name of a revision, in Google's words.
+const NOT_READY: &str = "is not ready and cannot serve traffic.";
+
+/// Whether its last deploy failed before anything of it ran: its image could not be had.
+pub(in crate::cli) fn without_image(service: &Value) -> bool {
+    let reason = text_at(service, "terminalCondition.reason");
+    ["CONTAINER_MISSING", "CONTAINER_IMAGE_UNAUTHORIZED"].contains(&reason.as_str())
+}
+
+/// What to do about a service that serves nothing because its deploys failed. `ran`: something of it may have run.
+pub(in crate::cli) fn repair(name: &str, ran: bool) -> String {
+    let logs = match ran {
+        true => format!("`utsuwa logs {name}` shows what it wrote; "),
+        // The message says how the image can be had; there is nothing else to be looked at.
+        false => String::new(),
+    };
     format!(
-        "`utsuwa logs {name}` shows what it wrote, if it came so far; deploy it again to repair it, or `utsuwa services delete {name}` removes it"
+        "{logs}deploy it again once that is mended (`utsuwa deploy {name} --image REF` names another image), or `utsuwa services delete {name}` removes it"
     )
 }
 
@@ -89,8 +107,10 @@ fn service_lines(service: &Value) -> Vec<String> {
     let mut lines = vec![
         format!("Service {name} in {}", region(service)),
         labelled("URL:", &text_at(service, "uri")),
-        labelled("State:", &ready_word(service)),
     ];
+    let others = service["urls"].as_array().into_iter().flatten().skip(1);
+    lines.extend(others.map(|url| labelled("", url.as_str().unwrap_or_default())));
+    lines.push(labelled("State:", &ready_word(service)));
     let mut below = |text: &str| lines.push(labelled("", text));
     for text in text_at(service, "terminalCondition.message")
         .lines()
@@ -103,7 +123,7 @@ fn service_lines(service: &Value) -> Vec<String> {
             below("What served before still serves.");
         } else {
             below("It serves nothing: no revision of it ever became ready.");
-            below(&repair(&name));
+            below(&repair(&name, !without_image(service)));
         }
     }
     let ingress = match text_at(service, "ingress").as_str() {
@@ -345,23 +365,30 @@ mod tests {
             "name": "projects/p/locations/r/services/bad",
             "terminalCondition": {
                 "state": "CONDITION_FAILED",
+                "reason": "CONTAINER_MISSING",
                 "message": format!("Image 'nowhere' not found. {}\nMore.", "x".repeat(80)),
             },
         });
-        let listed = state(&service);
-        assert!(listed.starts_with("serves nothing: Image 'nowhere' not found."));
-        assert!(listed.ends_with('…') && listed.chars().count() < 80);
+        assert_eq!(state(&service), "serves nothing");
+        let whole = format!("Image 'nowhere' not found. {}", "x".repeat(80));
+        assert_eq!(reason(&service), whole);
         let text = service_lines(&service).join("\n");
         assert!(text.contains("utsuwa services delete bad"), "{text}");
         assert!(text.contains("no revision of it ever became ready"));
         assert!(text.contains("nothing is routed"), "{text}");
+        assert!(!text.contains("utsuwa logs"), "it wrote nothing: {text}");
 
         service["latestReadyRevision"] =
             json!("projects/p/locations/r/services/bad/revisions/bad-1");
-        assert!(state(&service).starts_with("last deploy failed: Image"));
+        assert_eq!(state(&service), "last deploy failed");
+        service["terminalCondition"]["message"] = json!(
+            "Revision 'bad-2' is not ready and cannot serve traffic. The container exited.\n\nMore."
+        );
+        assert_eq!(reason(&service), "The container exited.");
         let text = service_lines(&service).join("\n");
         assert!(text.contains("What served before still serves."), "{text}");
         service["terminalCondition"] = json!({"state": "CONDITION_SUCCEEDED"});
         assert_eq!(state(&service), "ready");
+        assert_eq!(reason(&service), "");
     }
 }

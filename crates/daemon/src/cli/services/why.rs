@@ -90,6 +90,10 @@ fn instance_lines(instance: &Value) -> Vec<String> {
     }
     for failing in all(instance, "failingProbes") {
         below(probe_line(failing));
+        let advice = text_at(failing, "advice");
+        if !advice.is_empty() {
+            below(advice);
+        }
     }
     let pid = match text_at(instance, "pid") {
         unknown if unknown == "0" => String::new(),
@@ -172,6 +176,7 @@ mod tests {
                         "lastAnswer": "HTTP status 503 Service Unavailable",
                         "failures": 2,
                         "failureThreshold": 3,
+                        "advice": "Mend /health.",
                     }],
                 },
             ],
@@ -187,6 +192,7 @@ mod tests {
             "  instance fedcba987654 awake because 1 request inside",
             "    its liveness probe fails since 2026-11-25 20:00:00 UTC (2 in a row, 3 count as failed): GET /health on port 8080; last \
              answer: HTTP status 503 Service Unavailable",
+            "    Mend /health.",
             "    1 in flight, started 2026-11-25 19:59:00 UTC",
             "  because keep 1: no request",
             "    ready = 2",

@@ -13,7 +13,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -81,6 +81,8 @@ pub(super) struct JournalLimits {
 #[derive(Debug, Default)]
 struct Lost {
     any: AtomicBool,
+    /// Of all services, since the server began.
+    all: AtomicU64,
     counts: Mutex<BTreeMap<ServiceKey, u64>>,
 }
 
@@ -89,6 +91,7 @@ impl Lost {
         let mut counts = self.counts.lock();
         let count = counts.entry(service.clone()).or_insert(0);
         *count += 1;
+        self.all.fetch_add(1, Ordering::Relaxed);
         self.any.store(true, Ordering::Release);
         *count
     }
@@ -146,6 +149,11 @@ impl Journal {
     /// Has the writer end once everything before this is written.
     pub(super) fn end(&self) {
         self.send(Entry::End);
+    }
+
+    /// Entries that could not be taken, since the server began.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost.all.load(Ordering::Relaxed)
     }
 
     /// Where the journals lie.
@@ -209,13 +217,13 @@ impl Journal {
 }
 
 impl RequestLog for Journal {
-    fn record(&self, record: RequestRecord) {
+    fn record(&self, record: Box<RequestRecord>) {
         // Requests to unknown hosts belong to no service; they are in the server's own log at debug level.
         if record.service().is_none() {
             tracing::debug!(host = %record.host, path = %record.path, status = record.status, "request without a service");
             return;
         }
-        self.send(Entry::Request(Box::new(record)));
+        self.send(Entry::Request(record));
     }
 
     fn noticed(&self, note: InstanceNote) {

@@ -179,6 +179,7 @@ fn who_has_nothing_to_say_holds_no_file() {
     let written = Arc::new(tokio::sync::watch::Sender::new(0));
     let mut writer = writer::Writer::new(dir.path(), ROOMY, Arc::default(), written);
     writer.entry(&service("quiet"), Timestamp(1), "{}\n");
+    writer.flush();
     let now = std::time::Instant::now();
     let second = std::time::Duration::from_secs(1);
     assert_eq!(
@@ -188,6 +189,7 @@ fn who_has_nothing_to_say_holds_no_file() {
     );
     assert_eq!(writer.close_idle(now + second * 6), 0);
     writer.entry(&service("quiet"), Timestamp(2), "{}\n");
+    writer.flush();
     let current = dir.path().join("demo/here/quiet/journal.jsonl");
     let text = std::fs::read_to_string(current).unwrap();
     assert_eq!(text, "{}\n{}\n", "opened again, nothing lost");
@@ -199,25 +201,35 @@ fn a_rejected_request_is_in_the_journal_of_its_service() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, thread) = Journal::start(dir.path().to_owned(), ROOMY).unwrap();
     let service: ServiceKey = "demo/here/hello".parse().unwrap();
-    let rejected = |service: Option<ServiceKey>| RequestRecord {
-        at: Timestamp(5),
-        host: "hello.localhost".to_owned(),
-        method: "GET".to_owned(),
-        path: "/".to_owned(),
-        status: 403,
-        answered_by: AnsweredBy::Utsuwa {
-            why: "The request was not authenticated.".to_owned(),
-        },
-        service,
-        revision: None,
-        instance: None,
-        remote: "127.0.0.1".to_owned(),
-        user_agent: String::new(),
-        trace: String::new(),
-        request_bytes: 0,
-        response_bytes: 0,
-        latency: std::time::Duration::ZERO,
-        cold: None,
+    let rejected = |service: Option<ServiceKey>| {
+        Box::new(RequestRecord {
+            at: Timestamp(5),
+            host: "hello.localhost".to_owned(),
+            method: "GET".to_owned(),
+            path: "/".to_owned(),
+            status: 403,
+            answered_by: AnsweredBy::Utsuwa {
+                why: "The request was not authenticated.".to_owned(),
+            },
+            service,
+            revision: None,
+            instance: None,
+            remote: "127.0.0.1".to_owned(),
+            user_agent: String::new(),
+            referer: String::new(),
+            scheme: "http",
+            protocol: "HTTP/1.1",
+            server_ip: None,
+            trace: "0af7651916cd43dd8448eb211c80319c".parse().unwrap(),
+            span: 1,
+            sampled: true,
+            request_bytes: 0,
+            response_bytes: 0,
+            queued: std::time::Duration::ZERO,
+            first_byte: std::time::Duration::ZERO,
+            latency: std::time::Duration::ZERO,
+            cold: None,
+        })
     };
     journal.record(rejected(None));
     journal.record(rejected(Some(service.clone())));
@@ -240,4 +252,131 @@ fn a_cold_start_is_told_once_for_all_who_waited() {
     let id = |n: u32| format!("{n:032x}").parse::<InstanceId>().unwrap();
     let news: Vec<bool> = [1, 1, 2, 1, 2, 3].map(|n| told.is_news(&id(n))).to_vec();
     assert_eq!(news, [true, false, true, false, false, true]);
+}
+
+fn served() -> RequestRecord {
+    let ms = std::time::Duration::from_millis;
+    RequestRecord {
+        at: Timestamp(1_700_000_000_000_000),
+        host: "hello.localhost".to_owned(),
+        method: "GET".to_owned(),
+        path: "/a?q=\"x\\y\"".to_owned(),
+        status: 200,
+        answered_by: AnsweredBy::App,
+        service: None,
+        revision: Some("demo/here/hello/hello-00001-abc".parse().unwrap()),
+        instance: Some("00000000000000000000000000000001".parse().unwrap()),
+        remote: "10.0.0.1".to_owned(),
+        user_agent: "curl/7\t\u{7f}".to_owned(),
+        referer: "http://elsewhere/".to_owned(),
+        scheme: "https",
+        protocol: "HTTP/2.0",
+        server_ip: Some("10.0.0.2".parse().unwrap()),
+        trace: "0af7651916cd43dd8448eb211c80319c".parse().unwrap(),
+        span: 255,
+        sampled: true,
+        request_bytes: 3,
+        response_bytes: 5_000_000_000,
+        queued: ms(12),
+        first_byte: ms(13),
+        latency: ms(1_234),
+        cold: None,
+    }
+}
+
+/// §2.11, field by field, with Google's own JSON names and forms.
+#[test]
+fn a_request_is_written_as_cloud_logging_has_it() {
+    let line = super::format::request_line(&served());
+    let entry: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        entry,
+        serde_json::json!({
+            "at": 1_700_000_000_000_000_i64,
+            "severity": "INFO",
+            "httpRequest": {
+                "requestMethod": "GET",
+                "requestUrl": "https://hello.localhost/a?q=\"x\\y\"",
+                "requestSize": "3",
+                "status": 200,
+                "responseSize": "5000000000",
+                "userAgent": "curl/7\t\u{7f}",
+                "remoteIp": "10.0.0.1",
+                "serverIp": "10.0.0.2",
+                "referer": "http://elsewhere/",
+                "latency": "1.234000s",
+                "protocol": "HTTP/2.0",
+            },
+            "trace": "projects/demo/traces/0af7651916cd43dd8448eb211c80319c",
+            "spanId": "00000000000000ff",
+            "traceSampled": true,
+            "revision": "hello-00001-abc",
+            "instance": "00000000000000000000000000000001",
+            "phasesMs": {"queue": 12.0, "firstByte": 13.0, "lastByte": 1234.0},
+        })
+    );
+    for (status, severity) in [
+        (399, "INFO"),
+        (404, "WARNING"),
+        (499, "WARNING"),
+        (503, "ERROR"),
+    ] {
+        let line = super::format::request_line(&RequestRecord { status, ..served() });
+        assert!(
+            line.contains(&format!("\"severity\":\"{severity}\"")),
+            "{line}"
+        );
+    }
+    let shown = read(line.trim()).unwrap();
+    assert_eq!(
+        shown.text,
+        "GET https://hello.localhost/a?q=\"x\\y\" 200 1234.0 ms (waited 12.0 ms for an instance)"
+    );
+    assert_eq!(
+        shown.written,
+        shown.at.plus(std::time::Duration::from_millis(1_234))
+    );
+    assert!(shown.request);
+}
+
+/// What an older build wrote stays readable.
+#[test]
+fn an_entry_of_an_older_build_is_shown() {
+    let line = r#"{"at":5,"requestMethod":"GET","requestUrl":"http://a/","status":200,"latencyMs":1.5,"revision":"r"}"#;
+    let shown = read(line).unwrap();
+    assert_eq!(
+        (shown.text.as_str(), shown.request),
+        ("GET http://a/ 200 1.5 ms", true)
+    );
+}
+
+#[test]
+fn many_requests_are_written_whole_and_half_a_line_is_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = service("hello");
+    let folder = dir.path().join("demo/here/hello");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("journal.jsonl"), "{\"at\":1,\"te").unwrap();
+    let (journal, thread) = Journal::start(dir.path().to_owned(), ROOMY).unwrap();
+    for number in 0..5_000 {
+        let mut record = Box::new(served());
+        record.path = format!("/{number}");
+        journal.record(record);
+        if number % 1_000 == 0 {
+            // Another service in between: each has its own file.
+            journal.note(happening(&self::service("other"), 5, "said"));
+        }
+    }
+    let [_, current] = journal.files(&service);
+    end(journal.clone(), thread);
+    assert_eq!(journal.lost(), 0);
+    let text = std::fs::read_to_string(current).unwrap();
+    let shown: Vec<String> = text
+        .lines()
+        .filter_map(|line| Some(read(line)?.text))
+        .collect();
+    assert_eq!(text.lines().count(), 5_001);
+    assert_eq!(shown.len(), 5_000);
+    assert!(shown[4_999].contains("localhost/4999 "), "{}", shown[4_999]);
+    assert_eq!(texts(&journal, &self::service("other")).len(), 5);
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -33,6 +33,14 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Free space is looked at again after this many bytes, and where it is too little, after this time.
 const LOOK_AFTER: u64 = 4 << 20;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Entries that are taken before the disk is seen to.
+const BATCH: usize = 4_096;
+/// More than these at once is load: then entries are gathered for so long, so that their senders need not wake this thread.
+const FEW: usize = 3;
+const GATHER: Duration = Duration::from_millis(20);
+/// Bytes of one write, where the budget isn't tiny.
+const WRITE: usize = 256 << 10;
 
 const SLOW: &str = "more came than could be written";
 const DISK_FULL: &str = "the disk was full";
@@ -91,6 +99,13 @@ struct Output {
     used: Instant,
 }
 
+/// Lines of one service that were not written yet.
+struct Gathered {
+    service: ServiceKey,
+    lines: String,
+    count: u64,
+}
+
 struct Missing {
     entries: u64,
     why: &'static str,
@@ -113,6 +128,7 @@ pub(super) struct Writer {
     tidied: Instant,
     /// Whose cold start was told.
     told: Told,
+    gathered: Option<Gathered>,
 }
 
 /// Instances that something was told of, the last of them: each of many requests that waited for an instance could tell its start.
@@ -156,48 +172,122 @@ impl Writer {
             looked: Timestamp(0),
             tidied: Instant::now(),
             told: Told::default(),
+            gathered: None,
         }
     }
 
     pub(super) fn run(mut self, receiver: &Receiver<Entry>) {
-        while let Some(entry) = self.next(receiver) {
+        let mut ended = false;
+        while !ended && let Some(first) = self.next(receiver) {
             self.learn_lost();
-            match entry {
-                Entry::End => break,
-                Entry::Remove {
-                    service,
-                    before,
-                    done,
-                } => {
-                    // Nobody need be waiting.
-                    let _ = done.send(self.remove(&service, before));
+            let mut batch = 1;
+            let mut next = Some(first);
+            while let Some(entry) = next {
+                if matches!(entry, Entry::End) {
+                    ended = true;
+                    break;
                 }
-                Entry::Request(record) => {
-                    let Some(service) = record.service() else {
-                        continue;
-                    };
-                    if let Some(cold) = &record.cold
-                        && let Some(instance) = &record.instance
-                        && self.told.is_news(instance)
-                    {
-                        tracing::info!(service = %service.service, %instance, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
-                    }
-                    self.entry(service, record.at, &request_line(&record));
-                }
-                Entry::Happening(happening) => {
-                    let line = happening_line(&happening);
-                    self.entry(&happening.service, happening.at, &line);
-                    if let Some(done) = happening.written {
-                        let _ = done.send(());
-                    }
-                }
+                self.take(entry);
+                next = (batch < BATCH).then(|| receiver.try_recv().ok()).flatten();
+                batch += 1;
             }
+            self.flush();
             self.written.send_replace(self.count);
+            if !ended && batch > FEW {
+                // Under load: whoever sends to a thread that waits must wake it, which costs more than the entry.
+                std::thread::sleep(GATHER);
+            }
         }
         self.learn_lost();
         for service in self.missing.keys().cloned().collect::<Vec<_>>() {
             let _ = self.tell_missing(&service, wall());
         }
+        self.flush();
+    }
+
+    fn take(&mut self, entry: Entry) {
+        match entry {
+            Entry::End => {}
+            Entry::Remove {
+                service,
+                before,
+                done,
+            } => {
+                // Nobody need be waiting.
+                let _ = done.send(self.remove(&service, before));
+            }
+            Entry::Request(record) => {
+                let Some(service) = record.service() else {
+                    return;
+                };
+                if let Some(cold) = &record.cold
+                    && let Some(instance) = &record.instance
+                    && self.told.is_news(instance)
+                {
+                    tracing::info!(service = %service.service, %instance, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
+                }
+                self.entry(service, record.at, &request_line(&record));
+            }
+            Entry::Happening(happening) => {
+                let line = happening_line(&happening);
+                self.entry(&happening.service, happening.at, &line);
+                self.flush();
+                if let Some(done) = happening.written {
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    /// Writes what was gathered. Lines go out whole, many in one write; one that a kill cut is ended at the next start.
+    pub(super) fn flush(&mut self) {
+        let Some(gathered) = &mut self.gathered else {
+            return;
+        };
+        if gathered.lines.is_empty() {
+            return;
+        }
+        let Gathered {
+            service,
+            lines,
+            count,
+        } = gathered;
+        let service = service.clone();
+        let (text, entries) = (std::mem::take(lines), std::mem::take(count));
+        let result = self.append(&service, &text);
+        if let Err(error) = result {
+            if !self.missing.contains_key(&service) {
+                tracing::warn!(%service, %error, "write the journal; entries are dropped");
+            }
+            self.miss(&service, entries, DISK_FULL);
+        }
+        if let Some(gathered) = &mut self.gathered {
+            // Its memory is for the next lines.
+            gathered.lines = text;
+            gathered.lines.clear();
+        }
+    }
+
+    /// Keeps the line for the next [`Writer::flush`].
+    fn gather(&mut self, service: &ServiceKey, line: &str) {
+        let most =
+            usize::try_from(self.limits.service_budget / 8).map_or(WRITE, |part| part.min(WRITE));
+        let full = |gathered: &Gathered| {
+            gathered.service != *service || gathered.lines.len() + line.len() > most
+        };
+        if self.gathered.as_ref().is_some_and(full) {
+            self.flush();
+        }
+        let gathered = self.gathered.get_or_insert_with(|| Gathered {
+            service: service.clone(),
+            lines: String::new(),
+            count: 0,
+        });
+        if gathered.service != *service {
+            gathered.service = service.clone();
+        }
+        gathered.lines.push_str(line);
+        gathered.count += 1;
     }
 
     /// Waits for an entry, and closes files while nothing comes. `None`: the last handle is gone.
@@ -242,7 +332,7 @@ impl Writer {
         let result = self
             .look_at_disk()
             .and_then(|()| self.tell_missing(service, at))
-            .and_then(|()| self.append(service, line));
+            .map(|()| self.gather(service, line));
         if let Err(error) = result {
             if !self.missing.contains_key(service) {
                 tracing::warn!(%service, %error, "write the journal; entries are dropped");
@@ -254,6 +344,7 @@ impl Writer {
     fn tell_missing(&mut self, service: &ServiceKey, at: Timestamp) -> io::Result<()> {
         if let Some(missing) = self.missing.get(service) {
             let line = missing_line(at, missing.entries, missing.why);
+            self.flush();
             self.append(service, &line)?;
             self.missing.remove(service);
         }
@@ -291,7 +382,6 @@ impl Writer {
         let Some(output) = self.output(&folder)? else {
             return Ok(());
         };
-        // One write per entry: a kill leaves no half line that a later one would be glued to.
         if let Err(error) = output.file.write_all(line.as_bytes()) {
             let _ = output.file.set_len(output.bytes);
             return Err(error);
@@ -319,6 +409,7 @@ impl Writer {
                 .create(true)
                 .append(true)
                 .open(folder.join(CURRENT))?;
+            end_half_line(&folder.join(CURRENT), &file)?;
             let output = Output {
                 bytes: file.metadata()?.len(),
                 file,
@@ -330,6 +421,7 @@ impl Writer {
     }
 
     fn remove(&mut self, service: &ServiceKey, before: Option<Timestamp>) -> Result<(), String> {
+        self.flush();
         let folder = service_directory(&self.root, service);
         let told = |error: io::Error| format!("delete {}: {error}", folder.display());
         if let Some(before) = before
@@ -338,6 +430,7 @@ impl Writer {
         {
             return Err(format!("{} was written to meanwhile", folder.display()));
         }
+        self.gathered = None;
         self.outputs.remove(&folder);
         self.missing.remove(service);
         match fs::remove_dir_all(&folder) {
@@ -352,6 +445,19 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// A kill in the middle of a write may have left half a line. It must not be glued to the next one.
+fn end_half_line(path: &Path, mut append: &File) -> io::Result<()> {
+    let length = append.metadata()?.len();
+    let mut last = [b'\n'];
+    if length > 0 {
+        File::open(path)?.read_exact_at(&mut last, length - 1)?;
+    }
+    if last == [b'\n'] {
+        return Ok(());
+    }
+    append.write_all(b"\n")
 }
 
 /// The current file becomes the old one, and the old one goes.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{ANNOTATIONS, not_built};
 use crate::Violations;
 use crate::scaling::DEFAULT_MAX_INSTANCES;
-use crate::service::{RevisionTemplate, ZYGOTE};
+use crate::service::{REFUSE_SCANNERS, RevisionTemplate, WAITING_PAGE, ZYGOTE};
 
 const AUTOSCALING: &str = "autoscaling.knative.dev/";
 const RUN: &str = "run.googleapis.com/";
@@ -69,7 +69,9 @@ pub(super) fn of_template(template: &RevisionTemplate, found: &mut Violations) {
             && let Err(problem) = autoscaling(name, value)
         {
             found.add(format!("template.annotations[{key}]"), problem);
-        } else if key == ZYGOTE && !matches!(value.as_str(), "true" | "false") {
+        } else if [ZYGOTE, REFUSE_SCANNERS, WAITING_PAGE].contains(&key.as_str())
+            && !matches!(value.as_str(), "true" | "false")
+        {
             found.add(
                 format!("template.annotations[{key}]"),
                 format!("invalid value: {value:?}: write \"true\" or \"false\""),

@@ -154,6 +154,7 @@ impl Keeper {
             control: None,
             internal: Vec::new(),
             memory: self.watch_memory(number),
+            limited: None,
             fifos: None,
             role: SandboxRole::Ending,
         };

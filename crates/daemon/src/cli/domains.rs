@@ -1,0 +1,142 @@
+//! `utsuwa domains …`: custom domains that lead to services.
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::ClientArgs;
+use crate::client::{Api, Failure};
+use crate::output::{Format, items, line, note, text_at, value};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DomainsCommand {
+    /// Let a domain lead to a service.
+    Map {
+        /// The whole name, such as www.example.com.
+        domain: String,
+        /// The service that its requests go to.
+        #[arg(long)]
+        service: String,
+        /// Ask no authority for a certificate of it.
+        #[arg(long)]
+        no_certificate: bool,
+        /// Take it from the mapping that has it.
+        #[arg(long)]
+        force_override: bool,
+    },
+    /// List mapped domains.
+    List,
+    /// Describe one, with the DNS records that it needs.
+    Describe { domain: String },
+    /// Let it lead nowhere; its certificate goes with it.
+    Unmap { domain: String },
+}
+
+pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result<(), Failure> {
+    let api = client.connect().await?;
+    let all = format!("/run/v1/{}/domainmappings", api.parent());
+    match command {
+        DomainsCommand::Map {
+            domain,
+            service,
+            no_certificate,
+            force_override,
+        } => {
+            let wish = json!({
+                "apiVersion": "domains.cloudrun.com/v1",
+                "kind": "DomainMapping",
+                "metadata": {"name": domain},
+                "spec": {
+                    "routeName": service,
+                    "certificateMode": if *no_certificate { "NONE" } else { "AUTOMATIC" },
+                    "forceOverride": force_override,
+                },
+            });
+            api.post(&all, &wish).await?;
+            note(&format!("Domain [{domain}] leads to service [{service}]."));
+            show(client, &settled(&api, domain).await?)
+        }
+        DomainsCommand::List => {
+            let answer = api.get(&all).await?;
+            let mappings = answer["items"].as_array().cloned().unwrap_or_default();
+            items(
+                &client.format,
+                &mappings,
+                &[
+                    ("DOMAIN", &|i| text_at(i, "metadata.name")),
+                    ("SERVICE", &|i| text_at(i, "spec.routeName")),
+                    ("READY", &|i| state(i, "Ready")),
+                    ("CERTIFICATE", &|i| state(i, "CertificateProvisioned")),
+                    ("URL", &|i| text_at(i, "status.url")),
+                ],
+            )
+        }
+        DomainsCommand::Describe { domain } => {
+            show(client, &api.get(&format!("{all}/{domain}")).await?)
+        }
+        DomainsCommand::Unmap { domain } => {
+            api.delete(&format!("{all}/{domain}")).await?;
+            note(&format!("Domain [{domain}] leads nowhere any more."));
+            Ok(())
+        }
+    }
+}
+
+/// The mapping once its loop has looked at it, which takes milliseconds.
+async fn settled(api: &Api, domain: &str) -> Result<Value, Failure> {
+    let path = format!("/run/v1/{}/domainmappings/{domain}", api.parent());
+    let mut mapping = api.get(&path).await?;
+    for _ in 0..50 {
+        if mapping["status"]["observedGeneration"] == mapping["metadata"]["generation"] {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        mapping = api.get(&path).await?;
+    }
+    Ok(mapping)
+}
+
+fn condition<'a>(mapping: &'a Value, kind: &str) -> Option<&'a Value> {
+    let all = mapping["status"]["conditions"].as_array()?;
+    all.iter().find(|c| c["type"] == kind)
+}
+
+fn state(mapping: &Value, kind: &str) -> String {
+    let word = match condition(mapping, kind).map(|c| c["status"].as_str()) {
+        Some(Some("True")) => "yes",
+        Some(Some("False")) => "no",
+        _ => "working",
+    };
+    word.to_owned()
+}
+
+fn show(client: &ClientArgs, mapping: &Value) -> Result<(), Failure> {
+    if client.format != Format::Table {
+        return value(&client.format, mapping);
+    }
+    let labelled = |label: &str, text: &str| line(&format!("{label:13}{text}"));
+    labelled("Domain:", &text_at(mapping, "metadata.name"));
+    labelled("Service:", &text_at(mapping, "spec.routeName"));
+    labelled("URL:", &text_at(mapping, "status.url"));
+    for (label, kind) in [
+        ("Ready:", "Ready"),
+        ("Routed:", "DomainRoutable"),
+        ("Certificate:", "CertificateProvisioned"),
+    ] {
+        labelled(label, &state(mapping, kind));
+        let message = condition(mapping, kind).and_then(|c| c["message"].as_str());
+        // What the summary says is said below it once more.
+        if let Some(message) = message.filter(|m| kind != "Ready" && !m.is_empty()) {
+            labelled("", message);
+        }
+    }
+    let records = mapping["status"]["resourceRecords"].as_array();
+    for (at, record) in records.into_iter().flatten().enumerate() {
+        let label = if at == 0 { "DNS records:" } else { "" };
+        let part = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
+        labelled(
+            label,
+            &format!("{} {} {}", part("name"), part("type"), part("rrdata")),
+        );
+    }
+    Ok(())
+}

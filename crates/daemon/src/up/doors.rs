@@ -1,0 +1,141 @@
+//! The listening sockets: had from the keeper, told of, served.
+
+use anyhow::{Context, anyhow};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use utsuwa_ingress::{Ingress, Scheme};
+use utsuwa_runtime::client::SandboxDriver;
+use utsuwa_store::Settings;
+
+use super::ports::addresses_here;
+use super::prepare::Ground;
+use crate::config::{Config, Layers, Listen};
+
+/// All sockets that clients connect to.
+pub(super) struct Doors {
+    http: Vec<TcpListener>,
+    https: Vec<TcpListener>,
+    api: Vec<TcpListener>,
+}
+
+impl Doors {
+    /// Has the keeper open what is configured, and close what is not any more.
+    pub(super) async fn open(driver: &SandboxDriver, config: &Config) -> anyhow::Result<Self> {
+        let http = listen(driver, "http", &config.listen_http, "--listen-http").await?;
+        let https = match &config.listen_https {
+            Some(https) => listen(driver, "https", https, "--listen-https").await?,
+            None => Vec::new(),
+        };
+        let api = listen(driver, "api", &config.listen_api, "--listen-api").await?;
+        let keep: Vec<(String, String)> = [("http", &http), ("https", &https), ("api", &api)]
+            .into_iter()
+            .flat_map(|(name, all)| {
+                all.iter()
+                    .filter_map(move |l| Some((name.to_owned(), l.local_addr().ok()?.to_string())))
+            })
+            .collect();
+        driver
+            .retain_listeners(&keep)
+            .await
+            .context("let go of addresses no longer listened on")?;
+        Ok(Self { http, https, api })
+    }
+
+    /// Serves what leads to services until `stop`; answers the API's sockets.
+    pub(super) fn serve(
+        self,
+        ingress: &Ingress,
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Vec<TcpListener> {
+        for (scheme, listeners) in [(Scheme::Http, self.http), (Scheme::Https, self.https)] {
+            for listener in listeners {
+                let (ingress, stop) = (ingress.clone(), stop.clone());
+                tracker.spawn(async move { ingress.serve(listener, scheme, stop).await });
+            }
+        }
+        self.api
+    }
+}
+
+/// The keeper's sockets for an address; both loopbacks for `localhost`, where the machine has both.
+async fn listen(
+    driver: &SandboxDriver,
+    name: &str,
+    listen: &Listen,
+    flag: &str,
+) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in addresses_here(listen) {
+        let socket = driver
+            .listen(name, &address.to_string())
+            .await
+            .map_err(|error| anyhow!("{error}; name another address with {flag}"))?;
+        let socket = std::net::TcpListener::from(socket);
+        socket
+            .set_nonblocking(true)
+            .context("prepare a listening socket")?;
+        listeners.push(TcpListener::from_std(socket).context("watch a listening socket")?);
+    }
+    Ok(listeners)
+}
+
+/// The configuration in force: what was read, with the ports that were chosen, what the data directory is made for, and a data
+/// directory that means the same wherever it is read.
+pub(super) fn running(
+    layers: &Layers,
+    config: &Config,
+    settings: &Settings,
+) -> Vec<serde_json::Value> {
+    let mut rows = layers.rows();
+    for (option, frozen) in [
+        ("project", settings.project.as_str()),
+        ("region", settings.region.as_str()),
+        ("domain", &settings.domain),
+    ] {
+        for row in rows.iter_mut().filter(|row| row["option"] == option) {
+            if row["value"] != frozen {
+                row["value"] = frozen.into();
+                row["source"] = "data directory (first start)".into();
+            }
+        }
+    }
+    let https = config.listen_https.as_ref();
+    for (option, listen) in [
+        ("listen-api", Some(&config.listen_api)),
+        ("listen-http", Some(&config.listen_http)),
+        ("listen-https", https),
+    ] {
+        for row in rows.iter_mut().filter(|row| row["option"] == option) {
+            row["value"] = listen.map_or_else(String::new, Listen::to_string).into();
+        }
+    }
+    let data = std::path::absolute(&config.data_dir);
+    let data = data.as_deref().unwrap_or(&config.data_dir);
+    for row in rows.iter_mut().filter(|row| row["option"] == "data-dir") {
+        row["value"] = data.display().to_string().into();
+    }
+    rows
+}
+
+/// One line per address on stdout, then `ready`.
+pub(super) fn announce(ground: &Ground, settings: &Settings) {
+    crate::output::line(&format!("api       http://{}", ground.config.listen_api));
+    crate::output::line(&format!(
+        "services  http://NAME.{}:{}",
+        settings.domain, ground.config.listen_http.port
+    ));
+    if let Some(https) = &ground.config.listen_https {
+        crate::output::line(&format!(
+            "          https://NAME.{}:{}",
+            settings.domain, https.port
+        ));
+    }
+    crate::output::line("ready");
+    tracing::info!(
+        api = %ground.config.listen_api, http = %ground.config.listen_http, https = ground.config.listen_https.as_ref().map(tracing::field::display),
+        project = %settings.project, region = %settings.region,
+        user = %ground.user.shown, open_files = ground.open_files, "ready"
+    );
+}

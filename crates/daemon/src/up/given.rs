@@ -1,0 +1,181 @@
+//! Certificates of the operator's own: the file of the option `certificates-file`, with a table for each host or pattern.
+//!
+//! ```toml
+//! ["*.example.com"]
+//! certificate-file = "/etc/utsuwa/example.pem"   # the host's own first, then those that signed it
+//! key-file = "/etc/utsuwa/example-key.pem"
+//! ```
+//!
+//! Invariants: 1. All of it is in force, or what was before. 2. A change concerns the next handshake; no connection sees it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use utsuwa_ingress::tls::{Given, Pattern, Tls};
+use utsuwa_model::Timestamp;
+
+use super::Refusal;
+use super::environment::Machine;
+
+/// How often the files are looked at: who renews them need not tell.
+const LOOK: Duration = Duration::from_secs(5);
+/// So long before the end of a certificate its operator is warned, once a day.
+const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
+const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Table {
+    certificate_file: PathBuf,
+    key_file: PathBuf,
+}
+
+/// What the files were when they were read: another one means another content.
+type Print = Vec<(PathBuf, Option<(u64, u64, i64, i64)>)>;
+
+/// The files, and what is in force of them.
+pub(super) struct OwnCertificates {
+    path: PathBuf,
+    tls: Arc<Tls>,
+    seen: Print,
+    ends: Vec<(Pattern, Timestamp)>,
+    warned: Option<Timestamp>,
+}
+
+impl OwnCertificates {
+    /// Reads them for the first time.
+    pub(super) fn open(path: &Path, tls: Arc<Tls>) -> anyhow::Result<Self> {
+        let mut own = Self {
+            path: path.to_owned(),
+            tls,
+            seen: Print::new(),
+            ends: Vec::new(),
+            warned: None,
+        };
+        own.take_over().map_err(|problems| {
+            Refusal::new(
+                format!("certificates-file: {}", problems.join("\n")),
+                "the server's user must be able to read these files (chgrp, chmod g+r)",
+            )
+        })?;
+        Ok(own)
+    }
+
+    /// Follows changes until `stop`, and SIGHUP.
+    pub(super) async fn follow(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut hangup = signal(SignalKind::hangup()).context("watch SIGHUP")?;
+        loop {
+            self.warn();
+            let asked = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                _ = hangup.recv() => true,
+                () = tokio::time::sleep(LOOK) => false,
+            };
+            if !asked && self.print() == self.seen {
+                continue;
+            }
+            match self.take_over() {
+                Ok(()) => tracing::info!(
+                    path = %self.path.display(),
+                    hosts = self.ends.len(),
+                    "certificates were read again; open connections go on"
+                ),
+                Err(problems) => tracing::warn!(
+                    path = %self.path.display(),
+                    problems = problems.join("; "),
+                    "the certificates can't be used; those that were in force stay so"
+                ),
+            }
+        }
+    }
+
+    fn take_over(&mut self) -> Result<(), Vec<String>> {
+        // Before reading: a change that comes meanwhile is seen at the next look.
+        self.seen = self.print();
+        let given = read(&self.path)?;
+        self.seen = self.print();
+        self.ends = given
+            .iter()
+            .map(|given| (given.pattern.clone(), given.validity.until))
+            .collect();
+        self.warned = None;
+        self.tls.give(given);
+        Ok(())
+    }
+
+    /// Those that end soon.
+    fn warn(&mut self) {
+        let now = Machine::time();
+        if self.warned.is_some_and(|at| now.since(at) < WARN_AGAIN) {
+            return;
+        }
+        self.warned = Some(now);
+        for (pattern, until) in &self.ends {
+            let left = until.since(now);
+            if left < WARN_BEFORE {
+                tracing::warn!(
+                    hosts = %pattern,
+                    days_left = left.as_secs() / (24 * 3600),
+                    "a certificate of certificates-file ends soon: put a newer one in its place, no restart is needed"
+                );
+            }
+        }
+    }
+
+    fn print(&self) -> Print {
+        let text = std::fs::read_to_string(&self.path).unwrap_or_default();
+        let named = tables(&text).unwrap_or_default();
+        let files = named
+            .into_values()
+            .flat_map(|table| [table.certificate_file, table.key_file]);
+        std::iter::once(self.path.clone())
+            .chain(files)
+            .map(|path| {
+                let found = std::fs::metadata(&path).ok();
+                let print = found.map(|m| (m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
+                (path, print)
+            })
+            .collect()
+    }
+}
+
+fn tables(text: &str) -> Result<BTreeMap<String, Table>, toml::de::Error> {
+    toml::from_str(text)
+}
+
+/// All certificates that the file names, each checked.
+fn read(path: &Path) -> Result<Vec<Given>, Vec<String>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| vec![format!("{}: read it: {error}", path.display())])?;
+    let tables = tables(&text).map_err(|error| vec![format!("{}: {error}", path.display())])?;
+    let now = Machine::time();
+    let (mut given, mut problems) = (Vec::new(), Vec::new());
+    for (name, table) in tables {
+        match one(&name, &table, now) {
+            Ok(one) => given.push(one),
+            Err(why) => problems.push(format!("{}: [{name:?}]: {why}", path.display())),
+        }
+    }
+    if problems.is_empty() {
+        Ok(given)
+    } else {
+        Err(problems)
+    }
+}
+
+fn one(name: &str, table: &Table, now: Timestamp) -> Result<Given, String> {
+    let pattern: Pattern = name.parse().map_err(|error| format!("{error}"))?;
+    let file = |key: &str, path: &Path| {
+        std::fs::read(path).map_err(|error| format!("{key} {}: {error}", path.display()))
+    };
+    let chain = file("certificate-file", &table.certificate_file)?;
+    let key = file("key-file", &table.key_file)?;
+    Given::new(pattern, &chain, &key, now).map_err(|error| error.to_string())
+}

@@ -1,0 +1,76 @@
+//! Whose turn it is on busy processors.
+//!
+//! A start is a few milliseconds of work in several processes, each of which would otherwise wait its turn among all that is busy:
+//! other instances, the server with the requests that wait for the start, and whatever else the machine does. So spawners go first.
+//! What they start doesn't, nor what takes them long.
+//!
+//! Failure: none of it is needed. Without the privilege (a server without root) everything has the same turn, as ever.
+
+use rustix::process::{setpriority_process, setsid};
+
+/// Of spawners: nine times the weight of what runs at the default. They sleep but for starts, makings and removals.
+const FIRST: i32 = -10;
+/// Of what is started: the default.
+const EQUAL: i32 = 0;
+/// Of work that takes seconds and that nobody waits for at the millisecond.
+const LAST: i32 = 10;
+
+/// This process goes before others: a spawner.
+pub(crate) fn goes_first() {
+    turn(FIRST);
+}
+
+/// As everybody: what a spawner starts, or becomes.
+pub(crate) fn goes_with_others() {
+    turn(EQUAL);
+}
+
+/// After everybody: copying, unpacking, deleting.
+pub(crate) fn goes_last() {
+    turn(LAST);
+}
+
+fn turn(nice: i32) {
+    // Outside of cgroups the kernel weighs sessions, and processes only within theirs: one of its own, and its weight. Refused to
+    // who leads one already.
+    let _ = setsid();
+    let _ = setpriority_process(None, nice);
+    // Absent where the kernel doesn't weigh sessions.
+    let _ = std::fs::write("/proc/self/autogroup", nice.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::sys::{self, Cloned};
+
+    /// In a process of its own: a test must not change how others run.
+    fn nice_after(turn: fn()) -> i32 {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        match sys::clone_process(0, false, None).unwrap() {
+            Cloned::Child => {
+                turn();
+                let nice = rustix::process::getpriority_process(None).unwrap_or(i32::MAX);
+                let _ = rustix::io::write(&writer, &nice.to_ne_bytes());
+                sys::leave(0)
+            }
+            Cloned::Parent { pidfd, .. } => {
+                drop(writer);
+                let mut bytes = [0; 4];
+                assert_eq!(rustix::io::read(&reader, &mut bytes).unwrap(), 4);
+                crate::sandbox::process::reap(&pidfd);
+                i32::from_ne_bytes(bytes)
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_spawner_starts_has_the_turn_of_everybody() {
+        let both = || {
+            goes_first();
+            goes_with_others();
+        };
+        assert_eq!(nice_after(both), EQUAL);
+        assert_eq!(nice_after(goes_last), LAST);
+    }
+}

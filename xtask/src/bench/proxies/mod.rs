@@ -1,0 +1,232 @@
+//! Section `http`: the data path beside nginx, haproxy and caddy as plain reverse proxies, in one run.
+//!
+//! Every proxy has CPU 0 to itself; upstream app and load generator share the last CPU, the same way for everybody. The app is
+//! the sample `hello` (`/ticks`, a few bytes): for us in its sandbox, for the peers as a plain process, which spares them the
+//! way through a network namespace. For us limits, metrics and request log are on; the peers write their access log, nginx
+//! with a buffer, since ours is batched too. Load: h2load, one thread. CPU is user and system time of all the proxy's processes.
+
+mod bodies;
+mod idle;
+mod load;
+mod peer;
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use load::{Load, Measured};
+use peer::{Proxy, Work};
+
+use super::server::{Server, free_port};
+use super::stats::table;
+use super::{Settings, cold, http};
+
+const CONNECTIONS: [usize; 3] = [1, 64, 256];
+const PROXY_CPU: usize = 0;
+/// More than idle connections need, on both sides.
+const OPEN_FILES: usize = 65_536;
+
+/// What the client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoken {
+    Http1,
+    H2c,
+    Tls,
+}
+
+impl Spoken {
+    const ALL: [Self; 3] = [Self::Http1, Self::H2c, Self::Tls];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::H2c => "h2c",
+            Self::Tls => "tls",
+        }
+    }
+}
+
+pub(super) fn run(settings: &Settings) -> anyhow::Result<String> {
+    raise_open_files()?;
+    let wants = |part: &str| settings.http.is_empty() || settings.http.iter().any(|p| p == part);
+    let work = Work::new(settings)?;
+    let app = Upstream::start(settings)?;
+    let server = Server::start(settings, "http", &Proxy::tls_flags(settings, &work)?)?;
+    server.deploy_template(
+        "http",
+        &serde_json::json!({
+            "scaling": {"minInstanceCount": 1, "maxInstanceCount": 1},
+            "maxInstanceRequestConcurrency": 1000,
+            "containers": [{"image": "utsuwa.local/hello", "resources": {"limits": {"memory": "1Gi", "cpu": "2"}, "cpuIdle": false}}]
+        }),
+    )?;
+    server.call("http", "/ticks")?;
+    for (state, pid) in server.instances("http")? {
+        pin(u32::try_from(pid)?, app.cpu).with_context(|| format!("pin the instance ({state})"))?;
+    }
+    let mut proxies = vec![Proxy::utsuwa(&server, &work)?];
+    proxies.extend(Proxy::peers(&work, app.port)?);
+    for proxy in &proxies {
+        for pid in proxy.pids() {
+            pin(pid, PROXY_CPU)?;
+        }
+    }
+    let mut report = String::from("\n## Requests through a proxy\n");
+    for spoken in Spoken::ALL {
+        if wants(spoken.name()) {
+            let text = requests(&proxies, spoken, app.cpu, settings)?;
+            crate::say(&text);
+            report.push_str(&text);
+        }
+    }
+    let compared: Vec<&Proxy> = proxies.iter().filter(|p| p.name != "caddy").collect();
+    if wants("bodies") {
+        let text = bodies::run(&compared, app.cpu, settings)?;
+        crate::say(&text);
+        report.push_str(&text);
+    }
+    if wants("idle") {
+        let text = idle::run(&compared)?;
+        crate::say(&text);
+        report.push_str(&text);
+    }
+    Ok(report)
+}
+
+fn requests(
+    proxies: &[Proxy],
+    spoken: Spoken,
+    cpu: usize,
+    settings: &Settings,
+) -> anyhow::Result<String> {
+    let mut rows = Vec::new();
+    for connections in CONNECTIONS {
+        let mut taken: Vec<(&str, Measured)> = Vec::new();
+        for proxy in proxies {
+            let Some(target) = proxy.target(spoken) else {
+                continue;
+            };
+            let load = Load {
+                target,
+                path: "/ticks",
+                connections,
+                body: None,
+                cpu,
+            };
+            load.run(Duration::from_secs(1), proxy, &settings.work)?;
+            let measured = load
+                .run(Duration::from_secs(3), proxy, &settings.work)
+                .with_context(|| {
+                    format!(
+                        "{}, {connections} connections, {}",
+                        proxy.name,
+                        spoken.name()
+                    )
+                })?;
+            taken.push((proxy.name, measured));
+        }
+        let nginx = taken
+            .iter()
+            .find(|(name, _)| *name == "nginx")
+            .map(|(_, m)| m.clone());
+        for (name, measured) in taken {
+            let ratio = |own: f64, of: fn(&Measured) -> f64| {
+                nginx
+                    .as_ref()
+                    .map_or_else(String::new, |nginx| format!("{:.2}", own / of(nginx)))
+            };
+            rows.push(vec![
+                connections.to_string(),
+                name.to_owned(),
+                format!("{:.0}", measured.per_second),
+                ratio(measured.per_second, |m| m.per_second),
+                format!("{:.0}", measured.p50_us),
+                format!("{:.0}", measured.p99_us),
+                ratio(measured.p99_us, |m| m.p99_us),
+                format!("{:.1}", measured.cpu_us),
+                ratio(measured.cpu_us, |m| m.cpu_us),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return Ok(format!("{}: nothing here speaks it\n", spoken.name()));
+    }
+    let head = [
+        "conn.",
+        spoken.name(),
+        "req/s",
+        "÷ nginx",
+        "p50 µs",
+        "p99 µs",
+        "÷ nginx",
+        "CPU µs/req",
+        "÷ nginx",
+    ];
+    Ok(format!("{}\n", table(&head, &rows)))
+}
+
+/// The app as a plain process, for the peers.
+struct Upstream {
+    child: Child,
+    port: u16,
+    cpu: usize,
+}
+
+impl Upstream {
+    fn start(settings: &Settings) -> anyhow::Result<Self> {
+        let app = cold::hello(settings)?;
+        let port = free_port()?;
+        let cpu = std::thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1);
+        let child = Command::new("taskset")
+            .args(["-c", &cpu.to_string()])
+            .arg(app.root.join("hello"))
+            .env_clear()
+            .env("PORT", port.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("start hello")?;
+        let upstream = Self { child, port, cpu };
+        until_answers(port)?;
+        Ok(upstream)
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Waits until somebody answers 200 at a port of this machine.
+fn until_answers(port: u16) -> anyhow::Result<()> {
+    let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port));
+    http::until_up(address, "/ticks", Instant::now(), || None).map(drop)
+}
+
+/// Keeps all threads of a process on one processor.
+fn pin(pid: u32, cpu: usize) -> anyhow::Result<()> {
+    quietly(Command::new("taskset").args(["-a", "-c", "-p", &cpu.to_string(), &pid.to_string()]))
+}
+
+fn raise_open_files() -> anyhow::Result<()> {
+    let limit = format!("--nofile={OPEN_FILES}:{OPEN_FILES}");
+    quietly(Command::new("prlimit").args(["--pid", &std::process::id().to_string(), &limit]))
+}
+
+fn quietly(command: &mut Command) -> anyhow::Result<()> {
+    let done = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("run {command:?}"))?;
+    if !done.status.success() {
+        bail!(
+            "{command:?}: {}: {}",
+            done.status,
+            String::from_utf8_lossy(&done.stderr).trim()
+        );
+    }
+    Ok(())
+}

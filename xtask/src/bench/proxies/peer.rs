@@ -1,0 +1,336 @@
+//! The proxies that are compared, each with the least configuration that does the same work.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::super::server::{Server, free_port};
+use super::super::{Settings, rest};
+use super::{Spoken, quietly, until_answers};
+
+/// A certificate for everybody, and where peers keep their files.
+pub(super) struct Work {
+    folder: PathBuf,
+}
+
+impl Work {
+    pub(super) fn new(settings: &Settings) -> anyhow::Result<Self> {
+        let folder = settings.work.join("proxies");
+        std::fs::create_dir_all(&folder)?;
+        let work = Self { folder };
+        let (key, certificate) = (work.file("key.pem"), work.file("certificate.pem"));
+        quietly(
+            Command::new("openssl")
+                .args(["req", "-x509", "-nodes", "-days", "7", "-newkey", "ec"])
+                .args([
+                    "-pkeyopt",
+                    "ec_paramgen_curve:prime256v1",
+                    "-subj",
+                    "/CN=http.localhost",
+                ])
+                .args(["-addext", "subjectAltName=DNS:http.localhost"])
+                .arg("-keyout")
+                .arg(&key)
+                .arg("-out")
+                .arg(&certificate),
+        )?;
+        let both = std::fs::read_to_string(&certificate)? + &std::fs::read_to_string(&key)?;
+        std::fs::write(work.file("both.pem"), both)?;
+        Ok(work)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+/// Where load goes.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub spoken: Spoken,
+    pub port: u16,
+}
+
+/// One proxy, running.
+pub(super) struct Proxy {
+    pub name: &'static str,
+    child: Option<Child>,
+    /// Path of the program whose processes count, and the one that started them.
+    program: PathBuf,
+    first: u32,
+    targets: Vec<Target>,
+}
+
+impl Proxy {
+    /// What our server needs to speak TLS; nothing where this build doesn't.
+    pub(super) fn tls_flags(
+        settings: &Settings,
+        _work: &Work,
+    ) -> anyhow::Result<Vec<&'static str>> {
+        let help = Command::new(&settings.utsuwa)
+            .args(["up", "--help"])
+            .output()
+            .context("ask the server for its flags")?;
+        let speaks = String::from_utf8_lossy(&help.stdout).contains("--listen-https");
+        Ok(if speaks {
+            vec!["--listen-https", HTTPS]
+        } else {
+            Vec::new()
+        })
+    }
+
+    pub(super) fn utsuwa(server: &Server, _work: &Work) -> anyhow::Result<Self> {
+        let port = server.http.port();
+        let mut targets = vec![
+            Target {
+                spoken: Spoken::Http1,
+                port,
+            },
+            Target {
+                spoken: Spoken::H2c,
+                port,
+            },
+        ];
+        if std::net::TcpStream::connect(HTTPS).is_ok() {
+            let port = HTTPS.rsplit(':').next().unwrap_or_default().parse()?;
+            targets.push(Target {
+                spoken: Spoken::Tls,
+                port,
+            });
+        }
+        Ok(Self {
+            name: "utsuwa",
+            child: None,
+            program: std::fs::read_link(format!("/proc/{}/exe", server.pid()))?,
+            first: server.pid(),
+            targets,
+        })
+    }
+
+    pub(super) fn peers(work: &Work, upstream: u16) -> anyhow::Result<Vec<Self>> {
+        let mut peers = Vec::new();
+        for name in ["nginx", "haproxy", "caddy"] {
+            match Self::peer(name, work, upstream) {
+                Ok(peer) => peers.push(peer),
+                Err(error) => crate::say(&format!("{name} can't run: {error:#}")),
+            }
+        }
+        Ok(peers)
+    }
+
+    fn peer(name: &'static str, work: &Work, upstream: u16) -> anyhow::Result<Self> {
+        let ports = [free_port()?, free_port()?, free_port()?];
+        let folder = work.folder.display();
+        let config = work.file(&format!("{name}.conf"));
+        let text = match name {
+            "nginx" => nginx(&folder.to_string(), ports, upstream),
+            "haproxy" => haproxy(&folder.to_string(), ports, upstream),
+            _ => caddy(&folder.to_string(), ports, upstream),
+        };
+        std::fs::write(&config, text)?;
+        let child = start(name, &config, &work.folder)?;
+        let first = child.id();
+        let proxy = Self {
+            name,
+            child: Some(child),
+            program: PathBuf::new(),
+            first,
+            targets: Spoken::ALL
+                .into_iter()
+                .zip(ports)
+                .map(|(spoken, port)| Target { spoken, port })
+                .collect(),
+        };
+        until_answers(ports[0]).with_context(|| format!("see {folder}/{name}.log"))?;
+        Ok(proxy)
+    }
+
+    pub(super) fn target(&self, spoken: Spoken) -> Option<Target> {
+        self.targets.iter().find(|t| t.spoken == spoken).cloned()
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.targets[0].port
+    }
+
+    /// All its processes.
+    pub(super) fn pids(&self) -> Vec<u32> {
+        if self.child.is_none() {
+            // Ours, less the sandboxes that wait to become instances of others: they do nothing here.
+            let all = rest::ours(self.first, &self.program.to_string_lossy()).unwrap_or_default();
+            return all
+                .into_iter()
+                .filter(|(_, role)| !role.contains("sandbox"))
+                .map(|(pid, _)| pid)
+                .collect();
+        }
+        let mut pids = vec![self.first];
+        let list = format!("/proc/{0}/task/{0}/children", self.first);
+        let children = std::fs::read_to_string(list).unwrap_or_default();
+        pids.extend(
+            children
+                .split_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+        pids
+    }
+
+    /// The process that holds the connections.
+    pub(super) fn holder(&self) -> u32 {
+        if self.child.is_none() {
+            self.first
+        } else {
+            self.pids().last().copied().unwrap_or(self.first)
+        }
+    }
+
+    /// User and system time of all of them.
+    pub(super) fn cpu(&self) -> Duration {
+        self.pids().into_iter().map(cpu_of).sum()
+    }
+
+    /// Resident memory of the process that holds the connections.
+    pub(super) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.holder()));
+        status
+            .unwrap_or_default()
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+            .unwrap_or(0)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let Some(child) = &mut self.child else { return };
+        // Workers end with their master, which must be asked for that.
+        drop(Command::new("kill").arg(child.id().to_string()).status());
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(child.kill());
+        drop(child.wait());
+    }
+}
+
+/// Where our server speaks TLS, if it does. A fixed address: flags are made before a port could be asked for.
+const HTTPS: &str = "127.0.0.1:18443";
+
+/// Of one process, from its clock ticks of 10 ms; threads that have ended are in it.
+fn cpu_of(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // After the name, which may hold anything: state is the third field, utime the fourteenth.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    Duration::from_millis(ticks * 10)
+}
+
+fn start(name: &str, config: &Path, folder: &Path) -> anyhow::Result<Child> {
+    let log = File::create(folder.join(format!("{name}.log")))?;
+    let mut command = Command::new(name);
+    match name {
+        "nginx" => command.arg("-c").arg(config).arg("-p").arg(folder),
+        "haproxy" => command.arg("-db").arg("-f").arg(config),
+        _ => command
+            .args(["run", "--adapter", "caddyfile", "--config"])
+            .arg(config)
+            .env("HOME", folder)
+            .env("GOMAXPROCS", "1"),
+    };
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("start {name}"))
+}
+
+fn nginx(folder: &str, [plain, h2c, tls]: [u16; 3], upstream: u16) -> String {
+    format!(
+        "daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err; user root;
+worker_rlimit_nofile 65536;
+events {{ worker_connections 40000; }}
+http {{
+  access_log {folder}/nginx.access combined buffer=64k flush=1s;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/temp; client_max_body_size 0;
+  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  keepalive_requests 1000000000; keepalive_timeout 600s;
+  upstream app {{ server 127.0.0.1:{upstream}; keepalive 512; keepalive_requests 1000000000; }}
+  server {{
+    listen 127.0.0.1:{plain} backlog=4096; listen 127.0.0.1:{h2c} http2; listen 127.0.0.1:{tls} ssl http2;
+    ssl_certificate {folder}/certificate.pem; ssl_certificate_key {folder}/key.pem;
+    location / {{
+      proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host;
+      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_request_buffering off; proxy_buffering off;
+    }}
+  }}
+}}
+"
+    )
+}
+
+fn haproxy(folder: &str, [plain, h2c, tls]: [u16; 3], upstream: u16) -> String {
+    format!(
+        "global
+  maxconn 30000
+  nbthread 1
+  log stdout format raw local0
+defaults
+  mode http
+  log global
+  option httplog
+  option forwardfor
+  http-reuse always
+  timeout client 600s
+  timeout server 600s
+  timeout connect 5s
+frontend plain
+  bind 127.0.0.1:{plain} backlog 4096
+  default_backend app
+frontend h2c
+  bind 127.0.0.1:{h2c} proto h2
+  default_backend app
+frontend tls
+  bind 127.0.0.1:{tls} ssl crt {folder}/both.pem alpn h2,http/1.1
+  default_backend app
+backend app
+  http-request set-header X-Forwarded-Proto http
+  server app 127.0.0.1:{upstream} pool-max-conn 1024
+"
+    )
+}
+
+fn caddy(folder: &str, [plain, h2c, tls]: [u16; 3], upstream: u16) -> String {
+    let site = format!(
+        "  log {{\n    output file {folder}/caddy.access\n  }}\n  reverse_proxy 127.0.0.1:{upstream}\n"
+    );
+    format!(
+        "{{
+  admin off
+  auto_https off
+  storage file_system {folder}/caddy
+  servers {{
+    protocols h1 h2 h2c
+  }}
+}}
+http://:{plain} {{
+{site}}}
+http://:{h2c} {{
+{site}}}
+https://:{tls} {{
+  tls {folder}/certificate.pem {folder}/key.pem
+{site}}}
+"
+    )
+}
