@@ -5,6 +5,7 @@ CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 ROUNDS ?= 3
 FUZZ_SECONDS ?= 600
+CHAOS_SECONDS ?= 300
 # cargo-nextest where it is installed, cargo test otherwise (decision 26).
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
@@ -54,6 +55,7 @@ bench: ## Cold start and the other promises, side by side with what is installed
 soak: ## What takes longer: fuzzing, walls removed, rounds of kill −9 and the rest of the end-to-end tests, cgroup v2 under qemu
 	$(MAKE) soak-fuzz
 	$(MAKE) soak-walls
+	$(MAKE) soak-chaos
 	$(MAKE) soak-rounds
 	$(MAKE) test-v2
 
@@ -74,6 +76,15 @@ else
 	@scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-daemon --test e2e removed_walls
 endif
 
+soak-chaos: ## Part of soak: CHAOS_SECONDS (300) of deploys, restarts and kills under load of every protocol
+	@scripts/deps.sh test
+	@scripts/test-inputs.sh $(TARGET)
+ifneq ($(NEXTEST),)
+	UTSUWA_TEST_CHAOS_SECONDS=$(CHAOS_SECONDS) scripts/with-inputs.sh $(TARGET) $(CARGO) nextest run --package utsuwa-daemon --test e2e --profile soak chaos
+else
+	UTSUWA_TEST_CHAOS_SECONDS=$(CHAOS_SECONDS) scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-daemon --test e2e chaos -- --test-threads 1
+endif
+
 soak-rounds: ## Part of soak: all end-to-end tests, ROUNDS times (3)
 	@scripts/deps.sh test
 	@scripts/test-inputs.sh $(TARGET)
@@ -83,4 +94,4 @@ else
 	@for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; scripts/with-inputs.sh $(TARGET) $(CARGO) test --package utsuwa-daemon --test e2e -- --test-threads 1 --skip removed_walls || exit 1; done
 endif
 
-.PHONY: help run check test test-v2 bench soak soak-fuzz soak-walls soak-rounds
+.PHONY: help run check test test-v2 bench soak soak-fuzz soak-walls soak-chaos soak-rounds

@@ -9,7 +9,7 @@ what=${1:?usage: scripts/deps.sh run|test|bench|test-v2}
 declare -A need=([cc]=gcc [make]=make [nft]=nftables [ip]=iproute2)
 case $what in
   run) need+=([curl]=curl) ;;
-  test) need+=([mmdebstrap]=mmdebstrap [buildah]=buildah [skopeo]=skopeo [docker-registry]=docker-registry [busybox]=busybox-static [unshare]=util-linux [iptables-nft]=iptables [curl]=curl [python3]=python3 [npm]=npm [python3-venv]=python3-venv [runsc]=runsc [pasta]=passt [promtool]=prometheus [newuidmap]=uidmap [pebble]=pebble [certutil]=libnss3-tools [openssl]=openssl [nginx]=nginx-light [haproxy]=haproxy) ;;
+  test) need+=([mmdebstrap]=mmdebstrap [buildah]=buildah [skopeo]=skopeo [docker-registry]=docker-registry [busybox]=busybox-static [unshare]=util-linux [iptables-nft]=iptables [curl]=curl [python3]=python3 [npm]=npm [python3-venv]=python3-venv [nghttp]=nghttp2-client [chromium]=chromium [runsc]=runsc [pasta]=passt [promtool]=prometheus [newuidmap]=uidmap [pebble]=pebble [certutil]=libnss3-tools [openssl]=openssl [nginx]=nginx-light [haproxy]=haproxy) ;;
   bench) need+=([mmdebstrap]=mmdebstrap [buildah]=buildah [skopeo]=skopeo [docker-registry]=docker-registry [busybox]=busybox-static [podman]=podman [crun]=crun [runc]=runc [bwrap]=bubblewrap [runsc]=runsc [nginx]=nginx-light [haproxy]=haproxy [caddy]=caddy [h2load]=nghttp2-client [openssl]=openssl [curl]=curl) ;;
   test-v2) need+=([qemu-system-x86_64]=qemu-system-x86 [cpio]=cpio [busybox]=busybox-static [zstd]=zstd [dpkg-deb]=dpkg [mke2fs]=e2fsprogs [python3]=python3 [iptables-nft]=iptables [unshare]=util-linux [dash]=dash) ;;
   *) echo "deps.sh: $what: no such set; there are run, test, bench, test-v2" >&2; exit 2 ;;

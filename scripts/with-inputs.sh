@@ -7,6 +7,7 @@ shift
 export UTSUWA_TEST_SKIPPED="$inputs/skipped.txt"
 : >"$UTSUWA_TEST_SKIPPED"
 [ -f "$inputs/images/flask-chat.tar" ] && export UTSUWA_TEST_FLASK_IMAGE="$inputs/images/flask-chat.tar"
+[ -f "$inputs/images/protocols.tar" ] && export UTSUWA_TEST_PROTOCOLS_IMAGE="$inputs/images/protocols.tar"
 [ -f "$inputs/images/hostile.tar" ] && export UTSUWA_TEST_HOSTILE="$inputs/images"
 [ -x "$inputs/utsuwa-missing-walls" ] && export UTSUWA_TEST_MISSING_WALLS="$inputs/utsuwa-missing-walls"
 [ -f "$inputs/google-proto-files/.done" ] && export UTSUWA_GOOGLE_PROTOS="$inputs/google-proto-files/node_modules/google-proto-files"

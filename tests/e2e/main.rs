@@ -15,6 +15,7 @@ mod attacks;
 mod bad_apps;
 mod bad_images;
 mod bad_input;
+mod chaos;
 mod cli;
 mod clients;
 mod containers;
@@ -34,6 +35,7 @@ mod lifecycle;
 mod limits;
 mod observed;
 mod private_registry;
+mod real_clients;
 mod rootless;
 mod scale;
 #[path = "../skip.rs"]

@@ -28,7 +28,8 @@ pub trait FrontDoor: fmt::Debug + Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<(), String>>;
 
     /// Takes the instance out of choice at once; answers when its last request has ended or `deadline` has passed
-    /// (`true`: nothing was in flight any more). After the answer it may be stopped. Unknown ids answer at once.
+    /// (`true`: nothing was in flight any more). After the answer it may be stopped. Unknown ids answer at once,
+    /// unless a server before this one has requests in them: then when those have ended.
     fn retire(&self, id: &InstanceId, deadline: Duration) -> BoxFuture<'static, bool>;
 
     /// The instance may be frozen from now on, since nothing is in flight in it: the next request asks for a thaw (`Wake::thaw`

@@ -199,6 +199,19 @@ impl Answer {
         }
     }
 
+    /// The same for who asked, where no page can be shown.
+    pub(crate) fn says(&self) -> String {
+        match self {
+            // What the app or the machine said stays here.
+            Self::NotReady { .. } => {
+                "The service has no version that is ready to answer yet.".to_owned()
+            }
+            Self::Unready { .. } | Self::Refused(_) => NO_INSTANCE.to_owned(),
+            Self::Broken { .. } => BROKEN.to_owned(),
+            _ => self.log(),
+        }
+    }
+
     fn body(&self) -> (&'static str, Bytes) {
         const TEXT: &str = "text/plain; charset=utf-8";
         const HTML: &str = "text/html; charset=utf-8";

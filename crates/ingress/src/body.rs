@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::deadline;
+use crate::interim::Gate;
 use crate::pace::Pace;
 use crate::record::Exchange;
 use crate::serve::STALL;
@@ -55,6 +56,8 @@ pub(crate) enum RequestBody {
         limit: u64,
         /// What was read while the request waited.
         ahead: Option<Bytes>,
+        /// Shut until the app asks for the body.
+        gate: Option<Gate>,
         pace: Pace,
     },
 }
@@ -95,6 +98,7 @@ impl RequestBody {
                 meter: Arc::clone(&meter),
                 limit,
                 ahead: None,
+                gate: None,
                 pace,
             },
             Some(meter),
@@ -139,6 +143,21 @@ impl RequestBody {
     }
 }
 
+impl RequestBody {
+    /// The next frame of the client's, once the app wants it.
+    fn take(
+        incoming: &mut Incoming,
+        gate: &mut Option<Gate>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(shut) = gate {
+            std::task::ready!(shut.poll_open(context));
+            *gate = None;
+        }
+        Pin::new(incoming).poll_frame(context)
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -157,33 +176,34 @@ impl Body for RequestBody {
                 incoming,
                 meter,
                 limit,
+                gate,
                 pace,
                 ..
-            } => match std::task::ready!(
-                pace.watch(Pin::new(&mut *incoming).poll_frame(context), context)
-            ) {
-                None => {
-                    meter.ended.store(true, Ordering::Release);
-                    Poll::Ready(None)
-                }
-                Some(Err(None)) => {
-                    meter.stalled.store(true, Ordering::Release);
-                    Poll::Ready(Some(Err(BodyError::Stalled)))
-                }
-                Some(Err(Some(error))) => Poll::Ready(Some(Err(BodyError::Client(error)))),
-                Some(Ok(frame)) => {
-                    let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-                    let seen = meter.bytes.fetch_add(length, Ordering::Relaxed) + length;
-                    if seen > *limit {
-                        meter.too_large.store(true, Ordering::Release);
-                        return Poll::Ready(Some(Err(BodyError::TooLarge { limit: *limit })));
-                    }
-                    if incoming.is_end_stream() {
+            } => {
+                match std::task::ready!(pace.watch(Self::take(incoming, gate, context), context)) {
+                    None => {
                         meter.ended.store(true, Ordering::Release);
+                        Poll::Ready(None)
                     }
-                    Poll::Ready(Some(Ok(frame)))
+                    Some(Err(None)) => {
+                        meter.stalled.store(true, Ordering::Release);
+                        Poll::Ready(Some(Err(BodyError::Stalled)))
+                    }
+                    Some(Err(Some(error))) => Poll::Ready(Some(Err(BodyError::Client(error)))),
+                    Some(Ok(frame)) => {
+                        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                        let seen = meter.bytes.fetch_add(length, Ordering::Relaxed) + length;
+                        if seen > *limit {
+                            meter.too_large.store(true, Ordering::Release);
+                            return Poll::Ready(Some(Err(BodyError::TooLarge { limit: *limit })));
+                        }
+                        if incoming.is_end_stream() {
+                            meter.ended.store(true, Ordering::Release);
+                        }
+                        Poll::Ready(Some(Ok(frame)))
+                    }
                 }
-            },
+            }
         }
     }
 

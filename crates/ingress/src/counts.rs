@@ -48,6 +48,8 @@ pub(crate) struct Seat {
     pub(crate) instance: Arc<Instance>,
     pub(crate) reach: Reach,
     pub(crate) in_flight: u32,
+    /// How many of them the server before this one has.
+    pub(crate) held: u32,
     pub(crate) idle_since: Option<Timestamp>,
     /// Its place in `loads`.
     pub(crate) choice: Option<usize>,

@@ -22,6 +22,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use utsuwa_model::route::Protocol;
 
 use crate::Shared;
@@ -44,6 +45,8 @@ const FRESH: Duration = Duration::from_millis(1);
 /// A request ready to be sent.
 pub(crate) struct Asked {
     pub(crate) request: Request<RequestBody>,
+    /// Dropped once it is sent.
+    pub(crate) early: TaskTrackerToken,
     /// The client's side, when it asks for WebSocket.
     pub(crate) upgrade: Option<OnUpgrade>,
     pub(crate) meter: Option<Arc<Meter>>,
@@ -94,16 +97,17 @@ pub(crate) async fn ask(
 ) -> Result<Answered, Answer> {
     let Asked {
         request,
+        early,
         upgrade,
         meter,
         limit,
     } = asked;
     let head = *request.method() == Method::HEAD;
     let sent = match protocol {
-        Protocol::Http1 => ask_http1(shared, instance, request, deadline)
+        Protocol::Http1 => ask_http1(shared, instance, (request, early), deadline)
             .await
             .map(|(answer, up)| (answer, Some(up))),
-        Protocol::H2c => ask_http2(instance, request, deadline)
+        Protocol::H2c => ask_http2(instance, (request, early), deadline)
             .await
             .map(|answer| (answer, None)),
     };
@@ -138,10 +142,10 @@ pub(crate) async fn ask(
 async fn ask_http1(
     shared: &Shared,
     instance: &Arc<Instance>,
-    mut request: Request<RequestBody>,
+    (mut request, early): (Request<RequestBody>, TaskTrackerToken),
     deadline: &mut Pin<Box<Sleep>>,
 ) -> Result<(Response<Incoming>, Upstream), Failure> {
-    let mut again = false;
+    let (mut again, mut early) = (false, Some(early));
     loop {
         let mut upstream = match if again { None } else { kept(instance).await } {
             Some(upstream) => upstream,
@@ -164,6 +168,7 @@ async fn ask_http1(
             .and_then(|_| copy_of(&request));
         let kept_alive = upstream.idle_since.is_some();
         let mut answer = upstream.send(request);
+        drop(early.take());
         let mut dead = pin!(instance.dead.cancelled());
         let answer = poll_fn(|context| {
             if let Poll::Ready(answer) = upstream.poll_answer(&mut answer, context) {
@@ -228,14 +233,15 @@ fn closed_unanswered(error: &hyper::Error) -> bool {
 
 async fn ask_http2(
     instance: &Arc<Instance>,
-    mut request: Request<RequestBody>,
+    (mut request, early): (Request<RequestBody>, TaskTrackerToken),
     deadline: &mut Pin<Box<Sleep>>,
 ) -> Result<Response<Incoming>, Failure> {
-    let mut again = false;
+    let (mut again, mut early) = (false, Some(early));
     loop {
         let mut sender = bounded(instance, deadline, instance.http2())
             .await?
             .map_err(Failure::Connect)?;
+        drop(early.take());
         let error = match bounded(instance, deadline, sender.try_send_request(request)).await? {
             Ok(response) => return Ok(response),
             Err(error) => error,

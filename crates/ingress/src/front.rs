@@ -23,6 +23,7 @@ use utsuwa_model::route::{
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 
 use crate::instance::{Ending, Instance};
+use crate::leaving::Leaving;
 use crate::metrics::{self, Series};
 use crate::outside::Outside;
 use crate::places::{self, Crowded};
@@ -60,11 +61,12 @@ pub(crate) struct Shared {
     pub(crate) table: ArcSwap<Table>,
     /// What the table was made of. Held while it is changed.
     published: Mutex<HashMap<ServiceKey, Arc<RouteTable>>>,
-    revisions: Revisions,
-    instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
+    pub(crate) revisions: Revisions,
+    pub(crate) instances: Mutex<HashMap<InstanceId, Arc<Instance>>>,
     pub(crate) places: places::Shared,
     /// Set once, before a listener is served that needs it.
     pub(crate) tls: OnceLock<Arc<Tls>>,
+    pub(crate) leaving: Leaving,
     /// HTTP/2 connections that were closed for too many control frames.
     pub(crate) floods: Arc<Told>,
     /// Connections of proxies that did not say whose they are.
@@ -103,6 +105,7 @@ impl Ingress {
         let shared = Shared {
             places,
             tls: OnceLock::new(),
+            leaving: Leaving::default(),
             floods: Arc::default(),
             bad_proxies: Told::default(),
             accept_failed: Mutex::default(),
@@ -127,8 +130,9 @@ impl Ingress {
         }
     }
 
-    /// Serves `listener` until `shutdown` is cancelled, then drains: what waits for an instance is answered 503, what is in
-    /// flight has `settings.drain` to end. Returns when every connection is closed. May be called for several listeners.
+    /// Serves `listener` until `shutdown` is cancelled, then drains: what is in flight or waits for an instance has
+    /// `settings.drain` to end, unless it is told otherwise before ([`Ingress::refuse_waiting`], [`Ingress::cut`]). Returns when
+    /// every connection is closed. May be called for several listeners.
     pub async fn serve(&self, listener: TcpListener, scheme: Scheme, shutdown: CancellationToken) {
         let places = self.shared.places.for_public();
         serve::serve(self.clone(), listener, scheme, places, shutdown).await;
@@ -227,16 +231,22 @@ impl Ingress {
             revision.meters.started();
         }
         revision.add(Arc::clone(&instance));
+        shared.leaving.apply(&revision, &instance);
         start_probe(shared, &revision, &instance);
     }
 
     /// Takes the instance out of choice at once. The future answers when its last request has ended or `deadline` has passed
-    /// (`true`: nothing was in flight any more). Unknown ids answer at once. The handshake begins with this call, not with
+    /// (`true`: nothing was in flight any more). Unknown ids answer at once, unless the server before has something in them. The handshake begins with this call, not with
     /// the first poll of the future.
     pub fn retire(&self, id: &InstanceId, deadline: Duration) -> BoxFuture<'static, bool> {
         let shared = &self.shared;
         let Some(instance) = shared.instances.lock().get(id).cloned() else {
-            return std::future::ready(true).boxed();
+            let (shared, id) = (Arc::clone(shared), id.clone());
+            return async move {
+                let gone = shared.leaving.let_go(&id);
+                tokio::time::timeout(deadline, gone).await.is_ok()
+            }
+            .boxed();
         };
         instance.leaving.cancel();
         let waiting = shared

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, REFERER, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -40,16 +40,18 @@ use crate::table::{HostTarget, normalise};
 use crate::tls;
 use crate::trace::Trace;
 use crate::waiting;
-use crate::{Refusal, Shared};
+use crate::{Refusal, Shared, grpc_edge, interim, websocket};
 
 /// Answers one request.
 pub(crate) async fn handle(
     shared: Arc<Shared>,
     door: Arc<Door>,
     client: Arc<Client>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let arrived = Instant::now();
+    let bridged = websocket::from_http2(&mut request, || shared.outside.dice());
+    let (version, grpc) = (request.version(), grpc_edge::is_call(&request));
     let trace = Trace::of(request.headers(), || shared.outside.dice());
     let host =
         examine::host(&request, &client).map(|host| host.map(|host| normalise(host).into_owned()));
@@ -87,7 +89,7 @@ pub(crate) async fn handle(
             cold: None,
         },
     );
-    let (unread, version) = (!request.body().is_end_stream(), request.version());
+    let unread = !request.body().is_end_stream();
     let answered = route(
         &shared,
         &door,
@@ -98,7 +100,7 @@ pub(crate) async fn handle(
         &mut exchange,
     )
     .await;
-    let response = match answered {
+    let mut response = match answered {
         Ok(answered) => answered.into_response(exchange, &trace),
         Err(answer) => {
             // Whoever sent it may mean what follows in another way than it would be read.
@@ -107,6 +109,9 @@ pub(crate) async fn handle(
                 client.unread.store(true, Ordering::Release);
             }
             let mut response = own(&answer, exchange, &trace);
+            if grpc {
+                grpc_edge::in_its_terms(&mut response, &answer.says());
+            }
             if ends {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
@@ -114,6 +119,14 @@ pub(crate) async fn handle(
             response
         }
     };
+    if bridged {
+        websocket::to_http2(&mut response);
+    }
+    let ends = version < Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+    if ends && door.closing.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
     client.answered(response.status());
     response
 }
@@ -140,12 +153,14 @@ fn own(answer: &Answer, mut exchange: Exchange, trace: &Trace) -> Response<Respo
 async fn route(
     shared: &Arc<Shared>,
     door: &Arc<Door>,
-    client: &Client,
+    client: &Arc<Client>,
     trace: &Trace,
     host: Result<Option<String>, Flaw>,
     request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Served, Answer> {
+    let early = shared.leaving.early.token();
+    let (asked_by, bridged) = (request.version(), websocket::is_bridged(&request));
     let method = matches!(*request.method(), Method::TRACE | Method::CONNECT);
     let host = match host {
         Ok(Some(host)) => host,
@@ -209,6 +224,9 @@ async fn route(
     if settings.refuse_scanners && shared.outside.scanners.ask_for(request.uri().path()) {
         return Err(Answer::Scanner);
     }
+    if bridged && settings.protocol == Protocol::H2c {
+        return Err(Answer::Method);
+    }
     let limit = match settings.protocol {
         Protocol::Http1 => shared.outside.settings.max_message_bytes,
         Protocol::H2c => u64::MAX,
@@ -217,22 +235,26 @@ async fn route(
         return Err(Answer::BodyTooLarge { limit });
     }
 
-    let mut deadline = Box::pin(tokio::time::sleep_until(
-        exchange.arrived + settings.timeout,
-    ));
+    let patience = match grpc_edge::is_call(&request) {
+        true => grpc_edge::timeout(request.headers()),
+        false => None,
+    };
+    let until = exchange.arrived + settings.timeout.min(patience.unwrap_or(Duration::MAX));
+    let mut deadline = Box::pin(tokio::time::sleep_until(until));
     let (mut parts, body) = request.into_parts();
     let body = empty_as_said(&parts.headers, body, &mut deadline).await?;
     let (mut body, meter) = RequestBody::client(body, limit, shared.outside.settings.body_timeout);
     exchange.meter = meter;
-    let ahead = body.read_ahead(parts.headers.contains_key(EXPECT));
+    let expects = parts.headers.contains_key(EXPECT);
+    let ahead = body.read_ahead(expects);
     let instance = before.as_ref().map(|before| &before.instance);
     let admission = revision.admit(exchange.at(), instance, shared.outside.dice());
     let page = settings.waiting_page && waiting::is_for(&parts);
-    let until = Until {
+    let waits = Until {
         deadline: &mut deadline,
         page,
     };
-    let (mut slot, waited) = slot(door, revision, admission, exchange, until, ahead).await?;
+    let (mut slot, waited) = slot(shared, revision, admission, exchange, waits, ahead).await?;
     // Only now: who waits holds no socket, and what one service keeps waiting must not be refused to another.
     slot.hold(client.requests.take_or_tell()?);
     let queued = if waited {
@@ -268,9 +290,20 @@ async fn route(
         streams,
     );
     address(&mut parts, settings);
+    if waited
+        && patience.is_some()
+        && let Some(left) = grpc_edge::left(until - Instant::now())
+    {
+        parts.headers.insert(grpc_edge::TIMEOUT, left);
+    }
+    let mut request = Request::from_parts(parts, body);
+    if settings.protocol == Protocol::Http1 {
+        interim::pass_on(&mut request, asked_by, client, expects);
+    }
 
     let asked = Asked {
-        request: Request::from_parts(parts, body),
+        request,
+        early,
         upgrade,
         meter: exchange.meter.clone(),
         limit,
@@ -325,7 +358,7 @@ struct Until<'r> {
 
 /// The slot that was admitted to, waiting for it if need be. Tells whether it waited.
 async fn slot(
-    door: &Door,
+    shared: &Shared,
     revision: &Revision,
     admitted: Admitted,
     exchange: &Exchange,
@@ -345,7 +378,7 @@ async fn slot(
         () = until.deadline.as_mut() => Err(Answer::Timeout),
         () = tokio::time::sleep(waiting::PATIENCE), if until.page => Err(Answer::Starting),
         () = window => Err(revision.time_is_up()),
-        () = door.closing.cancelled() => Err(Answer::ShuttingDown),
+        () = shared.leaving.in_vain.cancelled() => Err(Answer::ShuttingDown),
         () = ahead => Err(Answer::ClientGone), // it never ends by itself
     }
 }

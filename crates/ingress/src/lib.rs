@@ -27,10 +27,13 @@ mod front;
 mod gate;
 mod gated;
 mod grpc;
+mod grpc_edge;
 mod handle;
 mod headers;
 mod health;
 mod instance;
+mod interim;
+mod leaving;
 mod meter;
 mod metrics;
 mod outside;
@@ -55,6 +58,7 @@ mod told;
 mod trace;
 mod upstream;
 mod waiting;
+mod websocket;
 
 #[cfg(test)]
 #[path = "../../../tests/skip.rs"]

@@ -12,6 +12,7 @@
 //! 5. The first request in an instance that may be frozen calls [`Wake::thaw`](crate::seam::Wake::thaw), before it is sent.
 //! 6. Nothing is called out of this module with the lock held, except waking tasks.
 
+mod held;
 mod levels;
 mod reach;
 
@@ -156,6 +157,7 @@ impl Revision {
             instance,
             reach: Reach::Starting,
             in_flight: 0,
+            held: 0,
             idle_since: None,
             choice: None,
             sleep: Sleep::Awake,

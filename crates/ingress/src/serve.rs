@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! 1. Want of descriptors neither ends a listener nor makes it spin: connections wait meanwhile.
-//! 2. After the shutdown token nothing is accepted, what waits is answered 503, what is in flight has `drain` to end.
+//! 2. After the shutdown token nothing is accepted; what waits or is in flight has `drain` to end (`leaving`).
 //! 3. A client that neither sends a head nor takes its answer is cut off in bounded time.
 
 use std::io;
@@ -22,9 +22,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::Ingress;
 use crate::budget::Share;
@@ -34,6 +35,7 @@ use crate::gate::Limits;
 use crate::gated::Gated;
 use crate::handle::handle;
 use crate::headers::Seen;
+use crate::interim::Interim;
 use crate::meter::Metered;
 use crate::places::{Own, Places};
 use crate::proxied::{self, Network};
@@ -49,6 +51,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A connection that was accepted before the end may have its request on the way: it is waited for this long, since the next
 /// server can't answer it any more.
 const FIRST_BYTES: Duration = Duration::from_millis(500);
+
+/// After the shutdown a client that keeps a connection may have a request on its way: it is answered, as the last one. Whoever
+/// sends more seldom is not likely to send just when its connection is closed.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// How long and how much we go on reading what a client still sends after we answered and closed: closing at once would
 /// make its kernel throw away our answer.
@@ -105,6 +111,8 @@ pub(crate) struct Client {
     pub(crate) requests: Arc<Share>,
     /// A request was answered before its body was read: read on for a moment when closing.
     pub(crate) unread: AtomicBool,
+    /// What is said before the answer.
+    pub(crate) interim: Interim,
     /// Requests that were answered, of HTTP/1.1 in their order.
     pub(crate) answered: AtomicU64,
     /// The last answer switched to another protocol.
@@ -123,6 +131,7 @@ impl Client {
             remote,
             requests,
             unread: AtomicBool::new(false),
+            interim: Interim::default(),
             answered: AtomicU64::new(0),
             switched: AtomicBool::new(false),
             flaw: OnceLock::new(),
@@ -158,7 +167,7 @@ pub(crate) async fn serve(
         scheme,
         inside: places.inside(),
         closing: shutdown.clone(),
-        cut: CancellationToken::new(),
+        cut: ingress.shared.leaving.cut.child_token(),
         tasks: TaskTracker::new(),
     });
     loop {
@@ -188,31 +197,33 @@ pub(crate) async fn serve(
         };
         let (ingress, served) = (ingress.clone(), Arc::clone(&door));
         let requests = places.requests();
+        let early = ingress.shared.leaving.early.token();
         door.tasks.spawn(async move {
-            deadline::with_one(connection(ingress, served, requests, stream, peer)).await;
+            deadline::with_one(connection(ingress, served, (requests, early), stream, peer)).await;
             drop(place);
         });
     }
     drop(listener);
     door.tasks.close();
-    if tokio::time::timeout(settings.drain, door.tasks.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!(
-            left = door.tasks.len(),
-            "requests did not end within {:?} and are cut off",
-            settings.drain
-        );
-        door.cut.cancel();
-        door.tasks.wait().await;
+    tokio::select! {
+        () = door.tasks.wait() => return,
+        () = door.cut.cancelled() => {}
+        () = tokio::time::sleep(settings.drain) => {
+            tracing::warn!(
+                left = door.tasks.len(),
+                "requests did not end within {:?} and are cut off",
+                settings.drain
+            );
+            door.cut.cancel();
+        }
     }
+    door.tasks.wait().await;
 }
 
 async fn connection(
     ingress: Ingress,
     door: Arc<Door>,
-    own: Option<Own>,
+    (own, early): (Option<Own>, TaskTrackerToken),
     mut stream: TcpStream,
     peer: SocketAddr,
 ) {
@@ -292,6 +303,7 @@ async fn connection(
         ($connection:expr) => {{
             let mut connection = pin!($connection);
             let mut closing = false;
+            let (mut early, mut last) = (Some(early), pin!(tokio::time::sleep(Duration::ZERO)));
             loop {
                 tokio::select! {
                     // In this order: hyper closes a connection that is asked to end before it has read anything, and this one
@@ -305,6 +317,14 @@ async fn connection(
                     }
                     () = door.closing.cancelled(), if !closing => {
                         closing = true;
+                        last.as_mut().reset(Instant::now() + LAST_WORDS);
+                        // HTTP/2 says that it ends and answers what crosses that; HTTP/1.1 says so with its next answer.
+                        if http2 {
+                            connection.as_mut().graceful_shutdown();
+                        }
+                    }
+                    () = last.as_mut(), if closing && early.is_some() => {
+                        early = None;
                         connection.as_mut().graceful_shutdown();
                     }
                     () = door.cut.cancelled() => break,
@@ -319,6 +339,7 @@ async fn connection(
         drive!(
             http2::Builder::new(deadline::Streams)
                 .timer(TokioTimer::new())
+                .enable_connect_protocol()
                 .max_concurrent_streams(settings.max_streams)
                 .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
                 .initial_stream_window_size(1 << 20)
@@ -351,6 +372,12 @@ struct ClientStream {
 }
 
 impl ClientStream {
+    /// Writes what is to be said before the answer.
+    fn interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, client, .. } = self;
+        client.interim.poll_write(&mut *stream, context)
+    }
+
     fn watch<T>(
         &mut self,
         progress: Poll<io::Result<T>>,
@@ -393,7 +420,11 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let progress = Pin::new(&mut self.stream).poll_write(context, buffer);
+        let progress = match self.interim(context) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_write(context, buffer),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
         self.watch(progress, context)
     }
 
@@ -402,7 +433,11 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let progress = Pin::new(&mut self.stream).poll_write_vectored(context, buffers);
+        let progress = match self.interim(context) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_write_vectored(context, buffers),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
         self.watch(progress, context)
     }
 
@@ -411,7 +446,10 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let progress = Pin::new(&mut self.stream).poll_flush(context);
+        let progress = match self.interim(context) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_flush(context),
+            other => other,
+        };
         self.watch(progress, context)
     }
 

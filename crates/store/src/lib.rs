@@ -41,6 +41,7 @@ pub use page::{Listing, Page};
 pub use settings::Settings;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rusqlite::Connection;
 use tokio::sync::watch;
@@ -82,6 +83,9 @@ impl Store {
         F: FnOnce(&Noting<'_>) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
+        if self.inner.given_up.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
         self.inner
             .writer
             .run(work)

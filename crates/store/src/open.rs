@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -28,7 +29,9 @@ pub(crate) struct Inner {
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) ring: Arc<Mutex<Ring>>,
     pub(crate) path: PathBuf,
-    _lock: Option<File>,
+    /// Set once the place is given up: nothing is written from then on.
+    pub(crate) given_up: AtomicBool,
+    lock: Mutex<Option<File>>,
 }
 
 impl Store {
@@ -68,6 +71,15 @@ impl Store {
         Self::start(Arc::new(Mutex::new(writer)), readers, path, Some(held))
     }
 
+    /// Lets another process open the directory, though this one lives on: returns when all writes that were queued are done,
+    /// and gives the lock back. Later writes fail with [`StoreError::Closed`]; reads go on.
+    pub async fn give_up(&self) {
+        self.inner.given_up.store(true, Ordering::Release);
+        // The queue is in order: behind this nothing is left. It fails only if the writer has ended, with nothing left either.
+        let _ = self.inner.writer.run(|_| Ok(())).await;
+        self.inner.lock.lock().take();
+    }
+
     /// A database in memory, for tests: same rules, nothing durable, one connection for reading and writing.
     ///
     /// # Errors
@@ -103,7 +115,8 @@ impl Store {
                 changes,
                 ring,
                 path,
-                _lock: held,
+                given_up: AtomicBool::new(false),
+                lock: Mutex::new(held),
             }),
         })
     }

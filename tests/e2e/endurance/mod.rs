@@ -4,7 +4,6 @@
 mod lines;
 mod work;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};

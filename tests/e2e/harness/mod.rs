@@ -191,13 +191,19 @@ impl Server {
 
     /// Starts the next server with `--replace` while the old one runs. Answers how the old one ended.
     pub(crate) fn replace(&mut self) -> std::process::ExitStatus {
-        let mut old = self.child.take().unwrap();
-        self.flags.push("--replace".to_owned());
-        self.up();
-        self.flags.pop();
+        let mut old = self.replace_beside();
         until("the old server to end", Duration::from_secs(20), || {
             old.try_wait().unwrap()
         })
+    }
+
+    /// The same without waiting for the old one, which goes on as long as its streams.
+    pub(crate) fn replace_beside(&mut self) -> Child {
+        let old = self.child.take().unwrap();
+        self.flags.push("--replace".to_owned());
+        self.up();
+        self.flags.pop();
+        old
     }
 
     /// Waits for the server process to end by itself.

@@ -3,6 +3,7 @@
 //! The world is observed (law 2): an instance of a revision that is routed or being proven is adopted, any other is stopped.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::instance::{Exit, InstanceObservation, StartPhases, Tier};
@@ -14,6 +15,9 @@ use super::tiers::RestMark;
 use crate::core::Core;
 use crate::rounds::Priority;
 use crate::world::{Phase, Record, Stage};
+
+/// No request lasts longer: what is in an instance that nothing leads to has ended by then.
+const STREAMS: Duration = Duration::from_secs(3600);
 
 impl Core {
     /// Takes in what runs. The rightful ones are answered, to be admitted after the routes were published; the rest is stopped.
@@ -163,8 +167,13 @@ impl Core {
     }
 
     fn remove_stray(&self, found: InstanceObservation) {
+        // The server before may have streams in it: they end first, as in any other that leaves.
+        let empty = self.door.retire(&found.id, STREAMS);
         self.spawn(|core| async move {
-            if let Err(error) = core.driver.stop(found.id.clone(), core.settings.stop_grace).await {
+            empty.await;
+            if let Err(error) = core.driver.stop(found.id.clone(), core.settings.stop_grace).await
+                && !matches!(error, DriverError::NotFound(_))
+            {
                 tracing::warn!(instance = %found.id, %error, "stop a stray instance; the next sweep tries again");
             }
         });

@@ -65,7 +65,7 @@ fn who_may_call() {
         let mut s = s.clone();
         s.spec.ingress = ingress;
         let all = policy("allUsers", "roles/run.invoker");
-        let routes = routes(&s, &all, None, "not yet", &settings());
+        let routes = routes(&s, &all, None, "not yet", &[], &settings());
         (routes.hosts[0].1.access, routes.hosts[0].1.inside_only)
     };
     assert_eq!(way(IngressSetting::All), (Access::Public, false));

@@ -135,7 +135,7 @@ enum Command {
 struct UpArgs {
     #[command(flatten)]
     server: ServerArgs,
-    /// Take the place of the server that runs over this data directory: it drains and ends, no connection is refused.
+    /// Take the place of the server that runs over this data directory: no connection is refused, no stream cut.
     #[arg(long)]
     replace: bool,
 }

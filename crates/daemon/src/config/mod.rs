@@ -123,6 +123,7 @@ pub(crate) struct Config {
     pub project: ProjectId,
     pub region: Region,
     pub idle_timeout: Duration,
+    pub drain_timeout: Duration,
     pub allow_egress: Vec<String>,
     pub host_dirs: Vec<HostDir>,
     pub insecure_registries: Vec<String>,

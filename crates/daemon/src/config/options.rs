@@ -51,6 +51,7 @@ pub(crate) const OPTIONS: &[OptionDoc] = &[
     one("project", "demo", "Default project. Frozen at the first start, which then is the default."),
     one("region", "asia-northeast1", "Default region. Frozen at the first start, which then is the default."),
     one("idle-timeout", "15m", "How long an instance without requests is kept, as 30s, 15m or 1h."),
+    one("drain-timeout", "1h", "How long requests and streams under way may go on in a server whose place another has taken (up --replace); after a signal at most 10s."),
     many("allow-egress", "", "Opens closed destinations to instances: CIDR[:PORT], or host:PORT for a port of this machine."),
     many("allow-host-dir", "", "Directories of this machine that services may mount: PATH to read, PATH:rw to write, with all that is below."),
     many("insecure-registries", "", "Registries (host or host:port) that may be spoken to over plain HTTP."),

@@ -161,6 +161,7 @@ impl Checker<'_> {
         let project = self.parse("project", name);
         let region = self.parse("region", name);
         let idle_timeout = self.parse("idle-timeout", time);
+        let drain_timeout = self.parse("drain-timeout", time);
         let log_budget = self.parse("log-budget", bytes);
         let disk_reserve = self.parse("disk-reserve", bytes);
         let memory_reserve = self.parse("memory-reserve", bytes);
@@ -187,6 +188,7 @@ impl Checker<'_> {
             project: project?,
             region: region?,
             idle_timeout: idle_timeout?,
+            drain_timeout: drain_timeout?,
             allow_egress: layers.list("allow-egress").to_vec(),
             host_dirs,
             insecure_registries: layers.list("insecure-registries").to_vec(),

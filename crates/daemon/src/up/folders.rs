@@ -50,6 +50,7 @@ const FOLDERS: &[(&str, Writer)] = &[
     ("state", Writer::ServerAndOperator),
     ("keys", Writer::ServerAndOperator),
     ("journal", Writer::Server),
+    ("leaving", Writer::Server),
     ("logs", Writer::RootTree),
 ];
 

@@ -128,6 +128,9 @@ impl Inside {
             }
             while tasks.try_join_next().is_some() {}
         }
+        // The next server has the sandboxes; what instances asked of services here is answered to its end.
+        drop(sandboxes);
+        while shutdown.is_cancelled() && tasks.join_next().await.is_some() {}
     }
 
     fn attach(

@@ -17,6 +17,7 @@ mod instance_logs;
 mod internal;
 mod journal;
 mod kept;
+mod leave;
 mod listeners;
 mod metrics;
 mod ports;

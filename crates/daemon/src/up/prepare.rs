@@ -234,10 +234,11 @@ fn refuse_second(id: &str, data_dir: &Path) -> anyhow::Result<()> {
 const LOOK: Duration = Duration::from_millis(2);
 /// How often it is asked: the one that was asked first may not have been connected to its keeper at that moment.
 const ASK: Duration = Duration::from_secs(1);
-/// What a server needs at most to end: its drain of ten seconds, its loops, its journal; and as much again.
+/// What a server needs at most to give up its place: requests that wait for instances (ten seconds), its loops; and as much
+/// again.
 const PLACE: Duration = Duration::from_secs(40);
 
-/// Has the server over this data directory, if there is one, drain and end. Its sockets, its instances and their logs stay
+/// Has the server over this data directory, if there is one, give up its place; streams go on in it until they end. Its sockets, its instances and their logs stay
 /// with the keeper, so that connections wait for the next server instead of being refused.
 fn make_place(id: &str) -> anyhow::Result<()> {
     let started = Instant::now();
@@ -247,7 +248,7 @@ fn make_place(id: &str) -> anyhow::Result<()> {
         if !told && started.elapsed() > ASK {
             told = true;
             note(&format!(
-                "waiting for the server (process {pid}) to drain and end, up to {} s",
+                "waiting for the server (process {pid}) to make place, up to {} s",
                 PLACE.as_secs()
             ));
         }
@@ -264,7 +265,7 @@ fn make_place(id: &str) -> anyhow::Result<()> {
         }
         if asked.is_none_or(|at| at.elapsed() >= ASK) {
             if asked.is_none() {
-                tracing::info!(pid, "asking the server to drain and end");
+                tracing::info!(pid, "asking the server to make place");
             }
             keeper::end_server(id).map_err(|error| {
                 Refusal::new(
@@ -297,6 +298,11 @@ impl PidFile {
             .open(&path)
             .with_context(|| format!("open {}", path.display()))?;
         Ok(Self { path, file })
+    }
+
+    /// Nobody is the server.
+    pub(super) fn clear(&self) -> std::io::Result<()> {
+        self.file.set_len(0)
     }
 
     pub(super) fn write(&self) -> anyhow::Result<()> {

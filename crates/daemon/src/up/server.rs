@@ -1,13 +1,11 @@
 //! The unprivileged server: joins store, runtime, loops, ingress and API, and keeps them until told to end.
 //!
-//! Shutdown order: no new connections; requests in flight end or are cut; loops stop; instances go on (the keeper has them);
-//! the journal is written out. A second signal leaves at once.
+//! It ends as `leave` says; instances go on (the keeper has them).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,14 +32,15 @@ use super::instance_logs::InstanceLogs;
 use super::internal::{Directory, Inside};
 use super::journal::Journal;
 use super::kept::Kept;
+use super::leave::{Before, Leave, Told, until_told};
 use super::prepare::Ground;
 use super::secure;
 use super::unpacker::KeeperUnpacker;
 use crate::config::Layers;
 use crate::output::waited;
 
-/// How long requests in flight may go on after the signal to end.
-const DRAIN: Duration = Duration::from_secs(10);
+/// Where servers that made place tell what they still have inside instances.
+const LEAVING: &str = "leaving";
 /// The first sandbox of a fresh keeper takes some 100 ms; `ready` waits for it so that it is true, but no longer than this.
 const POOL_PATIENCE: Duration = Duration::from_secs(2);
 const POOL_LOOK: Duration = Duration::from_millis(10);
@@ -79,7 +78,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         Arc::new(journal.clone()),
         Arc::new(machine),
         IngressSettings {
-            drain: DRAIN,
+            drain: ground.config.drain_timeout,
             max_connections: shares.public,
             max_connections_per_instance: shares.per_instance,
             max_instance_connections: shares.instances,
@@ -102,7 +101,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         ingress.secure(Arc::clone(&secured.tls));
     }
     let stop = CancellationToken::new();
-    let tracker = TaskTracker::new();
+    let (tracker, requests) = (TaskTracker::new(), TaskTracker::new());
     let directory = Directory::default();
     let zone = ServerZone::new(
         &settings.domain,
@@ -121,7 +120,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         forwards: Forwards::new(shares.forwards),
     };
     // At once: the keeper tells of every sandbox there is, and nothing else comes through its connection until that was taken.
-    tracker.spawn(inside.run(internal_events, stop.clone()));
+    requests.spawn(inside.run(internal_events, stop.clone()));
 
     let images = open_images(&ground, &driver)?;
     // A power cut may have left layers half written: nothing may start from them, however early its request comes. What can't
@@ -139,6 +138,12 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         images,
         store: store.clone(),
     };
+    // Before the loops find what runs: an instance that a stream of the server before is in must not seem idle for a moment.
+    let mut before = Before::new(data.join(LEAVING));
+    if let Some(held) = before.look() {
+        ingress.hold(held);
+        tracker.spawn(before.follow(ingress.clone(), stop.clone()));
+    }
     let mut control_settings = ControlSettings::new(
         settings.project.clone(),
         settings.region.clone(),
@@ -188,7 +193,7 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         });
     }
     let doors = Doors::open(&driver, &ground.config).await?;
-    let api = doors.serve(&ingress, &tracker, &stop);
+    let api = doors.serve(&ingress, &requests, &stop);
     let ready = utsuwa_api::Readiness::default();
     let state = utsuwa_api::ApiState {
         store: store.clone(),
@@ -228,34 +233,29 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     }
     ready.set(true);
     doors::announce(&ground, &settings);
-    let (why, outcome) = tokio::select! {
-        why = until_told(&driver, true) => (why?, Ok(())),
-        error = until_gone(&mut api_task) => ("the API ended", Err(error)),
+    let (told, outcome) = tokio::select! {
+        told = until_told(&driver) => (told?, Ok(())),
+        error = until_gone(&mut api_task) => (Told::Broken("the API ended"), Err(error)),
     };
-    tracing::info!(why, "ending; instances go on");
+    tracing::info!(why = told.why(), "ending; instances go on");
     crate::output::line(
         "ending; instances and ports stay with the keeper; `utsuwa down` ends everything",
     );
-    stop.cancel();
-    control.shutdown(Duration::from_secs(5)).await;
-    tracker.close();
-    let ended = tokio::select! {
-        () = tracker.wait() => true,
-        () = tokio::time::sleep(DRAIN + Duration::from_secs(2)) => false,
-        _ = until_told(&driver, false) => false,
+    let leave = Leave {
+        stop,
+        ingress,
+        control,
+        requests,
+        api: tracker,
+        images: all.images,
+        store,
+        journal,
+        journal_thread,
+        pid_file: ground.pid_file,
+        folder: data.join(LEAVING),
+        limit: ground.config.drain_timeout,
     };
-    if !ended {
-        tracing::warn!("some requests were cut off");
-    }
-    all.images.close().await;
-    journal.end();
-    let written = tokio::task::spawn_blocking(move || journal_thread.join());
-    if tokio::time::timeout(Duration::from_secs(2), written)
-        .await
-        .is_err()
-    {
-        tracing::debug!("the journal was still held at the end");
-    }
+    leave.run(told).await;
     outcome
 }
 
@@ -325,18 +325,6 @@ async fn no_sandboxes(driver: &SandboxDriver) -> Option<String> {
         }
     };
     tokio::time::timeout(POOL_PATIENCE, look).await.ok()?
-}
-
-/// Waits for a signal, or for another server to take over; with `politely` also for one that only asks to.
-async fn until_told(driver: &SandboxDriver, politely: bool) -> anyhow::Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-        () = driver.superseded() => "another server took over",
-        () = driver.asked_to_leave(), if politely => "another server asked for the place",
-    })
 }
 
 #[cfg(test)]

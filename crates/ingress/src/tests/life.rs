@@ -148,7 +148,7 @@ async fn who_waits_for_a_revision_that_is_removed_is_told() {
 }
 
 #[tokio::test]
-async fn shutdown_finishes_what_is_in_flight_and_refuses_what_waits() {
+async fn shutdown_finishes_what_is_in_flight_and_waiting_is_ended_by_word() {
     let mut scene = Scene::new(RevisionRoute {
         concurrency: 1,
         ..route()
@@ -165,6 +165,7 @@ async fn shutdown_finishes_what_is_in_flight_and_refuses_what_waits() {
     // A kept-alive client with nothing to say does not hold the end up.
     let _idle = TcpStream::connect(scene.address).await.unwrap();
     scene.shutdown.cancel();
+    scene.ingress.refuse_waiting();
     let reply = waiting.join_next().await.unwrap().unwrap();
     assert_eq!((reply.status, reply.reason()), (503, "shutting_down"));
     app.gate.add_permits(1);

@@ -21,7 +21,7 @@ use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
 use super::app::*;
 use super::scene::*;
 
-async fn http2_call<B>(scene: &Scene, request: Request<B>) -> Reply
+pub(super) async fn http2_call<B>(scene: &Scene, request: Request<B>) -> Reply
 where
     B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

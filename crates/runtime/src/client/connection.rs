@@ -159,7 +159,11 @@ impl Connection {
             }
             FromKeeper::Event(event) => self.event(event, descriptors).await,
             FromKeeper::Superseded { by } => {
-                tracing::warn!(by, "another server took over; this one gets nothing more");
+                if self.shared.leave.load(Ordering::Acquire) {
+                    tracing::info!(by, "the next server has the place");
+                } else {
+                    tracing::warn!(by, "another server took over; this one gets nothing more");
+                }
                 self.shared.superseded.store(true, Ordering::Release);
                 self.shared.superseded_wake.notify_waiters();
             }

@@ -54,6 +54,8 @@ enum Entry {
         before: Option<Timestamp>,
         done: oneshot::Sender<Result<(), String>>,
     },
+    /// Another process writes the same journals from now on.
+    Share,
     /// The server ends: write what is waiting, then stop.
     End,
 }
@@ -63,7 +65,7 @@ impl Entry {
         match self {
             Self::Request(record) => record.service(),
             Self::Happening(happening) => Some(&happening.service),
-            Self::Remove { .. } | Self::End => None,
+            Self::Remove { .. } | Self::Share | Self::End => None,
         }
     }
 }
@@ -154,6 +156,11 @@ impl Journal {
     /// Entries that could not be taken, since the server began.
     pub(super) fn lost(&self) -> u64 {
         self.lost.all.load(Ordering::Relaxed)
+    }
+
+    /// Writes on beside the next server: what is left to say is appended, and files are its.
+    pub(super) fn share(&self) {
+        self.send(Entry::Share);
     }
 
     /// Where the journals lie.

@@ -129,6 +129,8 @@ pub(super) struct Writer {
     /// Whose cold start was told.
     told: Told,
     gathered: Option<Gathered>,
+    /// The next server writes, too: it alone makes, turns and removes files.
+    shared: bool,
 }
 
 /// Instances that something was told of, the last of them: each of many requests that waited for an instance could tell its start.
@@ -173,6 +175,7 @@ impl Writer {
             tidied: Instant::now(),
             told: Told::default(),
             gathered: None,
+            shared: false,
         }
     }
 
@@ -208,6 +211,11 @@ impl Writer {
     fn take(&mut self, entry: Entry) {
         match entry {
             Entry::End => {}
+            Entry::Share => {
+                self.flush();
+                self.shared = true;
+                self.outputs.clear();
+            }
             Entry::Remove {
                 service,
                 before,
@@ -370,6 +378,9 @@ impl Writer {
 
     fn append(&mut self, service: &ServiceKey, line: &str) -> io::Result<()> {
         let folder = service_directory(&self.root, service);
+        if self.shared {
+            return append_beside(&folder, line);
+        }
         let length = line.len() as u64;
         let full = self.limits.service_budget / 2;
         if self
@@ -458,6 +469,18 @@ fn end_half_line(path: &Path, mut append: &File) -> io::Result<()> {
         return Ok(());
     }
     append.write_all(b"\n")
+}
+
+/// Appends to a file that another process has, too. One that is gone is not made again: its service was removed.
+fn append_beside(folder: &Path, line: &str) -> io::Result<()> {
+    match fs::OpenOptions::new()
+        .append(true)
+        .open(folder.join(CURRENT))
+    {
+        Ok(mut file) => file.write_all(line.as_bytes()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The current file becomes the old one, and the old one goes.

@@ -1,0 +1,203 @@
+//! A server that makes place: nothing that was begun is lost, and the next one knows what goes on.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+use utsuwa_model::InstanceId;
+use utsuwa_model::route::RevisionRoute;
+
+use super::app::*;
+use super::protocols::{websocket, websocket_app};
+use super::scene::*;
+
+/// Reads until the text ends so.
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while !text.ends_with(end) {
+        let read = tokio::time::timeout(PATIENCE, stream.read(&mut buffer))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(read > 0, "ended after {text:?}");
+        text.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+    }
+    text
+}
+
+#[tokio::test]
+async fn what_waits_is_served_before_the_place_is_given_up() {
+    let mut scene = Scene::new(RevisionRoute {
+        concurrency: 1,
+        ..route()
+    })
+    .await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    let mut asked = JoinSet::new();
+    for _ in 0..2 {
+        let address = scene.address;
+        asked.spawn(async move {
+            let request = http::Request::get(format!("http://{HOST}/gate"));
+            call(
+                address,
+                request
+                    .body(http_body_util::Empty::<bytes::Bytes>::new())
+                    .unwrap(),
+            )
+            .await
+        });
+    }
+    scene
+        .until(|demand| (demand.in_flight, demand.queued) == (1, 1))
+        .await;
+    scene.shutdown.cancel();
+    let mut settled = Box::pin(scene.ingress.settled());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(400), &mut settled)
+            .await
+            .is_err(),
+        "one has not been sent yet"
+    );
+    app.gate.add_permits(1);
+    // The second is sent now, and not yet answered.
+    tokio::time::timeout(PATIENCE, settled).await.unwrap();
+    assert_eq!(scene.demand().in_flight, 1);
+    app.gate.add_permits(1);
+    while let Some(reply) = asked.join_next().await {
+        assert_eq!(reply.unwrap().text(), "through");
+    }
+    scene.close().await;
+}
+
+#[tokio::test]
+async fn a_kept_connection_has_its_last_words_and_is_told_to_close() {
+    let mut scene = Scene::new(route()).await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    let ask = format!("GET /hello HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let first = read_until(&mut stream, "hello").await;
+    assert!(
+        !first.to_lowercase().contains("connection: close"),
+        "{first}"
+    );
+    scene.shutdown.cancel();
+    tokio::task::yield_now().await;
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let last = read_until(&mut stream, "hello").await;
+    assert!(last.to_lowercase().contains("connection: close"), "{last}");
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    scene.close().await;
+}
+
+#[tokio::test]
+async fn streams_go_on_after_settling_until_they_end_or_are_cut() {
+    let (address, _app) = websocket_app().await;
+    let mut scene = Scene::new(route()).await;
+    let id = scene.admit();
+    scene.listen(&id, address);
+    let mut one = websocket(&scene).await;
+    let mut two = websocket(&scene).await;
+    scene.shutdown.cancel();
+    tokio::time::timeout(PATIENCE, scene.ingress.settled())
+        .await
+        .unwrap();
+    assert_eq!(scene.ingress.inside(), BTreeMap::from([(id, 2)]));
+    for socket in [&mut one, &mut two] {
+        socket.send(Message::text("still there")).await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, socket.next()).await;
+        assert_eq!(
+            answer.unwrap().unwrap().unwrap(),
+            Message::text("still there")
+        );
+    }
+    drop(one);
+    scene.until(|demand| demand.in_flight == 1).await;
+    assert!(scene.serving.join_next().now_or_never().is_none());
+    scene.ingress.cut(Duration::ZERO);
+    scene.close().await;
+    let ended = tokio::time::timeout(PATIENCE, two.next()).await.unwrap();
+    assert!(!matches!(ended, Some(Ok(Message::Text(_)))), "{ended:?}");
+    assert!(scene.ingress.inside().is_empty());
+}
+
+fn held(id: &InstanceId, count: u32) -> BTreeMap<InstanceId, u32> {
+    BTreeMap::from([(id.clone(), count)])
+}
+
+#[tokio::test]
+async fn what_the_server_before_has_inside_counts() {
+    let scene = Scene::new(RevisionRoute {
+        concurrency: 2,
+        ..route()
+    })
+    .await;
+    let app = App::new().await;
+    let id = scene.ready(&app).await;
+    scene.ingress.hold(held(&id, 2));
+    assert_eq!(scene.demand().in_flight, 2);
+    assert!(!scene.ingress.rest(&id), "it must not be frozen");
+    assert!(
+        scene.ingress.inside().is_empty(),
+        "they are not this server's"
+    );
+    // Both places are taken: one more waits.
+    let (address, mut asked) = (scene.address, JoinSet::new());
+    asked.spawn(async move {
+        let request = http::Request::get(format!("http://{HOST}/hello"));
+        call(
+            address,
+            request
+                .body(http_body_util::Empty::<bytes::Bytes>::new())
+                .unwrap(),
+        )
+        .await
+    });
+    scene.until(|demand| demand.queued == 1).await;
+    scene.ingress.hold(held(&id, 1));
+    assert_eq!(asked.join_next().await.unwrap().unwrap().text(), "hello");
+    scene.until(|demand| demand.in_flight == 1).await;
+    // It is retired only once they have ended.
+    let mut retired = scene.ingress.retire(&id, PATIENCE);
+    assert!((&mut retired).now_or_never().is_none());
+    scene.ingress.hold(BTreeMap::new());
+    assert!(tokio::time::timeout(PATIENCE, retired).await.unwrap());
+    assert_eq!(scene.demand().in_flight, 0);
+}
+
+#[tokio::test]
+async fn it_may_be_told_before_the_instance_is_found() {
+    let scene = Scene::new(route()).await;
+    // The scene numbers its instances: the one that is forgotten has the id of nobody else.
+    let app = App::new().await;
+    let known = scene.ready(&app).await;
+    scene.ingress.forget(&known, false);
+    assert!(
+        scene.ingress.retire(&known, PATIENCE).await,
+        "nobody has anything in it"
+    );
+    scene.ingress.hold(held(&known, 3));
+    assert_eq!(scene.demand().in_flight, 0);
+    // One that nothing leads to here is stopped only once it is empty.
+    let mut stray = scene.ingress.retire(&known, PATIENCE);
+    assert!((&mut stray).now_or_never().is_none());
+    scene.ingress.admit(
+        utsuwa_model::route::InstanceRoute {
+            id: known.clone(),
+            revision: key(),
+            port: 8080,
+            age: Duration::ZERO,
+        },
+        utsuwa_model::instance::StartPhases::default(),
+    );
+    assert_eq!(scene.demand().in_flight, 3);
+    scene.ingress.hold(BTreeMap::new());
+    assert!(tokio::time::timeout(PATIENCE, stray).await.unwrap());
+}
