@@ -312,7 +312,7 @@ fn a_request_is_written_as_cloud_logging_has_it() {
             "traceSampled": true,
             "revision": "hello-00001-abc",
             "instance": "00000000000000000000000000000001",
-            "phasesMs": {"queue": 12.0, "firstByte": 13.0, "lastByte": 1234.0},
+            "phasesMs": {"queue": 12, "firstByte": 13, "lastByte": 1234},
         })
     );
     for (status, severity) in [

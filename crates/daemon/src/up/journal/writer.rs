@@ -70,12 +70,12 @@ impl Dropped {
     /// Adds a file that is dropped, unless it is counted already. `true`: it was not.
     fn add(&mut self, file: File) -> io::Result<bool> {
         let metadata = file.metadata()?;
-        if self.counted == metadata.ino() {
+        if self.counted == mark(&metadata) {
             return Ok(false);
         }
         self.lines += BufReader::new(file).split(b'\n').count() as u64;
         self.bytes += metadata.len();
-        self.counted = metadata.ino();
+        self.counted = mark(&metadata);
         Ok(true)
     }
 
@@ -91,6 +91,15 @@ impl Dropped {
         fs::write(&temporary, serde_json::to_vec(self)?)?;
         fs::rename(temporary, folder.join(DROPPED))
     }
+}
+
+/// Tells one file from others. Its number alone doesn't: the next file that is made may get that of one just deleted.
+fn mark(metadata: &fs::Metadata) -> u64 {
+    let nanos = metadata
+        .mtime()
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(metadata.mtime_nsec());
+    metadata.ino() ^ nanos.cast_unsigned()
 }
 
 struct Output {
