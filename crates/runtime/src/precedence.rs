@@ -38,39 +38,3 @@ fn turn(nice: i32) {
     // Absent where the kernel doesn't weigh sessions.
     let _ = std::fs::write("/proc/self/autogroup", nice.to_string());
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sandbox::sys::{self, Cloned};
-
-    /// In a process of its own: a test must not change how others run.
-    fn nice_after(turn: fn()) -> i32 {
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        match sys::clone_process(0, false, None).unwrap() {
-            Cloned::Child => {
-                turn();
-                let nice = rustix::process::getpriority_process(None).unwrap_or(i32::MAX);
-                let _ = rustix::io::write(&writer, &nice.to_ne_bytes());
-                sys::leave(0)
-            }
-            Cloned::Parent { pidfd, .. } => {
-                drop(writer);
-                let mut bytes = [0; 4];
-                assert_eq!(rustix::io::read(&reader, &mut bytes).unwrap(), 4);
-                crate::sandbox::process::reap(&pidfd);
-                i32::from_ne_bytes(bytes)
-            }
-        }
-    }
-
-    #[test]
-    fn what_a_spawner_starts_has_the_turn_of_everybody() {
-        let both = || {
-            goes_first();
-            goes_with_others();
-        };
-        assert_eq!(nice_after(both), EQUAL);
-        assert_eq!(nice_after(goes_last), LAST);
-    }
-}

@@ -62,8 +62,8 @@ pub struct PoolLimits {
 
 /// The pool grows to one sandbox for so much of the machine's memory: each takes up to 1 MiB, in the kernel for the most part.
 const MEMORY_PER_POOLED: u64 = 256 << 20;
-/// But to no more: what the first burst is quick with. Beyond it demand decides.
-const CALM_AT_MOST: u64 = 32;
+/// But to no more: the system at rest stays under its 60 MiB. Beyond it demand decides.
+const CALM_AT_MOST: u64 = 12;
 
 impl Default for PoolLimits {
     fn default() -> Self {

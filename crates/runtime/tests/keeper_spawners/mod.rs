@@ -116,3 +116,40 @@ async fn a_housekeeper_that_can_not_begin_says_why() {
     })
     .await;
 }
+
+/// How nice a process is, and of which session.
+fn nice_and_session(pid: u32) -> (i32, u32) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // Its name, in parentheses, may hold anything.
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
+    (fields[16].parse().unwrap(), fields[3].parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spawners_go_first_and_what_they_start_does_not() {
+    if !possible("spawners_go_first_and_what_they_start_does_not") {
+        return;
+    }
+    let mut world = World::new();
+    let server = world.server().await;
+    let spec = world.spec("while :; do sleep 1; done");
+    let id = spec.id.clone();
+    server.driver.start(spec).await.unwrap();
+    let instance = server.driver.pid(&id).unwrap();
+    assert_eq!(nice_and_session(instance), (0, instance));
+    let capabilities = fs::read_to_string("/proc/self/status").unwrap();
+    let held = capabilities.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let held = u64::from_str_radix(held.unwrap().trim(), 16).unwrap();
+    // In a container, root may lack CAP_SYS_NICE.
+    let nice = if held & (1 << 23) == 0 { 0 } else { -10 };
+    for spawner in server.driver.status().await.unwrap().spawner_pids {
+        assert_eq!(nice_and_session(spawner), (nice, spawner));
+    }
+    drop(server);
+    world.down();
+}
