@@ -58,8 +58,10 @@ fn scanners_and_malformed_requests_wake_nothing() {
     assert_eq!(status, 200, "{head}");
     // What was said stays until it is taken back.
     server.deploy("shy", &["--no-refuse-scanners"]);
-    until("the new revision", PATIENCE, || {
-        (server.get("shy", "/.env").0 == 200).then_some(())
+    until("the app to be asked", PATIENCE, || {
+        let request = "GET /.env HTTP/1.1\r\nhost: shy.localhost\r\nconnection: close\r\n\r\n";
+        let (_, head, _) = server.request("shy", request);
+        (!head.contains("x-utsuwa-answered-by")).then_some(())
     });
     let wrong = server.utsuwa(&[
         "deploy",

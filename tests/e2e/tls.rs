@@ -81,7 +81,7 @@ fn a_new_server_refuses_no_handshake() {
     let clients: Vec<_> = (0..4)
         .map(|_| {
             let (stop, pem) = (Arc::clone(&stop), pem.clone());
-            std::thread::spawn(move || {
+            let work = move || {
                 let config = crate::harness::tls::trusting(&pem);
                 let mut done = 0_u32;
                 while !stop.load(Ordering::Relaxed) {
@@ -101,7 +101,8 @@ fn a_new_server_refuses_no_handshake() {
                     done += 1;
                 }
                 Ok::<u32, String>(done)
-            })
+            };
+            std::thread::Builder::new().spawn(work).unwrap()
         })
         .collect();
     for _ in 0..3 {

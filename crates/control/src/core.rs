@@ -55,14 +55,14 @@ impl fmt::Debug for Core {
 
 /// The seams, as `daemon` joins them.
 #[derive(Debug)]
-pub(crate) struct Seams {
-    pub(crate) store: Store,
-    pub(crate) driver: Arc<dyn Driver>,
-    pub(crate) door: Arc<dyn FrontDoor>,
-    pub(crate) images: Arc<dyn Images>,
-    pub(crate) logs: Arc<dyn Logs>,
-    pub(crate) certificates: Arc<dyn Certificates>,
-    pub(crate) env: Arc<dyn Environment>,
+pub struct Seams {
+    pub store: Store,
+    pub driver: Arc<dyn Driver>,
+    pub door: Arc<dyn FrontDoor>,
+    pub images: Arc<dyn Images>,
+    pub logs: Arc<dyn Logs>,
+    pub certificates: Arc<dyn Certificates>,
+    pub env: Arc<dyn Environment>,
 }
 
 impl Core {

@@ -64,7 +64,7 @@ impl Core {
         let decision = self.decide(&mapping, standing, trouble.as_ref());
         let attempt = (decision.step == Step::Issue).then(|| Trouble {
             failures: trouble.as_ref().map_or(0, |t| t.failures).saturating_add(1),
-            at: self.env.now(),
+            at: self.env.wall(),
             message: INTERRUPTED.to_owned(),
             not_before: None,
         });
@@ -90,15 +90,15 @@ impl Core {
                 let outcome = self.certificates.issue(name, attempt.failures).await;
                 let trouble = outcome.err().map(|error| Trouble {
                     message: error.message,
-                    not_before: error.wait.map(|wait| self.env.now().plus(wait)),
-                    at: self.env.now(),
+                    not_before: error.wait.map(|wait| self.env.wall().plus(wait)),
+                    at: self.env.wall(),
                     ..attempt
                 });
                 let standing = self.certificates.standing(name);
                 let shown = self.status(&mapping, standing, trouble.as_ref(), trouble.clone());
                 actions += usize::from(self.write_domain(&mut mapping, shown).await?);
                 let next = self.decide(&mapping, standing, trouble.as_ref());
-                return Ok(report(&next, actions));
+                return Ok(self.report(&next, actions));
             }
             (Step::Forget, _) => {
                 actions += 1;
@@ -107,7 +107,7 @@ impl Core {
             }
             _ => {}
         }
-        Ok(report(&decision, actions))
+        Ok(self.report(&decision, actions))
     }
 
     /// The mapping is gone: so must be what was issued for it.
@@ -148,7 +148,7 @@ impl Core {
             standing,
             trouble,
             seed: seed(mapping.name.as_str()),
-            now: self.env.now(),
+            now: self.env.wall(),
         }
     }
 
@@ -166,7 +166,7 @@ impl Core {
         trouble: Option<&Trouble>,
         kept: Option<Trouble>,
     ) -> DomainStatus {
-        let now = self.env.now();
+        let now = self.env.wall();
         let mut conditions = mapping.status.conditions.clone();
         let certificate = condition(&self.look(mapping, standing, trouble));
         let counts = certificate.severity == Severity::Error;
@@ -244,14 +244,17 @@ impl Core {
         mapping.status = status;
         Ok(true)
     }
-}
 
-fn report(decision: &Decision, actions: usize) -> Report {
-    Report {
-        because: decision.because.summary.clone(),
-        wake_at: decision.because.next_look,
-        actions,
-        gone: false,
+    /// Certificates are valid by the host's clock; passes are woken by time that passes.
+    fn report(&self, decision: &Decision, actions: usize) -> Report {
+        let (now, wall) = (self.env.now(), self.env.wall());
+        let next_look = decision.because.next_look;
+        Report {
+            because: decision.because.summary.clone(),
+            wake_at: next_look.map(|at| now.plus(at.since(wall))),
+            actions,
+            gone: false,
+        }
     }
 }
 

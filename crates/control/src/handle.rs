@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use utsuwa_model::revision::Outcome;
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
-use utsuwa_runtime::{Driver, DriverError};
-use utsuwa_store::{Changed, Store, StoreError};
+use utsuwa_runtime::DriverError;
+use utsuwa_store::{Changed, StoreError};
 
 use crate::core::{Core, Seams};
 use crate::explain::{self, RevisionExplained};
 use crate::rounds::{Key, LoopLine, PassError, Priority};
-use crate::seam::{Certificates, Environment, FrontDoor, Images, Logs};
 use crate::settings::ControlSettings;
 use crate::world::Stage;
 
@@ -51,27 +50,10 @@ impl Control {
     /// # Errors
     /// [`ControlError`]: the store can't be read or the driver doesn't answer.
     pub async fn start(
-        store: Store,
-        driver: Arc<dyn Driver>,
-        door: Arc<dyn FrontDoor>,
-        images: Arc<dyn Images>,
-        logs: Arc<dyn Logs>,
-        certificates: Arc<dyn Certificates>,
-        env: Arc<dyn Environment>,
+        seams: Seams,
         settings: ControlSettings,
     ) -> Result<ControlHandle, ControlError> {
-        let core = Core::new(
-            Seams {
-                store,
-                driver,
-                door,
-                images,
-                logs,
-                certificates,
-                env,
-            },
-            settings,
-        );
+        let core = Core::new(seams, settings);
         // Before the list is made, so that no end falls between the two.
         let events = core.driver.events();
         // Before anything is read, so that no change falls between reading and listening.

@@ -29,6 +29,7 @@ pub mod settings;
 mod traffic;
 mod world;
 
+pub use core::Seams;
 pub use explain::{InstanceExplained, RevisionExplained};
 pub use handle::{Control, ControlError, ControlHandle};
 pub use rounds::LoopLine;

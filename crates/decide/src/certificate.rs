@@ -273,7 +273,7 @@ mod tests {
             let before = look(Timestamp(0), None, Some(&trouble));
             assert_eq!(decide(&before).step, Step::Nothing);
             let after = look(
-                Timestamp(0).plus(13 * 3600 * Duration::from_secs(1)),
+                Timestamp(0).plus(14 * 3600 * Duration::from_secs(1)),
                 None,
                 Some(&trouble),
             );

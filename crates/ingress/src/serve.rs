@@ -243,7 +243,7 @@ async fn connection(
             Err(error) => {
                 if let Some(count) = ingress.shared.bad_proxies.count() {
                     tracing::warn!(count, %peer, %error,
-                        "closed connections of a proxy without a readable PROXY header (proxy-protocol-http); is it configured to send one?");
+                        "closed connections of a proxy without a readable PROXY header (proxy-protocol-http, proxy-protocol-https); is it configured to send one?");
                 }
                 return;
             }

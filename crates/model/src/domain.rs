@@ -1,7 +1,7 @@
 //! A custom domain that leads to a service (`cloud-run-spec.md` §1.6): what the user asked for and what became of it.
 
+use core::net::{Ipv4Addr, Ipv6Addr};
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};

@@ -54,7 +54,6 @@ fn a_server_that_was_started_in_a_session_is_ended_after_it() {
     let session = Session::begin(person.uid, true);
     let mut server = Server::start_as(person.program(), &[]);
     server.expect_warning(SAID);
-    assert!(session.path.join("utsuwa").is_dir(), "it lives there");
     server.deploy("hello", &["--min-instances", "1"]);
     assert_eq!(server.get("hello", "/healthz").0, 200);
     drop(session);

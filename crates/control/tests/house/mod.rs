@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use utsuwa_control::seam::{
     Certificates, Environment, FrontDoor, ImageError, Images, Logs, Refusal,
 };
-use utsuwa_control::{Control, ControlHandle, ControlSettings};
+use utsuwa_control::{Control, ControlHandle, ControlSettings, Seams};
 use utsuwa_decide::invariant;
 use utsuwa_model::demand::{InstanceLoad, Reach, RevisionDemand};
 use utsuwa_model::image::{ImageConfig, ResolvedImage};
@@ -355,17 +355,16 @@ async fn start(
     settings: &ControlSettings,
 ) -> Result<ControlHandle, utsuwa_control::ControlError> {
     let driver: Arc<dyn Driver> = Arc::new(driver.clone());
-    let control = Control::start(
-        store.clone(),
+    let seams = Seams {
+        store: store.clone(),
         driver,
-        Arc::clone(door) as Arc<dyn FrontDoor>,
-        Arc::clone(images) as Arc<dyn Images>,
-        Arc::clone(papers) as Arc<dyn Logs>,
-        Arc::clone(registrar) as Arc<dyn Certificates>,
-        Arc::clone(clock) as Arc<dyn Environment>,
-        settings.clone(),
-    )
-    .await?;
+        door: Arc::clone(door) as Arc<dyn FrontDoor>,
+        images: Arc::clone(images) as Arc<dyn Images>,
+        logs: Arc::clone(papers) as Arc<dyn Logs>,
+        certificates: Arc::clone(registrar) as Arc<dyn Certificates>,
+        env: Arc::clone(clock) as Arc<dyn Environment>,
+    };
+    let control = Control::start(seams, settings.clone()).await?;
     door.inner.lock().handle = Some(control.clone());
     // What became ready before the handle was known.
     let keys: Vec<RevisionKey> = door.inner.lock().demand.keys().cloned().collect();

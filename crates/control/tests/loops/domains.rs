@@ -20,8 +20,9 @@ fn asks(settings: &mut ControlSettings) {
 }
 
 fn mapped(house: &House) -> DomainMapping {
-    let name = NAME.parse().unwrap();
-    house.store.domain(&name).unwrap().expect("it is mapped")
+    let name = NAME.parse().expect("a domain");
+    let found = house.store.domain(&name).expect("store");
+    found.expect("it is mapped")
 }
 
 fn shown(house: &House, kind: &str) -> (ConditionState, String) {

@@ -50,6 +50,7 @@ pub(super) fn edge(c: &mut Checker<'_>) -> IngressSettings {
         }
     }
     settings.proxies_http = networks(c, "proxy-protocol-http");
+    settings.proxies_https = networks(c, "proxy-protocol-https");
     settings
 }
 

@@ -6,6 +6,7 @@
 //! Invariants: 1. A [`Config`] that exists is valid. 2. Every value knows where it came from ([`Layers::source`]).
 
 mod edge;
+mod file;
 pub(crate) mod frozen;
 mod https;
 mod options;
@@ -161,12 +162,12 @@ impl Layers {
             .iter()
             .map(|o| {
                 let default = given.defaults.get(o.name).map_or(o.default, String::as_str);
-                (o.name, (parse::split_list(o, default), Source::Default))
+                (o.name, (file::split_list(o, default), Source::Default))
             })
             .collect();
         let mut problems = Vec::new();
         if let Some(path) = &given.file {
-            let (options, wrong) = parse::file(path)?;
+            let (options, wrong) = file::read(path)?;
             problems = wrong;
             for (option, value, line) in options {
                 values.insert(option.name, (value, Source::File(path.clone(), line)));
@@ -177,7 +178,7 @@ impl Layers {
             if let Some(value) = given.variables.get(&name) {
                 values.insert(
                     option.name,
-                    (parse::split_list(option, value), Source::Variable(name)),
+                    (file::split_list(option, value), Source::Variable(name)),
                 );
             }
             if let Some(value) = given.flags.get(option.name) {

@@ -69,6 +69,7 @@ pub(crate) const OPTIONS: &[OptionDoc] = &[
     one("max-waiting", "20000", "Requests that wait for an instance, of all revisions together; 10,000 of each at most. Beyond it 429; a revision that has as many as are left for all others gets no more."),
     many("scanner-paths", "/.env,/.env.*,*/.env,/.git/*,*/.git/config,/.svn/*,/.hg/*,/.aws/*,/.ssh/*,/.vscode/*,/.ds_store,/wp-login.php,/wp-admin/*,/wp-content/*,/wp-includes/*,*/wp-includes/wlwmanifest.xml,/wordpress/*,/xmlrpc.php,/phpmyadmin/*,/pma/*,/phpinfo.php,/info.php,/cgi-bin/*,/vendor/phpunit/*,/actuator/*,/boaform/*,/hnap1/*,/solr/*,/owa/*,/ecp/*,/server-status,/_profiler/*,/telescope/*", "Paths that scanners ask for: 404 without waking, at services deployed with --refuse-scanners. In any case of letters, with one * at most."),
     many("proxy-protocol-http", "", "Addresses or CIDR ranges of proxies that begin their connections to listen-http with the PROXY protocol (version 1 or 2). The address it names is the client's; a connection of theirs without it is closed. Others can't use it."),
+    many("proxy-protocol-https", "", "The same for connections to listen-https; the header comes before the TLS handshake."),
     one("user", "utsuwa", "User the server runs as; a free uid is used when it does not exist."),
     one("log-format", "auto", "Format of the server's own log: text, json or auto (json unless on a terminal)."),
     one("log-level", "info", "What the server logs: error, warn, info, debug, or a filter such as utsuwa_ingress=debug."),

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use utsuwa_runtime::image::Credential;
 
-use super::parse::line_of;
+use super::file::line_of;
 
 /// What the file says, with all files it names read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

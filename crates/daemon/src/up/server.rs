@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use utsuwa_control::{Control, ControlSettings};
+use utsuwa_control::{Control, ControlSettings, Seams};
 use utsuwa_ingress::{Ingress, IngressSettings};
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::client::SandboxDriver;
@@ -165,17 +165,19 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         .host_dirs
         .clone_from(&ground.config.host_dirs);
     let started = Control::start(
-        store.clone(),
-        Arc::clone(&shared),
-        Arc::new(Door(ingress.clone())),
-        Arc::new(all.clone()),
-        Arc::new(Kept {
-            driver: driver.clone(),
-            journal: journal.clone(),
-            logs: data.join("logs"),
-        }),
-        Arc::new(Registrar(secured.clone())),
-        Arc::new(machine),
+        Seams {
+            store: store.clone(),
+            driver: Arc::clone(&shared),
+            door: Arc::new(Door(ingress.clone())),
+            images: Arc::new(all.clone()),
+            logs: Arc::new(Kept {
+                driver: driver.clone(),
+                journal: journal.clone(),
+                logs: data.join("logs"),
+            }),
+            certificates: Arc::new(Registrar(secured.clone())),
+            env: Arc::new(machine),
+        },
         control_settings,
     );
     let control = waited("what runs to be found again", started)

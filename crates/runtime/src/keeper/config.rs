@@ -68,7 +68,7 @@ const CALM_AT_MOST: u64 = 32;
 impl Default for PoolLimits {
     fn default() -> Self {
         let system = rustix::system::sysinfo();
-        let memory = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit));
+        let memory = system.totalram.saturating_mul(u64::from(system.mem_unit));
         let calm = (memory / MEMORY_PER_POOLED).min(CALM_AT_MOST);
         Self {
             min: 6,

@@ -29,6 +29,10 @@ fn done((): ()) -> Answer {
 }
 
 impl Keeper {
+    #[expect(
+        clippy::unit_arg,
+        reason = "who is answered later shall be seen at its arm"
+    )]
     pub(crate) fn serve(&mut self, session: u32, request: u64, op: Op, descriptors: Vec<OwnedFd>) {
         let root = self.sessions.get(&session).is_some_and(|s| s.uid == 0);
         let answer = match op {
@@ -113,7 +117,10 @@ impl Keeper {
 
     fn start_checked(&mut self, session: u32, request: u64, spec: InstanceSpec) -> Answer {
         match super::group::check(&spec) {
-            Ok(()) => later(self.start(session, request, spec)),
+            Ok(()) => {
+                self.start(session, request, spec);
+                None
+            }
             Err(error) => Some(Err(error)),
         }
     }
@@ -124,7 +131,8 @@ impl Keeper {
             return Some(Err(KeeperError::Exhausted(text)));
         }
         let op = SpawnOp::ReleaseIds { uid_base };
-        later(self.ask_both([STARTER, HOUSEKEEPER], op, session, request))
+        self.ask_both([STARTER, HOUSEKEEPER], op, session, request);
+        None
     }
 
     fn remove_logs(
@@ -138,7 +146,8 @@ impl Keeper {
             return Some(Err(error));
         }
         let pending = Pending::Session { session, request };
-        later(self.ask(HOUSEKEEPER, SpawnOp::RemoveOldLogs, Vec::new(), pending))
+        self.ask(HOUSEKEEPER, SpawnOp::RemoveOldLogs, Vec::new(), pending);
+        None
     }
 
     fn upgrade(
@@ -153,7 +162,8 @@ impl Keeper {
             return Some(Err(KeeperError::Refused(text)));
         };
         tracing::info!(%build, "making place for another executable");
-        later(self.begin_upgrade(session, request, executable))
+        self.begin_upgrade(session, request, executable);
+        None
     }
 
     fn keep_listener(

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use nix::sched::{CloneFlags, unshare};
+use rustix::fs::FlockOperation;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{Gid, Uid};
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,14 @@ fn hold(holding: &Holding) -> io::Result<std::convert::Infallible> {
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )?;
     place::open_ways(&holding.ways)?;
+    // What clears /tmp of old files leaves directories alone that somebody has locked.
+    let base = holding.ways.last().map(File::open).transpose()?;
+    let kept = base
+        .as_ref()
+        .map(|base| rustix::fs::flock(base, FlockOperation::NonBlockingLockShared));
+    kept.transpose()
+        .map_err(io::Error::from)
+        .map_err(at("lock the runtime directory"))?;
     own_addresses(&holding.addresses).map_err(|error| io::Error::other(error.to_string()))?;
     say(READY);
     let null = File::options().read(true).write(true).open("/dev/null")?;

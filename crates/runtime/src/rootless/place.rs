@@ -15,16 +15,24 @@ use super::process::Known;
 /// Notes the process that holds the namespaces.
 pub(super) const HOLDER: &str = "holder.pid";
 
-/// `/run/user/UID/utsuwa` where the session manager made that directory, else one of the user's in `/tmp`. Not taken from the
-/// environment: whoever looks for the server later may have another.
+/// `/run/user/UID/utsuwa` where that lasts: for a user who lingers. The end of any other's last session removes the directory, even
+/// from the sight of who lives in namespaces of their own; so theirs is in `/tmp`. Not taken from the environment: whoever looks for
+/// the server later may have another.
 #[must_use]
 pub fn runtime_base(uid: u32) -> PathBuf {
     let [session, own] = bases(uid);
-    if session.parent().is_some_and(Path::is_dir) {
+    if lingers(uid) && session.parent().is_some_and(Path::is_dir) {
         session
     } else {
         own
     }
+}
+
+/// Whether the session manager keeps what it made for the user from boot to shutdown.
+fn lingers(uid: u32) -> bool {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid));
+    let name = user.ok().flatten().map(|user| user.name);
+    name.is_some_and(|name| Path::new("/var/lib/systemd/linger").join(name).exists())
 }
 
 /// Where a user's servers may be, whatever session there was when they were started.

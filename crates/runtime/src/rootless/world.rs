@@ -69,15 +69,7 @@ impl Place {
             .canonicalize()
             .map_err(io_error(format!("find {}", data.display())))?;
         let uid = rustix::process::getuid().as_raw();
-        let mut run = place::runtime_dir(uid, id);
-        if Known::noted(&run.join(place::HOLDER)).is_none() {
-            // The end of a session takes its directory from everybody but who lives in the namespaces.
-            let hidden = place::bases(uid).map(|base| base.join(id));
-            run = hidden
-                .into_iter()
-                .find(|place| residents::keeper(place, uid).is_some())
-                .unwrap_or(run);
-        }
+        let run = place::runtime_dir(uid, id);
         Ok(Self {
             data,
             id: id.to_owned(),
@@ -114,9 +106,6 @@ impl Place {
     /// # Errors
     /// [`RootlessError`].
     pub fn enter(self) -> Result<World, RootlessError> {
-        if let Some(pid) = self.resident().filter(|_| !self.run.is_dir()) {
-            return self.enter_hidden(pid);
-        }
         place::make(self.base(), &self.id, rustix::process::getuid().as_raw()).map_err(
             io_error(format!("make the directory {}", self.run.display())),
         )?;
@@ -141,24 +130,6 @@ impl Place {
         Ok(World {
             place: self,
             made,
-            egress,
-            residents,
-        })
-    }
-
-    /// After the end of a session: what is noted can be read only from inside.
-    fn enter_hidden(self, resident: u32) -> Result<World, RootlessError> {
-        enter(resident)?;
-        let egress = match egress::noted(&self.run) {
-            Some(running) => Ok(Some(running.what)),
-            None => {
-                Err("its program ended with a session: `utsuwa down`, then `utsuwa up`".to_owned())
-            }
-        };
-        let residents = self.residents();
-        Ok(World {
-            place: self,
-            made: false,
             egress,
             residents,
         })

@@ -153,13 +153,13 @@ impl Sandbox {
             .read_line(&mut line)
             .unwrap();
         assert_eq!(line, "ready\n");
-        let netns = std::fs::File::open(format!("/proc/{}/ns/net", process.id()))
-            .unwrap_or_else(|error| {
-                // One that lives is ended by signal 9 now.
-                drop(process.kill());
-                panic!("{error}; it ended: {:?}", process.wait())
-            })
-            .into();
+        let netns = std::fs::File::open(format!("/proc/{}/ns/net", process.id()));
+        assert!(netns.is_ok(), "{netns:?}; it ended: {:?}", {
+            // One that lives is ended by signal 9 now.
+            drop(process.kill());
+            process.wait()
+        });
+        let netns = netns.unwrap().into();
         Self { process, netns }
     }
 
