@@ -48,7 +48,7 @@ impl Spoken {
 }
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<String> {
-    raise_open_files()?;
+    let open_files = raise_open_files()?;
     let wants = |part: &str| settings.http.is_empty() || settings.http.iter().any(|p| p == part);
     let work = Work::new(settings)?;
     let app = Upstream::start(settings)?;
@@ -87,7 +87,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<String> {
         report.push_str(&text);
     }
     if wants("idle") {
-        let text = idle::run(&compared)?;
+        let text = idle::run(&compared, open_files)?;
         crate::say(&text);
         report.push_str(&text);
     }
@@ -211,9 +211,18 @@ fn pin(pid: u32, cpu: usize) -> anyhow::Result<()> {
     quietly(Command::new("taskset").args(["-a", "-c", "-p", &cpu.to_string(), &pid.to_string()]))
 }
 
-fn raise_open_files() -> anyhow::Result<()> {
-    let limit = format!("--nofile={OPEN_FILES}:{OPEN_FILES}");
-    quietly(Command::new("prlimit").args(["--pid", &std::process::id().to_string(), &limit]))
+/// As many open files as this process may have; what it starts inherits that. Answers how many.
+fn raise_open_files() -> anyhow::Result<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").context("read the limits")?;
+    let hard = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(OPEN_FILES);
+    let most = hard.min(OPEN_FILES);
+    let limit = format!("--nofile={most}:{hard}");
+    quietly(Command::new("prlimit").args(["--pid", &std::process::id().to_string(), &limit]))?;
+    Ok(most)
 }
 
 fn quietly(command: &mut Command) -> anyhow::Result<()> {

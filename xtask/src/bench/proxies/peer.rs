@@ -258,8 +258,7 @@ fn start(name: &str, config: &Path, folder: &Path) -> anyhow::Result<Child> {
 fn nginx(folder: &str, [plain, h2c, tls]: [u16; 3], upstream: u16) -> String {
     format!(
         "daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err; user root;
-worker_rlimit_nofile 65536;
-events {{ worker_connections 40000; }}
+events {{ worker_connections 16000; }}
 http {{
   access_log {folder}/nginx.access combined buffer=64k flush=1s;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/temp; client_max_body_size 0;
@@ -283,7 +282,7 @@ http {{
 fn haproxy(folder: &str, [plain, h2c, tls]: [u16; 3], upstream: u16) -> String {
     format!(
         "global
-  maxconn 30000
+  maxconn 9000
   nbthread 1
   log stdout format raw local0
 defaults
