@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, REFERER, USER_AGENT};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, REFERER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, Sleep};
 use utsuwa_decide::admit::pick_revision;
-use utsuwa_model::route::{Access, Protocol, RevisionRoute};
+use utsuwa_model::route::{Access, Protocol};
 
 use crate::affinity::Affinity;
 use crate::answer::Answer;
@@ -40,7 +40,7 @@ use crate::table::{HostTarget, normalise};
 use crate::tls;
 use crate::trace::Trace;
 use crate::waiting;
-use crate::{Refusal, Shared, grpc_edge, interim, websocket};
+use crate::{Refusal, Shared, grpc_edge, interim, request_line, websocket};
 
 /// Answers one request.
 pub(crate) async fn handle(
@@ -289,7 +289,7 @@ async fn route(
         websocket,
         streams,
     );
-    address(&mut parts, settings);
+    request_line::address(&mut parts, settings);
     if waited
         && patience.is_some()
         && let Some(left) = grpc_edge::left(until - Instant::now())
@@ -380,38 +380,6 @@ async fn slot(
         () = window => Err(revision.time_is_up()),
         () = shared.leaving.in_vain.cancelled() => Err(Answer::ShuttingDown),
         () = ahead => Err(Answer::ClientGone), // it never ends by itself
-    }
-}
-
-/// Makes the request line fit the protocol spoken with the instance; the host stays the one asked for.
-fn address(parts: &mut http::request::Parts, settings: &RevisionRoute) {
-    let authority = parts.uri.authority().cloned();
-    let mut uri = http::uri::Parts::default();
-    uri.path_and_query = parts.uri.path_and_query().cloned();
-    match settings.protocol {
-        Protocol::Http1 => {
-            parts.version = Version::HTTP_11;
-            if let Some(authority) = authority
-                && let Ok(value) = HeaderValue::try_from(authority.as_str())
-            {
-                parts.headers.insert(HOST, value);
-            }
-        }
-        Protocol::H2c => {
-            parts.version = Version::HTTP_2;
-            let host = parts.headers.remove(HOST);
-            uri.authority = authority.or_else(|| {
-                host.and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok())
-            });
-            uri.scheme = uri.authority.is_some().then_some(http::uri::Scheme::HTTP);
-            parts.headers.remove(http::header::TRANSFER_ENCODING);
-        }
-    }
-    if uri.path_and_query.is_none() {
-        uri.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
-    }
-    if let Ok(uri) = http::Uri::from_parts(uri) {
-        parts.uri = uri;
     }
 }
 

@@ -43,6 +43,7 @@ mod places;
 mod probe;
 mod proxied;
 mod record;
+mod request_line;
 mod revision;
 mod revisions;
 mod scanners;
@@ -58,6 +59,7 @@ mod told;
 mod trace;
 mod upstream;
 mod waiting;
+mod watched;
 mod websocket;
 
 #[cfg(test)]

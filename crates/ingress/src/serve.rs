@@ -1,7 +1,7 @@
 //! Client connections: accepting, telling HTTP/1.1 from HTTP/2, limits, and the orderly end.
 //!
 //! Owns: every client socket from accept to close. Deliberately not here: what a request means (`handle`), how many sockets
-//! there may be (`places`).
+//! there may be (`places`), how long one may stand still (`watched`).
 //!
 //! Invariants:
 //! 1. Want of descriptors neither ends a listener nor makes it spin: connections wait meanwhile.
@@ -10,19 +10,17 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::StatusCode;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -40,7 +38,8 @@ use crate::meter::Metered;
 use crate::places::{Own, Places};
 use crate::proxied::{self, Network};
 use crate::settings::IngressSettings;
-use crate::tls::{self, Wire};
+use crate::tls;
+use crate::watched::Watched;
 
 /// How long a client may leave the bytes of an answer lying before the connection is cut.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
@@ -55,11 +54,6 @@ const FIRST_BYTES: Duration = Duration::from_millis(500);
 /// After the shutdown a client that keeps a connection may have a request on its way: it is answered, as the last one. Whoever
 /// sends more seldom is not likely to send just when its connection is closed.
 const LAST_WORDS: Duration = Duration::from_millis(250);
-
-/// How long and how much we go on reading what a client still sends after we answered and closed: closing at once would
-/// make its kernel throw away our answer.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 64 << 20;
 
 /// Headers a request may have: what hyper has room for without asking for memory. Browsers send some twenty.
 const MAX_FIELDS: usize = 100;
@@ -278,13 +272,7 @@ async fn connection(
     if let Ok(local) = local {
         client.local.get_or_init(|| local.ip().to_canonical());
     }
-    let stream = ClientStream {
-        stream,
-        client: Arc::clone(&client),
-        stalled: None,
-        lingering: None,
-        lingered: 0,
-    };
+    let stream = Watched::new(stream, Arc::clone(&client));
     let limits = Limits {
         bytes: settings.max_header_bytes,
         fields: MAX_FIELDS,
@@ -358,126 +346,5 @@ async fn connection(
                 .serve_connection(TokioIo::new(io), service)
                 .with_upgrades()
         );
-    }
-}
-
-/// The client's socket, watched: writing that makes no progress ends it, closing reads on for a moment.
-#[derive(Debug)]
-struct ClientStream {
-    stream: Wire,
-    client: Arc<Client>,
-    stalled: Option<Pin<Box<Sleep>>>,
-    lingering: Option<Pin<Box<Sleep>>>,
-    lingered: usize,
-}
-
-impl ClientStream {
-    /// Writes what is to be said before the answer.
-    fn interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, client, .. } = self;
-        client.interim.poll_write(&mut *stream, context)
-    }
-
-    fn watch<T>(
-        &mut self,
-        progress: Poll<io::Result<T>>,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<T>> {
-        if progress.is_ready() {
-            self.stalled = None;
-            return progress;
-        }
-        let stalled = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
-        // The answer's own end comes first, if it has one: its body isn't asked while nothing can be written.
-        if let Some(until) = deadline::left().filter(|until| *until < stalled.deadline()) {
-            stalled.as_mut().reset(until);
-        }
-        if stalled.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the client does not take its answer",
-            )));
-        }
-        Poll::Pending
-    }
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let progress = match self.interim(context) {
-            Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_write(context, buffer),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
-        };
-        self.watch(progress, context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let progress = match self.interim(context) {
-            Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_write_vectored(context, buffers),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
-        };
-        self.watch(progress, context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let progress = match self.interim(context) {
-            Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_flush(context),
-            other => other,
-        };
-        self.watch(progress, context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.lingering.is_none() {
-            let progress = Pin::new(&mut self.stream).poll_shutdown(context);
-            std::task::ready!(self.watch(progress, context))?;
-            if !self.client.unread.load(Ordering::Acquire) {
-                return Poll::Ready(Ok(()));
-            }
-            self.lingering = Some(Box::pin(tokio::time::sleep(LINGER)));
-        }
-        let mut scratch = [std::mem::MaybeUninit::uninit(); 8192];
-        while self.lingered < LINGER_BYTES {
-            let mut buffer = ReadBuf::uninit(&mut scratch);
-            match self.stream.poll_discard(context, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
-                    self.lingered += buffer.filled().len()
-                }
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => {
-                    return match self.lingering.as_mut() {
-                        Some(until) => until.as_mut().poll(context).map(Ok),
-                        None => Poll::Ready(Ok(())),
-                    };
-                }
-            }
-        }
-        Poll::Ready(Ok(()))
     }
 }

@@ -102,7 +102,7 @@ impl Client {
             let client = Arc::clone(&self);
             under_way.spawn(async move {
                 let once = tokio::time::timeout(PATIENCE, client.once(kind));
-                let result = once.await.unwrap_or(Err("no answer in time".into()));
+                let result = once.await.unwrap_or_else(|_| Err("no answer in time".into()));
                 client.note(kind, due, result);
             });
             while under_way.try_join_next().is_some() {}
@@ -218,7 +218,7 @@ impl Client {
             self.drive(connection);
             *shared = Some(sender);
         }
-        shared.clone().ok_or("no connection".to_owned())
+        shared.clone().ok_or_else(|| "no connection".to_owned())
     }
 
     async fn grpc_unary(&self) -> Result<(), String> {

@@ -71,9 +71,8 @@ fn nothing_is_lost_but_what_was_killed() {
         );
     };
     let image = format!("oci-archive:{}", image.to_string_lossy());
-    let lasts = std::env::var("UTSUWA_TEST_CHAOS_SECONDS")
-        .ok()
-        .and_then(|seconds| seconds.parse().ok())
+    let lasts = std::env::var_os("UTSUWA_TEST_CHAOS_SECONDS")
+        .and_then(|seconds| seconds.to_str()?.parse().ok())
         .map_or(SHORT, Duration::from_secs);
     let mut world = World::new(&image);
     let client = Client::new(world.server.http);

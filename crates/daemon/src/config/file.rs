@@ -35,7 +35,7 @@ pub(super) fn read(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
     let mut told: BTreeMap<usize, &str> = BTreeMap::new();
     for error in &broken {
         let line = error.span().map_or(1, |span| line_of(&text, span.start));
-        told.entry(line).or_insert(error.message());
+        told.entry(line).or_insert_with(|| error.message());
     }
     let mut problems: Vec<String> = told
         .iter()

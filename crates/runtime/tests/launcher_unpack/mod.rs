@@ -1,5 +1,4 @@
 //! Layers that are unpacked by a process without privileges.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};

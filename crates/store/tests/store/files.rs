@@ -135,7 +135,7 @@ async fn an_older_database_is_brought_up_to_date() {
     let older = rusqlite::Connection::open(&path).unwrap();
     older
         .execute_batch(
-            "DROP INDEX revisions_going; ALTER TABLE services DROP COLUMN version; ALTER TABLE policies DROP COLUMN etag;
+            "DROP TABLE domains; DROP INDEX revisions_going; ALTER TABLE services DROP COLUMN version; ALTER TABLE policies DROP COLUMN etag;
              ALTER TABLE revisions DROP COLUMN delete_time; PRAGMA user_version = 1",
         )
         .unwrap();

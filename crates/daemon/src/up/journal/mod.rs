@@ -7,6 +7,7 @@
 //!    dropped for it is counted, and the count can be read.
 //! 3. Nothing is kept of a service that was removed, until somebody of its name has something to say.
 
+mod dropped;
 mod format;
 mod writer;
 
@@ -23,8 +24,8 @@ use utsuwa_ingress::seam::{InstanceNote, RequestLog, RequestRecord, Weight};
 use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
 use utsuwa_runtime::logs::layout::service_directory;
 
+pub(super) use dropped::Dropped;
 pub(super) use format::{Shown, read};
-pub(super) use writer::Dropped;
 use writer::Writer;
 
 /// Entries that may wait for the disk: a second of heavy load.
@@ -193,7 +194,7 @@ impl Journal {
     /// The files of a service, oldest first; they need not exist.
     pub(super) fn files(&self, service: &ServiceKey) -> [PathBuf; 2] {
         let folder = service_directory(&self.root, service);
-        [folder.join(writer::OLD), folder.join(writer::CURRENT)]
+        [folder.join(dropped::OLD), folder.join(dropped::CURRENT)]
     }
 
     /// What was dropped of a service's journal to keep its budget.
