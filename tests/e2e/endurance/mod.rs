@@ -273,8 +273,9 @@ const SPARE_DESCRIPTORS: usize = 3;
 /// Memory that all roles together may have gained: what allocators keep of the busiest moment.
 const SPARE_KIB: usize = 24 << 10;
 
-/// A pool that is larger than it need be lets one sandbox go so often; what a sandbox costs in descriptors is not to be seen here.
-const POOL_CHANGES: Duration = Duration::from_secs(11);
+/// A pool that is larger than it need be gets smaller every 10 s, and not before the last start is 10 s ago; what a sandbox costs
+/// in descriptors is not to be seen here.
+const POOL_CHANGES: Duration = Duration::from_secs(22);
 
 /// What the roles hold once the pool has the size that it keeps while nothing happens.
 fn at_rest(server: &Server) -> Holding {

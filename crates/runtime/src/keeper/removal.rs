@@ -18,14 +18,16 @@ const DESTROY_ATTEMPTS: u32 = 40;
 const LEARN_ATTEMPTS: u32 = 100;
 
 impl Keeper {
-    /// One more sandbox than needed is let go of at each look.
+    /// Half of the sandboxes that are more than needed are let go of at each look: the next burst may be near.
     pub(crate) fn shrink(&mut self) {
         self.after(Duration::from_secs(10), Timer::Shrink);
         self.reap_strangers();
-        if self.ready.len() > self.demand.calm_target(now())
-            && let Some(number) = self.ready.pop_back()
-        {
-            self.throw_away(number);
+        let target = self.demand.calm_target(now());
+        let surplus = self.ready.len().saturating_sub(target);
+        for _ in 0..surplus.div_ceil(2) {
+            if let Some(number) = self.ready.pop_back() {
+                self.throw_away(number);
+            }
         }
     }
 
