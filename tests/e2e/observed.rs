@@ -23,10 +23,7 @@ fn requests_are_counted_and_logged() {
         return;
     }
     let server = Server::start(&[]);
-    server.deploy(
-        "seen",
-        &["--image", "utsuwa.local/hello", "--allow-unauthenticated"],
-    );
+    server.deploy("seen", &["--image", "utsuwa.local/hello"]);
     server.until_public("seen");
     let (status, _) = server.get("seen", "/echo?nothing");
     assert_eq!(status, 200);

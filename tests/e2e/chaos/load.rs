@@ -102,7 +102,9 @@ impl Client {
             let client = Arc::clone(&self);
             under_way.spawn(async move {
                 let once = tokio::time::timeout(PATIENCE, client.once(kind));
-                let result = once.await.unwrap_or_else(|_| Err("no answer in time".into()));
+                let result = once
+                    .await
+                    .unwrap_or_else(|_| Err("no answer in time".into()));
                 client.note(kind, due, result);
             });
             while under_way.try_join_next().is_some() {}
