@@ -242,8 +242,9 @@ async fn route(
     let until = exchange.arrived + settings.timeout.min(patience.unwrap_or(Duration::MAX));
     let mut deadline = Box::pin(tokio::time::sleep_until(until));
     let (mut parts, body) = request.into_parts();
-    let body = empty_as_said(&parts.headers, body, &mut deadline).await?;
-    let (mut body, meter) = RequestBody::client(body, limit, shared.outside.settings.body_timeout);
+    let body_timeout = shared.outside.settings.body_timeout;
+    let body = empty_as_said(&parts.headers, body, &mut deadline, body_timeout).await?;
+    let (mut body, meter) = RequestBody::client(body, limit, body_timeout);
     exchange.meter = meter;
     let expects = parts.headers.contains_key(EXPECT);
     let ahead = body.read_ahead(expects);
@@ -334,6 +335,7 @@ async fn empty_as_said(
     headers: &HeaderMap,
     mut body: Incoming,
     deadline: &mut Pin<Box<Sleep>>,
+    patience: Duration,
 ) -> Result<Incoming, Answer> {
     if body.is_end_stream() || content_length(headers) != Some(0) {
         return Ok(body);
@@ -341,6 +343,7 @@ async fn empty_as_said(
     let frame = tokio::select! {
         frame = body.frame() => frame,
         () = deadline.as_mut() => return Err(Answer::Timeout),
+        () = tokio::time::sleep(patience) => return Err(Answer::SlowBody),
     };
     match frame {
         None => Ok(body),
@@ -372,11 +375,13 @@ async fn slot(
         Admitted::Wait(ticket) => ticket,
     };
     let window = tokio::time::sleep_until(exchange.arrived + ticket.window);
+    // Where an instance takes requests already, who waits keeps its place in the queue.
+    let page = until.page && !revision.is_reached();
     tokio::select! {
         biased;
         answer = ticket.wait() => answer.map(|slot| (slot, true)).map_err(Answer::Refused),
         () = until.deadline.as_mut() => Err(Answer::Timeout),
-        () = tokio::time::sleep(waiting::PATIENCE), if until.page => Err(Answer::Starting),
+        () = tokio::time::sleep(waiting::PATIENCE), if page => Err(Answer::Starting),
         () = window => Err(revision.time_is_up()),
         () = shared.leaving.in_vain.cancelled() => Err(Answer::ShuttingDown),
         () = ahead => Err(Answer::ClientGone), // it never ends by itself

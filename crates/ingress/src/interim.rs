@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use tokio::time::Sleep;
 
+use crate::answer::ANSWERED_BY;
 use crate::body::RequestBody;
 use crate::serve::Client;
 
@@ -47,7 +48,10 @@ impl Interim {
         let reason = status.canonical_reason().unwrap_or("Interim");
         bytes.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).as_bytes());
         for (name, value) in headers {
-            if [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE].contains(name) {
+            let ours = [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE, ANSWERED_BY];
+            let ours =
+                ours.contains(name) || matches!(name.as_str(), "keep-alive" | "proxy-connection");
+            if ours {
                 continue;
             }
             for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
@@ -56,6 +60,14 @@ impl Interim {
         }
         bytes.extend_from_slice(b"\r\n");
         self.any.store(true, Ordering::Release);
+    }
+
+    /// Where it can't be told whether it would get into the middle of another answer.
+    pub(crate) fn forget(&self) {
+        if self.any.load(Ordering::Acquire) {
+            self.bytes.lock().clear();
+            self.any.store(false, Ordering::Release);
+        }
     }
 
     /// Writes what there is.

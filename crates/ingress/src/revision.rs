@@ -290,6 +290,11 @@ impl Revision {
         }
     }
 
+    /// An instance takes requests: who waits, waits for others.
+    pub(crate) fn is_reached(&self) -> bool {
+        !self.inner.lock().loads.is_empty()
+    }
+
     /// What is said to a request that has waited long enough (§2.6).
     pub(crate) fn time_is_up(&self) -> Answer {
         if let Some(message) = self.inner.lock().none_is_ready() {

@@ -229,10 +229,11 @@ async fn connection(
     let mut remote = peer.ip().to_canonical();
     if own.is_none() && proxied::is_one(door.scheme.proxies(settings), remote) {
         let header = tokio::time::timeout(settings.header_timeout, proxied::read(&mut stream));
-        match header
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        {
+        let header = tokio::select! {
+            header = header => header,
+            () = async { door.closing.cancelled().await; tokio::time::sleep(FIRST_BYTES).await } => return,
+        };
+        match header.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(client) => remote = client.unwrap_or(remote),
             Err(error) => {
                 if let Some(count) = ingress.shared.bad_proxies.count() {

@@ -31,6 +31,8 @@ pub(crate) struct Watched {
     stalled: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
     lingered: usize,
+    /// Nothing of an answer waits above to be written.
+    clear: bool,
 }
 
 impl Watched {
@@ -41,13 +43,22 @@ impl Watched {
             stalled: None,
             lingering: None,
             lingered: 0,
+            clear: true,
         }
     }
 
-    /// Writes what is to be said before the answer.
-    fn interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes what is to be said before the answer, unless the answer before that may be written in part only. hyper flushes when
+    /// it has nothing left to write (`flushed`).
+    fn interim(&mut self, context: &mut Context<'_>, flushed: bool) -> Poll<io::Result<()>> {
+        self.clear |= flushed;
+        if !self.clear {
+            self.client.interim.forget();
+            return Poll::Ready(Ok(()));
+        }
         let Self { stream, client, .. } = self;
-        client.interim.poll_write(&mut *stream, context)
+        std::task::ready!(client.interim.poll_write(&mut *stream, context))?;
+        self.clear = flushed;
+        Poll::Ready(Ok(()))
     }
 
     fn watch<T>(
@@ -92,7 +103,7 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let progress = match self.interim(context) {
+        let progress = match self.interim(context, false) {
             Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_write(context, buffer),
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,
@@ -105,7 +116,7 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let progress = match self.interim(context) {
+        let progress = match self.interim(context, false) {
             Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_write_vectored(context, buffers),
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,
@@ -118,7 +129,7 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let progress = match self.interim(context) {
+        let progress = match self.interim(context, true) {
             Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_flush(context),
             other => other,
         };

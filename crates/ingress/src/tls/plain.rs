@@ -25,7 +25,9 @@ pub(crate) fn instead<B>(
         return Some(Answer::Challenge { text });
     }
     let port = tls.redirect().filter(|_| served)?;
-    let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+    // `OPTIONS *` is about the server, not about a place in it.
+    let path = request.uri().path_and_query().map(|path| path.as_str());
+    let path = path.filter(|path| path.starts_with('/')).unwrap_or("/");
     let to = if port == HTTPS {
         format!("https://{host}{path}")
     } else {
