@@ -48,7 +48,13 @@ impl Interim {
         let reason = status.canonical_reason().unwrap_or("Interim");
         bytes.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).as_bytes());
         for (name, value) in headers {
-            let ours = [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE, ANSWERED_BY];
+            let ours = [
+                CONNECTION,
+                CONTENT_LENGTH,
+                TRANSFER_ENCODING,
+                UPGRADE,
+                ANSWERED_BY,
+            ];
             let ours =
                 ours.contains(name) || matches!(name.as_str(), "keep-alive" | "proxy-connection");
             if ours {
