@@ -7,8 +7,10 @@
 //!    dropped for it is counted, and the count can be read.
 //! 3. Nothing is kept of a service that was removed, until somebody of its name has something to say.
 
+mod append;
 mod dropped;
 mod format;
+mod told;
 mod writer;
 
 use std::collections::BTreeMap;

@@ -248,7 +248,7 @@ fn a_rejected_request_is_in_the_journal_of_its_service() {
 
 #[test]
 fn a_cold_start_is_told_once_for_all_who_waited() {
-    let mut told = writer::Told::default();
+    let mut told = told::Told::default();
     let id = |n: u32| format!("{n:032x}").parse::<InstanceId>().unwrap();
     let news: Vec<bool> = [1, 1, 2, 1, 2, 3].map(|n| told.is_news(&id(n))).to_vec();
     assert_eq!(news, [true, false, true, false, false, true]);

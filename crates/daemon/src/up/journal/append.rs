@@ -1,0 +1,33 @@
+//! Writing at the end of a journal's file.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::dropped::CURRENT;
+
+/// A kill in the middle of a write may have left half a line. It must not be glued to the next one.
+pub(super) fn end_half_line(path: &Path, mut append: &File) -> io::Result<()> {
+    let length = append.metadata()?.len();
+    let mut last = [b'\n'];
+    if length > 0 {
+        File::open(path)?.read_exact_at(&mut last, length - 1)?;
+    }
+    if last == [b'\n'] {
+        return Ok(());
+    }
+    append.write_all(b"\n")
+}
+
+/// Appends to a file that another process has, too. One that is gone is not made again: its service was removed.
+pub(super) fn append_beside(folder: &Path, line: &str) -> io::Result<()> {
+    match fs::OpenOptions::new()
+        .append(true)
+        .open(folder.join(CURRENT))
+    {
+        Ok(mut file) => file.write_all(line.as_bytes()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
