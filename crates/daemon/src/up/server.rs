@@ -28,17 +28,15 @@ use super::given::OwnCertificates;
 use super::images::{self, Images};
 use super::insight::{Insight, Running};
 use super::instance_logs::InstanceLogs;
-use super::internal::{Directory, Inside};
+use super::internal::{Directory, Inside, Until};
 use super::journal::Journal;
 use super::kept::Kept;
-use super::leave::{Before, Leave, Told, until_told};
+use super::leave::{Before, LEAVING, Leave, Told, until_told};
 use super::prepare::Ground;
 use super::secure;
 use crate::config::Layers;
 use crate::output::waited;
 
-/// Where servers that made place tell what they still have inside instances.
-const LEAVING: &str = "leaving";
 /// The first sandbox of a fresh keeper takes some 100 ms; `ready` waits for it so that it is true, but no longer than this.
 const POOL_PATIENCE: Duration = Duration::from_secs(2);
 const POOL_LOOK: Duration = Duration::from_millis(10);
@@ -79,7 +77,8 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         ingress.secure(Arc::clone(&secured.tls));
     }
     let stop = CancellationToken::new();
-    let (tracker, requests) = (TaskTracker::new(), TaskTracker::new());
+    let (place, written) = (CancellationToken::new(), CancellationToken::new());
+    let (tracker, requests, open) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
     let directory = Directory::default();
     let zone = ServerZone::new(
         &settings.domain,
@@ -96,9 +95,15 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         journal: journal.clone(),
         directory: directory.clone(),
         forwards: Forwards::new(shares.forwards),
+        open: open.clone(),
+    };
+    let until = Until {
+        stop: stop.clone(),
+        place: place.clone(),
+        written: written.clone(),
     };
     // At once: the keeper tells of every sandbox there is, and nothing else comes through its connection until that was taken.
-    requests.spawn(inside.run(internal_events, stop.clone()));
+    requests.spawn(inside.run(internal_events, until));
 
     let images = images::open(&ground, &driver)?;
     images::trust_layers(&images).await?;
@@ -181,9 +186,13 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     );
     let leave = Leave {
         stop,
+        place,
+        written,
         ingress,
+        driver,
         control,
         requests,
+        open,
         api: tracker,
         images: all.images,
         store,

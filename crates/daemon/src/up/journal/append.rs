@@ -20,14 +20,13 @@ pub(super) fn end_half_line(path: &Path, mut append: &File) -> io::Result<()> {
     append.write_all(b"\n")
 }
 
-/// Appends to a file that another process has, too. One that is gone is not made again: its service was removed.
+/// Appends to a file that another process has, too. Between its turning and its next line there is none; and a service that was
+/// deleted meanwhile gets one that is found and removed like every other without a service.
 pub(super) fn append_beside(folder: &Path, line: &str) -> io::Result<()> {
-    match fs::OpenOptions::new()
+    fs::create_dir_all(folder)?;
+    let mut file = fs::OpenOptions::new()
+        .create(true)
         .append(true)
-        .open(folder.join(CURRENT))
-    {
-        Ok(mut file) => file.write_all(line.as_bytes()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
+        .open(folder.join(CURRENT))?;
+    file.write_all(line.as_bytes())
 }

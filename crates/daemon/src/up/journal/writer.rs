@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use utsuwa_model::{ServiceKey, Timestamp};
 use utsuwa_runtime::logs::layout::{newest_change, service_directory};
@@ -76,8 +77,8 @@ pub(super) struct Writer {
     /// Whose cold start was told.
     told: Told,
     gathered: Option<Gathered>,
-    /// The next server writes, too: it alone makes, turns and removes files.
-    shared: bool,
+    /// The next server writes, too: it alone turns and removes files.
+    shared: Arc<Mutex<bool>>,
 }
 
 impl Writer {
@@ -86,6 +87,7 @@ impl Writer {
         limits: JournalLimits,
         lost: Arc<Lost>,
         written: Arc<watch::Sender<u64>>,
+        shared: Arc<Mutex<bool>>,
     ) -> Self {
         Self {
             root: root.to_owned(),
@@ -101,7 +103,7 @@ impl Writer {
             tidied: Instant::now(),
             told: Told::default(),
             gathered: None,
-            shared: false,
+            shared,
         }
     }
 
@@ -137,11 +139,6 @@ impl Writer {
     fn take(&mut self, entry: Entry) {
         match entry {
             Entry::End => {}
-            Entry::Share => {
-                self.flush();
-                self.shared = true;
-                self.outputs.clear();
-            }
             Entry::Remove {
                 service,
                 before,
@@ -304,7 +301,10 @@ impl Writer {
 
     fn append(&mut self, service: &ServiceKey, line: &str) -> io::Result<()> {
         let folder = service_directory(&self.root, service);
-        if self.shared {
+        let shared = Arc::clone(&self.shared);
+        let shared = shared.lock();
+        if *shared {
+            self.outputs.clear();
             return append_beside(&folder, line);
         }
         let length = line.len() as u64;
@@ -319,6 +319,8 @@ impl Writer {
         let Some(output) = self.output(&folder)? else {
             return Ok(());
         };
+        // The server before may have written here, too.
+        output.bytes = output.file.metadata()?.len();
         if let Err(error) = output.file.write_all(line.as_bytes()) {
             let _ = output.file.set_len(output.bytes);
             return Err(error);
@@ -359,6 +361,11 @@ impl Writer {
 
     fn remove(&mut self, service: &ServiceKey, before: Option<Timestamp>) -> Result<(), String> {
         self.flush();
+        let shared = Arc::clone(&self.shared);
+        let shared = shared.lock();
+        if *shared {
+            return Err("another server has the journals".to_owned());
+        }
         let folder = service_directory(&self.root, service);
         let told = |error: io::Error| format!("delete {}: {error}", folder.display());
         if let Some(before) = before
