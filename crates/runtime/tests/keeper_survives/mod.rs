@@ -134,14 +134,7 @@ async fn a_killed_keeper_and_a_killed_server_lose_nothing() {
         .unwrap();
     let (id, exit, last) = server.exit().await;
     assert_eq!(id, counter.id);
-    // It isn't the child of this keeper, so only a kernel that tells strangers knows.
-    let known = utsuwa_runtime::sandbox::probe::probe()
-        .exit_by_pidfd
-        .is_ok();
-    assert!(
-        exit == Exit::Signal(9) || (!known && matches!(exit, Exit::Unknown { .. })),
-        "{exit:?}"
-    );
+    assert!(keeper_world::tells_of_sigkill(&exit), "{exit:?}");
     let log = raw_log(&world, &name);
     assert_counted(&log, 1200);
     assert_eq!(last.last().unwrap(), log.lines().last().unwrap());
