@@ -117,8 +117,23 @@ fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
         .thread_name("utsuwa")
         .build()
         .context("start the async runtime")?;
-    let result = runtime.block_on(server::run(ground, layers));
+    let traffic = traffic()?;
+    let result = runtime.block_on(server::run(ground, layers, traffic.handle()));
+    traffic.shutdown_timeout(std::time::Duration::from_millis(50));
     // Threads that read logs for callers look up every 200 ms; nothing durable waits for them.
     runtime.shutdown_timeout(std::time::Duration::from_millis(50));
     result
+}
+
+/// The runtime of the data path, apart from everything else: nothing that a loop or the API does stands in the way of a request.
+/// Half as many threads as processors: whatever answers behind it needs at least as much of them as forwarding does, and a
+/// thread too many costs latency (it takes the processor from one that has requests at hand).
+fn traffic() -> anyhow::Result<tokio::runtime::Runtime> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads((processors / 2).max(1))
+        .enable_all()
+        .thread_name("traffic")
+        .build()
+        .context("start the runtime of the data path")
 }

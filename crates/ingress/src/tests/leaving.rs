@@ -14,6 +14,7 @@ use utsuwa_model::route::RevisionRoute;
 use super::app::*;
 use super::protocols::{websocket, websocket_app};
 use super::scene::*;
+use super::smuggling::h2raw::{self, END_HEADERS, END_STREAM, HEADERS, Raw};
 
 /// Reads until the text ends so.
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {
@@ -200,4 +201,30 @@ async fn it_may_be_told_before_the_instance_is_found() {
     assert_eq!(scene.demand().in_flight, 3);
     scene.ingress.hold(BTreeMap::new());
     assert!(tokio::time::timeout(PATIENCE, stray).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_body_that_says_it_is_empty_and_never_ends_keeps_nobody() {
+    let mut scene = Scene::new(route()).await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    let mut client = Raw::connect(scene.address, &[]).await;
+    let open = h2raw::block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", HOST),
+        (":path", "/echo"),
+        ("content-length", "0"),
+    ]);
+    let whole = h2raw::get(HOST, "/hello");
+    let mut bytes = h2raw::frame(HEADERS, END_HEADERS, 1, &open);
+    bytes.extend(h2raw::frame(HEADERS, END_HEADERS | END_STREAM, 3, &whole));
+    assert!(client.send(&bytes).await);
+    assert!(client.answered(3).await, "so the first was read, too");
+    scene.shutdown.cancel();
+    tokio::time::timeout(PATIENCE, scene.ingress.settled())
+        .await
+        .expect("it would have had a minute");
+    drop(client);
+    scene.close().await;
 }

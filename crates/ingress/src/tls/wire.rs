@@ -8,6 +8,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::stream::poll_write_parts;
+
 /// HTTP/2's preface begins with this (`PRI * HTTP/2.0`).
 const PREFACE: &[u8; 4] = b"PRI ";
 
@@ -90,7 +92,7 @@ impl AsyncWrite for Wire {
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+            Self::Plain(stream) => poll_write_parts(stream, context, buffers),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
         }
     }
