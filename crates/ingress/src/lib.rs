@@ -21,6 +21,7 @@ mod counts;
 mod deadline;
 mod examine;
 mod failing;
+mod farewell;
 mod flaw;
 mod forward;
 mod front;

@@ -59,6 +59,9 @@ const FIRST_BYTES_TLS: Duration = FIRST_BYTES.saturating_mul(3);
 /// sends more seldom is not likely to send just when its connection is closed.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
+/// What has come at the end of the last words is waited for in steps of this: it is read at once.
+const CROSSING: Duration = Duration::from_millis(1);
+
 /// Headers a request may have: what hyper has room for without asking for memory. Browsers send some twenty.
 const MAX_FIELDS: usize = 100;
 
@@ -134,6 +137,10 @@ pub(crate) struct Client {
     pub(crate) answered: AtomicU64,
     /// The last answer switched to another protocol.
     pub(crate) switched: AtomicBool,
+    /// The server leaves: nothing more should be sent on its connection.
+    pub(crate) leaving: AtomicBool,
+    /// While it leaves: bytes had come, when its connection was last read, that the connection did not get yet.
+    pub(crate) crossing: AtomicBool,
     /// Why nothing more is taken from it.
     pub(crate) flaw: OnceLock<Flaw>,
     /// What apps are told of it.
@@ -151,6 +158,8 @@ impl Client {
             interim: Interim::default(),
             answered: AtomicU64::new(0),
             switched: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            crossing: AtomicBool::new(false),
             flaw: OnceLock::new(),
             seen: OnceLock::new(),
             local: OnceLock::new(),
@@ -304,13 +313,16 @@ async fn connection(
         bytes: settings.max_header_bytes,
         fields: MAX_FIELDS,
     };
-    let gate_client = Arc::clone(&client);
-    let (shared, served) = (Arc::clone(&ingress.shared), Arc::clone(&door));
+    let (shared, served, asker) = (
+        Arc::clone(&ingress.shared),
+        Arc::clone(&door),
+        Arc::clone(&client),
+    );
     let answer = move |request| {
         let (shared, door, client) = (
             Arc::clone(&shared),
             Arc::clone(&served),
-            Arc::clone(&client),
+            Arc::clone(&asker),
         );
         handle(shared, door, client, request).map(Ok::<_, std::convert::Infallible>)
     };
@@ -337,12 +349,15 @@ async fn connection(
                         closing = true;
                         door.is_closing.store(true, Ordering::Relaxed);
                         last.as_mut().reset(Instant::now() + LAST_WORDS);
-                        // HTTP/2 says that it ends and answers what crosses that; HTTP/1.1 says so with its next answer.
-                        if http2 {
-                            connection.as_mut().graceful_shutdown();
-                        }
+                        // HTTP/2 says it at once (`farewell`) and takes what crosses that; HTTP/1.1 says so with its next answer.
+                        client.leaving.store(true, Ordering::Release);
                     }
                     () = last.as_mut(), if closing && early.is_some() => {
+                        // The connection has just been polled: if its next request is in the kernel already, it is answered.
+                        if client.crossing.swap(false, Ordering::AcqRel) {
+                            last.as_mut().reset(Instant::now() + CROSSING);
+                            continue;
+                        }
                         early = None;
                         connection.as_mut().graceful_shutdown();
                     }
@@ -354,7 +369,7 @@ async fn connection(
     if http2 {
         let told = (peer, Arc::clone(&ingress.shared.floods));
         let (frames, begin) = (settings.max_control_frames, settings.header_timeout);
-        let io = Metered::new(stream, frames, begin, told);
+        let io = Metered::new(stream, frames, begin, told, Arc::clone(&client));
         drive!(
             http2::Builder::new(deadline::Streams)
                 .timer(TokioTimer::new())
@@ -371,7 +386,7 @@ async fn connection(
                 )
         );
     } else {
-        let io = Gated::new(stream, limits, gate_client);
+        let io = Gated::new(stream, limits, Arc::clone(&client));
         drive!(
             http1::Builder::new()
                 .timer(deadline::Heads)

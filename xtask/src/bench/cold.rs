@@ -162,7 +162,7 @@ fn utsuwa(
     environment: Option<&str>,
 ) -> anyhow::Result<(Series, Option<Series>)> {
     let server = Server::start(settings, "cold", &[])?;
-    let image = image_of(settings, app, &server)?;
+    let image = image_of(app, &server)?;
     let names: Vec<String> = (0..rounds).map(|i| format!("cold-{i}")).collect();
     for name in &names {
         server.deploy_in(name, &image, "6s", "512Mi", environment)?;
@@ -188,23 +188,11 @@ fn utsuwa(
 }
 
 /// The app's image, loaded into `server` if it isn't built in.
-pub(super) fn image_of(settings: &Settings, app: &App, server: &Server) -> anyhow::Result<String> {
-    let Some(archive) = &app.archive else {
-        return Ok("utsuwa.local/hello".to_owned());
-    };
-    let loaded = Command::new(&settings.utsuwa)
-        .args([
-            "images",
-            "load",
-            &format!("oci-archive:{}", archive.display()),
-            "--api",
-            &format!("http://{}", server.api),
-        ])
-        .output()?;
-    if !loaded.status.success() {
-        bail!("images load: {}", String::from_utf8_lossy(&loaded.stderr));
+pub(super) fn image_of(app: &App, server: &Server) -> anyhow::Result<String> {
+    match &app.archive {
+        None => Ok("utsuwa.local/hello".to_owned()),
+        Some(archive) => server.load(&format!("oci-archive:{}", archive.display())),
     }
-    Ok(String::from_utf8(loaded.stdout)?.trim().to_owned())
 }
 
 pub(super) fn drop_caches() -> anyhow::Result<()> {
@@ -250,27 +238,7 @@ pub(crate) fn hello(settings: &Settings) -> anyhow::Result<App> {
     }
     let source =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/runtime/sample/hello/main.rs");
-    let built = Command::new("rustc")
-        .args([
-            "--edition",
-            "2024",
-            "-C",
-            "opt-level=s",
-            "-C",
-            "panic=abort",
-            "-C",
-            "strip=symbols",
-            "-C",
-            "target-feature=+crt-static",
-            "-o",
-        ])
-        .arg(root.join("hello"))
-        .arg(&source)
-        .status()
-        .context("run rustc")?;
-    if !built.success() {
-        bail!("rustc {}: {built}", source.display());
-    }
+    compile(&source, &root.join("hello"))?;
     Ok(App {
         name: "hello",
         root,
@@ -281,6 +249,22 @@ pub(crate) fn hello(settings: &Settings) -> anyhow::Result<App> {
         is_static: true,
         archive: None,
     })
+}
+
+/// A static program of one crate.
+pub(crate) fn compile(source: &Path, program: &Path) -> anyhow::Result<()> {
+    let built = Command::new("rustc")
+        .args(["--edition", "2024", "-C", "opt-level=s"])
+        .args(["-C", "panic=abort", "-C", "strip=symbols"])
+        .args(["-C", "target-feature=+crt-static", "-o"])
+        .arg(program)
+        .arg(source)
+        .status()
+        .context("run rustc")?;
+    if !built.success() {
+        bail!("rustc {}: {built}", source.display());
+    }
+    Ok(())
 }
 
 /// The Flask app's root file system, unpacked from its archive.

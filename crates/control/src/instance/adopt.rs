@@ -170,7 +170,11 @@ impl Core {
         // The server before may have streams in it: they end first, as in any other that leaves.
         let empty = self.door.retire(&found.id, STREAMS);
         self.spawn(|core| async move {
-            empty.await;
+            tokio::select! {
+                _ = empty => {}
+                // The next server finds it as this one did.
+                () = core.cancel.cancelled() => return,
+            }
             if let Err(error) = core.driver.stop(found.id.clone(), core.settings.stop_grace).await
                 && !matches!(error, DriverError::NotFound(_))
             {

@@ -32,6 +32,8 @@ pub(super) struct DoorInner {
     pub(super) listens: Listens,
     pub(super) ages: BTreeMap<InstanceId, Duration>,
     pub(super) retired: BTreeSet<InstanceId>,
+    /// Retired instances never become empty.
+    streams: bool,
     pub(super) forgotten: BTreeSet<InstanceId>,
     pub(super) refused: Vec<(RevisionKey, Refusal)>,
     /// Startup probes of single containers: those asked for, and those that fail.
@@ -198,6 +200,11 @@ impl Door {
         !self.inner.lock().unasked.contains(id)
     }
 
+    /// From now on what is retired has streams in it.
+    pub(crate) fn keep_streams(&self) {
+        self.inner.lock().streams = true;
+    }
+
     pub(crate) fn retired(&self) -> BTreeSet<InstanceId> {
         self.inner.lock().retired.clone()
     }
@@ -355,6 +362,9 @@ impl FrontDoor for Door {
             for instance in demand.instances.iter_mut().filter(|i| i.id == *id) {
                 instance.reach = Reach::Retiring;
             }
+        }
+        if inner.streams {
+            return std::future::pending().boxed();
         }
         std::future::ready(true).boxed()
     }

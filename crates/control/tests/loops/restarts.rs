@@ -45,6 +45,33 @@ async fn a_restart_adopts_the_rightful_and_stops_the_rest() {
     assert_eq!(house.driver.running(), rightful);
 }
 
+/// They may last for hours, and the next server waits for their end: this one makes place at once.
+#[tokio::test(start_paused = true)]
+async fn streams_in_an_instance_that_leaves_keep_no_server() {
+    let (mut house, _, revision) = hello().await;
+    house.door.arrive(&revision, 1);
+    house
+        .until("in flight", |h| h.door_in_flight(&revision) == 1)
+        .await;
+    let spec = house.driver.spec(&house.driver.running()[0]).expect("spec");
+    let stray = utsuwa_model::instance::InstanceSpec {
+        id: "f".repeat(32).parse().expect("id"),
+        revision: "demo/here/gone/gone-00001-abc".parse().expect("key"),
+        ..spec
+    };
+    let id = stray.id.clone();
+    utsuwa_runtime::Driver::start(&house.driver, stray)
+        .await
+        .expect("starts");
+    house.door.keep_streams();
+    house.restart(None).await;
+    house
+        .until("it leaves", |h| h.door.retired().contains(&id))
+        .await;
+    assert!(house.control.shutdown(Duration::from_secs(1)).await);
+    assert!(house.driver.running().contains(&id), "its streams go on");
+}
+
 /// The keeper goes on with a start when the server that asked for it ends, and has nobody to tell.
 #[tokio::test(start_paused = true)]
 async fn what_an_earlier_server_was_starting_is_stopped_soon() {

@@ -1,9 +1,11 @@
 //! What carries a client's connection: TCP, or TLS over TCP. Above it everything is the same.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -37,6 +39,18 @@ impl Wire {
                 })
             }
         }
+    }
+
+    /// Whether something has come that nobody was woken for yet: asked of the kernel, which knows first.
+    pub(crate) fn has_unread(&self) -> bool {
+        let socket = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        let mut byte = [MaybeUninit::uninit()];
+        SockRef::from(socket)
+            .peek(&mut byte)
+            .is_ok_and(|seen| seen > 0)
     }
 
     /// Reads bytes that nobody wants any more, as they come from the network.
