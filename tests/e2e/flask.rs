@@ -3,9 +3,13 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Registry, Server, can_run, skip, until};
+use parking_lot::Mutex;
+
+use crate::harness::{Registry, Server, can_run, skip, try_exchange, until};
 
 #[test]
 fn the_flask_app_serves_health_and_chat() {
@@ -101,32 +105,89 @@ fn the_seeds_first_step_works_offline() {
     server.finish();
 }
 
+/// Decision: what an instance has open to the host is not cut by an upgrade of the server it goes through.
+#[test]
+fn an_answer_of_the_host_arrives_over_a_change_of_servers() {
+    const NAME: &str = "flask::an_answer_of_the_host_arrives_over_a_change_of_servers";
+    if !can_run(NAME) {
+        return;
+    }
+    let Some(archive) = std::env::var_os("UTSUWA_TEST_FLASK_IMAGE").map(PathBuf::from) else {
+        return skip(
+            NAME,
+            "its image is not built; `make test` builds it (UTSUWA_TEST_FLASK_IMAGE)",
+        );
+    };
+    let openai = FakeOpenAi::start();
+    let rule = format!("host:{}", openai.port);
+    let mut server = Server::start(&["--allow-egress", &rule]);
+    let image = format!("docker-archive:{}", archive.display());
+    let env = format!(
+        "OPENAI_API_KEY=sk-test,OPENAI_BASE_URL=http://host.utsuwa.internal:{}/v1",
+        openai.port
+    );
+    server.deploy("chat", &["--image", &image, "--set-env-vars", &env]);
+    assert_eq!(server.get("chat", "/health").0, 200);
+    let address = server.http;
+    let held = openai.hold();
+    let mut old = std::thread::scope(|scope| {
+        let question = "{\"message\":\"still there?\"}";
+        let raw = format!(
+            "POST /chat HTTP/1.1\r\nhost: chat.localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{question}",
+            question.len()
+        );
+        let waits = scope.spawn(move || try_exchange(address, &raw));
+        until("the app to have asked", Duration::from_secs(30), || {
+            (openai.asked.load(Ordering::Acquire) > 0).then_some(())
+        });
+        let old = server.replace_beside();
+        drop(held);
+        let (status, _, body) = waits.join().unwrap().unwrap();
+        assert_eq!(status, 200, "{body}\n{}", server.ok(&["logs", "chat"]));
+        assert!(body.contains("you said: still there?"), "{body}");
+        old
+    });
+    assert!(old.wait().unwrap().success());
+    server.finish();
+}
+
 /// A server on the host that answers chat completions in OpenAI's shape.
 struct FakeOpenAi {
     port: u16,
+    /// Questions so far.
+    asked: Arc<AtomicUsize>,
+    /// Nothing is answered while somebody else has it.
+    gate: Arc<Mutex<()>>,
 }
 
 impl FakeOpenAi {
     fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
+        let (asked, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(())));
+        let (count, open) = (Arc::clone(&asked), Arc::clone(&gate));
         // Ends with the test process.
         std::thread::Builder::new()
             .name("openai".into())
             .spawn(move || {
                 for stream in listener.incoming().flatten() {
-                    answer(stream);
+                    answer(stream, &count, &open);
                 }
             })
             .unwrap();
         until("the fake to listen", Duration::from_secs(5), || {
             std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()
         });
-        Self { port }
+        Self { port, asked, gate }
+    }
+
+    /// Questions wait until it is dropped.
+    fn hold(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.gate.lock()
     }
 }
 
-fn answer(mut stream: std::net::TcpStream) {
+fn answer(mut stream: std::net::TcpStream, count: &AtomicUsize, open: &Mutex<()>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut length = 0;
     loop {
@@ -144,6 +205,8 @@ fn answer(mut stream: std::net::TcpStream) {
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
     let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    count.fetch_add(1, Ordering::AcqRel);
+    drop(open.lock());
     let text = format!(
         "you said: {}",
         asked["messages"][0]["content"].as_str().unwrap()

@@ -27,6 +27,7 @@ mod first_hour;
 mod flask;
 mod gcloud;
 mod gvisor;
+mod handover;
 mod harness;
 mod health;
 mod hostile;

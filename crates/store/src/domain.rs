@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use utsuwa_model::domain::{DomainMapping, DomainName, DomainStatus};
 use utsuwa_model::{ProjectId, Region, ServiceKey};
 
-use crate::{Store, StoreError, row, service};
+use crate::{Store, StoreError, host, row};
 
 const COLUMNS: &str = "name, project, region, meta, spec, status";
 
@@ -76,7 +76,7 @@ impl Store {
     pub async fn create_domain(&self, mapping: DomainMapping) -> Result<DomainMapping, StoreError> {
         self.write(move |c| {
             let name = &mapping.name;
-            if let Some(owner) = service::host_owner(c, name.as_str())? {
+            if let Some(owner) = host::host_owner(c, name.as_str())? {
                 return Err(StoreError::AlreadyExists {
                     what: format!("host {name} (of service {owner})"),
                 });

@@ -20,6 +20,7 @@ mod audit;
 mod changed;
 mod domain;
 mod error;
+mod host;
 mod image;
 mod lock;
 mod open;

@@ -1,12 +1,12 @@
 //! Services: rows, versions, host names.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, Row, params};
 use utsuwa_model::operation::{GenerationOutcome, Operation};
 use utsuwa_model::service::Service;
-use utsuwa_model::{ProjectId, Region, ServiceKey, Timestamp, address};
+use utsuwa_model::{ProjectId, Region, ServiceKey, Timestamp};
 
 use crate::page::{self, After};
-use crate::{Listing, Page, Store, StoreError, domain, operation, row, settings, uid};
+use crate::{Listing, Page, Store, StoreError, host, operation, row, uid};
 
 const COLUMNS: &str = "project, region, service, meta, spec, status";
 
@@ -93,7 +93,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Sqlite`].
     pub fn host_owner(&self, host: &str) -> Result<Option<ServiceKey>, StoreError> {
-        self.read(|c| host_owner(c, host))
+        self.read(|c| host::host_owner(c, host))
     }
 
     /// Writes a new service with its operation and takes its host names.
@@ -110,7 +110,7 @@ impl Store {
             if load(c, key)?.is_some() {
                 return Err(StoreError::AlreadyExists { what: key.service.to_string() });
             }
-            take_hosts(c, &service)?;
+            host::take_hosts(c, &service)?;
             c.prepare_cached(
                 "INSERT INTO services (project, region, service, uid, create_time, version, meta, spec, status)
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -169,7 +169,7 @@ impl Store {
             service.meta.version = now.max(Timestamp(old.0.saturating_add(1)));
             service.meta.update_time = service.meta.version;
             if service.spec.traffic != traffic {
-                take_hosts(c, &service)?;
+                host::take_hosts(c, &service)?;
             }
             c.prepare_cached(
                 "UPDATE services SET meta = ?4, spec = ?5, status = ?6, version = ?7 WHERE project = ?1 AND region = ?2 AND service = ?3",
@@ -331,74 +331,4 @@ fn parse(row: &Row<'_>) -> Result<Service, StoreError> {
         status: row::parse(&column(5)?, &what)?,
         key,
     })
-}
-
-pub(crate) fn host_owner(
-    connection: &Connection,
-    host: &str,
-) -> Result<Option<ServiceKey>, StoreError> {
-    let found: Option<(String, String, String)> = connection
-        .prepare_cached("SELECT project, region, service FROM hosts WHERE host = ?")?
-        .query_row([host], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
-        .optional()?;
-    found
-        .map(|(p, r, s)| {
-            Ok(ServiceKey {
-                project: row::name(&p)?,
-                region: row::name(&r)?,
-                service: row::name(&s)?,
-            })
-        })
-        .transpose()
-}
-
-/// Makes the host table hold exactly the names of `service` and its tags (decision 13: exact, a clash is an error). Before
-/// the domain is frozen (tests) there are no host names to clash.
-fn take_hosts(connection: &Connection, service: &Service) -> Result<(), StoreError> {
-    let key = &service.key;
-    let Some(settings) = settings::frozen(connection)? else {
-        return Ok(());
-    };
-    let names = params![
-        key.project.as_str(),
-        key.region.as_str(),
-        key.service.as_str()
-    ];
-    connection
-        .prepare_cached("DELETE FROM hosts WHERE project = ? AND region = ? AND service = ?")?
-        .execute(names)?;
-    let host = address::service_host(key, &settings.project, &settings.region, &settings.domain);
-    let tags = service
-        .spec
-        .traffic
-        .iter()
-        .filter_map(|t| t.tag.as_deref())
-        .map(|tag| address::tag_host(tag, &host));
-    let mut wanted: Vec<String> = tags.collect();
-    wanted.push(host);
-    wanted.sort_unstable();
-    wanted.dedup();
-    for host in wanted {
-        if let Some(owner) = host_owner(connection, &host)? {
-            return Err(StoreError::AlreadyExists {
-                what: format!("host {host} (of service {owner})"),
-            });
-        }
-        if domain::is_mapped(connection, &host)? {
-            return Err(StoreError::AlreadyExists {
-                what: format!("domain mapping {host}"),
-            });
-        }
-        connection
-            .prepare_cached(
-                "INSERT INTO hosts (host, project, region, service) VALUES (?, ?, ?, ?)",
-            )?
-            .execute(params![
-                host,
-                key.project.as_str(),
-                key.region.as_str(),
-                key.service.as_str()
-            ])?;
-    }
-    Ok(())
 }

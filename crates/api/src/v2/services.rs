@@ -57,7 +57,12 @@ impl Handler {
         }
         let edit = move |old: &utsuwa_model::service::Service| {
             let wished = masked(&mask, wire, convert::service(old))?;
-            convert::draft(wished, Some(old))
+            let mut draft = convert::draft(wished, Some(old))?;
+            if !names_template(&mask) {
+                // Read back from v2 it may say the same otherwise, and that would be another revision.
+                draft.spec.template.clone_from(&old.spec.template);
+            }
+            Ok(draft)
         };
         let (service, operation) =
             intent::update(&self.0, &key, expected, request.validate_only, edit).await?;
@@ -100,6 +105,12 @@ fn masked(mask: &[String], wish: v2::Service, now: v2::Service) -> Result<v2::Se
         .map_err(|e| ApiError::invalid("updateMask", e.to_string()))?;
     into.transcode_to()
         .map_err(|e| ApiError::internal(format!("apply an update mask: {e}")))
+}
+
+/// Whether the caller may change the template. No mask means everything.
+fn names_template(mask: &[String]) -> bool {
+    let template = |path: &String| path == "*" || path.split('.').next() == Some("template");
+    mask.is_empty() || mask.iter().any(template)
 }
 
 fn dynamic(service: &v2::Service) -> Result<DynamicMessage, ApiError> {

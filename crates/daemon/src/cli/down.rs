@@ -94,7 +94,8 @@ fn end(data: &Path, grace: Duration) -> Result<(), Failure> {
     if let Some(pid) = server {
         end_server(pid)?;
     }
-    if server.is_none() && !keeper::socket_path(&id).exists() {
+    let left = end_leaving(data)?;
+    if server.is_none() && !left && !keeper::socket_path(&id).exists() {
         return nothing_runs(data);
     }
     drop(std::fs::remove_file(crate::up::pid_file(&id)));
@@ -136,6 +137,20 @@ fn end(data: &Path, grace: Duration) -> Result<(), Failure> {
 fn existing(id: &str) -> Option<KeeperConfig> {
     let text = std::fs::read(keeper::runtime_dir(id).join("keeper.json")).ok()?;
     serde_json::from_slice(&text).ok()
+}
+
+/// Ends servers that made place for another and still have streams: their sockets hold what instances had. Answers whether there
+/// were any.
+fn end_leaving(data: &Path) -> Result<bool, Failure> {
+    let leaving = crate::up::leaving_servers(data)
+        .map_err(|e| Failure::failed(format!("{}: find earlier servers: {e}", data.display())))?;
+    for pid in &leaving {
+        note(&format!(
+            "Ending what goes on in an earlier server (process {pid})."
+        ));
+        end_server(*pid)?;
+    }
+    Ok(!leaving.is_empty())
 }
 
 fn end_server(pid: u32) -> Result<(), Failure> {

@@ -139,3 +139,14 @@ pub(super) fn announce(ground: &Ground, settings: &Settings) {
         user = %ground.user.shown, open_files = ground.open_files, "ready"
     );
 }
+
+/// What the API tells of where it and services are reached.
+pub(super) fn addresses(config: &Config) -> utsuwa_api::Addresses {
+    utsuwa_api::Addresses {
+        api: vec![format!("http://{}", config.listen_api)],
+        http: vec![format!("http://{}", config.listen_http)],
+        https: (config.listen_https.iter())
+            .map(|https| format!("https://{https}"))
+            .collect(),
+    }
+}

@@ -1,19 +1,73 @@
 //! The image store, as the loops and the API see it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use anyhow::Context;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use utsuwa_control::seam::ImageError;
 use utsuwa_model::image::ResolvedImage;
-use utsuwa_runtime::image::{ErrorClass, ImageStore, LayerProgress, LayerState, PullError};
+use utsuwa_runtime::client::SandboxDriver;
+use utsuwa_runtime::image::{
+    Credentials, ErrorClass, ImageStore, LayerProgress, LayerState, PullError, RewriteRule,
+    Settings,
+};
 use utsuwa_store::Store;
+
+use super::prepare::Ground;
+use super::unpacker::KeeperUnpacker;
+use crate::output::waited;
 
 #[derive(Debug, Clone)]
 pub(super) struct Images {
     pub(super) images: ImageStore,
     pub(super) store: Store,
+}
+
+/// The store in the data directory, with the registries as configured.
+pub(super) fn open(ground: &Ground, driver: &SandboxDriver) -> anyhow::Result<ImageStore> {
+    let mut settings = Settings::new(ground.config.data_dir.join("images"));
+    settings.reserve_bytes = ground.config.disk_reserve;
+    settings
+        .registry
+        .insecure
+        .clone_from(&ground.config.insecure_registries);
+    settings
+        .registry
+        .certificate_authorities
+        .clone_from(&ground.config.registries.authorities);
+    settings.registry.credentials = Credentials {
+        configured: ground.config.registries.credentials.clone(),
+        docker: ground.docker.clone(),
+        ..Credentials::default()
+    };
+    settings.rewrites.extend(
+        ground
+            .config
+            .image_rewrites
+            .iter()
+            .map(|(from, to)| RewriteRule {
+                from: from.clone(),
+                to: to.clone(),
+            }),
+    );
+    ImageStore::open(settings, Arc::new(KeeperUnpacker(driver.clone())))
+        .context("open the image store")
+}
+
+/// A power cut may have left layers half written: nothing may start from them, however early its request comes. What can't be
+/// mended now is mended, or told, when its revision needs it.
+pub(super) async fn trust_layers(images: &ImageStore) -> anyhow::Result<()> {
+    let checked = images.quarantine();
+    waited("layers to be checked after the last stop", checked)
+        .await
+        .context("take away layers that may not have reached the disk before the last stop")?;
+    if let Err(error) = images.recover().await {
+        tracing::warn!(%error, "check the image store after the last end");
+    }
+    Ok(())
 }
 
 /// The condition reason for what went wrong (`cloud-run-spec.md` §1.8), and whether trying later may help.

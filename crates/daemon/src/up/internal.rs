@@ -1,6 +1,11 @@
 //! The addresses inside instances: DNS, this server's own services, opened ports of the host; and what was refused.
 //!
 //! Who calls is known by the socket, which belongs to one sandbox (decision 9). A sandbox is an instance once it was assigned.
+//!
+//! Invariants
+//! 1. Until the place is given up, instances find names and the host, and their ends are written down: requests may wait for one
+//!    that needs both to start.
+//! 2. What instances have open to the host then goes on.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use utsuwa_ingress::{Ingress, Scheme};
 use utsuwa_model::instance::Exit;
 use utsuwa_model::{InstanceId, RevisionKey};
@@ -46,7 +52,7 @@ struct Sandbox {
     net: NetInfo,
     assigned: Option<(InstanceId, RevisionKey)>,
     stop: CancellationToken,
-    _internal: network::Internal,
+    internal: network::Internal,
 }
 
 /// A crash is an error; an app that has to be killed because it doesn't stop is not, but its owner should know.
@@ -71,17 +77,26 @@ pub(super) struct Inside {
     pub directory: Directory,
     /// Connections of all instances to ports of the host.
     pub forwards: Arc<network::Forwards>,
+    /// What instances still have open to the host after the place was given up.
+    pub open: TaskTracker,
+}
+
+/// When it ends.
+pub(super) struct Until {
+    /// Instances send this server no more requests; all else goes on.
+    pub stop: CancellationToken,
+    /// The place is given up.
+    pub place: CancellationToken,
+    /// Cancelled here: every end that was told until then is written down and acknowledged, or is the next server's to write.
+    pub written: CancellationToken,
 }
 
 impl Inside {
-    /// Serves until `events` ends or `shutdown` is cancelled.
-    pub(super) async fn run(
-        self,
-        mut events: mpsc::Receiver<InternalEvent>,
-        shutdown: CancellationToken,
-    ) {
+    /// Serves until `events` ends or the place is given up; then until the last request of an instance is answered.
+    pub(super) async fn run(self, mut events: mpsc::Receiver<InternalEvent>, until: Until) {
         let mut sandboxes: BTreeMap<u32, Sandbox> = BTreeMap::new();
         let mut tasks: JoinSet<()> = JoinSet::new();
+        let mut ends: JoinSet<()> = JoinSet::new();
         let (refused, mut refusals) = mpsc::channel(256);
         let (crowded, mut crowds) = mpsc::channel(256);
         let mut readers: JoinSet<()> = JoinSet::new();
@@ -91,7 +106,7 @@ impl Inside {
         tokio::pin!(telling);
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => break,
+                () = until.place.cancelled() => break,
                 never = &mut telling => match never {},
                 Some(refusal) = refusals.recv() => self.tell(&sandboxes, &mut told, &refusal),
                 Some((index, count)) = crowds.recv() => self.tell_crowded(&sandboxes, index, count),
@@ -102,7 +117,7 @@ impl Inside {
                         if let Some(old) = sandboxes.remove(&sandbox) {
                             old.stop.cancel();
                         }
-                        if let Some(new) = self.attach(net, sockets, &crowded, &shutdown, &mut tasks) {
+                        if let Some(new) = self.attach(net, sockets, &crowded, &until.stop, &mut tasks) {
                             sandboxes.insert(sandbox, new);
                         }
                     }
@@ -112,7 +127,7 @@ impl Inside {
                             known.assigned = Some((instance, revision));
                         }
                     }
-                    Some(InternalEvent::Exited(report)) => self.ended(report, &mut tasks),
+                    Some(InternalEvent::Exited(report)) => self.ended(report, &mut ends),
                     Some(InternalEvent::Gone { sandbox }) => {
                         if let Some(gone) = sandboxes.remove(&sandbox) {
                             gone.stop.cancel();
@@ -127,10 +142,26 @@ impl Inside {
                 },
             }
             while tasks.try_join_next().is_some() {}
+            while ends.try_join_next().is_some() {}
         }
-        // The next server has the sandboxes; what instances asked of services here is answered to its end.
-        drop(sandboxes);
-        while shutdown.is_cancelled() && tasks.join_next().await.is_some() {}
+        // The next server has the sandboxes and is told what is told from here on. What instances asked of services here, or of
+        // the host, is answered to its end.
+        events.close();
+        while let Ok(event) = events.try_recv() {
+            if let InternalEvent::Exited(report) = event {
+                self.ended(report, &mut ends);
+            }
+        }
+        drop(events);
+        while ends.join_next().await.is_some() {}
+        until.written.cancel();
+        if !until.place.is_cancelled() {
+            return;
+        }
+        for sandbox in sandboxes.into_values() {
+            self.open.spawn(sandbox.internal.close());
+        }
+        while tasks.join_next().await.is_some() {}
     }
 
     fn attach(
@@ -171,12 +202,12 @@ impl Inside {
             net,
             assigned: None,
             stop,
-            _internal: internal,
+            internal,
         })
     }
 
     /// Writes the end of an instance into its service's journal, in the user's words; the keeper forgets it only then.
-    fn ended(&self, report: ExitReport, tasks: &mut JoinSet<()>) {
+    fn ended(&self, report: ExitReport, ends: &mut JoinSet<()>) {
         let known = self
             .directory
             .take(&report.id)
@@ -204,7 +235,7 @@ impl Inside {
             }
         }
         let driver = self.driver.clone();
-        tasks.spawn(async move {
+        ends.spawn(async move {
             // Not written (the journal can't keep up): it is told again to the next server.
             if on_disk.await.is_ok()
                 && let Err(error) = driver.acknowledge(&report.id).await

@@ -11,12 +11,13 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use rustix::fs::OFlags;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,11 +31,15 @@ use utsuwa_store::Store;
 use super::journal::Journal;
 use super::prepare::PidFile;
 
+/// Where servers that made place tell what they still have inside instances.
+pub(super) const LEAVING: &str = "leaving";
 /// How long requests may wait for an instance, and those of the API go on, after the word to end; after a signal, also all
 /// others: whoever sent it waits for this process.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How often what is still inside is told, and looked at. What has ended is counted this much longer.
 const LOOK: Duration = Duration::from_millis(100);
+/// Passes of the loops that are under way have this long to end.
+const LOOPS: Duration = Duration::from_secs(5);
 /// What was cut has this long to be written down.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -79,10 +84,16 @@ async fn signalled() -> anyhow::Result<&'static str> {
 #[derive(Debug)]
 pub(super) struct Leave {
     pub(super) stop: CancellationToken,
+    /// Cancelled once nothing new is begun in instances; `written` is, once the ends that were told until then are written down.
+    pub(super) place: CancellationToken,
+    pub(super) written: CancellationToken,
     pub(super) ingress: Ingress,
+    pub(super) driver: SandboxDriver,
     pub(super) control: ControlHandle,
     /// Listeners of services, and all connections to them.
     pub(super) requests: TaskTracker,
+    /// Connections of instances to the host.
+    pub(super) open: TaskTracker,
     pub(super) api: TaskTracker,
     pub(super) images: ImageStore,
     pub(super) store: Store,
@@ -102,9 +113,14 @@ impl Leave {
             Told::Place(_) => self.limit,
             Told::Signal(_) | Told::Broken(_) => self.limit.min(DRAIN),
         };
+        let began = Instant::now();
         tokio::select! {
-            () = self.in_order(limit) => {}
-            _ = signalled() => tracing::warn!("some requests were cut off"),
+            () = self.in_order(told, limit) => {}
+            _ = signalled() => {
+                self.requests.close();
+                self.ingress.cut(began.elapsed());
+                timed(LAST, self.requests.wait()).await;
+            }
         }
         self.journal.end();
         let thread = self.journal_thread;
@@ -114,7 +130,7 @@ impl Leave {
         }
     }
 
-    async fn in_order(&self, limit: Duration) {
+    async fn in_order(&self, told: Told, limit: Duration) {
         let settle = async {
             if timed(DRAIN, self.ingress.settled()).await {
                 return;
@@ -127,28 +143,43 @@ impl Leave {
         if !ended {
             tracing::warn!("some requests to the API were cut off");
         }
-        self.control.shutdown(Duration::from_secs(5)).await;
-        self.images.close().await;
-        let rest = match Rest::open(&self.folder) {
+        self.control.shutdown(LOOPS).await;
+        if !timed(DRAIN, self.images.close()).await {
+            // The next server checks every layer that may not have reached the disk.
+            tracing::warn!("a pull did not end within {DRAIN:?}; it is begun again");
+        }
+        let rest = match self.tell_rest() {
             Ok(rest) => rest,
             Err(error) => {
                 // The next server would think that nothing is inside: better it waits.
                 tracing::warn!(%error, folder = %self.folder.display(), "tell what goes on inside instances; the place is kept until it has ended");
-                return self.drain(None, limit.min(DRAIN)).await;
+                self.place.cancel();
+                return self.drain(None, told, limit.min(DRAIN)).await;
             }
         };
-        rest.tell(&self.ingress.inside());
+        if !timed(LAST, self.journal.share()).await {
+            tracing::warn!("the disk is slow: two servers may drop old lines of the journal");
+        }
+        self.place.cancel();
+        timed(LAST, self.written.cancelled()).await;
+        self.driver.give_place();
         self.store.give_up().await;
-        self.journal.share();
         if let Err(error) = self.pid_file.clear() {
             tracing::debug!(%error, "take this process out of the file that names the server");
         }
-        self.drain(Some(&rest), limit).await;
+        self.drain(Some(&rest), told, limit).await;
+    }
+
+    fn tell_rest(&self) -> io::Result<Rest> {
+        let rest = Rest::open(&self.folder)?;
+        rest.tell(&self.ingress.inside())?;
+        Ok(rest)
     }
 
     /// Until the last stream has ended, or is cut.
-    async fn drain(&self, rest: Option<&Rest>, limit: Duration) {
+    async fn drain(&self, rest: Option<&Rest>, told: Told, limit: Duration) {
         self.requests.close();
+        self.open.close();
         let left: u32 = self.ingress.inside().values().sum();
         if left > 0 {
             tracing::info!(
@@ -159,13 +190,22 @@ impl Leave {
         let telling = async {
             loop {
                 tokio::time::sleep(LOOK).await;
-                if let Some(rest) = rest {
-                    rest.tell(&self.ingress.inside());
+                if let Some(rest) = rest
+                    && let Err(error) = rest.tell(&self.ingress.inside())
+                {
+                    tracing::debug!(%error, path = %rest.path.display(), "tell what goes on inside instances");
                 }
             }
         };
+        let ended = async {
+            self.requests.wait().await;
+            // Who sent a signal waits for this process, and what an app keeps open to the host may stay open for ever.
+            if matches!(told, Told::Place(_)) {
+                self.open.wait().await;
+            }
+        };
         tokio::select! {
-            () = self.requests.wait() => return,
+            () = ended => return,
             () = tokio::time::sleep(limit) => {}
             () = telling => {}
         }
@@ -198,15 +238,10 @@ impl Rest {
         Ok(Self { path, file })
     }
 
-    fn tell(&self, inside: &BTreeMap<InstanceId, u32>) {
+    fn tell(&self, inside: &BTreeMap<InstanceId, u32>) -> io::Result<()> {
         let text = lines(inside);
-        let written = self
-            .file
-            .write_all_at(text.as_bytes(), 0)
-            .and_then(|()| self.file.set_len(text.len() as u64));
-        if let Err(error) = written {
-            tracing::debug!(%error, path = %self.path.display(), "tell what goes on inside instances");
-        }
+        self.file.write_all_at(text.as_bytes(), 0)?;
+        self.file.set_len(text.len() as u64)
     }
 }
 
@@ -239,6 +274,64 @@ fn parse(text: &str) -> Option<BTreeMap<InstanceId, u32>> {
         .collect()
 }
 
+/// The processes of servers that made place and go on, for whoever ends everything. Nothing is followed or believed there that
+/// the server's user could have made up: it must be a process of the directory's owner.
+///
+/// # Errors
+/// The directory can't be read.
+pub(crate) fn leaving_servers(data: &Path) -> io::Result<Vec<u32>> {
+    let folder = data.join(LEAVING);
+    let owner = match std::fs::symlink_metadata(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        metadata => metadata?,
+    };
+    if !owner.is_dir() {
+        return Ok(Vec::new());
+    }
+    let lives = |path: &Path| {
+        let pid = path.file_name()?.to_str()?.parse::<u32>().ok()?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)
+            .ok()?;
+        let process = std::fs::metadata(format!("/proc/{pid}")).ok()?;
+        (matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && process.uid() == owner.uid())
+            .then_some(pid)
+    };
+    let mut pids = Vec::new();
+    for file in std::fs::read_dir(&folder)? {
+        pids.extend(lives(&file?.path()));
+    }
+    Ok(pids)
+}
+
+/// The files of servers that made place and live; those of others are removed.
+///
+/// # Errors
+/// Whether one lives can't be found out.
+fn leaving(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let files = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        files => files?,
+    };
+    let mut alive = Vec::new();
+    for path in files {
+        let path = path?.path();
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // it has just ended
+            file => file?,
+        };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => alive.push(path),
+            // Its process is gone and left it; perhaps somebody else has just removed it.
+            Ok(()) => drop(std::fs::remove_file(&path)),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(alive)
+}
+
 /// What servers before this one still have inside instances. `None`: none of them is left.
 #[derive(Debug)]
 pub(super) struct Before {
@@ -255,27 +348,25 @@ impl Before {
         }
     }
 
-    /// Reads what there is; `None` once there is nothing.
+    /// Reads what there is; `None` once there is nothing. What can't be read is taken for what it was: to think that nothing is
+    /// inside an instance may end it under a stream.
     pub(super) fn look(&mut self) -> Option<BTreeMap<InstanceId, u32>> {
-        let mut known = BTreeMap::new();
-        let files = std::fs::read_dir(&self.folder).into_iter().flatten();
-        for path in files.filter_map(|file| Some(file.ok()?.path())) {
-            let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else {
-                continue; // it has just ended
-            };
-            if !matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
-                // Its process is gone and left it.
-                let _ = std::fs::remove_file(&path);
-                continue;
+        match leaving(&self.folder) {
+            Ok(alive) => {
+                let read = |path: PathBuf| {
+                    let last = self.known.remove(&path).unwrap_or_default();
+                    let text = std::fs::read_to_string(&path).ok();
+                    let now = text.and_then(|text| parse(&text)).unwrap_or(last);
+                    (path, now)
+                };
+                self.known = alive.into_iter().map(read).collect();
+                if self.known.is_empty() {
+                    return None;
+                }
             }
-            let read = std::fs::read_to_string(&path).ok();
-            let last = self.known.remove(&path).unwrap_or_default();
-            let now = read.and_then(|text| parse(&text)).unwrap_or(last);
-            known.insert(path, now);
-        }
-        self.known = known;
-        if self.known.is_empty() {
-            return None;
+            Err(error) => {
+                tracing::debug!(%error, folder = %self.folder.display(), "look what servers before this one have inside instances");
+            }
         }
         let mut all = BTreeMap::new();
         for (id, count) in self.known.values().flatten() {
@@ -315,12 +406,12 @@ mod tests {
         assert_eq!(before.look(), None);
         let rest = Rest::open(folder.path()).unwrap();
         let inside = BTreeMap::from([(id('a'), 2), (id('b'), 1)]);
-        rest.tell(&inside);
+        rest.tell(&inside).unwrap();
         assert_eq!(before.look(), Some(inside.clone()));
         // Half written: what was known stays.
         rest.file.set_len(10).unwrap();
         assert_eq!(before.look(), Some(inside));
-        rest.tell(&BTreeMap::new());
+        rest.tell(&BTreeMap::new()).unwrap();
         assert_eq!(before.look(), Some(BTreeMap::new()));
         drop(rest);
         assert_eq!(before.look(), None);

@@ -34,6 +34,7 @@ use anyhow::Context;
 use crate::config::{Config, Given, Layers};
 use crate::output::note;
 
+pub(crate) use leave::leaving_servers;
 pub(crate) use prepare::{pid_file, running_server};
 pub(crate) use rootless::{is_of_this_user, place};
 

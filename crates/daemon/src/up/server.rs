@@ -14,33 +14,29 @@ use utsuwa_control::{Control, ControlSettings, Seams};
 use utsuwa_ingress::{Ingress, IngressSettings};
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::client::SandboxDriver;
-use utsuwa_runtime::image::{Credentials, ImageStore, RewriteRule, Settings as ImageSettings};
 use utsuwa_runtime::network::dns::{Resolver, ServerZone};
 use utsuwa_runtime::network::{EgressRule, Forwards};
 use utsuwa_store::{Settings, Store};
 
-use super::certificates::Registrar;
+use super::certificates::{Registrar, Secured};
 use super::connect::Dialer;
 use super::descriptors;
 use super::door::{Bell, Door};
 use super::doors::{self, Doors};
 use super::environment::Machine;
 use super::given::OwnCertificates;
-use super::images::Images;
+use super::images::{self, Images};
 use super::insight::{Insight, Running};
 use super::instance_logs::InstanceLogs;
-use super::internal::{Directory, Inside};
+use super::internal::{Directory, Inside, Until};
 use super::journal::Journal;
 use super::kept::Kept;
-use super::leave::{Before, Leave, Told, until_told};
+use super::leave::{Before, LEAVING, Leave, Told, until_told};
 use super::prepare::Ground;
 use super::secure;
-use super::unpacker::KeeperUnpacker;
 use crate::config::Layers;
 use crate::output::waited;
 
-/// Where servers that made place tell what they still have inside instances.
-const LEAVING: &str = "leaving";
 /// The first sandbox of a fresh keeper takes some 100 ms; `ready` waits for it so that it is true, but no longer than this.
 const POOL_PATIENCE: Duration = Duration::from_secs(2);
 const POOL_LOOK: Duration = Duration::from_millis(10);
@@ -72,36 +68,17 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let bell = Bell::default();
     let shares = descriptors::share(ground.open_files);
     let shared: Arc<dyn Driver> = Arc::new(driver.clone());
-    let ingress = Ingress::new(
-        Arc::new(Dialer(Arc::clone(&shared))),
-        Arc::new(bell.clone()),
-        Arc::new(journal.clone()),
-        Arc::new(machine),
-        IngressSettings {
-            drain: ground.config.drain_timeout,
-            max_connections: shares.public,
-            max_connections_per_instance: shares.per_instance,
-            max_instance_connections: shares.instances,
-            max_requests: shares.public,
-            max_instance_requests: shares.instances,
-            max_idle: shares.idle,
-            ..ground.config.ingress.clone()
-        },
-    );
+    let ingress = open_ingress(&ground, &shares, &shared, &bell, &journal, machine);
     let https = ground.config.listen_https.as_ref();
-    let secured = match https {
-        Some(_) => Some(secure::open(
-            &data.join("keys"),
-            &settings.domain,
-            &ground.config,
-        )?),
-        None => None,
-    };
+    let secured = (https.is_some())
+        .then(|| secure::open(&data.join("keys"), &settings.domain, &ground.config))
+        .transpose()?;
     if let Some(secured) = &secured {
         ingress.secure(Arc::clone(&secured.tls));
     }
     let stop = CancellationToken::new();
-    let (tracker, requests) = (TaskTracker::new(), TaskTracker::new());
+    let (place, written) = (CancellationToken::new(), CancellationToken::new());
+    let (tracker, requests, open) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
     let directory = Directory::default();
     let zone = ServerZone::new(
         &settings.domain,
@@ -118,20 +95,18 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         journal: journal.clone(),
         directory: directory.clone(),
         forwards: Forwards::new(shares.forwards),
+        open: open.clone(),
+    };
+    let until = Until {
+        stop: stop.clone(),
+        place: place.clone(),
+        written: written.clone(),
     };
     // At once: the keeper tells of every sandbox there is, and nothing else comes through its connection until that was taken.
-    requests.spawn(inside.run(internal_events, stop.clone()));
+    requests.spawn(inside.run(internal_events, until));
 
-    let images = open_images(&ground, &driver)?;
-    // A power cut may have left layers half written: nothing may start from them, however early its request comes. What can't
-    // be mended now is mended, or told, when its revision needs it.
-    let checked = images.quarantine();
-    waited("layers to be checked after the last stop", checked)
-        .await
-        .context("take away layers that may not have reached the disk before the last stop")?;
-    if let Err(error) = images.recover().await {
-        tracing::warn!(%error, "check the image store after the last end");
-    }
+    let images = images::open(&ground, &driver)?;
+    images::trust_layers(&images).await?;
     utsuwa_api::proxy::ensure_ca(&data.join("keys"))
         .context("make the certificate authority for googleapis.com")?;
     let all = Images {
@@ -144,26 +119,6 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         ingress.hold(held);
         tracker.spawn(before.follow(ingress.clone(), stop.clone()));
     }
-    let mut control_settings = ControlSettings::new(
-        settings.project.clone(),
-        settings.region.clone(),
-        settings.domain.clone(),
-        ground.config.listen_http.port,
-    );
-    match https {
-        Some(https) if ground.config.https_redirect => {
-            control_settings.scheme = "https".to_owned();
-            control_settings.port = https.port;
-        }
-        https => control_settings.also_https = https.map(|listen| listen.port),
-    }
-    control_settings.asks_authority = ground.config.acme.is_some();
-    control_settings.public = secure::public_address(&ground.config);
-    control_settings.idle_timeout = ground.config.idle_timeout;
-    control_settings.memory_reserve_bytes = ground.config.memory_reserve;
-    control_settings
-        .host_dirs
-        .clone_from(&ground.config.host_dirs);
     let started = Control::start(
         Seams {
             store: store.clone(),
@@ -178,22 +133,14 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
             certificates: Arc::new(Registrar(secured.clone())),
             env: Arc::new(machine),
         },
-        control_settings,
+        control_settings(&ground, &settings),
     );
     let control = waited("what runs to be found again", started)
         .await
         .context("start the loops")?;
     bell.connect(control.clone());
 
-    if let Some((path, secured)) = ground.config.certificates_file.as_ref().zip(secured) {
-        let own = OwnCertificates::open(path, secured.tls)?;
-        let stop = stop.clone();
-        tracker.spawn(async move {
-            if let Err(error) = own.follow(stop).await {
-                tracing::error!(%error, "certificates are not read again when they change");
-            }
-        });
-    }
+    follow_certificates(&ground, secured, &tracker, &stop)?;
     let doors = Doors::open(&driver, &ground.config).await?;
     let api = doors.serve(&ingress, &requests, &stop);
     let ready = utsuwa_api::Readiness::default();
@@ -213,18 +160,12 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
         images: Arc::new(all.clone()),
         settings: settings.clone(),
         clock: Arc::new(machine),
-        addresses: utsuwa_api::Addresses {
-            api: vec![format!("http://{}", ground.config.listen_api)],
-            http: vec![format!("http://{}", ground.config.listen_http)],
-            https: (ground.config.listen_https.iter())
-                .map(|https| format!("https://{https}"))
-                .collect(),
-        },
+        addresses: doors::addresses(&ground.config),
         keys_dir: data.join("keys"),
         configuration: Arc::new(doors::running(&layers, &ground.config, &settings)),
         host_dirs: Arc::new(ground.config.host_dirs.clone()),
         ready: ready.clone(),
-        closing: tokio_util::sync::CancellationToken::new(),
+        closing: CancellationToken::new(),
     };
     let api_stop = stop.clone();
     let mut api_task = tracker.spawn(utsuwa_api::serve(state, api, api_stop.cancelled_owned()));
@@ -245,9 +186,13 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     );
     let leave = Leave {
         stop,
+        place,
+        written,
         ingress,
+        driver,
         control,
         requests,
+        open,
         api: tracker,
         images: all.images,
         store,
@@ -259,6 +204,76 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     };
     leave.run(told).await;
     outcome
+}
+
+/// The ingress with its share of the descriptors; it asks `bell` to wake what sleeps.
+fn open_ingress(
+    ground: &Ground,
+    shares: &descriptors::Shares,
+    driver: &Arc<dyn Driver>,
+    bell: &Bell,
+    journal: &Journal,
+    machine: Machine,
+) -> Ingress {
+    Ingress::new(
+        Arc::new(Dialer(Arc::clone(driver))),
+        Arc::new(bell.clone()),
+        Arc::new(journal.clone()),
+        Arc::new(machine),
+        IngressSettings {
+            drain: ground.config.drain_timeout,
+            max_connections: shares.public,
+            max_connections_per_instance: shares.per_instance,
+            max_instance_connections: shares.instances,
+            max_requests: shares.public,
+            max_instance_requests: shares.instances,
+            max_idle: shares.idle,
+            ..ground.config.ingress.clone()
+        },
+    )
+}
+
+fn control_settings(ground: &Ground, settings: &Settings) -> ControlSettings {
+    let config = &ground.config;
+    let mut of = ControlSettings::new(
+        settings.project.clone(),
+        settings.region.clone(),
+        settings.domain.clone(),
+        config.listen_http.port,
+    );
+    match &config.listen_https {
+        Some(https) if config.https_redirect => {
+            of.scheme = "https".to_owned();
+            of.port = https.port;
+        }
+        https => of.also_https = https.as_ref().map(|listen| listen.port),
+    }
+    of.asks_authority = config.acme.is_some();
+    of.public = secure::public_address(config);
+    of.idle_timeout = config.idle_timeout;
+    of.memory_reserve_bytes = config.memory_reserve;
+    of.host_dirs.clone_from(&config.host_dirs);
+    of
+}
+
+/// The operator's own certificates, read again whenever their file changes.
+fn follow_certificates(
+    ground: &Ground,
+    secured: Option<Secured>,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let Some((path, secured)) = ground.config.certificates_file.as_ref().zip(secured) else {
+        return Ok(());
+    };
+    let own = OwnCertificates::open(path, secured.tls)?;
+    let stop = stop.clone();
+    tracker.spawn(async move {
+        if let Err(error) = own.follow(stop).await {
+            tracing::error!(%error, "certificates are not read again when they change");
+        }
+    });
+    Ok(())
 }
 
 /// The API serves until it is told to end. Why it ended before that: a server without it would look alive and obey nobody.
@@ -280,36 +295,6 @@ async fn frozen(store: &Store, ground: &Ground, layers: &Layers) -> anyhow::Resu
         .freeze_settings(wanted)
         .await
         .context("compare project, region and domain with those this data directory was made for")
-}
-
-fn open_images(ground: &Ground, driver: &SandboxDriver) -> anyhow::Result<ImageStore> {
-    let mut settings = ImageSettings::new(ground.config.data_dir.join("images"));
-    settings.reserve_bytes = ground.config.disk_reserve;
-    settings
-        .registry
-        .insecure
-        .clone_from(&ground.config.insecure_registries);
-    settings
-        .registry
-        .certificate_authorities
-        .clone_from(&ground.config.registries.authorities);
-    settings.registry.credentials = Credentials {
-        configured: ground.config.registries.credentials.clone(),
-        docker: ground.docker.clone(),
-        ..Credentials::default()
-    };
-    settings.rewrites.extend(
-        ground
-            .config
-            .image_rewrites
-            .iter()
-            .map(|(from, to)| RewriteRule {
-                from: from.clone(),
-                to: to.clone(),
-            }),
-    );
-    ImageStore::open(settings, Arc::new(KeeperUnpacker(driver.clone())))
-        .context("open the image store")
 }
 
 /// Why no sandbox can be made, if that is already known. A keeper that has just begun needs a moment to find out.

@@ -6,6 +6,8 @@
 //! Invariants: 1. The account's key is made once for each authority and is only its owner's to read. 2. Challenges are answered
 //! while their order is under way, and not longer.
 
+mod problem;
+
 use std::error::Error as _;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use tokio::sync::Semaphore;
 
 use super::authority::{read, write_private};
+use problem::{is, is_unknown_account, words};
+
 use super::challenge::{Challenges, Raised};
 
 /// How long an authority may take for its checks, and again for its signature.
@@ -385,24 +389,4 @@ fn shown(kind: &ChallengeType) -> &'static str {
         ChallengeType::Http01 => "http-01",
         _ => "tls-alpn-01",
     }
-}
-
-/// What an authority says of a problem, without its last dot.
-fn words(problem: &Problem) -> String {
-    let detail = problem
-        .detail
-        .as_deref()
-        .or_else(|| problem.subproblems.iter().find_map(|p| p.detail.as_deref()))
-        .or(problem.r#type.as_deref())
-        .unwrap_or("it did not say why");
-    detail.trim_end_matches('.').to_owned()
-}
-
-fn is(problem: &Problem, word: &str) -> bool {
-    let kind = problem.r#type.as_deref().unwrap_or_default();
-    kind.rsplit(':').next() == Some(word)
-}
-
-fn is_unknown_account(error: &Error) -> bool {
-    matches!(error, Error::Api(problem) if is(problem, "accountDoesNotExist"))
 }

@@ -180,7 +180,24 @@ impl RevisionTemplate {
     /// names the revision that is meant.
     #[must_use]
     pub fn same_as(&self, other: &Self) -> bool {
-        self == other || self.defaulted() == other.defaulted()
+        self == other || self.comparable() == other.comparable()
+    }
+
+    /// With defaults written out, and without what says no more than nothing does: v2 has no way to write `minScale: 0` or a
+    /// switch that is off apart from leaving it out.
+    fn comparable(&self) -> Self {
+        let mut full = self.defaulted();
+        full.min_instances = full.min_instances.filter(|count| *count > 0);
+        full.max_instances = full.max_instances.filter(|count| *count > 0);
+        full.cpu_idle = full.cpu_idle.filter(|idle| !idle);
+        for switch in [
+            &mut full.session_affinity,
+            &mut full.health_check_disabled,
+            &mut full.startup_cpu_boost,
+        ] {
+            *switch = switch.filter(|on| *on);
+        }
+        full
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Connection {
     shared: Arc<Shared>,
     calls: mpsc::Receiver<Call>,
     internal: Option<mpsc::Sender<InternalEvent>>,
+    /// Ends are acknowledged by whoever writes them down, and never here.
+    written_elsewhere: bool,
     link: Option<KeeperLink>,
     pace: Pace,
     pending: HashMap<u64, Call>,
@@ -56,6 +58,7 @@ impl Connection {
         Self {
             shared,
             calls,
+            written_elsewhere: internal.is_some(),
             internal,
             link: Some(link),
             pace: Pace::connected(Instant::now()),
@@ -74,6 +77,7 @@ impl Connection {
         loop {
             let Some(link) = &self.link else {
                 if !self.reconnect().await {
+                    self.refuse_everything().await;
                     return;
                 }
                 continue;
@@ -289,10 +293,12 @@ impl Connection {
                 at,
                 last_lines,
             });
-            if let Some(sender) = &self.internal
-                && sender.send(InternalEvent::Exited(kept)).await.is_ok()
-            {
-                // Whoever writes it down acknowledges it then: see `SandboxDriver::acknowledge`.
+            if self.written_elsewhere {
+                // Whoever writes it down acknowledges it then: see `SandboxDriver::acknowledge`. Nobody does any more once this
+                // server makes place: the keeper tells the next one.
+                if let Some(sender) = &self.internal {
+                    let _ = sender.send(InternalEvent::Exited(kept)).await;
+                }
                 self.passed.insert(id);
                 continue;
             }

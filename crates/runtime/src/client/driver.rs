@@ -66,6 +66,7 @@ impl SandboxDriver {
             superseded: AtomicBool::new(false),
             leave: AtomicBool::new(false),
             superseded_wake: Notify::new(),
+            gave_place: AtomicBool::new(false),
             sockets: SocketCache::default(),
             listeners: Mutex::new(HashMap::new()),
         });
@@ -87,6 +88,11 @@ impl SandboxDriver {
     /// Returns when another server waits for this one to drain and end. Until it has ended everything works as before.
     pub async fn asked_to_leave(&self) {
         self.told(&self.shared.leave).await;
+    }
+
+    /// From here on this server never says that it is the server: were its connection lost, it would supersede the next one.
+    pub fn give_place(&self) {
+        self.shared.gave_place.store(true, Ordering::Release);
     }
 
     async fn told(&self, what: &AtomicBool) {

@@ -35,6 +35,8 @@ pub(super) struct Shared {
     /// Another server waits for this one's end. Everything works until then.
     pub(super) leave: AtomicBool,
     pub(super) superseded_wake: Notify,
+    /// This server has made place: it must not come back as the server, whatever its connection does.
+    pub(super) gave_place: AtomicBool,
     pub(super) sockets: SocketCache,
     /// Copies of what an earlier keeper may have lost.
     pub(super) listeners: parking_lot::Mutex<HashMap<(String, String), OwnedFd>>,

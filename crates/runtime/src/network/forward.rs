@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 /// Connections of one instance to one port; the next ones wait in the listener's queue.
 const CONNECTIONS: usize = 256;
@@ -119,15 +120,37 @@ impl Drop for Place {
     }
 }
 
-/// Serves until dropped. A client for whom `share` has no place gets a reset.
-pub(super) async fn serve(listener: TcpListener, port: u16, share: Share) {
+/// The next client and its slot; `None` once it closes.
+pub(super) async fn next(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+    closing: &CancellationToken,
+) -> Option<(
+    OwnedSemaphorePermit,
+    io::Result<(TcpStream, std::net::SocketAddr)>,
+)> {
+    let accept = async {
+        let slot = Arc::clone(slots).acquire_owned().await.ok()?;
+        Some((slot, listener.accept().await))
+    };
+    tokio::select! {
+        accepted = accept => accepted,
+        () = closing.cancelled() => None,
+    }
+}
+
+/// Serves until dropped, or until `closing` and the end of what it serves then. A client for whom `share` has no place gets a
+/// reset.
+pub(super) async fn serve(
+    listener: TcpListener,
+    port: u16,
+    share: Share,
+    closing: CancellationToken,
+) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
+    while let Some((slot, accepted)) = next(&listener, &slots, &closing).await {
+        match accepted {
             Ok((client, _)) => {
                 let Some(place) = share.take() else {
                     reset(&client);
@@ -149,6 +172,8 @@ pub(super) async fn serve(listener: TcpListener, port: u16, share: Share) {
         }
         while connections.try_join_next().is_some() {}
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
 async fn join(mut client: TcpStream, port: u16) -> io::Result<()> {
@@ -215,7 +240,7 @@ mod tests {
         for share in [&greedy, &greedy, &other] {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
             ports.push(listener.local_addr().unwrap().port());
-            tasks.spawn(serve(listener, at, share.clone()));
+            tasks.spawn(serve(listener, at, share.clone(), CancellationToken::new()));
         }
         // Over two ports together: half of what there is.
         let mut held = Vec::new();
@@ -236,6 +261,38 @@ mod tests {
         while dial(ports[0]).await.is_none() {
             assert!(Instant::now() < end, "no place came back");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_under_way_outlives_the_listener() {
+        let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let at = service.local_addr().unwrap().port();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let closing = CancellationToken::new();
+        let serving = serve(listener, at, Share::of(&Forwards::new(4)), closing.clone());
+        let serving = JoinSet::from_iter([serving]);
+        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .await
+            .unwrap();
+        let (mut there, _) = service.accept().await.unwrap();
+        closing.cancel();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .await
+            .is_ok()
+        {
+            tokio::task::yield_now().await;
+        }
+        client.write_u8(7).await.unwrap();
+        assert_eq!(there.read_u8().await.unwrap(), 7);
+        drop(client);
+        assert_eq!(there.read(&mut [0]).await.unwrap(), 0, "its end arrives");
+        drop(there);
+        assert_eq!(
+            serving.join_all().await.len(),
+            1,
+            "and then nothing is left"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 //! Owns: the tasks behind one sandbox's sockets. Doesn't: serve the ingress; its listeners go back to the caller, who knows
 //! by them which instance calls.
 //!
-//! Invariant: all tasks of a sandbox end when its [`Internal`] is dropped.
+//! Invariants: 1. All tasks of a sandbox end when its [`Internal`] is dropped. 2. What is under way when it is closed goes on.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,10 +14,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::SocketRole;
 use super::dns::{Resolver, Transport};
-use super::forward::{Forwards, Share, serve};
+use super::forward::{Forwards, Share, next, serve};
 
 /// Queries of one sandbox that are being answered; a datagram beyond is dropped, as a full socket buffer would.
 const QUERIES: usize = 64;
@@ -31,7 +32,18 @@ const BREATH: Duration = Duration::from_millis(50);
 pub struct Internal {
     /// The ingress ports and their listeners at the internal address: whoever connects is this sandbox.
     pub ingress: Vec<(u16, TcpListener)>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
+    closing: CancellationToken,
+}
+
+impl Internal {
+    /// Takes nothing new, and lets go of its sockets: another server serves them. Returns when answers under way are sent and
+    /// every connection to the host has ended; dropping it before that cuts them.
+    pub async fn close(mut self) {
+        self.ingress.clear();
+        self.closing.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
 }
 
 /// Serves the sockets of one sandbox, as made by [`super::Gateway::attach`]. `forwards` are the connections to the host that all
@@ -46,6 +58,7 @@ pub fn serve_internal(
 ) -> io::Result<Internal> {
     let mut tasks = JoinSet::new();
     let mut ingress = Vec::new();
+    let closing = CancellationToken::new();
     let share = Share::of(forwards);
     for (role, socket) in sockets {
         if role == SocketRole::DnsUdp {
@@ -54,6 +67,7 @@ pub fn serve_internal(
             tasks.spawn(answer_datagrams(
                 UdpSocket::from_std(socket)?,
                 Arc::clone(resolver),
+                closing.clone(),
             ));
             continue;
         }
@@ -62,27 +76,36 @@ pub fn serve_internal(
         let listener = TcpListener::from_std(listener)?;
         match role {
             SocketRole::DnsUdp | SocketRole::DnsTcp => {
-                tasks.spawn(answer_streams(listener, Arc::clone(resolver)));
+                tasks.spawn(answer_streams(
+                    listener,
+                    Arc::clone(resolver),
+                    closing.clone(),
+                ));
             }
             SocketRole::Ingress { port } => ingress.push((port, listener)),
             SocketRole::HostForward { port } => {
-                tasks.spawn(serve(listener, port, share.clone()));
+                tasks.spawn(serve(listener, port, share.clone(), closing.clone()));
             }
         }
     }
     Ok(Internal {
         ingress,
-        _tasks: tasks,
+        tasks,
+        closing,
     })
 }
 
-async fn answer_datagrams(socket: UdpSocket, resolver: Arc<Resolver>) {
+async fn answer_datagrams(socket: UdpSocket, resolver: Arc<Resolver>, closing: CancellationToken) {
     let socket = Arc::new(socket);
     let slots = Arc::new(Semaphore::new(QUERIES));
     let mut answers = JoinSet::new();
     let mut buffer = vec![0; 4096];
     loop {
-        match socket.recv_from(&mut buffer).await {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received,
+            () = closing.cancelled() => break,
+        };
+        match received {
             Ok((length, client)) => {
                 let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
                     continue;
@@ -104,16 +127,21 @@ async fn answer_datagrams(socket: UdpSocket, resolver: Arc<Resolver>) {
         }
         while answers.try_join_next().is_some() {}
     }
+    while answers.join_next().await.is_some() {}
 }
 
-async fn answer_streams(listener: TcpListener, resolver: Arc<Resolver>) {
+async fn answer_streams(
+    listener: TcpListener,
+    resolver: Arc<Resolver>,
+    closing: CancellationToken,
+) {
     let slots = Arc::new(Semaphore::new(TCP_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
+        let Some((slot, accepted)) = next(&listener, &slots, &closing).await else {
+            break;
         };
-        match listener.accept().await {
+        match accepted {
             Ok((stream, _)) => {
                 let resolver = Arc::clone(&resolver);
                 connections.spawn(async move {
@@ -129,6 +157,8 @@ async fn answer_streams(listener: TcpListener, resolver: Arc<Resolver>) {
         }
         while connections.try_join_next().is_some() {}
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
 async fn answer_stream(mut stream: TcpStream, resolver: &Resolver) -> io::Result<()> {

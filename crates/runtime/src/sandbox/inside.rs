@@ -14,13 +14,13 @@
 //!
 //! Failure: sent as [`FromSandbox::Failed`], then the process ends.
 
+mod arguments;
 mod gvisor;
 mod host_dirs;
 mod messages;
 mod tree;
 mod volumes;
 
-use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -36,6 +36,7 @@ use crate::precedence;
 use crate::spawner::SpawnError;
 use crate::spawner::protocol::Channel;
 
+use arguments::{environment, strings};
 pub(crate) use messages::{FromSandbox, Launch, ToSandbox};
 
 /// What root in an instance may do, over its own files, ids and ports only: change owners and modes (package managers, apps
@@ -355,47 +356,4 @@ fn inherit_everything() -> Result<(), SpawnError> {
         rustix::thread::capabilities(None).map_err(|e| SpawnError::sys("capget", e, context))?;
     sets.inheritable = sets.permitted;
     rustix::thread::set_capabilities(None, sets).map_err(|e| SpawnError::sys("capset", e, context))
-}
-
-fn strings(field: &str, values: &[String]) -> Result<Vec<CString>, SpawnError> {
-    values
-        .iter()
-        .map(|value| {
-            CString::new(value.as_str()).map_err(|_| SpawnError::Invalid {
-                field: field.to_owned(),
-                why: format!("{value:?} contains a NUL character, which no program can be given"),
-            })
-        })
-        .collect()
-}
-
-/// One entry per name, the last given; PATH and HOME filled in where nobody set them. Also answers PATH.
-fn environment(given: &[String], home: &str) -> Result<(Vec<CString>, String), SpawnError> {
-    fn name(entry: &str) -> &str {
-        entry.split_once('=').map_or(entry, |(name, _)| name)
-    }
-    let mut last: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
-    for (index, entry) in given.iter().enumerate() {
-        last.insert(name(entry), index);
-    }
-    let mut entries: Vec<String> = given
-        .iter()
-        .enumerate()
-        .filter(|(index, entry)| last.get(name(entry)) == Some(index))
-        .map(|(_, entry)| entry.clone())
-        .collect();
-    let path = match last
-        .get("PATH")
-        .and_then(|index| given[*index].split_once('='))
-    {
-        Some((_, path)) => path.to_owned(),
-        None => {
-            entries.push(format!("PATH={}", program::DEFAULT_PATH));
-            program::DEFAULT_PATH.to_owned()
-        }
-    };
-    if !last.contains_key("HOME") {
-        entries.push(format!("HOME={home}"));
-    }
-    Ok((strings("env", &entries)?, path))
 }

@@ -1,30 +1,27 @@
-//! Registries that stall, lie, break off, redirect and refuse.
+//! Registries that stall, lie and are too slow.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use utsuwa_model::image::ResolvedImage;
 use utsuwa_runtime::image::{Credential, ErrorClass, ImageStore};
 
-use crate::fake::{Answer, Asked, Fake, honest, ranged};
-use crate::fixture::{
-    Compression, INDEX, Image, Store, digest, image, image_for, index_of, is_root, noise, tar_of,
-};
+use crate::fake::{Answer, Fake, honest};
+use crate::fixture::{Compression, Image, Store, digest, image, is_root, noise, tar_of};
 
-fn store_for(fake: &Fake) -> Store {
+pub(crate) fn store_for(fake: &Fake) -> Store {
     Store::new(|settings| {
         settings.registry.insecure = vec![fake.host()];
         settings.registry.stall = Duration::from_millis(300);
     })
 }
 
-fn noisy() -> Image {
+pub(crate) fn noisy() -> Image {
     image(&[(tar_of(&[("noise", &noise(4 << 20))]), Compression::Gzip)])
 }
 
 /// One with credentials for `fake`.
-fn store_with_password(fake: &Fake, password: &str) -> Store {
+pub(crate) fn store_with_password(fake: &Fake, password: &str) -> Store {
     Store::new(|settings| {
         settings.registry.insecure = vec![fake.host()];
         let credential = Credential::Password {
@@ -37,7 +34,7 @@ fn store_with_password(fake: &Fake, password: &str) -> Store {
 }
 
 /// An honest registry, but for the layer of `content`, whose answers `change` changes.
-fn changing_the_layer(
+pub(crate) fn changing_the_layer(
     content: &Image,
     change: impl Fn(&mut Answer) + Send + Sync + 'static,
 ) -> Fake {
@@ -51,18 +48,22 @@ fn changing_the_layer(
     })
 }
 
-async fn pulls(store: &Store, fake: &Fake, name: &str) -> ResolvedImage {
+pub(crate) async fn pulls(store: &Store, fake: &Fake, name: &str) -> ResolvedImage {
     let name = format!("{}/{name}", fake.host());
     store.store.ensure(&name).await.unwrap()
 }
 
 /// The layer of [`noisy`] came whole.
-fn assert_noise(store: &Store, found: &ResolvedImage) {
+pub(crate) fn assert_noise(store: &Store, found: &ResolvedImage) {
     let file = store.layer(&found.layers[0]).join("noise");
     assert_eq!(std::fs::read(file).unwrap(), noise(4 << 20));
 }
 
-async fn fails(store: &ImageStore, fake: &Fake, name: &str) -> utsuwa_runtime::image::PullError {
+pub(crate) async fn fails(
+    store: &ImageStore,
+    fake: &Fake,
+    name: &str,
+) -> utsuwa_runtime::image::PullError {
     let error = store
         .ensure(&format!("{}/{name}", fake.host()))
         .await
@@ -72,133 +73,6 @@ async fn fails(store: &ImageStore, fake: &Fake, name: &str) -> utsuwa_runtime::i
         "names the registry: {error}"
     );
     error
-}
-
-#[tokio::test]
-async fn a_broken_download_is_resumed_where_it_broke() {
-    if !is_root(crate::skip::here!()) {
-        return;
-    }
-    let content = noisy();
-    let layer = content.layers[0].clone();
-    let fake = changing_the_layer(&content, |answer| answer.cut_after = Some(3 << 20));
-    let store = store_for(&fake);
-    let found = pulls(&store, &fake, "app:v1").await;
-    assert_noise(&store, &found);
-    let ranges: Vec<String> = {
-        let asked = fake.asked.lock();
-        asked
-            .iter()
-            .filter(|asked| asked.target.ends_with(&layer))
-            .map(|asked| asked.header("range").to_owned())
-            .collect()
-    };
-    assert_eq!(ranges.len(), 2, "{ranges:?}");
-    assert_eq!(ranges[0], "");
-    assert!(
-        ranges[1].starts_with("bytes=") && ranges[1].ends_with('-'),
-        "{ranges:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_registry_that_cannot_resume_starts_over() {
-    if !is_root(crate::skip::here!()) {
-        return;
-    }
-    let content = noisy();
-    let layer = content.layers[0].clone();
-    let times = Arc::new(AtomicUsize::new(0));
-    let (served, seen) = (content.clone(), Arc::clone(&times));
-    let fake = Fake::start(move |asked| {
-        let whole = Asked {
-            headers: Default::default(),
-            ..asked.clone()
-        };
-        let mut answer = honest(&served, &whole);
-        if asked.target.ends_with(&layer) && seen.fetch_add(1, Ordering::SeqCst) == 0 {
-            answer.cut_after = Some(1 << 20);
-        }
-        answer
-    });
-    let store = store_for(&fake);
-    let found = pulls(&store, &fake, "app:v1").await;
-    assert_noise(&store, &found);
-    assert_eq!(times.load(Ordering::SeqCst), 2);
-}
-
-#[tokio::test]
-async fn a_registry_that_always_breaks_off_is_given_up() {
-    let content = noisy();
-    let fake = changing_the_layer(&content, |answer| answer.cut_after = Some(1000));
-    let store = store_for(&fake);
-    let error = fails(&store.store, &fake, "app:v1").await;
-    assert_eq!(error.class(), ErrorClass::Unavailable);
-    assert!(fake.count("/blobs/") < 10);
-    assert_eq!(store.parts(), [4000], "kept for the next try");
-}
-
-/// What arrived before a pull failed, also before the server ended, is the next one's beginning.
-#[tokio::test]
-async fn a_failed_download_is_gone_on_with_by_the_next_pull() {
-    if !is_root(crate::skip::here!()) {
-        return;
-    }
-    let content = noisy();
-    let layer = content.layers[0].clone();
-    let size = content.blobs[&layer].len();
-    let breaks = Arc::new(AtomicUsize::new(0));
-    let (served, name, seen) = (content.clone(), layer.clone(), Arc::clone(&breaks));
-    let fake = Fake::start(move |asked| {
-        let mut answer = honest(&served, asked);
-        if asked.target.ends_with(&name) && seen.fetch_add(1, Ordering::SeqCst) < 4 {
-            answer.cut_after = Some(100_000);
-        }
-        answer
-    });
-    let store = store_for(&fake);
-    fails(&store.store, &fake, "app:v1").await;
-    assert_eq!(store.parts(), [400_000]);
-    store.store.close().await;
-    let again = Store::at(store.directory, |settings| {
-        settings.registry.insecure = vec![fake.host()];
-    });
-    let name = format!("{}/app:v1", fake.host());
-    let found = again.store.ensure(&name).await.unwrap();
-    let noisy_file = again.layer(&found.layers[0]).join("noise");
-    assert_eq!(std::fs::read(noisy_file).unwrap(), noise(4 << 20));
-    let asked = fake.asked.lock();
-    let last = asked
-        .iter()
-        .rev()
-        .find(|asked| asked.target.ends_with(&layer));
-    assert_eq!(last.unwrap().header("range"), "bytes=400000-");
-    assert!(size > 400_000);
-    again.assert_clean();
-}
-
-#[tokio::test]
-async fn a_damaged_part_is_found_out_and_downloaded_anew() {
-    if !is_root(crate::skip::here!()) {
-        return;
-    }
-    let content = noisy();
-    let layer = content.layers[0].clone();
-    let fake = Fake::start(move |asked| honest(&content, asked));
-    let store = store_for(&fake);
-    let part = format!(
-        "blobs/sha256/{}.partial",
-        layer.trim_start_matches("sha256:")
-    );
-    std::fs::write(store.directory.path().join(part), vec![0; 100_000]).unwrap();
-    let name = format!("{}/app:v1", fake.host());
-    store.store.ensure(&name).await.unwrap();
-    assert_eq!(
-        fake.count(&layer),
-        2,
-        "from the part, then from the beginning"
-    );
-    store.assert_clean();
 }
 
 #[tokio::test]
@@ -356,152 +230,6 @@ async fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
     assert_eq!(error.class(), ErrorClass::Caller);
     assert!(error.to_string().contains("configuration names"), "{error}");
     assert!(store.names("layers").is_empty());
-}
-
-#[tokio::test]
-async fn a_token_is_fetched_with_and_without_credentials() {
-    if !is_root(crate::skip::here!()) {
-        return;
-    }
-    for with_credentials in [false, true] {
-        let content = image(&[(tar_of(&[("a", b"b")]), Compression::Gzip)]);
-        let fake = Fake::start(move |asked| {
-            if asked.target.starts_with("/token?") {
-                let basic = asked.header("authorization");
-                assert_eq!(
-                    basic,
-                    if with_credentials {
-                        "Basic dXNlcjpzZWNyZXQ="
-                    } else {
-                        ""
-                    }
-                );
-                assert!(
-                    asked.target.contains("service=me")
-                        && asked
-                            .target
-                            .contains("scope=repository%3Ateam%2Fapp%3Apull")
-                );
-                return Answer::ok(br#"{"token":"tok-1","expires_in":300}"#.to_vec());
-            }
-            if asked.header("authorization") != "Bearer tok-1" {
-                let challenge = format!(
-                    r#"Bearer realm="http://{}/token",service="me",scope="repository:team/app:pull""#,
-                    asked.header("host")
-                );
-                return Answer::status(401).with("www-authenticate", challenge);
-            }
-            honest(&content, asked)
-        });
-        let store = match with_credentials {
-            true => store_with_password(&fake, "secret"),
-            false => store_for(&fake),
-        };
-        pulls(&store, &fake, "team/app:v1").await;
-        assert_eq!(fake.count("/token"), 1, "one token serves the whole pull");
-    }
-}
-
-#[tokio::test]
-async fn refused_credentials_say_what_to_do() {
-    for (configured, word) in [
-        (false, "No credentials are configured"),
-        (true, "were refused"),
-    ] {
-        let fake = Fake::start(|_asked| {
-            let body = br#"{"errors":[{"code":"UNAUTHORIZED","message":"access to the requested resource is not authorized"}]}"#;
-            Answer {
-                status: 401,
-                ..Answer::ok(body.to_vec())
-            }
-            .with("www-authenticate", "Basic realm=\"x\"")
-        });
-        let store = match configured {
-            true => store_with_password(&fake, "wrong"),
-            false => store_for(&fake),
-        };
-        let error = fails(&store.store, &fake, "private/app:v1").await;
-        assert_eq!(error.class(), ErrorClass::Unauthorized);
-        let text = error.to_string();
-        assert!(
-            text.contains(word) && text.contains("docker login") && text.contains("not authorized"),
-            "{text}"
-        );
-        assert!(!text.contains("wrong"), "no secrets in errors: {text}");
-    }
-}
-
-#[tokio::test]
-async fn an_image_for_other_machines_names_what_it_offers() {
-    let foreign = image_for("s390x", &[(tar_of(&[("a", b"b")]), Compression::Gzip)]);
-    let list = index_of(&[("s390x", &foreign), ("ppc64le", &foreign)]);
-    let served = foreign.clone();
-    let fake = Fake::start(move |asked| match asked.target.as_str() {
-        "/v2/many/manifests/latest" => Answer::ok(list.clone()).with("content-type", INDEX),
-        _ => honest(&served, asked),
-    });
-    let store = store_for(&fake);
-    let ours = crate::fixture::architecture();
-    for (name, offers) in [
-        ("many", "s390x/linux, ppc64le/linux"),
-        ("one", "s390x/linux"),
-    ] {
-        let error = fails(&store.store, &fake, name).await;
-        assert_eq!(error.class(), ErrorClass::Caller);
-        let text = error.to_string();
-        assert!(
-            text.starts_with(&format!(
-                "Cloud Run does not support image '{}/{name}:latest': Container manifest type '",
-                fake.host()
-            )),
-            "{text}"
-        );
-        assert!(
-            text.contains(&format!("must support {ours}/linux")) && text.contains(offers),
-            "{text}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn redirects_keep_the_proof_to_themselves_and_lists_are_followed() {
-    if !is_root(crate::skip::here!()) {
-        return;
-    }
-    let ours = image(&[(tar_of(&[("a", b"b")]), Compression::Gzip)]);
-    let foreign = image_for("s390x", &[(tar_of(&[("c", b"d")]), Compression::Gzip)]);
-    let blobs = ours.blobs.clone();
-    let storage = Fake::start(move |asked| {
-        assert_eq!(asked.header("authorization"), "");
-        ranged(&blobs[asked.target.trim_start_matches('/')], asked)
-    });
-    let list = index_of(&[("s390x", &foreign), (crate::fixture::architecture(), &ours)]);
-    let pinned = digest(&list);
-    let to = storage.host();
-    let fake = Fake::start(move |asked| {
-        if asked.header("authorization") != "Basic dXNlcjpzZWNyZXQ=" {
-            return Answer::status(401).with("www-authenticate", "Basic realm=x");
-        }
-        match asked.target.rsplit('/').next().unwrap() {
-            "v1" => Answer::ok(list.clone()).with("content-type", INDEX),
-            blob if asked.target.contains("/blobs/") => {
-                Answer::status(307).with("location", format!("http://{to}/{blob}"))
-            }
-            _ => honest(&ours, asked),
-        }
-    });
-    let store = store_with_password(&fake, "secret");
-    let found = pulls(&store, &fake, "app:v1").await;
-    assert_eq!(
-        found.pinned,
-        format!("{}/app@{pinned}", fake.host()),
-        "the list is what the tag means"
-    );
-    assert_ne!(found.manifest, pinned);
-    assert_eq!(
-        store.store.ensure(&found.pinned).await.unwrap().manifest,
-        found.manifest
-    );
 }
 
 #[tokio::test]

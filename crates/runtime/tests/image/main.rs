@@ -9,9 +9,11 @@
 )]
 
 mod bad_registry;
+mod broken_download;
 mod fake;
 mod fixture;
 mod real_registry;
+mod registry_access;
 mod restart;
 mod sample;
 #[path = "../../../../tests/skip.rs"]

@@ -16,16 +16,23 @@ pub(super) fn probes(container: &Value, port: &str, checked: bool) -> Vec<(&'sta
         };
         all.push(("Startup probe:", text));
     }
-    for (label, key) in [
+    all.extend(written_probes(container, port));
+    all
+}
+
+/// Label and text of the probes that are written: a container that takes no requests has no other.
+pub(super) fn written_probes(
+    container: &Value,
+    port: &str,
+) -> impl Iterator<Item = (&'static str, String)> {
+    [
         ("Startup probe:", "startupProbe"),
         ("Liveness probe:", "livenessProbe"),
         ("Readiness probe:", "readinessProbe"),
-    ] {
-        if !container[key].is_null() {
-            all.push((label, probe(&container[key], port)));
-        }
-    }
-    all
+    ]
+    .into_iter()
+    .filter(|(_, key)| !container[key].is_null())
+    .map(|(label, key)| (label, probe(&container[key], port)))
 }
 
 fn probe(probe: &Value, port: &str) -> String {

@@ -5,17 +5,20 @@
 //! 1. A request never waits for the disk: what the bounded channel can't take is counted, and the count is written.
 //! 2. A service's journal takes no more than its share of the service's budget, and none of the disk's reserve. What is
 //!    dropped for it is counted, and the count can be read.
-//! 3. Nothing is kept of a service that was removed, until somebody of its name has something to say.
+//! 3. Of two servers over the same journals one alone makes room in them; the one that made place only appends.
+//! 4. Nothing is kept of a service that was removed, until somebody of its name has something to say.
 
+mod append;
 mod dropped;
 mod format;
+mod told;
 mod writer;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -55,8 +58,6 @@ enum Entry {
         before: Option<Timestamp>,
         done: oneshot::Sender<Result<(), String>>,
     },
-    /// Another process writes the same journals from now on.
-    Share,
     /// The server ends: write what is waiting, then stop.
     End,
 }
@@ -66,7 +67,7 @@ impl Entry {
         match self {
             Self::Request(record) => record.service(),
             Self::Happening(happening) => Some(&happening.service),
-            Self::Remove { .. } | Self::Share | Self::End => None,
+            Self::Remove { .. } | Self::End => None,
         }
     }
 }
@@ -115,6 +116,8 @@ pub(super) struct Journal {
     lost: Arc<Lost>,
     /// Grows with every line written, so that followers need not poll the disk.
     written: Arc<watch::Sender<u64>>,
+    /// Another process writes the same journals. Held while a file is written to.
+    shared: Arc<Mutex<bool>>,
     root: PathBuf,
 }
 
@@ -130,7 +133,14 @@ impl Journal {
         let (sender, receiver) = sync_channel(WAITING);
         let written = Arc::new(watch::Sender::new(0));
         let lost = Arc::new(Lost::default());
-        let writer = Writer::new(&root, limits, Arc::clone(&lost), Arc::clone(&written));
+        let shared = Arc::new(Mutex::new(false));
+        let writer = Writer::new(
+            &root,
+            limits,
+            Arc::clone(&lost),
+            Arc::clone(&written),
+            Arc::clone(&shared),
+        );
         let thread = std::thread::Builder::new()
             .name("journal".into())
             .spawn(move || writer.run(&receiver))?;
@@ -139,6 +149,7 @@ impl Journal {
                 sender,
                 lost,
                 written,
+                shared,
                 root,
             },
             thread,
@@ -151,7 +162,11 @@ impl Journal {
 
     /// Has the writer end once everything before this is written.
     pub(super) fn end(&self) {
-        self.send(Entry::End);
+        if let Err(TrySendError::Full(entry)) = self.sender.try_send(Entry::End) {
+            // Whoever ends waits for the thread, not for room before it.
+            let sender = self.sender.clone();
+            tokio::task::spawn_blocking(move || sender.send(entry));
+        }
     }
 
     /// Entries that could not be taken, since the server began.
@@ -159,9 +174,14 @@ impl Journal {
         self.lost.all.load(Ordering::Relaxed)
     }
 
-    /// Writes on beside the next server: what is left to say is appended, and files are its.
-    pub(super) fn share(&self) {
-        self.send(Entry::Share);
+    /// Writes on beside the next server: what is left to say is appended, and files are its. Returns once nothing else is
+    /// under way, which may take as long as the disk does.
+    pub(super) async fn share(&self) {
+        let shared = Arc::clone(&self.shared);
+        let share = tokio::task::spawn_blocking(move || *shared.lock() = true);
+        if let Err(error) = share.await {
+            tracing::error!(%error, "share the journal with the next server");
+        }
     }
 
     /// Where the journals lie.
@@ -208,7 +228,6 @@ impl Journal {
     }
 
     fn send(&self, entry: Entry) {
-        use std::sync::mpsc::TrySendError;
         let Err(TrySendError::Full(entry) | TrySendError::Disconnected(entry)) =
             self.sender.try_send(entry)
         else {

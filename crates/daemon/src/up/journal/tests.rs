@@ -132,6 +132,7 @@ fn what_the_channel_cannot_take_is_counted_per_service() {
         sender,
         lost: Arc::clone(&lost),
         written: Arc::clone(&written),
+        shared: Arc::default(),
         root: dir.path().to_owned(),
     };
     for number in 0..5 {
@@ -139,7 +140,7 @@ fn what_the_channel_cannot_take_is_counted_per_service() {
     }
     journal.note(happening(&b, 5, "lost"));
     drop(journal);
-    let writer = Writer::new(dir.path(), ROOMY, lost, written);
+    let writer = Writer::new(dir.path(), ROOMY, lost, written, Arc::default());
     writer.run(&receiver);
     let (files, thread) = Journal::start(dir.path().to_owned(), ROOMY).unwrap();
     let missing = |count: u64| {
@@ -177,7 +178,8 @@ async fn a_removed_service_leaves_nothing_and_another_of_its_name_begins_anew() 
 fn who_has_nothing_to_say_holds_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let written = Arc::new(tokio::sync::watch::Sender::new(0));
-    let mut writer = writer::Writer::new(dir.path(), ROOMY, Arc::default(), written);
+    let mut writer =
+        writer::Writer::new(dir.path(), ROOMY, Arc::default(), written, Arc::default());
     writer.entry(&service("quiet"), Timestamp(1), "{}\n");
     writer.flush();
     let now = std::time::Instant::now();
@@ -246,9 +248,53 @@ fn a_rejected_request_is_in_the_journal_of_its_service() {
     );
 }
 
+#[tokio::test]
+async fn two_servers_write_whole_lines_and_one_of_them_turns_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = JournalLimits {
+        service_budget: 4_000,
+        reserve: 0,
+    };
+    let service = service("both");
+    let start = || Journal::start(directory.path().to_owned(), limits).unwrap();
+    let (old, old_thread) = start();
+    old.share().await;
+    // The first that is ever written is a stream's that ends in the old one.
+    old.note(happening(&service, 0, "old"));
+    end(old, old_thread);
+    let (new, new_thread) = start();
+    assert_eq!(texts(&new, &service), ["old"]);
+    let (old, old_thread) = start();
+    old.share().await;
+    for round in 0..200 {
+        old.note(happening(&service, round, "from the old one"));
+        new.note(happening(&service, round, "from the new one"));
+    }
+    end(old.clone(), old_thread);
+    let files = new.files(&service);
+    let dropped = new.dropped(&service).lines;
+    end(new, new_thread);
+    let kept: Vec<String> = files
+        .iter()
+        .map(|file| std::fs::read_to_string(file).unwrap_or_default())
+        .collect();
+    let lines: usize = kept.iter().map(|text| text.lines().count()).sum();
+    assert!(
+        kept.iter()
+            .flat_map(|text| text.lines())
+            .all(|line| read(line).is_some())
+    );
+    let dropped = dropped.max(old.dropped(&service).lines);
+    assert_eq!(
+        lines as u64 + dropped,
+        401,
+        "every line is there or counted"
+    );
+}
+
 #[test]
 fn a_cold_start_is_told_once_for_all_who_waited() {
-    let mut told = writer::Told::default();
+    let mut told = told::Told::default();
     let id = |n: u32| format!("{n:032x}").parse::<InstanceId>().unwrap();
     let news: Vec<bool> = [1, 1, 2, 1, 2, 3].map(|n| told.is_news(&id(n))).to_vec();
     assert_eq!(news, [true, false, true, false, false, true]);

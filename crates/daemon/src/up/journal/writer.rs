@@ -3,21 +3,23 @@
 //! Two files per service: the current one, and the one before. When the current one is full the older one is dropped, after
 //! its lines were counted into a third, small one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
-use utsuwa_model::{InstanceId, ServiceKey, Timestamp};
+use utsuwa_model::{ServiceKey, Timestamp};
 use utsuwa_runtime::logs::layout::{newest_change, service_directory};
 
+use super::append::{append_beside, end_half_line};
 use super::dropped::{CURRENT, count_gone, turn};
 use super::format::{happening_line, missing_line, ms, request_line};
+use super::told::Told;
 use super::{Entry, JournalLimits, Lost};
 
 /// Open files at most; the least recently used goes first.
@@ -75,29 +77,8 @@ pub(super) struct Writer {
     /// Whose cold start was told.
     told: Told,
     gathered: Option<Gathered>,
-    /// The next server writes, too: it alone makes, turns and removes files.
-    shared: bool,
-}
-
-/// Instances that something was told of, the last of them: each of many requests that waited for an instance could tell its start.
-#[derive(Debug, Default)]
-pub(super) struct Told(VecDeque<InstanceId>);
-
-impl Told {
-    /// Who waited for one instance is answered within moments; more don't start meanwhile.
-    const KEPT: usize = 1_024;
-
-    /// `false`: it was asked for already.
-    pub(super) fn is_news(&mut self, instance: &InstanceId) -> bool {
-        if self.0.contains(instance) {
-            return false;
-        }
-        if self.0.len() >= Self::KEPT {
-            self.0.pop_front();
-        }
-        self.0.push_back(instance.clone());
-        true
-    }
+    /// The next server writes, too: it alone turns and removes files.
+    shared: Arc<Mutex<bool>>,
 }
 
 impl Writer {
@@ -106,6 +87,7 @@ impl Writer {
         limits: JournalLimits,
         lost: Arc<Lost>,
         written: Arc<watch::Sender<u64>>,
+        shared: Arc<Mutex<bool>>,
     ) -> Self {
         Self {
             root: root.to_owned(),
@@ -121,7 +103,7 @@ impl Writer {
             tidied: Instant::now(),
             told: Told::default(),
             gathered: None,
-            shared: false,
+            shared,
         }
     }
 
@@ -157,11 +139,6 @@ impl Writer {
     fn take(&mut self, entry: Entry) {
         match entry {
             Entry::End => {}
-            Entry::Share => {
-                self.flush();
-                self.shared = true;
-                self.outputs.clear();
-            }
             Entry::Remove {
                 service,
                 before,
@@ -324,7 +301,10 @@ impl Writer {
 
     fn append(&mut self, service: &ServiceKey, line: &str) -> io::Result<()> {
         let folder = service_directory(&self.root, service);
-        if self.shared {
+        let shared = Arc::clone(&self.shared);
+        let shared = shared.lock();
+        if *shared {
+            self.outputs.clear();
             return append_beside(&folder, line);
         }
         let length = line.len() as u64;
@@ -339,6 +319,8 @@ impl Writer {
         let Some(output) = self.output(&folder)? else {
             return Ok(());
         };
+        // The server before may have written here, too.
+        output.bytes = output.file.metadata()?.len();
         if let Err(error) = output.file.write_all(line.as_bytes()) {
             let _ = output.file.set_len(output.bytes);
             return Err(error);
@@ -379,6 +361,11 @@ impl Writer {
 
     fn remove(&mut self, service: &ServiceKey, before: Option<Timestamp>) -> Result<(), String> {
         self.flush();
+        let shared = Arc::clone(&self.shared);
+        let shared = shared.lock();
+        if *shared {
+            return Err("another server has the journals".to_owned());
+        }
         let folder = service_directory(&self.root, service);
         let told = |error: io::Error| format!("delete {}: {error}", folder.display());
         if let Some(before) = before
@@ -401,31 +388,6 @@ impl Writer {
             }
         }
         Ok(())
-    }
-}
-
-/// A kill in the middle of a write may have left half a line. It must not be glued to the next one.
-fn end_half_line(path: &Path, mut append: &File) -> io::Result<()> {
-    let length = append.metadata()?.len();
-    let mut last = [b'\n'];
-    if length > 0 {
-        File::open(path)?.read_exact_at(&mut last, length - 1)?;
-    }
-    if last == [b'\n'] {
-        return Ok(());
-    }
-    append.write_all(b"\n")
-}
-
-/// Appends to a file that another process has, too. One that is gone is not made again: its service was removed.
-fn append_beside(folder: &Path, line: &str) -> io::Result<()> {
-    match fs::OpenOptions::new()
-        .append(true)
-        .open(folder.join(CURRENT))
-    {
-        Ok(mut file) => file.write_all(line.as_bytes()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
     }
 }
 

@@ -160,4 +160,30 @@ fn defaulting_twice_changes_nothing_and_compares_what_is_meant() {
     let mut other = full.clone();
     other.concurrency = Some(3);
     assert!(!plain.same_as(&other));
+    let spelt = RevisionTemplate {
+        min_instances: Some(0),
+        max_instances: Some(0),
+        cpu_idle: Some(true),
+        startup_cpu_boost: Some(false),
+        session_affinity: Some(false),
+        health_check_disabled: Some(false),
+        ..plain.clone()
+    };
+    assert!(plain.same_as(&spelt));
+    for other in [
+        RevisionTemplate {
+            min_instances: Some(1),
+            ..plain.clone()
+        },
+        RevisionTemplate {
+            cpu_idle: Some(false),
+            ..plain.clone()
+        },
+        RevisionTemplate {
+            session_affinity: Some(true),
+            ..plain.clone()
+        },
+    ] {
+        assert!(!plain.same_as(&other));
+    }
 }

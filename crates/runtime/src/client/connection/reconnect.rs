@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -87,7 +88,9 @@ impl Pace {
 impl Connection {
     /// Requests without an answer are sent again to the next keeper.
     pub(super) fn lost(&mut self, error: &io::Error) {
-        if self.pace.lost(Instant::now()) {
+        if self.shared.gave_place.load(Ordering::Acquire) {
+            tracing::debug!(%error, "the keeper's connection ended; the next server has the place");
+        } else if self.pace.lost(Instant::now()) {
             tracing::warn!(%error, "the keeper's connection ended; connecting again");
         } else {
             tracing::debug!(%error, "the keeper's connection ended again");
@@ -110,8 +113,8 @@ impl Connection {
             {
                 return false;
             }
-            // A driver that nobody holds any more must not come back and supersede the next one.
-            if self.calls.is_closed() {
+            // A driver that nobody holds any more must not come back and supersede the next one; nor one that made place for it.
+            if self.calls.is_closed() || self.shared.gave_place.load(Ordering::Acquire) {
                 return false;
             }
             let holds = self.internal_sockets.keys().copied().collect();
