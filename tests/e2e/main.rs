@@ -43,6 +43,7 @@ mod rootless;
 mod scale;
 #[path = "../skip.rs"]
 mod skip;
+mod suspend;
 mod tiers;
 mod tls;
 mod trust;

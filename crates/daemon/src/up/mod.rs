@@ -112,6 +112,8 @@ fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
     };
     utsuwa_runtime::privilege::drop_to(&ground.user)
         .with_context(|| format!("become {}", ground.user.shown))?;
+    // All threads of the runtime have it from this one.
+    utsuwa_runtime::precedence::is_prompt();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("utsuwa")

@@ -78,6 +78,9 @@ impl Keeper {
         });
         self.pump();
         if !self.queue.is_empty() {
+            if self.ready.is_empty() {
+                self.demand.lacked(since);
+            }
             self.at(since + QUEUE_WAIT, Timer::StartQueue);
         }
         self.refill_after_start();
