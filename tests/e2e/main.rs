@@ -36,6 +36,7 @@ mod limits;
 mod observed;
 mod private_registry;
 mod real_clients;
+mod replace_refused;
 mod rootless;
 mod scale;
 #[path = "../skip.rs"]
