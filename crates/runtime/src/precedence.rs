@@ -2,7 +2,7 @@
 //!
 //! A start is a few milliseconds of work in several processes, each of which would otherwise wait its turn among all that is busy:
 //! other instances, the server with the requests that wait for the start, and whatever else the machine does. So spawners go first.
-//! What they start doesn't, nor what takes them long.
+//! What they start doesn't, nor what takes them long. Unpacking, which a deploy waits for, has everybody's turn.
 //!
 //! Failure: none of it is needed. Without the privilege (a server without root) everything has the same turn, as ever.
 
@@ -20,12 +20,12 @@ pub(crate) fn goes_first() {
     turn(FIRST);
 }
 
-/// As everybody: what a spawner starts, or becomes.
+/// As everybody: what a spawner starts (an instance, an unpacker), or becomes.
 pub(crate) fn goes_with_others() {
     turn(EQUAL);
 }
 
-/// After everybody: copying, unpacking, deleting.
+/// After everybody: copying and deleting.
 pub(crate) fn goes_last() {
     turn(LAST);
 }
