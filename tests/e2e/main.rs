@@ -39,6 +39,7 @@ mod observed;
 mod private_registry;
 mod proxied;
 mod real_clients;
+mod replace_refused;
 mod rootless;
 mod scale;
 #[path = "../skip.rs"]

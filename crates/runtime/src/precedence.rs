@@ -2,7 +2,7 @@
 //!
 //! A start is a few milliseconds of work in several processes, each of which would otherwise wait its turn among all that is busy:
 //! other instances, the server with the requests that wait for the start, and whatever else the machine does. So spawners go first.
-//! What they start doesn't, nor what takes them long.
+//! What they start doesn't, nor what takes them long. Unpacking, which a deploy waits for, has everybody's turn.
 //!
 //! A start is also a dozen hand-overs from one process to the next. The kernel lets whoever computes finish its slice before
 //! it looks at who was woken, which mostly is at its next tick: 4 ms for each hand-over. One that asks for a shorter slice than
@@ -41,7 +41,7 @@ pub(crate) fn goes_first() {
     turn(FIRST, PROMPT_NS);
 }
 
-/// As everybody: what a spawner starts.
+/// As everybody: what a spawner starts, or becomes.
 pub(crate) fn goes_with_others() {
     turn(EQUAL, ANSWERING_NS);
 }
@@ -51,7 +51,7 @@ pub(crate) fn goes_on_with_others() {
     turn(EQUAL, USUAL_NS);
 }
 
-/// After everybody: copying, unpacking, deleting.
+/// After everybody: copying and deleting.
 pub(crate) fn goes_last() {
     turn(LAST, USUAL_NS);
 }

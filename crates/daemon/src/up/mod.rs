@@ -1,8 +1,9 @@
 //! `utsuwa up`: from root with a configuration to an unprivileged server with a keeper beside it.
 //!
 //! Order (each step can refuse, and nothing before it needs undoing): configuration, privilege (an ordinary user's own
-//! namespaces are entered here), directories, ports, keeper, give up root, store, runtime, loops, ingress, API, `ready`.
+//! namespaces are entered here), ports, with `--replace` all else that the start could fail by, directories, keeper, give up root, store, runtime, loops, ingress, API, `ready`.
 
+pub(crate) mod ahead;
 mod certificates;
 mod connect;
 mod descriptors;
@@ -98,7 +99,7 @@ fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
              use an ordinary build for everything else"
         );
     }
-    let prepared = prepare::prepare(config, docker, replace);
+    let prepared = prepare::prepare(config, &layers, docker, replace);
     let ground = match (prepared, world) {
         (Ok(ground), Some(world)) => {
             rootless::say_what_is_weaker(&world);

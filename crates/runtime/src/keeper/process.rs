@@ -222,6 +222,8 @@ fn replace(path: &str, arguments: &[String], held: Held) -> io::Error {
         .arg0("utsuwa")
         .args(arguments)
         .args(["--held", &list.to_string()])
+        // The starter's, whose heap keeps what it has: ours, and that of all we start, gives back what was a peak.
+        .env_remove(super::spawners::HEAP_VARIABLE)
         .exec()
 }
 
