@@ -242,10 +242,10 @@ fn the_shell_gets_back_what_it_had() {
          env | sort > before\n\
          eval \"$({program} env)\"; eval \"$({program} env --no-tls)\"\n\
          [ \"$CLOUDSDK_CORE_PROJECT\" = demo ]; [ \"$CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN\" = http://run.googleapis.com/ ]\n\
-         [ -z \"${{CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE-}}\" ]; [ -z \"$(ls .cache/utsuwa)\" ]\n\
-         eval \"$({program} env)\"; [ -n \"$(ls .cache/utsuwa)\" ]\n\
+         [ -z \"${{CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE-}}\" ]\n\
+         eval \"$({program} env)\"; kept=$CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE; [ -s \"$kept\" ]\n\
          eval \"$({program} env --unset)\"\n\
-         env | sort > after; diff before after; [ -z \"$(ls .cache/utsuwa)\" ]\n\
+         env | sort > after; diff before after; [ -s \"$kept\" ]\n\
          eval \"$({program} env --unset)\"\n\
          env | sort > after; diff before after"
     );

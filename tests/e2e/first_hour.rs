@@ -35,6 +35,11 @@ fn an_app_on_another_port_is_told_of_while_its_deploy_waits() {
             .contains(word)
             .then_some(())
     });
+    until("how long it goes on", Duration::from_secs(10), || {
+        let said = std::fs::read_to_string(&said).unwrap();
+        let goes_on = "The deploy goes on trying up to 240 s after the container's start. Ctrl-C ends this command and not the deploy;";
+        (said.matches(goes_on).count() == 1).then_some(())
+    });
     assert!(deploy.try_wait().unwrap().is_none(), "it still waits");
     deploy.kill().unwrap();
     deploy.wait().unwrap();

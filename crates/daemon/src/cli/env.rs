@@ -13,8 +13,7 @@ use crate::output::line;
 
 #[derive(Debug, Args)]
 pub(crate) struct EnvArgs {
-    /// Undo it: print lines that give the shell back what it had before, and remove the certificate's file. Other shells that
-    /// talk to the same server run `eval "$(utsuwa env)"` again.
+    /// Undo it: print lines that give the shell back what it had before. The certificate's file stays, for other shells.
     #[arg(long)]
     unset: bool,
     /// Without TLS: every API over plain HTTP through the proxy. No gRPC.
@@ -118,7 +117,6 @@ pub(crate) async fn run(args: &EnvArgs, client: &ClientArgs) -> Result<(), Failu
         set(name, value);
     }
     if args.no_tls {
-        line(&remove_certificate());
         line(&format!("unset {CA_FILE}"));
     }
     for api in OVERRIDES {
@@ -160,18 +158,10 @@ fn save() {
     line("fi");
 }
 
-/// A line that removes the file this shell was told of. Only of our own kind: the user may have set another since.
-fn remove_certificate() -> String {
-    format!("case \"${{{CA_FILE}-}}\" in */utsuwa/ca-*.pem) rm -f \"${CA_FILE}\" ;; esac")
-}
-
-/// Lines that remove our copy of the certificate and give back what was remembered. In a shell where nothing was set they do
-/// nothing.
+/// Lines that give back what was remembered. In a shell where nothing was set they do nothing. The certificate's file stays: other
+/// shells that talk to the server have its name, and a gcloud without it does nothing at all.
 fn restore() -> Vec<String> {
-    let mut lines = vec![
-        format!("if [ -n \"${{{ACTIVE}-}}\" ]; then"),
-        format!("  {}", remove_certificate()),
-    ];
+    let mut lines = vec![format!("if [ -n \"${{{ACTIVE}-}}\" ]; then")];
     for name in names() {
         lines.push(format!(
             "  if [ -n \"${{{SAVED}{name}+x}}\" ]; then export {name}=\"${SAVED}{name}\"; unset {SAVED}{name}; else unset {name}; fi"
@@ -242,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn undoing_it_removes_our_file_and_no_other() {
+    fn undoing_it_leaves_the_file_to_other_shells() {
         let home = tempfile::tempdir().unwrap();
         let ours = keep_certificate(&home.path().join("utsuwa"), "one")
             .ok()
@@ -270,7 +260,7 @@ mod tests {
             run(&[(ACTIVE, on), (CA_FILE, &ours), (&saved, &other)]),
             other.to_str().unwrap()
         );
-        assert!(!ours.exists());
+        assert!(ours.exists(), "another shell was told its name");
     }
 
     #[test]

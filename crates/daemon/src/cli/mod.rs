@@ -13,11 +13,13 @@ mod logs;
 mod progress;
 mod quickstart;
 mod revisions;
+mod rewrites;
 mod services;
 mod suggest;
 mod trust;
 mod unit;
 mod wait;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -287,7 +289,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let ours = gcloud_flags::refusal(&error)
-                .or_else(|| suggest::misplaced(&error, &Cli::command()));
+                .or_else(|| suggest::misplaced(&error, &Cli::command(), std::env::args()));
             if let Some(failure) = ours {
                 return told(&failure);
             }

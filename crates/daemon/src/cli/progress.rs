@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use super::services::probe_limit;
 use crate::client::Api;
 use crate::output::{note, size};
 
@@ -83,16 +84,19 @@ impl Progress {
         }
     }
 
-    /// What is wrong while a step goes on: a line that stays, whole, as soon as it is another one than before.
-    fn remark(&self, text: Option<&str>) {
+    /// What is wrong while a step goes on: a line that stays, whole, as soon as it is another one than before. Answers whether it is
+    /// the first.
+    fn remark(&self, text: Option<&str>) -> bool {
         let Some(text) = text else {
-            return;
+            return false;
         };
         let mut told = self.told.borrow_mut();
+        let first = told.remark.is_empty();
         if told.remark != text {
             text.clone_into(&mut told.remark);
             self.note(text);
         }
+        first
     }
 
     /// A line that stays, above the changing one.
@@ -117,7 +121,11 @@ impl Progress {
                 if !(pulled && text == RESOLVING) {
                     self.show(&step, &text);
                 }
-                self.remark(remark.as_deref());
+                if self.remark(remark.as_deref()) {
+                    let template = api.get(&api.service(service)).await.ok();
+                    let limit = template.as_ref().and_then(|s| probe_limit(&s["template"]));
+                    self.note(&goes_on(service, limit.filter(|_| !is_pull(&explained))));
+                }
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -178,6 +186,22 @@ fn step(explained: &Value) -> Option<(String, String, Option<String>)> {
     Some((text.to_owned(), text.to_owned(), None))
 }
 
+/// Said once of a deploy that waits although something is wrong: how long that goes on, and what who waits can do.
+fn goes_on(service: &str, limit: Option<u64>) -> String {
+    let until = match limit {
+        Some(seconds) => format!("up to {seconds} s after the container's start"),
+        None => "for some minutes".to_owned(),
+    };
+    format!(
+        "The deploy goes on trying {until}. Ctrl-C ends this command and not the deploy; a new `utsuwa deploy {service}` takes its place."
+    )
+}
+
+/// Whether the image is what a deploy waits for.
+fn is_pull(explained: &Value) -> bool {
+    explained["trouble"].is_string()
+}
+
 fn slow(step: &str, why: &str) -> (String, String, Option<String>) {
     (step.to_owned(), step.to_owned(), Some(why.to_owned()))
 }
@@ -211,6 +235,25 @@ mod tests {
             !told.is_news("unpack", "Unpacking", began + LOOK * 900),
             "nothing new"
         );
+    }
+
+    /// Who knows what is wrong shall not wait for the end of it in silence.
+    #[test]
+    fn a_deploy_that_waits_in_vain_says_once_how_long_and_what_to_do() {
+        let progress = Progress::hidden();
+        assert!(!progress.remark(None));
+        assert!(progress.remark(Some("The container listens on 127.0.0.1:8080.")));
+        assert!(!progress.remark(Some("The container listens on 127.0.0.1:8080.")));
+        assert!(!progress.remark(Some("The container listens on 127.0.0.1:8081.")));
+        let said = goes_on("web", Some(240));
+        for part in [
+            "up to 240 s",
+            "Ctrl-C",
+            "not the deploy",
+            "utsuwa deploy web",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
     }
 
     #[test]

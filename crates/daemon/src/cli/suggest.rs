@@ -38,25 +38,93 @@ pub(crate) fn hint(wrong: &str, names: &[String], what: &str, api: &Api) -> Stri
     }
 }
 
-/// The failure for a command that was typed without its group, `utsuwa update-traffic` or `utsuwa list`.
-pub(crate) fn misplaced(error: &clap::Error, program: &clap::Command) -> Option<Failure> {
+/// What others call what has another name here: the group where it is typed (none: at the top), the words, and what to do.
+const ELSEWHERE: &[(&str, &[&str], &str)] = &[
+    (
+        "",
+        &["status", "ps"],
+        "`utsuwa services list` shows the services, `utsuwa services describe NAME --why` what runs of one and why",
+    ),
+    (
+        "",
+        &["run", "launch"],
+        "`utsuwa deploy NAME --image REF` makes a service of an image",
+    ),
+    (
+        "",
+        &["start", "serve"],
+        "`utsuwa up` starts the server; a service starts when it is called",
+    ),
+    (
+        "",
+        &["stop"],
+        "`utsuwa down` stops the server, `utsuwa services delete NAME` removes a service",
+    ),
+    (
+        "domains",
+        &["delete", "remove", "rm"],
+        "`utsuwa domains unmap DOMAIN` lets a domain lead nowhere; its service stays",
+    ),
+    (
+        "domains",
+        &["create", "add"],
+        "`utsuwa domains map DOMAIN --service NAME` lets a domain lead to a service",
+    ),
+    (
+        "images",
+        &["delete", "remove", "rm", "prune"],
+        "images go by themselves, a while after no revision uses them any more; `utsuwa images list` says which are in use",
+    ),
+];
+
+/// The failure for a command that has another name here, or was typed without its group, as `utsuwa update-traffic`. `words` are
+/// those of the command line.
+pub(crate) fn misplaced(
+    error: &clap::Error,
+    program: &clap::Command,
+    words: impl Iterator<Item = String>,
+) -> Option<Failure> {
     if error.kind() != ErrorKind::InvalidSubcommand {
         return None;
     }
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
         return None;
     };
-    // A slip within a group is clap's to tell.
+    let group = entered(program, words.skip(1).take_while(|typed| typed != word));
+    let typed = match group {
+        "" => format!("utsuwa {word}"),
+        group => format!("utsuwa {group} {word}"),
+    };
+    let failure = Failure::usage(format!("there is no command {typed}"));
+    let known = ELSEWHERE
+        .iter()
+        .find(|(place, names, _)| *place == group && names.contains(&word.as_str()));
+    if let Some((_, _, what)) = known {
+        return Some(failure.hint(*what));
+    }
+    if !group.is_empty() {
+        // A slip within a group is clap's to tell: what another group has of that name does something else.
+        return None;
+    }
     let groups = program.get_subcommands();
-    let has = |group: &&clap::Command| group.find_subcommand(word).is_some();
     let found: Vec<String> = groups
-        .filter(has)
+        .filter(|group| group.find_subcommand(word).is_some())
         .map(|group| format!("`utsuwa {} {word}`", group.get_name()))
         .collect();
-    (!found.is_empty()).then(|| {
-        Failure::usage(format!("there is no command utsuwa {word}"))
-            .hint(format!("did you mean {}?", found.join(" or ")))
-    })
+    (!found.is_empty()).then(|| failure.hint(format!("did you mean {}?", found.join(" or "))))
+}
+
+/// The group that `words` lead to; empty: none.
+fn entered(program: &clap::Command, words: impl Iterator<Item = String>) -> &str {
+    let mut at = program;
+    for word in words {
+        // An option's value that is a group's name by chance costs a hint, no more.
+        at = at.find_subcommand(&word).unwrap_or(at);
+    }
+    match at.get_name() == program.get_name() {
+        true => "",
+        false => at.get_name(),
+    }
 }
 
 /// Shows the command's own usage, as its help does. What stands there otherwise has every option that is set, by a variable such as
@@ -124,8 +192,9 @@ mod tests {
     #[test]
     fn a_command_without_its_group_finds_it() {
         let hint = |line: &str| {
-            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
-            misplaced(&error, &Cli::command())?.hint
+            let words = || line.split(' ').map(str::to_owned);
+            let error = Cli::try_parse_from(words()).unwrap_err();
+            misplaced(&error, &Cli::command(), words())?.hint
         };
         assert_eq!(
             hint("utsuwa update-traffic hello").as_deref(),
@@ -135,6 +204,43 @@ mod tests {
         assert!(list.contains("`utsuwa services list` or `utsuwa revisions list`"));
         assert_eq!(hint("utsuwa nonsense"), None);
         assert_eq!(hint("utsuwa services lst"), None);
+    }
+
+    /// Deleting a service for a domain that was to go would be a bad hint.
+    #[test]
+    fn a_word_of_other_tools_is_answered_within_its_group() {
+        for (line, message, meant) in [
+            (
+                "utsuwa domains delete www.example.test",
+                "there is no command utsuwa domains delete",
+                "utsuwa domains unmap",
+            ),
+            (
+                "utsuwa --api http://x images rm a",
+                "there is no command utsuwa images rm",
+                "by themselves",
+            ),
+            (
+                "utsuwa status",
+                "there is no command utsuwa status",
+                "utsuwa services list",
+            ),
+            (
+                "utsuwa ps",
+                "there is no command utsuwa ps",
+                "utsuwa services list",
+            ),
+        ] {
+            let words = || line.split(' ').map(str::to_owned);
+            let error = Cli::try_parse_from(words()).unwrap_err();
+            let failure = misplaced(&error, &Cli::command(), words()).unwrap();
+            assert_eq!(failure.message, message);
+            let hint = failure.hint.unwrap();
+            assert!(
+                hint.contains(meant) && !hint.contains("services delete"),
+                "{hint}"
+            );
+        }
     }
 
     #[test]

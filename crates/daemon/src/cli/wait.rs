@@ -76,7 +76,7 @@ async fn until_done(api: &Api, operation: &Value, progress: &Progress) -> Result
 
 /// The failure of an operation; when the program is at fault, with where to read what it wrote.
 fn failed(message: &str, operation: &Value) -> Failure {
-    let mut failure = Failure::failed(message.to_owned());
+    let mut failure = Failure::failed(super::words::cause(message));
     let details = operation["error"]["details"].as_array();
     let reasons = || {
         let all = details.into_iter().flatten();
@@ -91,5 +91,28 @@ fn failed(message: &str, operation: &Value) -> Failure {
         failure.hint(format!("`utsuwa logs {service}` shows what it wrote"))
     } else {
         failure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_by_its_cause_and_where_to_read_on() {
+        let operation = |reason: &str| {
+            json!({"metadata": {"name": "projects/p/locations/r/services/web"},
+                "error": {"details": [{"reason": reason}]}})
+        };
+        let message = "The container exited with status 3 before it listened.\n\nThe user-provided container failed to start and listen \
+                       on the port defined provided by the PORT=8080 environment variable. The health check timeout can be extended.";
+        let crashed = failed(message, &operation("ExitCode3"));
+        assert_eq!(
+            crashed.message,
+            "The container exited with status 3 before it listened."
+        );
+        assert!(crashed.hint.unwrap().contains("utsuwa logs web"));
+        let missing = failed("Image 'x' not found.", &operation("ContainerMissing"));
+        assert!(missing.without_image && missing.hint.is_none());
     }
 }

@@ -84,7 +84,8 @@ pub enum PullError {
     },
     #[error(
         "Registry '{registry}' can't be found: {why}. Check how its name is spelt, and what this machine's resolver (/etc/resolv.conf) \
-         says to it: getent hosts NAME. Then deploy again."
+         says to it: getent hosts {}. Then deploy again.",
+        host(.registry)
     )]
     NoAddress {
         registry: String,
@@ -227,6 +228,14 @@ fn repository(image: &str) -> &str {
     }
 }
 
+/// `r.example:5000` without its port.
+fn host(registry: &str) -> &str {
+    match registry.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => registry,
+    }
+}
+
 fn advice(registry: &str, had_credentials: bool) -> String {
     if had_credentials {
         format!(
@@ -275,5 +284,19 @@ mod tests {
         };
         assert_eq!(class(true), ErrorClass::Caller);
         assert_eq!(class(false), ErrorClass::Unavailable);
+    }
+
+    #[test]
+    fn a_name_without_an_address_is_asked_for_by_itself() {
+        for registry in ["r.example", "r.example:5000"] {
+            let (registry, why) = (registry.to_owned(), "no such name".to_owned());
+            let error = PullError::NoAddress {
+                registry,
+                why,
+                lasting: true,
+            };
+            let text = error.to_string();
+            assert!(text.contains("getent hosts r.example."), "{text}");
+        }
     }
 }

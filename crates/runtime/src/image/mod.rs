@@ -25,7 +25,7 @@ pub use digest::Digest;
 pub use error::{ErrorClass, PullError};
 pub use layers::{InProcessUnpacker, LayerUnpacker};
 pub use progress::{LayerProgress, LayerState, PullProgress};
-pub use reference::{HELLO, LOCAL_REGISTRY, Reference, RewriteRule};
+pub use reference::{HELLO, LOCAL_REGISTRY, Reference, RewriteRule, rewrite};
 pub use registry::RegistrySettings;
 pub use store::{Collected, ImageStore, Settings, StoredImage};
 pub use unpack::{Limits, UnpackError, UnpackReport};

@@ -13,6 +13,7 @@ pub(crate) use self::report::host_and_address;
 use self::report::{report, set_public};
 use self::service::body;
 use super::progress::Progress;
+use super::rewrites::Rewrites;
 use super::services::show::{can_serve, repair};
 use super::{ClientArgs, suggest};
 use crate::client::{Api, Failure};
@@ -170,6 +171,11 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
         return Err(no_image(&api, &args.name).await);
     }
     let public = wants_public(args, existing.is_none())?;
+    if let Some(reference) = &args.image
+        && let Some(other) = Rewrites::of(&api).await.note(reference)
+    {
+        note(&other);
+    }
     // Not before the question: both want the line.
     let progress = Progress::new();
     let image = match &args.image {
@@ -231,10 +237,30 @@ async fn no_image(api: &Api, name: &str) -> Failure {
         api.project, api.region
     ));
     let names = suggest::services(api).await.unwrap_or_default();
-    match suggest::nearest(name, names.iter().map(String::as_str)) {
-        Some(meant) => needed.hint(format!("did you mean {meant}?")),
-        None => needed.hint("try --image utsuwa.local/hello"),
+    needed.hint(which_image(name, &names))
+}
+
+/// What to do about a deploy of `name` without an image, where there are `services`. Who has some has most likely mistyped one's name,
+/// and shall not get the sample under the wrong one.
+fn which_image(name: &str, services: &[String]) -> String {
+    const SHOWN: usize = 5;
+    if let Some(meant) = suggest::nearest(name, services.iter().map(String::as_str)) {
+        return format!("did you mean {meant}?");
     }
+    if services.is_empty() {
+        return format!(
+            "name its image with --image REF; `utsuwa deploy {name} --image utsuwa.local/hello` takes the built-in sample"
+        );
+    }
+    let shown = services.iter().take(SHOWN).cloned().collect::<Vec<_>>();
+    let more = match services.len() > SHOWN {
+        true => ", and more (`utsuwa services list`)",
+        false => "",
+    };
+    format!(
+        "there are {}{more}; for a new service name its image with --image REF",
+        shown.join(", ")
+    )
 }
 
 /// Whether to open the service: by flag, by asking on a terminal, else unchanged (decision 23).
@@ -250,4 +276,24 @@ fn wants_public(args: &DeployArgs, new: bool) -> Result<Option<bool>, Failure> {
     }
     let yes = ask(&format!("Allow everybody to call [{}]", args.name))?;
     Ok(yes.then_some(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_is_proposed_only_where_nothing_else_can_be_meant() {
+        let names = |all: &[&str]| all.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        assert_eq!(which_image("ap", &names(&["app"])), "did you mean app?");
+        let other = which_image("shop", &names(&["orders", "web"]));
+        assert!(other.contains("there are orders, web;"), "{other}");
+        assert!(!other.contains("utsuwa.local"), "{other}");
+        let many = which_image("shop", &names(&["a1", "b1", "c1", "d1", "e1", "f1"]));
+        assert!(
+            many.contains("e1, and more") && !many.contains("f1"),
+            "{many}"
+        );
+        assert!(which_image("shop", &[]).contains("--image utsuwa.local/hello"));
+    }
 }

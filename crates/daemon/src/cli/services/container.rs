@@ -2,7 +2,11 @@
 
 use serde_json::Value;
 
+use super::containers::ingress_index;
 use crate::output::text_at;
+
+/// The startup probe where none is written: one attempt to connect that may take this long (`cloud-run-spec.md` §2).
+const DEFAULT_STARTUP_SECS: u64 = 240;
 
 /// Label and text of each probe; that of the start also where none is written. `port` is the container's, `checked` whether
 /// what isn't written is the default, and not nothing.
@@ -10,7 +14,7 @@ pub(super) fn probes(container: &Value, port: &str, checked: bool) -> Vec<(&'sta
     let mut all = Vec::new();
     if container["startupProbe"].is_null() {
         let text = if checked {
-            format!("TCP on port {port}, within 240s (default)")
+            format!("TCP on port {port}, within {DEFAULT_STARTUP_SECS}s (default)")
         } else {
             "none: the health check is disabled".to_owned()
         };
@@ -69,6 +73,22 @@ fn probe(probe: &Value, port: &str) -> String {
         if failures == 1 { "" } else { "s" },
         if failures == 1 { "s" } else { "" }
     )
+}
+
+/// How long the startup probe of the container that takes requests may go on, in seconds; `None`: it has none.
+pub(in crate::cli) fn probe_limit(template: &Value) -> Option<u64> {
+    let container = &template["containers"][ingress_index(template)];
+    let probe = &container["startupProbe"];
+    if probe.is_null() {
+        return (text_at(template, "healthCheckDisabled") != "true")
+            .then_some(DEFAULT_STARTUP_SECS);
+    }
+    let number = |key: &str, default: u64| match probe[key].as_u64().unwrap_or(0) {
+        0 => default,
+        given => given,
+    };
+    let checks = number("failureThreshold", 3) * number("periodSeconds", 10);
+    Some(number("initialDelaySeconds", 0) + checks)
 }
 
 /// Where each volume is mounted, and what it is.
@@ -141,6 +161,13 @@ mod tests {
                 .1
                 .starts_with("TCP on port 80, every 240s")
         );
+        let template = |container: &Value| probe_limit(&json!({"containers": [container]}));
+        assert_eq!(template(&container), Some(240));
+        assert_eq!(template(&tcp), Some(240));
+        let often = json!({"startupProbe": {"initialDelaySeconds": 5, "periodSeconds": 2, "failureThreshold": 10}});
+        assert_eq!(template(&often), Some(25));
+        let unchecked = json!({"healthCheckDisabled": true, "containers": [{}]});
+        assert_eq!(probe_limit(&unchecked), None);
         let none = probes(&json!({}), "80", false);
         assert_eq!(none[0].1, "none: the health check is disabled");
     }

@@ -9,9 +9,12 @@ mod why;
 use clap::Subcommand;
 use serde_json::Value;
 
+pub(super) use self::container::probe_limit;
 use self::show::{print_service, ready_mark, ready_word, region};
 use self::traffic::TrafficArgs;
 use self::why::print_why;
+use super::rewrites::Rewrites;
+use super::words::cause;
 use super::{ClientArgs, short, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{Format, ask, line, moment, note, remarked, text_at, value};
@@ -62,21 +65,22 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                 && let Some(service) = all.iter().find(lame)
             {
                 let name = short(&text_at(service, "name"));
+                let ran = may_have_run(&api, service).await;
                 note(&format!(
-                    "hint: {}",
-                    show::repair(&name, !show::without_image(service))
+                    "hint: `utsuwa services describe {name}` says more of {name}; {}",
+                    show::repair(&name, ran)
                 ));
             }
             Ok(())
         }
         ServicesCommand::Describe { name, why } => {
-            let service = existing(&api, name).await?;
+            let mut service = existing(&api, name).await?;
             if *why {
                 let explained = api.get(&api.explain(name)).await?;
                 return if client.format == Format::Table {
                     let message = text_at(&service, "terminalCondition.message");
                     if !message.is_empty() {
-                        line(&format!("{}: {message}", ready_word(&service)));
+                        line(&format!("{}: {}", ready_word(&service), cause(&message)));
                     }
                     print_why(name, &explained);
                     Ok(())
@@ -85,7 +89,9 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                 };
             }
             if client.format == Format::Table {
-                print_service(&service);
+                Rewrites::of(&api).await.explain(&mut service);
+                let ran = may_have_run(&api, &service).await;
+                print_service(&service, ran);
                 Ok(())
             } else {
                 value(&client.format, &service)
@@ -104,6 +110,18 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
             Ok(())
         }
         ServicesCommand::UpdateTraffic(args) => traffic::run(args, &api, client).await,
+    }
+}
+
+/// Whether something of what a service last deployed may have run. Its newest revision knows; only one that failed is asked.
+async fn may_have_run(api: &Api, service: &Value) -> bool {
+    let newest = text_at(service, "latestCreatedRevision");
+    if ready_word(service) != "failed" || newest.is_empty() {
+        return true;
+    }
+    match api.get(&format!("/run/v2/{newest}")).await {
+        Ok(revision) => !show::without_image(&revision),
+        Err(_) => true,
     }
 }
 

@@ -6,6 +6,7 @@ use utsuwa_model::scaling::DEFAULT_MAX_INSTANCES;
 use utsuwa_model::service::defaults;
 
 use super::super::short;
+use super::super::words::{brief, cause};
 use super::container;
 use super::containers::{ingress_index, sidecar_lines};
 use super::traffic::LATEST;
@@ -60,7 +61,7 @@ pub(in crate::cli) fn state(service: &Value) -> String {
     }
 }
 
-/// Why a service failed, in a line; empty for one that didn't.
+/// Why a service failed, in a line of a table (`describe` has the whole); empty for one that didn't.
 pub(in crate::cli) fn reason(service: &Value) -> String {
     if ready_word(service) != "failed" {
         return String::new();
@@ -72,16 +73,21 @@ pub(in crate::cli) fn reason(service: &Value) -> String {
         Some((revision, cause)) if revision.starts_with("Revision '") => cause.trim_start(),
         _ => first,
     };
-    cause.to_owned()
+    brief(cause)
 }
 
 /// After the name of a revision, in Google's words.
 const NOT_READY: &str = "is not ready and cannot serve traffic.";
 
-/// Whether its last deploy failed before anything of it ran: its image could not be had.
-pub(in crate::cli) fn without_image(service: &Value) -> bool {
-    let reason = text_at(service, "terminalCondition.reason");
-    ["CONTAINER_MISSING", "CONTAINER_IMAGE_UNAUTHORIZED"].contains(&reason.as_str())
+/// Whether `revision` failed before anything of it ran: its image could not be had. Its service has no more than that it failed.
+pub(in crate::cli) fn without_image(revision: &Value) -> bool {
+    let conditions = revision["conditions"].as_array().into_iter().flatten();
+    conditions
+        .filter(|condition| condition["state"] == json!("CONDITION_FAILED"))
+        .map(|condition| text_at(condition, "reason"))
+        .any(|reason| {
+            ["CONTAINER_MISSING", "CONTAINER_IMAGE_UNAUTHORIZED"].contains(&reason.as_str())
+        })
 }
 
 /// What to do about a service that serves nothing because its deploys failed. `ran`: something of it may have run.
@@ -96,13 +102,14 @@ pub(in crate::cli) fn repair(name: &str, ran: bool) -> String {
     )
 }
 
-pub(in crate::cli) fn print_service(service: &Value) {
-    for text in service_lines(service) {
+/// `ran`: something of what failed may have run.
+pub(in crate::cli) fn print_service(service: &Value, ran: bool) {
+    for text in service_lines(service, ran) {
         line(&text);
     }
 }
 
-fn service_lines(service: &Value) -> Vec<String> {
+fn service_lines(service: &Value, ran: bool) -> Vec<String> {
     let name = short(&text_at(service, "name"));
     let mut lines = vec![
         format!("Service {name} in {}", region(service)),
@@ -112,7 +119,7 @@ fn service_lines(service: &Value) -> Vec<String> {
     lines.extend(others.map(|url| labelled("", url.as_str().unwrap_or_default())));
     lines.push(labelled("State:", &ready_word(service)));
     let mut below = |text: &str| lines.push(labelled("", text));
-    for text in text_at(service, "terminalCondition.message")
+    for text in cause(&text_at(service, "terminalCondition.message"))
         .lines()
         .filter(|text| !text.is_empty())
     {
@@ -123,7 +130,7 @@ fn service_lines(service: &Value) -> Vec<String> {
             below("What served before still serves.");
         } else {
             below("It serves nothing: no revision of it ever became ready.");
-            below(&repair(&name, !without_image(service)));
+            below(&repair(&name, ran));
         }
     }
     let ingress = match text_at(service, "ingress").as_str() {
@@ -324,7 +331,7 @@ mod tests {
                 }],
             },
         });
-        let text = service_lines(&service).join("\n");
+        let text = service_lines(&service, true).join("\n");
         for part in [
             "Port:            9000 (HTTP/2)",
             "Memory:          512Mi",
@@ -346,7 +353,7 @@ mod tests {
         let mut bare = service.clone();
         bare["template"] =
             json!({"containers": [{"image": "x", "resources": {"limits": {"cpu": "500m"}}}]});
-        let text = service_lines(&bare).join("\n");
+        let text = service_lines(&bare, true).join("\n");
         for part in [
             "Port:            8080",
             "Memory:          512Mi",
@@ -365,14 +372,22 @@ mod tests {
             "name": "projects/p/locations/r/services/bad",
             "terminalCondition": {
                 "state": "CONDITION_FAILED",
-                "reason": "CONTAINER_MISSING",
+                "reason": "REVISION_FAILED",
                 "message": format!("Image 'nowhere' not found. {}\nMore.", "x".repeat(80)),
             },
         });
         assert_eq!(state(&service), "serves nothing");
-        let whole = format!("Image 'nowhere' not found. {}", "x".repeat(80));
-        assert_eq!(reason(&service), whole);
-        let text = service_lines(&service).join("\n");
+        assert_eq!(reason(&service), "Image 'nowhere' not found.");
+        let revision = |reason: &str| {
+            json!({"conditions": [
+                {"type": "Active", "state": "CONDITION_FAILED", "reason": "NO_DEPLOYMENT"},
+                {"type": "Ready", "state": "CONDITION_FAILED", "reason": reason},
+            ]})
+        };
+        assert!(without_image(&revision("CONTAINER_MISSING")));
+        assert!(!without_image(&revision("UNKNOWN")));
+        let text = service_lines(&service, false).join("\n");
+        assert!(text.contains(&"x".repeat(80)), "described whole: {text}");
         assert!(text.contains("utsuwa services delete bad"), "{text}");
         assert!(text.contains("no revision of it ever became ready"));
         assert!(text.contains("nothing is routed"), "{text}");
@@ -385,7 +400,7 @@ mod tests {
             "Revision 'bad-2' is not ready and cannot serve traffic. The container exited.\n\nMore."
         );
         assert_eq!(reason(&service), "The container exited.");
-        let text = service_lines(&service).join("\n");
+        let text = service_lines(&service, true).join("\n");
         assert!(text.contains("What served before still serves."), "{text}");
         service["terminalCondition"] = json!({"state": "CONDITION_SUCCEEDED"});
         assert_eq!(state(&service), "ready");

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::super::short;
+use super::super::words::cause;
 use crate::output::{line, moment, text_at};
 
 pub(super) fn print_why(name: &str, explained: &Value) {
@@ -42,7 +43,7 @@ fn lines(name: &str, explained: &Value) -> Vec<String> {
         }
         if !revision["lastFailure"].is_null() {
             let at = moment(&text_at(revision, "lastFailure.at"));
-            let message = text_at(revision, "lastFailure.message");
+            let message = cause(&text_at(revision, "lastFailure.message"));
             lines.push(format!("  the last failure was at {at}: {message}"));
         }
     }
