@@ -319,11 +319,7 @@ async fn connection(
         Arc::clone(&client),
     );
     let answer = move |request| {
-        let (shared, door, client) = (
-            Arc::clone(&shared),
-            Arc::clone(&served),
-            Arc::clone(&asker),
-        );
+        let (shared, door, client) = (Arc::clone(&shared), Arc::clone(&served), Arc::clone(&asker));
         handle(shared, door, client, request).map(Ok::<_, std::convert::Infallible>)
     };
     // The two kinds of connection share no trait; the loop is the same.

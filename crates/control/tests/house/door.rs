@@ -33,15 +33,10 @@ pub(super) struct DoorInner {
     pub(super) listens: Listens,
     pub(super) ages: BTreeMap<InstanceId, Duration>,
     pub(super) retired: BTreeSet<InstanceId>,
-<<<<<<< HEAD
-    /// Retired instances never become empty.
-    streams: bool,
-=======
     /// Instances that were to retire, each time.
     pub(super) retirements: Vec<InstanceId>,
     /// While it is so, what is to retire has streams in it.
     pub(super) streams: Option<Arc<watch::Sender<bool>>>,
->>>>>>> mends
     pub(super) forgotten: BTreeSet<InstanceId>,
     pub(super) refused: Vec<(RevisionKey, Refusal)>,
     /// Startup probes of single containers: those asked for, and those that fail.
@@ -208,11 +203,6 @@ impl Door {
         !self.inner.lock().unasked.contains(id)
     }
 
-<<<<<<< HEAD
-    /// From now on what is retired has streams in it.
-    pub(crate) fn keep_streams(&self) {
-        self.inner.lock().streams = true;
-=======
     /// How often `id` was to retire.
     pub(crate) fn retirements(&self, id: &InstanceId) -> usize {
         let inner = self.inner.lock();
@@ -222,7 +212,6 @@ impl Door {
     /// Streams are in all that is to retire, until `streams` says otherwise.
     pub(crate) fn streams(&self, streams: Option<Arc<watch::Sender<bool>>>) {
         self.inner.lock().streams = streams;
->>>>>>> mends
     }
 
     pub(crate) fn retired(&self) -> BTreeSet<InstanceId> {
@@ -385,12 +374,6 @@ impl FrontDoor for Door {
                 instance.reach = Reach::Retiring;
             }
         }
-<<<<<<< HEAD
-        if inner.streams {
-            return std::future::pending().boxed();
-        }
-        std::future::ready(true).boxed()
-=======
         async move {
             if let Some(mut streams) = streams {
                 // Its sender outlives every door.
@@ -399,7 +382,6 @@ impl FrontDoor for Door {
             true
         }
         .boxed()
->>>>>>> mends
     }
 
     fn rest(&self, id: &InstanceId) -> bool {

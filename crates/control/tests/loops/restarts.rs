@@ -65,7 +65,8 @@ async fn streams_in_an_instance_that_leaves_keep_no_server() {
     utsuwa_runtime::Driver::start(&house.driver, stray)
         .await
         .expect("starts");
-    house.door.keep_streams();
+    let streams = Arc::new(watch::Sender::new(true));
+    house.door.streams(Some(Arc::clone(&streams)));
     house.restart(None).await;
     house
         .until("it leaves", |h| h.door.retired().contains(&id))
