@@ -3,9 +3,11 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::harness::{Registry, Server, can_run, skip, try_exchange, until};
 
@@ -180,8 +182,8 @@ impl FakeOpenAi {
     }
 
     /// Questions wait until it is dropped.
-    fn hold(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.gate.lock().unwrap()
+    fn hold(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.gate.lock()
     }
 }
 
@@ -204,7 +206,7 @@ fn answer(mut stream: std::net::TcpStream, count: &AtomicUsize, open: &Mutex<()>
     reader.read_exact(&mut body).unwrap();
     let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
     count.fetch_add(1, Ordering::AcqRel);
-    drop(open.lock().unwrap());
+    drop(open.lock());
     let text = format!(
         "you said: {}",
         asked["messages"][0]["content"].as_str().unwrap()

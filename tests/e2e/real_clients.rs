@@ -1,13 +1,12 @@
-//! Clients that people use, unchanged: curl, nghttp2's tools, Google's gRPC for Python, `websockets`, Node's fetch, Chromium.
+//! Clients that people use, unchanged: curl, nghttp2's tools, Google's gRPC for Python, `websockets`, Node's fetch.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
 
-use crate::harness::{Server, can_run, skip, until};
+use crate::harness::{Server, can_run, skip};
 
 /// The apps of `tests/images/protocols`, deployed; `None` says why not.
-fn served(test: &str, grpc: bool) -> Option<Server> {
+pub(crate) fn served(test: &str, grpc: bool) -> Option<Server> {
     if !can_run(test) {
         return None;
     }
@@ -35,7 +34,7 @@ fn served(test: &str, grpc: bool) -> Option<Server> {
 }
 
 /// Whether `program` is here; else `test` is left out by name.
-fn has(test: &str, program: &str) -> bool {
+pub(crate) fn has(test: &str, program: &str) -> bool {
     let found = Command::new(program).arg("--version").output();
     let found = found.is_ok_and(|output| output.status.success());
     if !found {
@@ -260,51 +259,5 @@ fn node_s_fetch() {
         node.arg(format!("http://app.localhost:{}", server.http.port())),
     );
     assert!(told.contains("all well"), "{told}");
-    server.finish();
-}
-
-#[test]
-fn chromium() {
-    const NAME: &str = "real_clients::chromium";
-    if !has(NAME, "chromium") {
-        return;
-    }
-    let Some(server) = served(NAME, false) else {
-        return;
-    };
-    let profile = tempfile::tempdir().unwrap();
-    let shown = until("the page to show all", Duration::from_secs(90), || {
-        let mut browser = Command::new("timeout");
-        browser.args([
-            "40",
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--dump-dom",
-        ]);
-        browser.args([
-            "--virtual-time-budget=10000",
-            &format!("--user-data-dir={}", profile.path().display()),
-        ]);
-        let output = browser
-            .arg(format!("http://app.localhost:{}/page", server.http.port()))
-            .output()
-            .unwrap();
-        let page = String::from_utf8_lossy(&output.stdout).into_owned();
-        let wanted = [
-            "page loaded",
-            "event 0",
-            "event 1",
-            "event 2",
-            "through the socket",
-        ];
-        wanted
-            .iter()
-            .all(|text| page.contains(&format!("<p>{text}</p>")))
-            .then_some(page)
-    });
-    assert!(shown.contains("<title>protocols</title>"), "{shown}");
     server.finish();
 }

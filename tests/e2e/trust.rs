@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use crate::harness::{Server, can_run, skip};
 
 /// Runs the command with `home` as home, over a copy of the machine's store that only it sees.
-fn trust(server: &Server, home: &Path, store: &Path, args: &str) -> Output {
+pub(crate) fn trust(server: &Server, home: &Path, store: &Path, args: &str) -> Output {
     let script = format!(
         "mount --bind {store} /usr/local/share/ca-certificates && mount --bind {certs} /etc/ssl/certs && \
          exec {program} trust --data-dir {data} {args}",

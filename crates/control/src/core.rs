@@ -2,12 +2,14 @@
 //!
 //! Owns: the seams, the world, the driver of passes. Each loop's passes are methods in its own module.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +26,8 @@ use crate::world::World;
 
 /// Instances whose memory is given back at a time: it costs a CPU and bandwidth of memory, and nobody waits for it.
 const RECLAIMS: usize = 1;
+/// Certificates that are asked for at a time: each attempt may wait minutes for an authority.
+pub(crate) const ATTEMPTS: usize = 8;
 
 /// Everything a pass may touch.
 pub(crate) struct Core {
@@ -42,6 +46,10 @@ pub(crate) struct Core {
     pub(crate) publisher: Publisher,
     /// Held while memory is given back.
     pub(crate) reclaiming: Semaphore,
+    /// Held while a certificate is asked for.
+    pub(crate) attempts: Semaphore,
+    /// What nobody here started and is on its way out: it may be for as long as a request lasts.
+    pub(crate) strays: Mutex<BTreeSet<InstanceId>>,
     me: Weak<Core>,
 }
 
@@ -88,6 +96,8 @@ impl Core {
             cancel,
             publisher: Publisher::default(),
             reclaiming: Semaphore::new(RECLAIMS),
+            attempts: Semaphore::new(ATTEMPTS),
+            strays: Mutex::default(),
             me: me.clone(),
         })
     }

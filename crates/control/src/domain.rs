@@ -6,7 +6,10 @@
 //! Invariants:
 //! 1. An attempt is counted before it is made, so that a server that dies in it doesn't hurry after it.
 //! 2. Nobody is asked for a certificate of a domain that isn't mapped; what was issued for one goes with its mapping.
-//! 3. The status is written before an attempt, which may take minutes: clients wait for the records.
+//! 3. The status is written before an attempt, which may take minutes: clients wait for the records. However many attempts are
+//!    under way, a pass that makes none finds a slot.
+
+use std::time::Duration;
 
 use utsuwa_decide::certificate::{Decision, Look, Step, condition, decide};
 use utsuwa_model::condition;
@@ -16,12 +19,14 @@ use utsuwa_model::domain::{
 use utsuwa_model::route::Target;
 use utsuwa_model::{Condition, ConditionState, ServiceKey, Severity, Timestamp};
 
-use crate::core::Core;
+use crate::core::{ATTEMPTS, Core};
 use crate::rounds::{Key, PassError, Priority, Report};
 
 const READY: &str = "Ready";
 const CERTIFICATE: &str = "CertificateProvisioned";
 const ROUTABLE: &str = "DomainRoutable";
+/// How often a domain looks whether it is its turn to be asked for: an attempt takes some seconds where all is well.
+const TURN: Duration = Duration::from_secs(5);
 /// Shown while nobody knows how an attempt ended.
 const INTERRUPTED: &str =
     "The server ended while it asked for a certificate, and asks again in a moment.";
@@ -62,7 +67,9 @@ impl Core {
         let standing = self.certificates.standing(name);
         let trouble = mapping.status.trouble.clone();
         let decision = self.decide(&mapping, standing, trouble.as_ref());
-        let attempt = (decision.step == Step::Issue).then(|| Trouble {
+        let wanted = decision.step == Step::Issue;
+        let turn = wanted.then(|| self.attempts.try_acquire().ok()).flatten();
+        let attempt = turn.is_some().then(|| Trouble {
             failures: trouble.as_ref().map_or(0, |t| t.failures).saturating_add(1),
             at: self.env.wall(),
             message: INTERRUPTED.to_owned(),
@@ -70,9 +77,10 @@ impl Core {
         });
         let kept = attempt.clone().or_else(|| {
             // What went wrong is over once there is a certificate that needs no renewal.
+            let waits = decision.step == Step::Nothing && decision.because.next_look.is_some();
             trouble
                 .clone()
-                .filter(|_| decision.step == Step::Nothing && decision.because.next_look.is_some())
+                .filter(|_| wanted || waits)
                 .filter(|_| !self.is_fresh(&mapping, standing))
         });
         let mut mapping = mapping;
@@ -105,9 +113,21 @@ impl Core {
                 self.env.before("forget certificate").await;
                 self.certificates.forget(name).await.map_err(PassError)?;
             }
+            (Step::Issue, None) => return Ok(self.waits_for_its_turn(actions)),
             _ => {}
         }
         Ok(self.report(&decision, actions))
+    }
+
+    fn waits_for_its_turn(&self, actions: usize) -> Report {
+        Report {
+            because: format!(
+                "{ATTEMPTS} certificates are asked for at this moment; this one's turn comes"
+            ),
+            wake_at: Some(self.env.now().plus(TURN)),
+            actions,
+            gone: false,
+        }
     }
 
     /// The mapping is gone: so must be what was issued for it.

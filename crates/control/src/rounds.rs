@@ -38,7 +38,7 @@ pub(crate) trait Passes: fmt::Debug + Send + Sync + 'static {
     fn pass(&self, key: Key) -> BoxFuture<'_, Result<Report, PassError>>;
 }
 
-/// One line of the visible table.
+/// One line of the visible table. Times are by the host's clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoopLine {
     pub name: String,

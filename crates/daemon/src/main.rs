@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             "holder" => utsuwa_runtime::rootless::holder_main(words),
             "keeper" => utsuwa_runtime::keeper::main(words),
             "spawner" => utsuwa_runtime::spawner::main(words),
+            up::ahead::ROLE => up::ahead::main(),
             "unpack" => utsuwa_runtime::image::unpack::main(),
             other => {
                 output::note(&format!(

@@ -13,6 +13,8 @@ use crate::words::time;
 
 /// Waits after the first, second, … failure in a row, in minutes; the last one for all others.
 const WAITS_MINUTES: [u64; 7] = [1, 5, 15, 60, 180, 360, 720];
+/// An authority that answers no more asks for up to a week; what is beyond it was told or read by a clock that was wrong.
+const LONGEST_WISH: Duration = Duration::from_secs(8 * 24 * 3600);
 /// Part of a wait, or of the time before renewal, that chance adds: many domains must not come as one.
 const SPREAD_PERCENT: u64 = 10;
 
@@ -80,7 +82,9 @@ pub fn decide(look: &Look<'_>) -> Decision {
     }
     if let Some(trouble) = look.trouble {
         let again = again_at(trouble, look.seed);
-        if look.now < again {
+        // A failure that is yet to come is one of a clock that was ahead: when it was, nobody knows any more. The attempt that
+        // follows writes down the right time.
+        if trouble.at <= look.now && look.now < again {
             let mut because = Because::new(format!(
                 "{} failed, the next attempt comes in {}",
                 crate::words::many(trouble.failures, "attempt"),
@@ -112,7 +116,7 @@ pub fn renew_at(issued: Validity, seed: u64) -> Timestamp {
         .plus(life.saturating_sub(rest).saturating_sub(early))
 }
 
-/// When the next attempt comes after a failure.
+/// When the next attempt comes after a failure: not later than [`LONGEST_WISH`], whatever an authority asked for.
 #[must_use]
 pub fn again_at(trouble: &Trouble, seed: u64) -> Timestamp {
     let index = usize::try_from(trouble.failures.max(1) - 1).unwrap_or(usize::MAX);
@@ -120,7 +124,10 @@ pub fn again_at(trouble: &Trouble, seed: u64) -> Timestamp {
     let wait = Duration::from_secs(minutes * 60);
     let mixed = seed ^ u64::from(trouble.failures).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let at = trouble.at.plus(wait + part(wait, mixed));
-    trouble.not_before.map_or(at, |least| at.max(least))
+    let latest = trouble.at.plus(LONGEST_WISH);
+    trouble
+        .not_before
+        .map_or(at, |least| at.max(least.min(latest)))
 }
 
 /// Between nothing and [`SPREAD_PERCENT`] of `whole`.
@@ -295,6 +302,29 @@ mod tests {
             ..trouble(1)
         };
         assert_eq!(again_at(&told, 0), Timestamp(0).plus(DAY));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_stops_nothing() {
+        let years = |n: u32| Timestamp(0).plus(365 * n * DAY);
+        let ahead = Trouble {
+            failures: 3,
+            at: years(20),
+            message: "no".to_owned(),
+            not_before: Some(years(20).plus(DAY)),
+        };
+        assert_eq!(
+            decide(&look(years(10), None, Some(&ahead))).step,
+            Step::Issue
+        );
+        let wish = Trouble {
+            at: years(10),
+            not_before: Some(years(20)),
+            ..ahead
+        };
+        let wait = |after: Duration| decide(&look(years(10).plus(after), None, Some(&wish))).step;
+        assert_eq!(wait(7 * DAY), Step::Nothing);
+        assert_eq!(wait(8 * DAY), Step::Issue);
     }
 
     #[test]

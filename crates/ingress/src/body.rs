@@ -20,10 +20,10 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::deadline;
+use crate::deadline::{self, Deadline};
 use crate::interim::Gate;
 use crate::pace::Pace;
 use crate::record::Exchange;
@@ -104,9 +104,7 @@ impl RequestBody {
             Some(meter),
         )
     }
-}
 
-impl RequestBody {
     /// Reads a small body of known length while the request waits, and never ends. A client's leaving is only seen once its
     /// body has been read; and a client that waits for `100 Continue` must not be told yet (`expects`).
     pub(crate) async fn read_ahead(&mut self, expects: bool) {
@@ -141,9 +139,7 @@ impl RequestBody {
         }
         std::future::pending().await
     }
-}
 
-impl RequestBody {
     /// The next frame of the client's, once the app wants it.
     fn take(
         incoming: &mut Incoming,
@@ -249,7 +245,8 @@ pub(crate) struct AppBody {
     pub(crate) incoming: Incoming,
     /// The connection, when it is this request's alone (HTTP/1.1).
     pub(crate) upstream: Option<Upstream>,
-    pub(crate) deadline: Pin<Box<Sleep>>,
+    pub(crate) deadline: Deadline,
+    /// Over HTTP/2, whose connection is not this request's.
     pub(crate) dead: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     pub(crate) exchange: Exchange,
     pub(crate) slot: Option<Slot>,
@@ -301,7 +298,7 @@ impl AppBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         // By the clock, not by the timer: while frames keep coming, registering it would cost each of them a lock.
         let now = Instant::now();
-        if now >= self.deadline.deadline() {
+        if now >= self.deadline.at() {
             return Poll::Ready(Some(Err(self.cut(BodyError::Timeout))));
         }
         let frame = match self.upstream.as_mut() {
@@ -315,7 +312,7 @@ impl AppBody {
                     self.finish();
                 } else {
                     // From here on it is the client's turn: it is given as long as a socket is that takes nothing.
-                    deadline::leave(Some(self.deadline.deadline().min(now + STALL)));
+                    deadline::leave(Some(self.deadline.at().min(now + STALL)));
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -327,19 +324,28 @@ impl AppBody {
                 Poll::Ready(Some(Err(self.cut(BodyError::Instance(error)))))
             }
             Poll::Pending => {
-                deadline::leave(Some(self.deadline.deadline()));
-                if self.deadline.as_mut().poll(context).is_ready() {
+                deadline::leave(Some(self.deadline.at()));
+                if Pin::new(&mut self.deadline).poll(context).is_ready() {
                     return Poll::Ready(Some(Err(self.cut(BodyError::Timeout))));
                 }
-                if let Some(slot) = &self.slot {
-                    let dead = self.dead.get_or_insert_with(|| {
-                        Box::pin(slot.instance().dead.clone().cancelled_owned())
-                    });
-                    if dead.as_mut().poll(context).is_ready() {
-                        return Poll::Ready(Some(Err(self.cut(BodyError::InstanceEnded))));
-                    }
+                if self.poll_dead(context).is_ready() {
+                    return Poll::Ready(Some(Err(self.cut(BodyError::InstanceEnded))));
                 }
                 Poll::Pending
+            }
+        }
+    }
+
+    fn poll_dead(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(slot) = &self.slot else {
+            return Poll::Pending;
+        };
+        let token = &slot.instance().dead;
+        match self.upstream.as_mut() {
+            Some(upstream) => upstream.poll_dead(token, context),
+            None => {
+                let listen = || Box::pin(token.clone().cancelled_owned());
+                self.dead.get_or_insert_with(listen).as_mut().poll(context)
             }
         }
     }
@@ -378,7 +384,7 @@ impl Drop for AppBody {
         }
         if self.incoming.is_end_stream() {
             self.finish();
-        } else if Instant::now() >= self.deadline.deadline() {
+        } else if Instant::now() >= self.deadline.at() {
             self.cut(BodyError::Timeout);
         } else {
             let stalled = deadline::left().is_some_and(|until| Instant::now() >= until);

@@ -9,7 +9,7 @@
 
 use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -19,7 +19,6 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -28,6 +27,7 @@ use utsuwa_model::route::Protocol;
 use crate::Shared;
 use crate::answer::Answer;
 use crate::body::{BodyError, Meter, RequestBody};
+use crate::deadline::Deadline;
 use crate::handle::content_length;
 use crate::instance::{ConnectFailure, Ending, Instance};
 use crate::record::Exchange;
@@ -93,7 +93,7 @@ pub(crate) async fn ask(
     instance: &Arc<Instance>,
     protocol: Protocol,
     asked: Asked,
-    deadline: &mut Pin<Box<Sleep>>,
+    deadline: &mut Deadline,
 ) -> Result<Answered, Answer> {
     let Asked {
         request,
@@ -107,13 +107,16 @@ pub(crate) async fn ask(
         Protocol::Http1 => ask_http1(shared, instance, (request, early), deadline)
             .await
             .map(|(answer, up)| (answer, Some(up))),
-        Protocol::H2c => ask_http2(instance, (request, early), deadline)
+        Protocol::H2c => Box::pin(ask_http2(instance, (request, early), deadline))
             .await
             .map(|answer| (answer, None)),
     };
     let (mut response, upstream) = match sent {
         Ok(sent) => sent,
-        Err(failure) => return Err(explain(instance, meter.as_deref(), limit, failure).await),
+        Err(failure) => {
+            let why = explain(instance, meter.as_deref(), limit, failure);
+            return Err(Box::pin(why).await);
+        }
     };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let (Some(client), Some(upstream)) = (upgrade, upstream) else {
@@ -143,11 +146,13 @@ async fn ask_http1(
     shared: &Shared,
     instance: &Arc<Instance>,
     (mut request, early): (Request<RequestBody>, TaskTrackerToken),
-    deadline: &mut Pin<Box<Sleep>>,
+    deadline: &mut Deadline,
 ) -> Result<(Response<Incoming>, Upstream), Failure> {
     let (mut again, mut early) = (false, Some(early));
     loop {
-        let mut upstream = match if again { None } else { kept(instance).await } {
+        let kept = if again { None } else { kept(instance) };
+        let was_kept = kept.is_some();
+        let mut upstream = match kept {
             Some(upstream) => upstream,
             None => {
                 let dial = async {
@@ -157,7 +162,8 @@ async fn ask_http1(
                         .map_err(ConnectFailure::Dial)?;
                     Upstream::handshake(stream, shared.outside.settings.max_header_bytes).await
                 };
-                bounded(instance, deadline, dial)
+                // Boxed, since it is large and seldom.
+                bounded(instance, deadline, Box::pin(dial))
                     .await?
                     .map_err(Failure::Connect)?
             }
@@ -166,18 +172,17 @@ async fn ask_http1(
             .idle_since
             .filter(|since| since.elapsed() >= FRESH)
             .and_then(|_| copy_of(&request));
-        let kept_alive = upstream.idle_since.is_some();
         let mut answer = upstream.send(request);
         drop(early.take());
-        let mut dead = pin!(instance.dead.cancelled());
         let answer = poll_fn(|context| {
             if let Poll::Ready(answer) = upstream.poll_answer(&mut answer, context) {
                 return Poll::Ready(Ok(answer));
             }
-            if deadline.as_mut().poll(context).is_ready() {
+            if Pin::new(&mut *deadline).poll(context).is_ready() {
                 return Poll::Ready(Err(Failure::Timeout));
             }
-            dead.as_mut().poll(context).map(|()| Err(Failure::Ended))
+            let dead = upstream.poll_dead(&instance.dead, context);
+            dead.map(|()| Err(Failure::Ended))
         })
         .await?;
         let mut error = match answer {
@@ -187,8 +192,8 @@ async fn ask_http1(
         let unsent = error.take_message();
         let error = error.into_error();
         request = match (unsent, copy) {
-            (Some(request), _) if kept_alive && !again => request,
-            (None, Some(copy)) if !again && closed_unanswered(&error) => copy,
+            (Some(request), _) if was_kept && !again => request,
+            (None, Some(copy)) if !again && closed_unanswered(&error) => *copy,
             (Some(_), _) => return Err(Failure::Unsent(error)),
             (None, _) => return Err(Failure::Broken(error)),
         };
@@ -196,18 +201,13 @@ async fn ask_http1(
     }
 }
 
-/// An idle connection that still stands.
-async fn kept(instance: &Instance) -> Option<Upstream> {
-    while let Some(mut upstream) = instance.idle() {
-        if poll_fn(|context| Poll::Ready(upstream.poll_usable(context))).await {
-            return Some(upstream);
-        }
-    }
-    None
+/// An idle connection that still stands, as far as is known.
+fn kept(instance: &Instance) -> Option<Upstream> {
+    std::iter::from_fn(|| instance.idle()).find(Upstream::is_open)
 }
 
 /// A second copy of a request that may be sent twice; `None` for one that may not.
-fn copy_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+fn copy_of(request: &Request<RequestBody>) -> Option<Box<Request<RequestBody>>> {
     let safe = matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS
@@ -215,7 +215,7 @@ fn copy_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     if !safe || !matches!(request.body(), RequestBody::Empty) {
         return None;
     }
-    let mut copy = Request::new(RequestBody::Empty);
+    let mut copy = Box::new(Request::new(RequestBody::Empty));
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
@@ -234,7 +234,7 @@ fn closed_unanswered(error: &hyper::Error) -> bool {
 async fn ask_http2(
     instance: &Arc<Instance>,
     (mut request, early): (Request<RequestBody>, TaskTrackerToken),
-    deadline: &mut Pin<Box<Sleep>>,
+    deadline: &mut Deadline,
 ) -> Result<Response<Incoming>, Failure> {
     let (mut again, mut early) = (false, Some(early));
     loop {
@@ -259,13 +259,13 @@ async fn ask_http2(
 /// `work`, unless the deadline passes or the instance ends first.
 async fn bounded<T>(
     instance: &Instance,
-    deadline: &mut Pin<Box<Sleep>>,
+    deadline: &mut Deadline,
     work: impl Future<Output = T>,
 ) -> Result<T, Failure> {
     tokio::select! {
         biased;
         done = work => Ok(done),
-        () = deadline.as_mut() => Err(Failure::Timeout),
+        () = deadline => Err(Failure::Timeout),
         () = instance.dead.cancelled() => Err(Failure::Ended),
     }
 }
@@ -351,7 +351,7 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
 
 impl Tunnel {
     /// Passes bytes both ways until one side ends, the timeout strikes or the instance dies. Counts as in flight so long.
-    pub(crate) fn start(self, slot: Slot, mut exchange: Exchange, mut deadline: Pin<Box<Sleep>>) {
+    pub(crate) fn start(self, slot: Slot, mut exchange: Exchange, mut deadline: Deadline) {
         let Self {
             client,
             instance,
@@ -379,7 +379,7 @@ impl Tunnel {
                     Ok(Err(error)) => Some(format!("the WebSocket connection broke: {error}")),
                     Err(error) => Some(format!("the WebSocket connection could not be set up: {}", chain(&error))),
                 },
-                () = deadline.as_mut() => Some(Answer::Timeout.log()),
+                () = &mut deadline => Some(Answer::Timeout.log()),
                 () = dead.cancelled() => Some("the instance ended while the WebSocket was open".to_owned()),
                 () = cut.cancelled() => Some("the server was shut down while the WebSocket was open".to_owned()),
             };

@@ -13,6 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use utsuwa_model::demand::RevisionDemand;
@@ -92,7 +93,8 @@ impl Shared {
 }
 
 impl Ingress {
-    /// An ingress without routes. It must be made and used inside a tokio runtime.
+    /// An ingress without routes. It must be made inside the tokio runtime that its tasks are to run in; listeners should be
+    /// served there, too ([`Ingress::runtime`]).
     #[must_use]
     pub fn new(
         connect: Arc<dyn Connect>,
@@ -118,6 +120,12 @@ impl Ingress {
         Self {
             shared: Arc::new(shared),
         }
+    }
+
+    /// Where connections to instances are kept: a request that is served elsewhere changes threads for each message.
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
+        &self.shared.outside.runtime
     }
 
     /// Has certificates for [`Scheme::Https`] from now on, answers the challenges of authorities and redirects plain HTTP, if
@@ -382,6 +390,7 @@ fn start_probe(shared: &Arc<Shared>, revision: &Arc<Revision>, instance: &Arc<In
         Arc::clone(instance),
     );
     // Ends by itself at the probe's deadline, or when the instance leaves.
-    let tasks = outside.tasks.clone();
-    tasks.spawn(async move { probe::run(&outside, &revision, &instance, &route).await });
+    let (tasks, runtime) = (outside.tasks.clone(), outside.runtime.clone());
+    let probing = async move { probe::run(&outside, &revision, &instance, &route).await };
+    tasks.spawn_on(probing, &runtime);
 }

@@ -7,7 +7,6 @@
 //! 3. Nothing is connected to an instance for a request that has no place in the budget of requests under way.
 //! 4. Every request ends in one record ([`Exchange`]), whatever way it takes.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,28 +18,28 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use utsuwa_decide::admit::pick_revision;
 use utsuwa_model::route::{Access, Protocol};
 
 use crate::affinity::Affinity;
 use crate::answer::Answer;
 use crate::body::{RequestBody, ResponseBody};
+use crate::deadline::Deadline;
 use crate::examine;
 use crate::flaw::Flaw;
 use crate::forward::{self, Asked};
 use crate::headers::{self, ASK_TIMING};
 use crate::record::Exchange;
-use crate::revision::Revision;
 use crate::seam::{AnsweredBy, RequestRecord};
 use crate::serve::{Client, Door};
 use crate::served::{Served, cold_start};
-use crate::slot::{Admitted, Slot};
-use crate::table::{HostTarget, normalise};
+use crate::slot::Admitted;
+use crate::table::{HostTarget, Named};
 use crate::tls;
 use crate::trace::Trace;
 use crate::waiting;
-use crate::{Refusal, Shared, grpc_edge, interim, request_line, websocket};
+use crate::{Refusal, Shared, grpc_edge, interim, queued, request_line, websocket};
 
 /// Answers one request.
 pub(crate) async fn handle(
@@ -53,15 +52,18 @@ pub(crate) async fn handle(
     let bridged = websocket::from_http2(&mut request, || shared.outside.dice());
     let (version, grpc) = (request.version(), grpc_edge::is_call(&request));
     let trace = Trace::of(request.headers(), || shared.outside.dice());
-    let host =
-        examine::host(&request, &client).map(|host| host.map(|host| normalise(host).into_owned()));
+    let host = examine::host(&request, &client)
+        .map(|host| host.map(|host| shared.table.load().named(host)));
     let mut exchange = Exchange::new(
         Arc::clone(&shared.outside),
         arrived,
         RequestRecord {
             at: shared.outside.clock.wall(),
-            host: host.clone().ok().flatten().unwrap_or_default(),
-            method: request.method().as_str().to_owned(),
+            host: match &host {
+                Ok(Some((name, _))) => Arc::clone(name),
+                _ => Arc::default(),
+            },
+            method: request.method().clone(),
             path: request
                 .uri()
                 .path_and_query()
@@ -72,7 +74,7 @@ pub(crate) async fn handle(
             service: None,
             revision: None,
             instance: None,
-            remote: client.remote.to_string(),
+            remote: client.remote,
             user_agent: header_text(request.headers(), &USER_AGENT),
             referer: header_text(request.headers(), &REFERER),
             scheme: door.scheme.as_str(),
@@ -108,10 +110,12 @@ pub(crate) async fn handle(
             if unread {
                 client.unread.store(true, Ordering::Release);
             }
-            let mut response = own(&answer, exchange, &trace);
+            let mut response = answer.response();
+            let status = response.status();
             if grpc {
                 grpc_edge::in_its_terms(&mut response, &answer.says());
             }
+            own(&mut response, status, &answer, exchange, &trace);
             if ends {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
@@ -123,7 +127,7 @@ pub(crate) async fn handle(
         websocket::to_http2(&mut response);
     }
     let ends = version < Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS;
-    if ends && door.closing.is_cancelled() {
+    if ends && door.is_closing() {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }
@@ -131,9 +135,14 @@ pub(crate) async fn handle(
     response
 }
 
-/// An answer of our own, and its record.
-fn own(answer: &Answer, mut exchange: Exchange, trace: &Trace) -> Response<ResponseBody> {
-    let mut response = answer.response();
+/// Writes the record of an answer of our own; `status` as the log has it.
+fn own(
+    response: &mut Response<ResponseBody>,
+    status: StatusCode,
+    answer: &Answer,
+    mut exchange: Exchange,
+    trace: &Trace,
+) {
     if let Some(context) = &trace.context {
         response
             .headers_mut()
@@ -143,11 +152,10 @@ fn own(answer: &Answer, mut exchange: Exchange, trace: &Trace) -> Response<Respo
     let first_byte = exchange.elapsed();
     exchange.note(|record| {
         record.first_byte = first_byte;
-        record.status = response.status().as_u16();
+        record.status = status.as_u16();
         record.answered_by = AnsweredBy::Utsuwa { why: answer.log() };
         record.response_bytes = response.body().size_hint().exact().unwrap_or(0);
     });
-    response
 }
 
 async fn route(
@@ -155,26 +163,25 @@ async fn route(
     door: &Arc<Door>,
     client: &Arc<Client>,
     trace: &Trace,
-    host: Result<Option<String>, Flaw>,
+    host: Result<Option<Named>, Flaw>,
     request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Served, Answer> {
     let early = shared.leaving.early.token();
     let (asked_by, bridged) = (request.version(), websocket::is_bridged(&request));
     let method = matches!(*request.method(), Method::TRACE | Method::CONNECT);
-    let host = match host {
-        Ok(Some(host)) => host,
+    let (name, found) = match host {
+        Ok(Some(named)) => named,
         _ if method => return Err(Answer::Method),
         // HTTP/1.0 knows no Host header: it is not malformed, there is just no service to find.
         Ok(None) => return Err(Answer::UnknownHost),
         Err(flaw) => return Err(Answer::Malformed(flaw)),
     };
-    let found = shared.table.load().host(&host).cloned();
     if method {
         exchange.note(|record| record.service = found.map(|host| host.service.clone()));
         return Err(Answer::Method);
     }
-    if let Some(answer) = tls::instead(shared, door, &host, found.is_some(), &request) {
+    if let Some(answer) = tls::instead(shared, door, &name, found.is_some(), &request) {
         exchange.note(|record| record.service = found.map(|host| host.service.clone()));
         return Err(answer);
     }
@@ -240,22 +247,35 @@ async fn route(
         false => None,
     };
     let until = exchange.arrived + settings.timeout.min(patience.unwrap_or(Duration::MAX));
-    let mut deadline = Box::pin(tokio::time::sleep_until(until));
+    let mut deadline = Deadline::new(until);
     let (mut parts, body) = request.into_parts();
     let body_timeout = shared.outside.settings.body_timeout;
-    let body = empty_as_said(&parts.headers, body, &mut deadline, body_timeout).await?;
+    let body = if body.is_end_stream() || content_length(&parts.headers) != Some(0) {
+        body
+    } else {
+        // Boxed, like whatever is seldom: the future of every request is as large as its largest part, and is moved about.
+        Box::pin(empty_as_said(door, body, &mut deadline, body_timeout)).await?
+    };
     let (mut body, meter) = RequestBody::client(body, limit, body_timeout);
     exchange.meter = meter;
     let expects = parts.headers.contains_key(EXPECT);
-    let ahead = body.read_ahead(expects);
     let instance = before.as_ref().map(|before| &before.instance);
     let admission = revision.admit(exchange.at(), instance, shared.outside.dice());
     let page = settings.waiting_page && waiting::is_for(&parts);
-    let waits = Until {
-        deadline: &mut deadline,
-        page,
+    let (mut slot, waited) = match admission {
+        Admitted::Slot(slot) => (slot, false),
+        Admitted::QueueFull => return Err(Answer::QueueFull),
+        Admitted::Disabled => return Err(Answer::Refused(Refusal::Disabled)),
+        Admitted::Wait(ticket) => {
+            let until = queued::Until {
+                deadline: &mut deadline,
+                page,
+            };
+            let ahead = body.read_ahead(expects);
+            let waits = queued::wait(shared, revision, ticket, exchange, until, ahead);
+            (Box::pin(waits).await?, true)
+        }
     };
-    let (mut slot, waited) = slot(shared, revision, admission, exchange, waits, ahead).await?;
     // Only now: who waits holds no socket, and what one service keeps waiting must not be refused to another.
     slot.hold(client.requests.take_or_tell()?);
     let queued = if waited {
@@ -332,59 +352,21 @@ async fn route(
 /// Waits for the end of an HTTP/2 body that says it is empty: the app would have a whole request before it turned out to be a
 /// broken one.
 async fn empty_as_said(
-    headers: &HeaderMap,
+    door: &Door,
     mut body: Incoming,
-    deadline: &mut Pin<Box<Sleep>>,
+    deadline: &mut Deadline,
     patience: Duration,
 ) -> Result<Incoming, Answer> {
-    if body.is_end_stream() || content_length(headers) != Some(0) {
-        return Ok(body);
-    }
     let frame = tokio::select! {
         frame = body.frame() => frame,
-        () = deadline.as_mut() => return Err(Answer::Timeout),
+        () = deadline => return Err(Answer::Timeout),
         () = tokio::time::sleep(patience) => return Err(Answer::SlowBody),
+        () = door.closed_for_long() => return Err(Answer::SlowBody),
     };
     match frame {
         None => Ok(body),
         Some(Ok(frame)) if frame.data_ref().is_none_or(Bytes::is_empty) => Ok(body),
         Some(_) => Err(Answer::Malformed(Flaw::BodyLonger)),
-    }
-}
-
-/// How long a request waits for its slot, besides the window of §2.6.
-struct Until<'r> {
-    deadline: &'r mut Pin<Box<Sleep>>,
-    /// It is shown a page instead of waiting for long.
-    page: bool,
-}
-
-/// The slot that was admitted to, waiting for it if need be. Tells whether it waited.
-async fn slot(
-    shared: &Shared,
-    revision: &Revision,
-    admitted: Admitted,
-    exchange: &Exchange,
-    until: Until<'_>,
-    ahead: impl Future<Output = ()>,
-) -> Result<(Slot, bool), Answer> {
-    let mut ticket = match admitted {
-        Admitted::Slot(slot) => return Ok((slot, false)),
-        Admitted::QueueFull => return Err(Answer::QueueFull),
-        Admitted::Disabled => return Err(Answer::Refused(Refusal::Disabled)),
-        Admitted::Wait(ticket) => ticket,
-    };
-    let window = tokio::time::sleep_until(exchange.arrived + ticket.window);
-    // Where an instance takes requests already, who waits keeps its place in the queue.
-    let page = until.page && !revision.is_reached();
-    tokio::select! {
-        biased;
-        answer = ticket.wait() => answer.map(|slot| (slot, true)).map_err(Answer::Refused),
-        () = until.deadline.as_mut() => Err(Answer::Timeout),
-        () = tokio::time::sleep(waiting::PATIENCE), if page => Err(Answer::Starting),
-        () = window => Err(revision.time_is_up()),
-        () = shared.leaving.in_vain.cancelled() => Err(Answer::ShuttingDown),
-        () = ahead => Err(Answer::ClientGone), // it never ends by itself
     }
 }
 

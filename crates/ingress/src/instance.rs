@@ -124,8 +124,8 @@ impl Instance {
     /// Keeps `upstream` for a later request; the oldest makes way where no more may be kept.
     pub(crate) fn keep(&self, upstream: Upstream) {
         let mut idle = self.idle.lock();
-        // With the lock held: `kill` cancels before it clears.
-        if self.dead.is_cancelled() {
+        // With the lock held: `kill` says why before it clears. Asking the token would take a lock of all its users.
+        if self.ending.get().is_some() {
             return;
         }
         let room = idle.len() < self.outside.settings.max_idle_per_instance;

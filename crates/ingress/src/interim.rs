@@ -125,16 +125,21 @@ pub(crate) fn pass_on(
     if asked_by != Version::HTTP_11 {
         return;
     }
-    let asked = Arc::new(AtomicBool::new(false));
+    let mut asked = None;
     if expects && let RequestBody::Client { gate, .. } = request.body_mut() {
+        let asked = asked.insert(Arc::new(AtomicBool::new(false)));
         *gate = Some(Gate {
-            asked: Arc::clone(&asked),
+            asked: Arc::clone(asked),
             patience: Box::pin(tokio::time::sleep(PATIENCE)),
         });
     }
     let client = Arc::clone(client);
     hyper::ext::on_informational(request, move |answer| match answer.status() {
-        StatusCode::CONTINUE => asked.store(true, Ordering::Release),
+        StatusCode::CONTINUE => {
+            if let Some(asked) = &asked {
+                asked.store(true, Ordering::Release);
+            }
+        }
         status => client.interim.push(status, answer.headers()),
     });
 }

@@ -20,6 +20,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::farewell::Farewell;
+use crate::serve::Client;
 use crate::told::Told;
 
 /// `PRI * HTTP/2.0…`, before the first frame.
@@ -43,6 +45,7 @@ pub(crate) struct Metered<S> {
     meter: Meter,
     peer: SocketAddr,
     told: Arc<Told>,
+    farewell: Farewell,
     /// When its first frame must be there; none once it is.
     begin: Option<Pin<Box<Sleep>>>,
 }
@@ -146,18 +149,20 @@ impl Meter {
 
 impl<S> Metered<S> {
     /// `peer` and the number of such connections, counted in `told`, go to the log when it is ended for this. Its first frame
-    /// must come within `begin`.
+    /// must come within `begin`. `client` is told in time when the server leaves.
     pub(crate) fn new(
         stream: S,
         per_second: u32,
         begin: Duration,
         (peer, told): (SocketAddr, Arc<Told>),
+        client: Arc<Client>,
     ) -> Self {
         Self {
             stream,
             meter: Meter::new(per_second),
             peer,
             told,
+            farewell: Farewell::new(client),
             begin: Some(Box::pin(tokio::time::sleep(begin))),
         }
     }
@@ -204,7 +209,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write(context, buffer))?;
+        let Self {
+            stream, farewell, ..
+        } = &mut *self;
+        ready!(farewell.poll_rest(&mut *stream, context))?;
+        let written = ready!(Pin::new(stream).poll_write(context, buffer))?;
         self.meter.wrote(written);
         Poll::Ready(Ok(written))
     }
@@ -214,7 +223,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, buffers))?;
+        let Self {
+            stream, farewell, ..
+        } = &mut *self;
+        ready!(farewell.poll_rest(&mut *stream, context))?;
+        let written = ready!(Pin::new(stream).poll_write_vectored(context, buffers))?;
         self.meter.wrote(written);
         Poll::Ready(Ok(written))
     }
@@ -224,7 +237,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let Self {
+            stream, farewell, ..
+        } = &mut *self;
+        ready!(Pin::new(&mut *stream).poll_flush(context))?;
+        farewell.poll(stream, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
@@ -28,6 +29,8 @@ pub(crate) struct Outside {
     pub(crate) scanners: Scanners,
     /// Startup probes and HTTP/2 connections to instances. Each ends with its instance.
     pub(crate) tasks: TaskTracker,
+    /// Where they run.
+    pub(crate) runtime: Handle,
     /// Requests that no revision saw.
     pub(crate) rejected: Rejected,
     dice: AtomicU64,
@@ -53,6 +56,7 @@ impl Outside {
             scanners: Scanners::new(&settings.scanner_paths),
             settings,
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
             rejected: Rejected::default(),
             dice: AtomicU64::new(seed),
         }

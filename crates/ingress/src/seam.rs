@@ -5,9 +5,11 @@ pub(crate) mod trace_id;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+pub use http::Method;
 use tokio::net::TcpStream;
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey, Timestamp};
@@ -82,8 +84,9 @@ pub enum Weight {
 #[derive(Debug, Clone)]
 pub struct RequestRecord {
     pub at: Timestamp,
-    pub host: String,
-    pub method: String,
+    /// As it is looked up: lower case, without port.
+    pub host: Arc<str>,
+    pub method: Method,
     pub path: String,
     pub status: u16,
     /// Whether Utsuwa answered itself (and why) or the app did.
@@ -92,7 +95,7 @@ pub struct RequestRecord {
     pub service: Option<ServiceKey>,
     pub revision: Option<RevisionKey>,
     pub instance: Option<InstanceId>,
-    pub remote: String,
+    pub remote: IpAddr,
     pub user_agent: String,
     pub referer: String,
     /// What the client spoke to: `http` or `https`.

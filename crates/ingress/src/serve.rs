@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::StatusCode;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -37,6 +38,7 @@ use crate::interim::Interim;
 use crate::meter::Metered;
 use crate::places::{Own, Places};
 use crate::proxied::{self, Network};
+use crate::seldom::Seldom;
 use crate::settings::IngressSettings;
 use crate::tls;
 use crate::watched::Watched;
@@ -50,10 +52,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A connection that was accepted before the end may have its request on the way: it is waited for this long, since the next
 /// server can't answer it any more.
 const FIRST_BYTES: Duration = Duration::from_millis(500);
+/// Over TLS a client needs up to three round trips before it can send the first byte of a request.
+const FIRST_BYTES_TLS: Duration = FIRST_BYTES.saturating_mul(3);
 
 /// After the shutdown a client that keeps a connection may have a request on its way: it is answered, as the last one. Whoever
 /// sends more seldom is not likely to send just when its connection is closed.
 const LAST_WORDS: Duration = Duration::from_millis(250);
+
+/// What has come at the end of the last words is waited for in steps of this: it is read at once.
+const CROSSING: Duration = Duration::from_millis(1);
 
 /// Headers a request may have: what hyper has room for without asking for memory. Browsers send some twenty.
 const MAX_FIELDS: usize = 100;
@@ -90,11 +97,30 @@ pub(crate) struct Door {
     /// Only an instance of this server reaches it.
     pub(crate) inside: bool,
     /// No new requests.
-    pub(crate) closing: CancellationToken,
+    closing: CancellationToken,
+    /// The same, known a moment later and without a lock.
+    is_closing: AtomicBool,
     /// The end, finished or not.
     pub(crate) cut: CancellationToken,
     /// Connections and tunnels.
     pub(crate) tasks: TaskTracker,
+}
+
+impl Door {
+    /// Nothing new is taken any more.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::Relaxed)
+    }
+
+    /// Returns when nothing new is taken any more, and what was on its way then has had its time.
+    pub(crate) async fn closed_for_long(&self) {
+        self.closing.cancelled().await;
+        let time = match self.scheme {
+            Scheme::Http => FIRST_BYTES,
+            Scheme::Https => FIRST_BYTES_TLS,
+        };
+        tokio::time::sleep(time).await;
+    }
 }
 
 /// One client connection, as its requests see it.
@@ -111,6 +137,10 @@ pub(crate) struct Client {
     pub(crate) answered: AtomicU64,
     /// The last answer switched to another protocol.
     pub(crate) switched: AtomicBool,
+    /// The server leaves: nothing more should be sent on its connection.
+    pub(crate) leaving: AtomicBool,
+    /// While it leaves: bytes had come, when its connection was last read, that the connection did not get yet.
+    pub(crate) crossing: AtomicBool,
     /// Why nothing more is taken from it.
     pub(crate) flaw: OnceLock<Flaw>,
     /// What apps are told of it.
@@ -128,6 +158,8 @@ impl Client {
             interim: Interim::default(),
             answered: AtomicU64::new(0),
             switched: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            crossing: AtomicBool::new(false),
             flaw: OnceLock::new(),
             seen: OnceLock::new(),
             local: OnceLock::new(),
@@ -161,6 +193,7 @@ pub(crate) async fn serve(
         scheme,
         inside: places.inside(),
         closing: shutdown.clone(),
+        is_closing: AtomicBool::new(false),
         cut: ingress.shared.leaving.cut.child_token(),
         tasks: TaskTracker::new(),
     });
@@ -193,10 +226,12 @@ pub(crate) async fn serve(
         let requests = places.requests();
         let early = ingress.shared.leaving.early.token();
         door.tasks.spawn(async move {
-            deadline::with_one(connection(ingress, served, (requests, early), stream, peer)).await;
+            deadline::with_times(connection(ingress, served, (requests, early), stream, peer))
+                .await;
             drop(place);
         });
     }
+    door.is_closing.store(true, Ordering::Relaxed);
     drop(listener);
     door.tasks.close();
     tokio::select! {
@@ -231,7 +266,7 @@ async fn connection(
         let header = tokio::time::timeout(settings.header_timeout, proxied::read(&mut stream));
         let header = tokio::select! {
             header = header => header,
-            () = async { door.closing.cancelled().await; tokio::time::sleep(FIRST_BYTES).await } => return,
+            () = door.closed_for_long() => return,
         };
         match header.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(client) => remote = client.unwrap_or(remote),
@@ -259,7 +294,7 @@ async fn connection(
     };
     let first = tokio::select! {
         first = first => first,
-        () = async { door.closing.cancelled().await; tokio::time::sleep(FIRST_BYTES).await } => return,
+        () = door.closed_for_long() => return,
     };
     let (stream, http2) = match first {
         Ok(Some(first)) => first,
@@ -278,20 +313,22 @@ async fn connection(
         bytes: settings.max_header_bytes,
         fields: MAX_FIELDS,
     };
-    let gate_client = Arc::clone(&client);
-    let service = {
-        let (shared, door) = (Arc::clone(&ingress.shared), Arc::clone(&door));
-        service_fn(move |request| {
-            let (shared, door, client) =
-                (Arc::clone(&shared), Arc::clone(&door), Arc::clone(&client));
-            async move { Ok::<_, std::convert::Infallible>(handle(shared, door, client, request).await) }
-        })
+    let (shared, served, asker) = (
+        Arc::clone(&ingress.shared),
+        Arc::clone(&door),
+        Arc::clone(&client),
+    );
+    let answer = move |request| {
+        let (shared, door, client) = (Arc::clone(&shared), Arc::clone(&served), Arc::clone(&asker));
+        handle(shared, door, client, request).map(Ok::<_, std::convert::Infallible>)
     };
     // The two kinds of connection share no trait; the loop is the same.
     macro_rules! drive {
         ($connection:expr) => {{
             let mut connection = pin!($connection);
             let mut closing = false;
+            let mut asked_to_close = Seldom::new(door.closing.cancelled());
+            let mut cut = Seldom::new(door.cut.cancelled());
             let (mut early, mut last) = (Some(early), pin!(tokio::time::sleep(Duration::ZERO)));
             loop {
                 tokio::select! {
@@ -304,19 +341,23 @@ async fn connection(
                         }
                         break;
                     }
-                    () = door.closing.cancelled(), if !closing => {
+                    () = &mut asked_to_close, if !closing => {
                         closing = true;
+                        door.is_closing.store(true, Ordering::Relaxed);
                         last.as_mut().reset(Instant::now() + LAST_WORDS);
-                        // HTTP/2 says that it ends and answers what crosses that; HTTP/1.1 says so with its next answer.
-                        if http2 {
-                            connection.as_mut().graceful_shutdown();
-                        }
+                        // HTTP/2 says it at once (`farewell`) and takes what crosses that; HTTP/1.1 says so with its next answer.
+                        client.leaving.store(true, Ordering::Release);
                     }
                     () = last.as_mut(), if closing && early.is_some() => {
+                        // The connection has just been polled: if its next request is in the kernel already, it is answered.
+                        if client.crossing.swap(false, Ordering::AcqRel) {
+                            last.as_mut().reset(Instant::now() + CROSSING);
+                            continue;
+                        }
                         early = None;
                         connection.as_mut().graceful_shutdown();
                     }
-                    () = door.cut.cancelled() => break,
+                    () = &mut cut => break,
                 }
             }
         }};
@@ -324,7 +365,7 @@ async fn connection(
     if http2 {
         let told = (peer, Arc::clone(&ingress.shared.floods));
         let (frames, begin) = (settings.max_control_frames, settings.header_timeout);
-        let io = Metered::new(stream, frames, begin, told);
+        let io = Metered::new(stream, frames, begin, told, Arc::clone(&client));
         drive!(
             http2::Builder::new(deadline::Streams)
                 .timer(TokioTimer::new())
@@ -334,18 +375,45 @@ async fn connection(
                 .initial_stream_window_size(1 << 20)
                 .initial_connection_window_size(4 << 20)
                 .keep_alive_interval(Some(settings.header_timeout))
-                .serve_connection(TokioIo::new(io), service)
+                // Boxed: it is moved several times on its way into a task, and is large. HTTP/1.1 has one place for it.
+                .serve_connection(
+                    TokioIo::new(io),
+                    service_fn(move |request| Box::pin(answer(request)))
+                )
         );
     } else {
-        let io = Gated::new(stream, limits, gate_client);
+        let io = Gated::new(stream, limits, Arc::clone(&client));
         drive!(
             http1::Builder::new()
-                .timer(TokioTimer::new())
+                .timer(deadline::Heads)
                 .header_read_timeout(settings.header_timeout)
                 .max_header_size(settings.max_header_bytes)
                 .max_buf_size(settings.max_header_bytes.max(64 << 10))
-                .serve_connection(TokioIo::new(io), service)
+                .serve_connection(TokioIo::new(io), service_fn(answer))
                 .with_upgrades()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_over_tls_has_more_time_for_a_first_request() {
+        for (scheme, time) in [(Scheme::Http, 500), (Scheme::Https, 1_500)] {
+            let door = Door {
+                scheme,
+                inside: false,
+                closing: CancellationToken::new(),
+                is_closing: AtomicBool::new(true),
+                cut: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+            };
+            door.closing.cancel();
+            let began = Instant::now();
+            door.closed_for_long().await;
+            assert_eq!(began.elapsed(), Duration::from_millis(time));
+        }
     }
 }

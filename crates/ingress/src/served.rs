@@ -1,13 +1,10 @@
 //! From an instance's answer to the response that the client gets, with the phases of a cold start.
 
-use std::pin::Pin;
-
 use http::header::SET_COOKIE;
 use http::{HeaderValue, Response, StatusCode, Version};
-use tokio::time::Sleep;
 
 use crate::body::{AppBody, ResponseBody};
-use crate::deadline;
+use crate::deadline::{self, Deadline};
 use crate::forward::Answered;
 use crate::headers::{self, SERVER_TIMING};
 use crate::record::Exchange;
@@ -19,7 +16,7 @@ use crate::trace::Trace;
 pub(crate) struct Served {
     pub(crate) answered: Answered,
     pub(crate) slot: Slot,
-    pub(crate) deadline: Pin<Box<Sleep>>,
+    pub(crate) deadline: Deadline,
     pub(crate) timing: bool,
     pub(crate) cold: Option<ColdStart>,
     /// Makes the client come back to the same instance.
@@ -78,7 +75,7 @@ impl Served {
             tunnel.start(slot, exchange, until);
             return Response::from_parts(parts, ResponseBody::Own(None));
         }
-        deadline::leave(Some(until.deadline()));
+        deadline::leave(Some(until.at()));
         let body = AppBody {
             incoming,
             upstream,

@@ -4,7 +4,7 @@
 //! next write then fails while its answer lies in our receive buffer; hyper would report the write and drop the answer. So
 //! a write that fails is swallowed, and what is read next (the answer, or the end) decides.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,9 +74,9 @@ impl AsyncWrite for InstanceStream {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
+        buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, buffers);
+        let written = poll_write_parts(&mut self.stream, context, buffers);
         self.forgive(written, buffers.iter().map(|buffer| buffer.len()).sum())
     }
 
@@ -90,5 +90,31 @@ impl AsyncWrite for InstanceStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Messages up to this are written in one piece.
+const SMALL: usize = 1 << 10;
+
+/// Writes the parts of a message to a socket. Most messages are small, and the kernel takes one piece in less time than it
+/// looks at a list of two; what is larger isn't copied.
+pub(crate) fn poll_write_parts(
+    stream: &mut TcpStream,
+    context: &mut Context<'_>,
+    parts: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let stream = Pin::new(stream);
+    match parts {
+        [part] => stream.poll_write(context, part),
+        _ if parts.iter().map(|part| part.len()).sum::<usize>() <= SMALL => {
+            let mut whole = [0; SMALL];
+            let mut length = 0;
+            for part in parts {
+                whole[length..length + part.len()].copy_from_slice(part);
+                length += part.len();
+            }
+            stream.poll_write(context, &whole[..length])
+        }
+        _ => stream.poll_write_vectored(context, parts),
     }
 }

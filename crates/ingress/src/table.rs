@@ -37,6 +37,9 @@ impl Default for Table {
     }
 }
 
+/// A host, normalised, and what is served there.
+pub(crate) type Named = (Arc<str>, Option<Arc<Host>>);
+
 /// Which part a host is in: FNV-1a over its bytes.
 fn part_of(host: &str) -> usize {
     let hash = host.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
@@ -48,6 +51,8 @@ fn part_of(host: &str) -> usize {
 /// One host's rules.
 #[derive(Debug)]
 pub(crate) struct Host {
+    /// Normalised, as it is looked up.
+    pub(crate) name: Arc<str>,
     pub(crate) service: ServiceKey,
     pub(crate) access: Access,
     pub(crate) inside_only: bool,
@@ -84,11 +89,11 @@ impl Table {
             self.remove(service, &normalise(name));
         }
         for (name, route) in &now.hosts {
-            let normalised = normalise(name);
-            match Host::compile(name, route, now, &mut revision) {
+            let normalised: Arc<str> = Arc::from(normalise(name).as_ref());
+            match Host::compile(&normalised, route, now, &mut revision) {
                 Some(host) => {
                     let part = Arc::make_mut(&mut self.parts[part_of(&normalised)]);
-                    part.insert(Arc::from(normalised.as_ref()), Arc::new(host));
+                    part.insert(normalised, Arc::new(host));
                 }
                 None => self.remove(service, &normalised),
             }
@@ -106,6 +111,15 @@ impl Table {
         }
     }
 
+    /// What is said of a host, however it is written.
+    pub(crate) fn named(&self, host: &str) -> Named {
+        let host = normalise(host);
+        match self.host(&host) {
+            Some(found) => (Arc::clone(&found.name), Some(Arc::clone(found))),
+            None => (Arc::from(host.as_ref()), None),
+        }
+    }
+
     pub(crate) fn host(&self, normalised: &str) -> Option<&Arc<Host>> {
         self.parts[part_of(normalised)].get(normalised)
     }
@@ -113,7 +127,7 @@ impl Table {
 
 impl Host {
     fn compile(
-        name: &str,
+        name: &Arc<str>,
         route: &HostRoute,
         source: &RouteTable,
         mut revision: impl FnMut(&Arc<RevisionRoute>) -> Arc<Revision>,
@@ -140,6 +154,7 @@ impl Host {
             }
         };
         Some(Self {
+            name: Arc::clone(name),
             service: route.service.clone(),
             access: route.access,
             inside_only: route.inside_only,

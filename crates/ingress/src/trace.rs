@@ -2,9 +2,6 @@
 //!
 //! Invariant: an id of zeros, or one that isn't written as the standard says, is never passed on.
 
-use std::fmt;
-use std::io::{self, Cursor, Write};
-
 use http::HeaderValue;
 use http::header::HeaderMap;
 
@@ -45,32 +42,77 @@ impl Trace {
             sampled,
             keep_parent,
             keep_context,
-            context: written(|text| write!(text, "{id}/{span};o={}", u8::from(sampled))),
+            context: Text::new()
+                .push(id.as_str().as_bytes())
+                .push(b"/")
+                .push_decimal(span)
+                .push(b";o=")
+                .push(flag(sampled))
+                .value(),
         }
     }
 
     /// As `traceparent` has it.
     pub(crate) fn parent(&self) -> Option<HeaderValue> {
-        let (id, span, flags) = (self.id, Hex(self.span), u8::from(self.sampled));
-        written(|text| write!(text, "00-{id}-{span}-0{flags}"))
+        Text::new()
+            .push(b"00-")
+            .push(self.id.as_str().as_bytes())
+            .push(b"-")
+            .push(&digits(self.span))
+            .push(b"-0")
+            .push(flag(self.sampled))
+            .value()
     }
 }
 
-/// A header value, put together without memory of its own but the value's.
-fn written(write: impl FnOnce(&mut Cursor<[u8; 64]>) -> io::Result<()>) -> Option<HeaderValue> {
-    let mut text = Cursor::new([0; 64]);
-    write(&mut text).ok()?;
-    let length = usize::try_from(text.position()).ok()?;
-    HeaderValue::from_bytes(&text.get_ref()[..length]).ok()
+/// A header value that is being put together. Formatting it would take as long as parsing the request.
+struct Text {
+    /// More than any value here has: an id, a number of twenty digits, and what is between.
+    bytes: [u8; 64],
+    length: usize,
 }
 
-/// Sixteen hexadecimal digits.
-struct Hex(u64);
-
-impl fmt::Display for Hex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(str::from_utf8(&digits(self.0)).unwrap_or_default())
+impl Text {
+    const fn new() -> Self {
+        Self {
+            bytes: [0; 64],
+            length: 0,
+        }
     }
+
+    fn push(mut self, more: &[u8]) -> Self {
+        let end = self.length + more.len();
+        if let Some(place) = self.bytes.get_mut(self.length..end) {
+            place.copy_from_slice(more);
+            self.length = end;
+        }
+        self
+    }
+
+    fn push_decimal(self, mut number: u64) -> Self {
+        let mut digits = [0; 20];
+        let mut from = digits.len();
+        loop {
+            from -= 1;
+            digits[from] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                break self.push(&digits[from..]);
+            }
+        }
+    }
+
+    /// It is another one for each request: HTTP/2 must not keep it in its table of headers that come again, where each would
+    /// throw out one that does.
+    fn value(self) -> Option<HeaderValue> {
+        let mut value = HeaderValue::from_bytes(&self.bytes[..self.length]).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
+const fn flag(sampled: bool) -> &'static [u8] {
+    if sampled { b"1" } else { b"0" }
 }
 
 fn hex(text: &str, length: usize) -> bool {

@@ -28,9 +28,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::body::RequestBody;
 use crate::instance::ConnectFailure;
+use crate::seldom::Seldom;
 use crate::stream::{Fate, InstanceStream};
 
 type Driver = http1::Connection<TokioIo<InstanceStream>, RequestBody>;
@@ -43,6 +45,8 @@ pub(crate) struct Upstream {
     driver: Option<Box<dyn Drive>>,
     /// Since when it idles in the pool; `None` for a connection that was never used.
     pub(crate) idle_since: Option<Instant>,
+    /// Of its one instance.
+    dead: Option<Seldom<WaitForCancellationFutureOwned>>,
 }
 
 /// hyper's connection, with upgrades, whose type can't be named.
@@ -74,18 +78,32 @@ impl Upstream {
             fate,
             driver: Some(Box::new(driver.with_upgrades())),
             idle_since: None,
+            dead: None,
         })
     }
 
-    /// Whether a request may be sent: polls the connection once, so that a close by the app is seen.
-    pub(crate) fn poll_usable(&mut self, context: &mut Context<'_>) -> bool {
-        self.drive(context);
+    /// Whether a request may be sent, as far as is known. A close by the app that was not seen yet is seen before anything is
+    /// written, and the request comes back unsent.
+    pub(crate) fn is_open(&self) -> bool {
         self.driver.is_some() && !self.sender.is_closed()
+    }
+
+    /// Ready when the instance, whose token `dead` is, has died. It costs next to nothing while it lives: a connection keeps
+    /// listening from its first request on.
+    pub(crate) fn poll_dead(
+        &mut self,
+        dead: &CancellationToken,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        let listen = || Seldom::new(dead.clone().cancelled_owned());
+        Pin::new(self.dead.get_or_insert_with(listen)).poll(context)
     }
 
     /// Whether its last message is over on both sides, so that it may be kept for another.
     pub(crate) fn is_reusable(&mut self) -> bool {
-        self.drive(&mut Context::from_waker(Waker::noop()));
+        if !self.sender.is_ready() {
+            self.drive(&mut Context::from_waker(Waker::noop()));
+        }
         self.driver.is_some() && self.sender.is_ready() && !self.fate.broken.load(Ordering::Relaxed)
     }
 

@@ -93,7 +93,12 @@ impl AsyncRead for Watched {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_pending() && self.client.leaving.load(Ordering::Acquire) {
+            let unread = self.stream.has_unread();
+            self.client.crossing.store(unread, Ordering::Release);
+        }
+        read
     }
 }
 

@@ -7,7 +7,7 @@ pub mod image;
 pub mod keeper;
 pub mod logs;
 pub mod network;
-mod precedence;
+pub mod precedence;
 pub mod privilege;
 pub mod rootless;
 pub mod sandbox;

@@ -91,6 +91,18 @@ pub(crate) fn known() -> i64 {
     i64::try_from(STEPS.len()).unwrap_or(i64::MAX)
 }
 
+/// Refuses a database that a newer program brought to schema `found`.
+pub(crate) fn refuse_newer(found: i64, path: &std::path::Path) -> Result<(), StoreError> {
+    if found > known() {
+        return Err(StoreError::Newer {
+            found,
+            known: known(),
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
 /// Brings the database to [`known`], all steps in one transaction.
 pub(crate) fn migrate(
     connection: &mut Connection,
@@ -107,13 +119,7 @@ pub(crate) fn migrate(
             problem: "it is a SQLite database of another program".to_owned(),
         });
     }
-    if found > known() {
-        return Err(StoreError::Newer {
-            found,
-            known: known(),
-            path: path.to_owned(),
-        });
-    }
+    refuse_newer(found, path)?;
     let done = usize::try_from(found).unwrap_or(0);
     if done == STEPS.len() {
         return Ok(());

@@ -2,12 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use utsuwa_model::{ProjectId, Region};
 
-use crate::{Store, StoreError, row};
+use crate::{Store, StoreError, row, schema};
+
+/// For the one moment in which a server begins or ends with the database.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Default project, default region and domain of this data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +36,7 @@ impl Settings {
     /// What was frozen in the store in `dir`, whether a server runs over it or not; `None`: nothing yet. Only reads.
     ///
     /// # Errors
-    /// There is a database that can't be read.
+    /// [`StoreError::Newer`] if a newer program wrote it; otherwise there is a database that can't be read.
     pub fn in_directory(dir: &Path) -> Result<Option<Self>, StoreError> {
         let path = dir.join("state.sqlite");
         match path.try_exists() {
@@ -47,7 +51,16 @@ impl Settings {
         }
         let read = || -> Result<Option<Self>, StoreError> {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            frozen(&Connection::open_with_flags(&path, flags)?)
+            let connection = Connection::open_with_flags(&path, flags)?;
+            connection.busy_timeout(PATIENCE)?;
+            let found: i64 =
+                connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            schema::refuse_newer(found, &path)?;
+            // A database whose maker was killed at once has no tables yet.
+            if found == 0 {
+                return Ok(None);
+            }
+            frozen(&connection)
         };
         read().map_err(|error| error.located(&path))
     }

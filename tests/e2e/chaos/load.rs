@@ -1,23 +1,21 @@
 //! An open-loop client: requests come at fixed times whether or not the ones before were answered, each is sent once, and its
 //! latency counts from when it was due.
 //!
-//! A connection that the client sees closed before it sends is not used: every client does that. What was sent is never sent
-//! again.
+//! A connection that the client's kernel knows to be closed is not used: clients look before they send, as curl does. What was
+//! sent is never sent again.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use http::{HeaderMap, Request};
-use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http::{HeaderValue, Request};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -25,15 +23,12 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
+use super::calls::Calls;
+
 /// Nobody waits longer than this.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two messages of a stream.
-const BEAT: Duration = Duration::from_millis(300);
-
-/// How the client's own library says that a connection took a call no more.
-const NOT_TAKEN: &str = "GoAway(b\"\", NO_ERROR, Remote)";
-
-type Body = BoxBody<Bytes, Infallible>;
+pub(super) const BEAT: Duration = Duration::from_millis(300);
 
 /// What one request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,13 +43,68 @@ pub(super) enum Kind {
     LongSocket,
 }
 
+impl Kind {
+    pub(super) const fn service(self) -> &'static str {
+        match self {
+            Self::Http | Self::Socket | Self::LongSocket => "web",
+            Self::GrpcUnary | Self::GrpcStream => "grpc",
+        }
+    }
+}
+
+/// By what one request is known on both sides.
+#[derive(Debug)]
+pub(super) struct Mark {
+    /// The trace that the client begins, which the server's log names. Thirty-two hexadecimal digits.
+    pub(super) trace: String,
+    /// The client's port of the connection that it was sent over; 0: none.
+    pub(super) port: AtomicU16,
+}
+
+impl Mark {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self {
+            trace: format!("c4a05{number:027x}"),
+            port: AtomicU16::new(0),
+        }
+    }
+
+    pub(super) fn over(&self, port: u16) {
+        self.port.store(port, Ordering::Relaxed);
+    }
+
+    pub(super) fn parent(&self) -> String {
+        format!("00-{}-000000000000c4a0-01", self.trace)
+    }
+}
+
 /// How one request fared.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) kind: Kind,
+    pub(super) mark: Mark,
     pub(super) due: Instant,
     pub(super) ended: Instant,
     pub(super) result: Result<(), String>,
+}
+
+/// A connection of HTTP/1.1 between two requests.
+#[derive(Debug)]
+struct Kept {
+    sender: http1::SendRequest<Empty<Bytes>>,
+    port: u16,
+    /// The same socket, to look at.
+    socket: std::net::TcpStream,
+}
+
+impl Kept {
+    /// Nothing has come on it, not even its end.
+    fn stands(&self) -> bool {
+        let seen = self.socket.peek(&mut [0]);
+        seen.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    }
 }
 
 /// The client and what it has seen.
@@ -62,9 +112,10 @@ pub(super) struct Outcome {
 pub(super) struct Client {
     address: SocketAddr,
     pub(super) stop: AtomicBool,
+    answered: AtomicUsize,
     seen: Mutex<Vec<Outcome>>,
-    idle: Mutex<Vec<http1::SendRequest<Empty<Bytes>>>>,
-    shared: tokio::sync::Mutex<Option<http2::SendRequest<Body>>>,
+    idle: Mutex<Vec<Kept>>,
+    calls: Calls,
     connections: Mutex<JoinSet<()>>,
 }
 
@@ -73,9 +124,10 @@ impl Client {
         Arc::new(Self {
             address,
             stop: AtomicBool::new(false),
+            answered: AtomicUsize::new(0),
             seen: Mutex::default(),
             idle: Mutex::default(),
-            shared: tokio::sync::Mutex::default(),
+            calls: Calls::new(address),
             connections: Mutex::default(),
         })
     }
@@ -85,8 +137,13 @@ impl Client {
     }
 
     pub(super) fn answered(&self) -> usize {
-        let seen = self.seen.lock();
-        seen.iter().filter(|outcome| outcome.result.is_ok()).count()
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// How often a connection of HTTP/2 was left for a new one because it took no more calls; those were sent over the new one
+    /// only.
+    pub(super) fn moved(&self) -> usize {
+        self.calls.moved()
     }
 
     /// Sends `per_second` requests of a kind until told to stop, then waits for the last of them.
@@ -101,11 +158,12 @@ impl Client {
             }
             let client = Arc::clone(&self);
             under_way.spawn(async move {
-                let once = tokio::time::timeout(PATIENCE, client.once(kind));
+                let mark = Mark::new();
+                let once = tokio::time::timeout(PATIENCE, client.once(kind, &mark));
                 let result = once
                     .await
                     .unwrap_or_else(|_| Err("no answer in time".into()));
-                client.note(kind, due, result);
+                client.note(kind, mark, due, result);
             });
             while under_way.try_join_next().is_some() {}
         }
@@ -115,33 +173,37 @@ impl Client {
     /// One WebSocket that is opened again only when it broke.
     pub(super) async fn stay(self: Arc<Self>) {
         while !self.stop.load(Ordering::Relaxed) {
-            let due = Instant::now();
-            let result = self.long_socket().await;
-            self.note(Kind::LongSocket, due, result);
+            let (due, mark) = (Instant::now(), Mark::new());
+            let result = self.long_socket(&mark).await;
+            self.note(Kind::LongSocket, mark, due, result);
         }
     }
 
-    fn note(&self, kind: Kind, due: Instant, result: Result<(), String>) {
+    fn note(&self, kind: Kind, mark: Mark, due: Instant, result: Result<(), String>) {
         let ended = Instant::now();
+        if result.is_ok() {
+            self.answered.fetch_add(1, Ordering::Relaxed);
+        }
         self.seen.lock().push(Outcome {
             kind,
+            mark,
             due,
             ended,
             result,
         });
     }
 
-    async fn once(&self, kind: Kind) -> Result<(), String> {
+    async fn once(&self, kind: Kind, mark: &Mark) -> Result<(), String> {
         match kind {
-            Kind::Http => self.http().await,
-            Kind::GrpcUnary => self.grpc_unary().await,
-            Kind::GrpcStream => self.grpc_stream().await,
+            Kind::Http => self.http(mark).await,
+            Kind::GrpcUnary => self.calls.unary(mark).await,
+            Kind::GrpcStream => self.calls.both_ways(mark).await,
             Kind::Socket => {
-                let mut socket = self.socket().await?;
+                let mut socket = self.socket(mark).await?;
                 echo(&mut socket, "once").await?;
                 socket.close(None).await.map_err(told("close"))
             }
-            Kind::LongSocket => self.long_socket().await,
+            Kind::LongSocket => self.long_socket(mark).await,
         }
     }
 
@@ -152,134 +214,78 @@ impl Client {
         connections.spawn(async move { drop(connection.await) });
     }
 
-    async fn connect(&self) -> Result<TcpStream, String> {
-        TcpStream::connect(self.address)
-            .await
-            .map_err(told("connect"))
+    async fn http(&self, mark: &Mark) -> Result<(), String> {
+        let mut request = Request::get("/")
+            .header("host", "web.localhost")
+            .header("traceparent", mark.parent())
+            .body(Empty::new())
+            .map_err(told("request"))?;
+        loop {
+            let mut kept = self.connection().await?;
+            mark.over(kept.port);
+            let mut failed = match kept.sender.try_send_request(request).await {
+                Ok(response) => return self.answer(response, kept).await,
+                Err(failed) => failed,
+            };
+            match failed.take_message() {
+                // The connection was closed before a byte of it was written.
+                Some(unsent) => request = unsent,
+                None => return Err(format!("send: {:?}", failed.into_error())),
+            }
+        }
     }
 
-    async fn http(&self) -> Result<(), String> {
-        let mut sender = loop {
-            let kept = self.idle.lock().pop();
-            let Some(mut kept) = kept else {
-                let stream = TokioIo::new(self.connect().await?);
-                let (sender, connection) =
-                    http1::handshake(stream).await.map_err(told("handshake"))?;
-                self.drive(connection);
-                break sender;
-            };
-            if kept.ready().await.is_ok() {
-                break kept;
-            }
-        };
-        let request = Request::get("/").header("host", "web.localhost");
-        let request = request.body(Empty::new()).map_err(told("request"))?;
-        let response = sender.send_request(request).await.map_err(told("send"))?;
+    async fn answer(
+        &self,
+        response: http::Response<hyper::body::Incoming>,
+        kept: Kept,
+    ) -> Result<(), String> {
         let status = response.status();
         let whole = response.into_body().collect().await;
         let body = whole.map_err(told("read"))?.to_bytes();
         if status != 200 {
             return Err(format!("{status}: {}", String::from_utf8_lossy(&body)));
         }
-        self.idle.lock().push(sender);
+        self.idle.lock().push(kept);
         Ok(())
     }
 
-    /// Sends over the one connection of HTTP/2, or over a new one once it takes nothing more.
-    async fn call(&self, method: &str, body: Body) -> Result<http::Response<Incoming>, String> {
-        let mut request = Request::post(format!("http://grpc.localhost/test.Echo/{method}"))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(body)
-            .map_err(told("request"))?;
+    /// One that stands: kept, or new.
+    async fn connection(&self) -> Result<Kept, String> {
         loop {
-            let mut sender = self.sender().await?;
-            // What comes back was never sent: its connection had ended before.
-            let mut failed = match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response),
-                Err(failed) => failed,
+            let kept = self.idle.lock().pop();
+            let Some(mut kept) = kept else {
+                let (stream, port) = connect(self.address).await?;
+                let socket = stream.as_fd().try_clone_to_owned().map_err(told("copy"))?;
+                let shaken = http1::handshake(TokioIo::new(stream)).await;
+                let (sender, connection) = shaken.map_err(told("handshake"))?;
+                self.drive(connection);
+                return Ok(Kept {
+                    sender,
+                    port,
+                    socket: socket.into(),
+                });
             };
-            match failed.take_message() {
-                Some(unsent) => request = unsent,
-                None => return Err(format!("call: {:?}", failed.into_error())),
+            if kept.sender.ready().await.is_ok() && kept.stands() {
+                return Ok(kept);
             }
         }
     }
 
-    async fn sender(&self) -> Result<http2::SendRequest<Body>, String> {
-        let mut shared = self.shared.lock().await;
-        let standing = match shared.as_mut() {
-            Some(sender) => sender.ready().await.is_ok(),
-            None => false,
-        };
-        if !standing {
-            let stream = TokioIo::new(self.connect().await?);
-            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream)
-                .await
-                .map_err(told("handshake"))?;
-            self.drive(connection);
-            *shared = Some(sender);
-        }
-        shared.clone().ok_or_else(|| "no connection".to_owned())
-    }
-
-    async fn grpc_unary(&self) -> Result<(), String> {
-        let body = || Full::new(frame(b"unary")).boxed();
-        let response = match self.call("Unary", body()).await {
-            // The connection said that it takes nothing more before this went out: it was not seen by anybody (RFC 9113 §6.8).
-            Err(why) if why.contains(NOT_TAKEN) => self.call("Unary", body()).await?,
-            answered => answered?,
-        };
-        let head = response.headers().clone();
-        let body = response.into_body().collect().await.map_err(told("read"))?;
-        ended_well(body.trailers().unwrap_or(&head))?;
-        match body.to_bytes() == frame(b"unary") {
-            true => Ok(()),
-            false => Err("another answer".into()),
-        }
-    }
-
-    async fn grpc_stream(&self) -> Result<(), String> {
-        let (said, hears) = tokio::sync::mpsc::channel::<Bytes>(1);
-        let frames = futures_util::stream::unfold(hears, |mut hears| async move {
-            let bytes = hears.recv().await?;
-            Some((Ok::<_, Infallible>(Frame::data(bytes)), hears))
-        });
-        let asked = self.call("Bidi", BodyExt::boxed(StreamBody::new(frames)));
-        let first = said.send(frame(b"beat"));
-        let (response, sent) = tokio::join!(asked, first);
-        sent.map_err(told("say"))?;
-        let response = response?;
-        let head = response.headers().clone();
-        let mut body = response.into_body();
-        let mut beats = 1;
-        while let Some(next) = body.frame().await {
-            let next = next.map_err(told("stream"))?;
-            if let Some(trailers) = next.trailers_ref() {
-                ended_well(trailers)?;
-                return Err("ended early".into());
-            }
-            if beats == 15 {
-                drop(said);
-                return finish(body, head).await;
-            }
-            beats += 1;
-            tokio::time::sleep(BEAT).await;
-            said.send(frame(b"beat")).await.map_err(told("say"))?;
-        }
-        ended_well(&head)
-    }
-
-    async fn socket(&self) -> Result<WebSocketStream<TcpStream>, String> {
-        let stream = self.connect().await?;
+    async fn socket(&self, mark: &Mark) -> Result<WebSocketStream<TcpStream>, String> {
+        let (stream, port) = connect(self.address).await?;
+        mark.over(port);
         let request = "ws://web.localhost/socket".into_client_request();
-        let request = request.map_err(told("request"))?;
+        let mut request = request.map_err(told("request"))?;
+        let parent = HeaderValue::try_from(mark.parent()).map_err(told("trace"))?;
+        request.headers_mut().insert("traceparent", parent);
         let opened = tokio_tungstenite::client_async(request, stream);
         Ok(opened.await.map_err(told("open"))?.0)
     }
 
-    async fn long_socket(&self) -> Result<(), String> {
-        let mut socket = self.socket().await?;
+    async fn long_socket(&self, mark: &Mark) -> Result<(), String> {
+        let opened = tokio::time::timeout(PATIENCE, self.socket(mark));
+        let mut socket = opened.await.map_err(told("open"))??;
         while !self.stop.load(Ordering::Relaxed) {
             let echoed = tokio::time::timeout(PATIENCE, echo(&mut socket, "still there"));
             echoed.await.map_err(told("echo"))??;
@@ -289,14 +295,11 @@ impl Client {
     }
 }
 
-async fn finish(mut body: Incoming, head: HeaderMap) -> Result<(), String> {
-    while let Some(next) = body.frame().await {
-        let next = next.map_err(told("end"))?;
-        if let Some(trailers) = next.trailers_ref() {
-            return ended_well(trailers);
-        }
-    }
-    ended_well(&head)
+/// A new connection, and the client's port of it.
+pub(super) async fn connect(address: SocketAddr) -> Result<(TcpStream, u16), String> {
+    let stream = TcpStream::connect(address).await.map_err(told("connect"))?;
+    let port = stream.local_addr().map_err(told("address"))?.port();
+    Ok((stream, port))
 }
 
 async fn echo(socket: &mut WebSocketStream<TcpStream>, text: &str) -> Result<(), String> {
@@ -310,21 +313,6 @@ async fn echo(socket: &mut WebSocketStream<TcpStream>, text: &str) -> Result<(),
     }
 }
 
-fn told<E: std::fmt::Debug>(what: &'static str) -> impl Fn(E) -> String {
+pub(super) fn told<E: std::fmt::Debug>(what: &'static str) -> impl Fn(E) -> String {
     move |error| format!("{what}: {error:?}")
-}
-
-fn ended_well(trailers: &HeaderMap) -> Result<(), String> {
-    match trailers.get("grpc-status").map(|status| status.as_bytes()) {
-        Some(b"0") => Ok(()),
-        _ => Err(format!("grpc: {trailers:?}")),
-    }
-}
-
-fn frame(message: &[u8]) -> Bytes {
-    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
-    let mut frame = vec![0];
-    frame.extend(length.to_be_bytes());
-    frame.extend(message);
-    frame.into()
 }

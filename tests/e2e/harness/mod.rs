@@ -308,6 +308,21 @@ impl Server {
             .collect()
     }
 
+    /// The instance of a service that has most to do: its id, and its process id on the host.
+    pub(crate) fn busiest_instance(&self, name: &str) -> (String, u32) {
+        until("an instance", Duration::from_secs(30), || {
+            let explained = self.explain(name);
+            let revisions = explained["revisions"].as_array().into_iter().flatten();
+            let instances = revisions.filter_map(|revision| revision["instances"].as_array());
+            let busiest = instances
+                .flatten()
+                .filter(|instance| instance["pid"].as_u64() > Some(0))
+                .max_by_key(|instance| instance["inFlight"].as_u64())?;
+            let pid = u32::try_from(busiest["pid"].as_u64()?).ok()?;
+            Some((busiest["id"].as_str()?.to_owned(), pid))
+        })
+    }
+
     /// The state of each instance of a service, as `--why` shows it.
     pub(crate) fn instance_states(&self, name: &str) -> Vec<String> {
         let explained = self.explain(name);

@@ -1,6 +1,6 @@
 //! A client of HTTPS that trusts one authority and no other.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use socket2::{Domain, Socket, Type};
 
 /// Trusts the authority whose certificate this is.
 pub(crate) fn trusting(pem: &str) -> Arc<ClientConfig> {
@@ -24,13 +25,35 @@ pub(crate) fn trusting(pem: &str) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
+/// Connects from an address, says something, and only then shakes hands.
+pub(crate) fn connect_after(
+    config: &Arc<ClientConfig>,
+    address: SocketAddr,
+    name: &'static str,
+    (from, said): (SocketAddr, &[u8]),
+) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.bind(&from.into())?;
+    socket.connect(&address.into())?;
+    let mut socket = TcpStream::from(socket);
+    socket.write_all(said)?;
+    shake(config, socket, name)
+}
+
 /// Connects and shakes hands.
 pub(crate) fn connect(
     config: &Arc<ClientConfig>,
     address: SocketAddr,
     name: &'static str,
 ) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
-    let mut socket = TcpStream::connect(address)?;
+    shake(config, TcpStream::connect(address)?, name)
+}
+
+fn shake(
+    config: &Arc<ClientConfig>,
+    mut socket: TcpStream,
+    name: &'static str,
+) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
     socket.set_read_timeout(Some(Duration::from_secs(30)))?;
     let name = ServerName::try_from(name).map_err(io::Error::other)?;
     let mut session = ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;

@@ -10,6 +10,7 @@ mod gvisor;
 mod images;
 mod not_here;
 mod page;
+mod sidecar;
 mod walls;
 mod world;
 

@@ -16,7 +16,7 @@ use crate::harness::{Server, skip};
 use crate::skip::here;
 
 /// The walls that such a build can leave out.
-const REMOVABLE: [&str; 6] = [
+pub(super) const REMOVABLE: [&str; 6] = [
     "user-namespace",
     "seccomp",
     "capabilities",
@@ -119,25 +119,8 @@ fn without(
     let program = folder.join("hostile");
     let world = World::new(&program);
     let dir = tempfile::tempdir().unwrap();
-    let start = dir.path().join("utsuwa");
     let list: Vec<&str> = missing.iter().copied().collect();
-    let script = format!(
-        "#!/bin/sh\nUTSUWA_MISSING_WALLS={} exec {} \"$@\"\n",
-        list.join(","),
-        weak.display()
-    );
-    std::fs::write(&start, script).unwrap();
-    std::fs::set_permissions(&start, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let mut server = Server::start_as(&start, &[]);
-    server.expect_warning("hostile");
-    server.expect_warning("missing-walls");
-    assert!(
-        server
-            .log()
-            .contains("this build has the feature missing-walls"),
-        "a weak build says so: {}",
-        server.log()
-    );
+    let server = weak_server(weak, &list, dir.path());
     deploy(&server, folder, On::Launcher);
     let parameters = format!("{}&{LIMITS}", world.parameters(&server, "peer"));
     let mut verdicts: Vec<(Attempt, Verdict)> = attempts
@@ -161,6 +144,29 @@ fn without(
     server.finish();
     drop(world);
     verdicts
+}
+
+/// A server whose instances lack the walls `missing`; how it is started lies in `directory`.
+pub(super) fn weak_server(weak: &Path, missing: &[&str], directory: &Path) -> Server {
+    let start = directory.join("utsuwa");
+    let script = format!(
+        "#!/bin/sh\nUTSUWA_MISSING_WALLS={} exec {} \"$@\"\n",
+        missing.join(","),
+        weak.display()
+    );
+    std::fs::write(&start, script).unwrap();
+    std::fs::set_permissions(&start, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut server = Server::start_as(&start, &[]);
+    server.expect_warning("hostile");
+    server.expect_warning("missing-walls");
+    assert!(
+        server
+            .log()
+            .contains("this build has the feature missing-walls"),
+        "a weak build says so: {}",
+        server.log()
+    );
+    server
 }
 
 /// Whether the same attempt fails on the host itself too, as its root and outside of any sandbox. In a mount and network

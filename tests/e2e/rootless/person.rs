@@ -136,6 +136,11 @@ impl Person {
         self.directory.path().join("home")
     }
 
+    /// In the user database.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     /// The ids they were given.
     pub(super) fn given(&self) -> RangeInclusive<u32> {
         FIRST_GIVEN..=FIRST_GIVEN + GIVEN - 1

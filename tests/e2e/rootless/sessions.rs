@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::{Person, SAID};
-use crate::harness::{Server, can_run};
+use crate::harness::{Server, can_run, skip};
+use crate::skip::here;
 
 /// The directory of a user's session, as the session manager makes it.
 struct Session {
@@ -43,6 +44,58 @@ impl Drop for Session {
         }
         std::fs::remove_dir_all(&self.path).unwrap();
     }
+}
+
+/// What `loginctl enable-linger` leaves: the session manager keeps what it made for the user, sessions or none.
+struct Linger(PathBuf);
+
+impl Linger {
+    fn enable(name: &str) -> Self {
+        let all = PathBuf::from("/var/lib/systemd/linger");
+        std::fs::create_dir_all(&all).unwrap();
+        let file = all.join(name);
+        std::fs::write(&file, "").unwrap();
+        Self(file)
+    }
+}
+
+/// `loginctl disable-linger`.
+impl Drop for Linger {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn the_server_of_a_user_who_lingers_lives_in_what_lasts_and_is_found_after_that() {
+    if !can_run(here!()) {
+        return;
+    }
+    let person = match Person::with_ids() {
+        Ok(person) => person,
+        Err(why) => return skip(here!(), &why),
+    };
+    let session = Session::begin(person.uid, true);
+    let linger = Linger::enable(person.name().unwrap());
+    let mut server = Server::start_as(person.program(), &[]);
+    server.expect_warning(SAID);
+    server.deploy("hello", &["--min-instances", "1"]);
+    assert_eq!(server.get("hello", "/healthz").0, 200);
+    let run = session.path.join("utsuwa");
+    let lives = || std::fs::read_dir(&run).map_or(0, Iterator::count);
+    assert_eq!(lives(), 1, "in the directory that logouts leave alone");
+    assert!(!PathBuf::from(format!("/tmp/utsuwa-{}", person.uid)).exists());
+    let instance = server.instance_pids("hello");
+
+    // Another server of a user who doesn't linger would be elsewhere; this one is still found, with what it runs.
+    drop(linger);
+    server.kill_9();
+    server.up();
+    assert_eq!(server.get("hello", "/healthz").0, 200);
+    assert_eq!(server.instance_pids("hello"), instance, "adopted");
+    server.finish();
+    assert_eq!(lives(), 0, "nothing of it is left");
+    drop(session);
 }
 
 #[test]

@@ -15,6 +15,8 @@ use super::{Settings, http};
 /// costs when it isn't is the row "in a row".
 const SETTLE: Duration = Duration::from_millis(50);
 
+const BARE_IN_TURNS: &str = "bare process, in turns with the next";
+
 /// Under which conditions a series is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Condition {
@@ -82,10 +84,10 @@ fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Resul
         .then(Burners::start)
         .transpose()?;
     let mut rows = Vec::new();
-    let mut bare = f64::NAN;
+    let (mut bare, mut bare_p99) = (f64::NAN, f64::NAN);
     let mut row = |name: &str, samples: &Series| {
-        if name == Peer::Bare.name() {
-            bare = samples.ms(50);
+        if name == Peer::Bare.name() || name == BARE_IN_TURNS {
+            (bare, bare_p99) = (samples.ms(50), samples.ms(99));
         }
         rows.push(vec![
             name.to_owned(),
@@ -94,6 +96,7 @@ fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Resul
             format!("{:.2}", samples.ms(99)),
             format!("{:.2}×", samples.ms(50) / bare),
             format!("{:+.2}", samples.ms(50) - bare),
+            format!("{:.2}×", samples.ms(99) / bare_p99),
             samples.len().to_string(),
         ]);
     };
@@ -134,23 +137,48 @@ fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Resul
             row(peer.name(), &samples);
         }
     }
-    let (settled, in_a_row) = utsuwa(settings, app, condition, rounds, None)?;
-    row("utsuwa, full isolation, through the ingress", &settled);
-    if let Some(in_a_row) = in_a_row {
-        row("the same, in a row without a pause", &in_a_row);
+    let ours = utsuwa(settings, app, condition, rounds, None)?;
+    if let Some(bare) = &ours.bare {
+        row(BARE_IN_TURNS, bare);
+    }
+    row("utsuwa, full isolation, through the ingress", &ours.settled);
+    if let Some(in_a_row) = &ours.in_a_row {
+        row("the same, in a row without a pause", in_a_row);
     }
     if condition == Condition::Quiet && Peer::Runsc.available() {
         let gen1 = Some("EXECUTION_ENVIRONMENT_GEN1");
-        let (settled, _) = utsuwa(settings, app, condition, rounds.div_ceil(5), gen1)?;
-        row("utsuwa on gVisor (gen1), through the ingress", &settled);
+        let ours = utsuwa(settings, app, condition, rounds.div_ceil(5), gen1)?;
+        row(
+            "utsuwa on gVisor (gen1), through the ingress",
+            &ours.settled,
+        );
     }
-    let head = ["", "p50", "p95", "p99", "p50 ÷ bare", "p50 − bare", "n"];
+    let head = [
+        "",
+        "p50",
+        "p95",
+        "p99",
+        "p50 ÷ bare",
+        "p50 − bare",
+        "p99 ÷ bare",
+        "n",
+    ];
     Ok(format!(
         "\n### {}, {}\n{}",
         app.name,
         condition.name(),
         table(&head, &rows)
     ))
+}
+
+/// How ours fared.
+struct Ours {
+    settled: Series,
+    /// On a quiet machine.
+    in_a_row: Option<Series>,
+    /// On a busy one the bare process in turns with ours: what else the machine does comes and goes, and the slowest of a hundred
+    /// tells of that more than of who was started.
+    bare: Option<Series>,
 }
 
 /// As many services as rounds, each asleep, each called once; and, on a quiet machine, once more without pauses.
@@ -160,51 +188,52 @@ fn utsuwa(
     condition: Condition,
     rounds: usize,
     environment: Option<&str>,
-) -> anyhow::Result<(Series, Option<Series>)> {
+) -> anyhow::Result<Ours> {
     let server = Server::start(settings, "cold", &[])?;
-    let image = image_of(settings, app, &server)?;
+    let image = image_of(app, &server)?;
     let names: Vec<String> = (0..rounds).map(|i| format!("cold-{i}")).collect();
     for name in &names {
         server.deploy_in(name, &image, "6s", "512Mi", environment)?;
     }
     server.until_asleep(names.iter().map(String::as_str))?;
-    let mut samples = Series::default();
+    let (mut settled, mut bare) = (Series::default(), None);
     for name in &names {
         if condition == Condition::DroppedCaches {
             drop_caches()?;
         }
+        if condition == Condition::Busy {
+            std::thread::sleep(SETTLE);
+            let took = Peer::Bare.start(app, &settings.work)?;
+            bare.get_or_insert_with(Series::default).push(took);
+        }
         std::thread::sleep(SETTLE);
-        samples.push(server.call(name, app.path)?);
+        settled.push(server.call(name, app.path)?);
     }
     if condition != Condition::Quiet {
-        return Ok((samples, None));
+        return Ok(Ours {
+            settled,
+            in_a_row: None,
+            bare,
+        });
     }
     server.until_asleep(names.iter().map(String::as_str))?;
     let mut in_a_row = Series::default();
     for name in &names {
         in_a_row.push(server.call(name, app.path)?);
     }
-    Ok((samples, Some(in_a_row)))
+    Ok(Ours {
+        settled,
+        in_a_row: Some(in_a_row),
+        bare,
+    })
 }
 
 /// The app's image, loaded into `server` if it isn't built in.
-pub(super) fn image_of(settings: &Settings, app: &App, server: &Server) -> anyhow::Result<String> {
-    let Some(archive) = &app.archive else {
-        return Ok("utsuwa.local/hello".to_owned());
-    };
-    let loaded = Command::new(&settings.utsuwa)
-        .args([
-            "images",
-            "load",
-            &format!("oci-archive:{}", archive.display()),
-            "--api",
-            &format!("http://{}", server.api),
-        ])
-        .output()?;
-    if !loaded.status.success() {
-        bail!("images load: {}", String::from_utf8_lossy(&loaded.stderr));
+pub(super) fn image_of(app: &App, server: &Server) -> anyhow::Result<String> {
+    match &app.archive {
+        None => Ok("utsuwa.local/hello".to_owned()),
+        Some(archive) => server.load(&format!("oci-archive:{}", archive.display())),
     }
-    Ok(String::from_utf8(loaded.stdout)?.trim().to_owned())
 }
 
 pub(super) fn drop_caches() -> anyhow::Result<()> {
@@ -250,27 +279,7 @@ pub(crate) fn hello(settings: &Settings) -> anyhow::Result<App> {
     }
     let source =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/runtime/sample/hello/main.rs");
-    let built = Command::new("rustc")
-        .args([
-            "--edition",
-            "2024",
-            "-C",
-            "opt-level=s",
-            "-C",
-            "panic=abort",
-            "-C",
-            "strip=symbols",
-            "-C",
-            "target-feature=+crt-static",
-            "-o",
-        ])
-        .arg(root.join("hello"))
-        .arg(&source)
-        .status()
-        .context("run rustc")?;
-    if !built.success() {
-        bail!("rustc {}: {built}", source.display());
-    }
+    compile(&source, &root.join("hello"))?;
     Ok(App {
         name: "hello",
         root,
@@ -281,6 +290,22 @@ pub(crate) fn hello(settings: &Settings) -> anyhow::Result<App> {
         is_static: true,
         archive: None,
     })
+}
+
+/// A static program of one crate.
+pub(crate) fn compile(source: &Path, program: &Path) -> anyhow::Result<()> {
+    let built = Command::new("rustc")
+        .args(["--edition", "2024", "-C", "opt-level=s"])
+        .args(["-C", "panic=abort", "-C", "strip=symbols"])
+        .args(["-C", "target-feature=+crt-static", "-o"])
+        .arg(program)
+        .arg(source)
+        .status()
+        .context("run rustc")?;
+    if !built.success() {
+        bail!("rustc {}: {built}", source.display());
+    }
+    Ok(())
 }
 
 /// The Flask app's root file system, unpacked from its archive.

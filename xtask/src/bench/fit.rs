@@ -35,7 +35,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
         &[],
         &[("UTSUWA_MEMORY_RESERVE", &reserve.to_string())],
     )?;
-    let image = image_of(settings, app, &server)?;
+    let image = image_of(app, &server)?;
     let mut names: Vec<String> = Vec::new();
     let kept = loop {
         for _ in 0..STEP {

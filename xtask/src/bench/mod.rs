@@ -42,7 +42,7 @@ pub(crate) struct Settings {
     pub conditions: Vec<String>,
     /// Programs that are started: `hello`, `flask`.
     pub apps: Vec<String>,
-    /// Parts of the section `http`: `http1`, `h2c`, `tls`, `bodies`, `idle`; all when empty.
+    /// Parts of the section `http`: `http1`, `h2c`, `tls`, `bodies`, `idle`, `websockets`; all when empty.
     pub http: Vec<String>,
     /// OCI archive of examples/flask-chat, if it was built.
     pub flask: Option<PathBuf>,
@@ -122,7 +122,7 @@ fn parse(args: &[String]) -> anyhow::Result<Settings> {
             "--http" => settings.http = value.split(',').map(str::to_owned).collect(),
             "--only" => settings.sections = value.split(',').map(str::to_owned).collect(),
             other => bail!(
-                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --idle, --seconds, --flask, --conditions quiet,busy,dropped, --apps hello,flask, --http http1,h2c,tls,bodies,idle, --only {}",
+                "{other}: no such flag; there are --utsuwa, --work, --rounds, --many, --idle, --seconds, --flask, --conditions quiet,busy,dropped, --apps hello,flask, --http http1,h2c,tls,bodies,idle,websockets, --only {}",
                 SECTIONS.join(",")
             ),
         }

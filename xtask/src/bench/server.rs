@@ -89,6 +89,19 @@ impl Server {
         Ok(())
     }
 
+    /// Gives the server an archive's image; answers its reference.
+    pub(crate) fn load(&self, archive: &str) -> anyhow::Result<String> {
+        let loaded = Command::new(&self.program)
+            .args(["images", "load", archive])
+            .args(["--api", &format!("http://{}", self.api)])
+            .output()
+            .context("run images load")?;
+        if !loaded.status.success() {
+            bail!("images load: {}", String::from_utf8_lossy(&loaded.stderr));
+        }
+        Ok(String::from_utf8(loaded.stdout)?.trim().to_owned())
+    }
+
     /// Deploys a public service and waits until it serves; answers the time.
     pub(crate) fn deploy(
         &self,

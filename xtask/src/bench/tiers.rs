@@ -32,7 +32,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
 /// One table: an app in all its tiers.
 fn one(settings: &Settings, app: &App) -> anyhow::Result<String> {
     let server = Server::start(settings, "tiers", &[])?;
-    let image = image_of(settings, app, &server)?;
+    let image = image_of(app, &server)?;
     let together = TOGETHER.min(settings.rounds);
     let names: Vec<String> = (0..together).map(|i| format!("tier-{i}")).collect();
     for name in &names {

@@ -32,7 +32,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
 /// In turns, so that all have the same hour.
 fn one(settings: &Settings, app: &App) -> anyhow::Result<String> {
     let server = Server::start(settings, "zygote", &[])?;
-    let image = image_of(settings, app, &server)?;
+    let image = image_of(app, &server)?;
     let together = TOGETHER.min(settings.rounds);
     let deploy = |kind: &str, ahead: bool| -> anyhow::Result<Vec<String>> {
         let names: Vec<String> = (0..together).map(|i| format!("{kind}-{i}")).collect();

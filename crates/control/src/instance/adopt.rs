@@ -105,7 +105,7 @@ impl Core {
         let listed = self.driver.list().await?;
         let known = self.world.instance_ids();
         for found in listed {
-            if !known.contains(&found.id) {
+            if !known.contains(&found.id) && !self.is_leaving_as_stray(&found.id) {
                 tracing::info!(revision = %found.revision, instance = %found.id, "stop an instance that an earlier server was starting when it ended");
                 self.remove_stray(found);
             }
@@ -158,7 +158,7 @@ impl Core {
                     tracing::warn!(revision = %found.revision, instance = %found.id, "an instance is frozen that should be awake");
                     self.thaw(&found.revision, &found.id);
                 }
-            } else {
+            } else if !self.is_leaving_as_stray(&found.id) {
                 tracing::warn!(revision = %found.revision, instance = %found.id, "stop an instance that nobody started");
                 self.remove_stray(found);
             }
@@ -166,16 +166,27 @@ impl Core {
         Ok(())
     }
 
+    fn is_leaving_as_stray(&self, id: &InstanceId) -> bool {
+        self.strays.lock().contains(id)
+    }
+
+    /// Once for each: whoever looks meanwhile finds it in [`Core::strays`].
     fn remove_stray(&self, found: InstanceObservation) {
+        self.strays.lock().insert(found.id.clone());
         // The server before may have streams in it: they end first, as in any other that leaves.
         let empty = self.door.retire(&found.id, STREAMS);
         self.spawn(|core| async move {
-            empty.await;
+            tokio::select! {
+                _ = empty => {}
+                // The next server finds it as this one did.
+                () = core.cancel.cancelled() => return,
+            }
             if let Err(error) = core.driver.stop(found.id.clone(), core.settings.stop_grace).await
                 && !matches!(error, DriverError::NotFound(_))
             {
                 tracing::warn!(instance = %found.id, %error, "stop a stray instance; the next sweep tries again");
             }
+            core.strays.lock().remove(&found.id);
         });
     }
 }

@@ -116,7 +116,11 @@ impl Core {
         let retired = self.door.retire(&id, timeout);
         let key = key.clone();
         self.spawn(|core| async move {
-            retired.await;
+            tokio::select! {
+                _ = retired => {}
+                // Its streams may last for hours: the next server waits for their end, not this one's.
+                () = core.cancel.cancelled() => return,
+            }
             let confirmed = core.world.revision(&key, |state| state.instances.get_mut(&id).map(|r| r.retired = true));
             // It may have ended by itself meanwhile; stopping what is gone is no error.
             debug_assert!(confirmed.is_none_or(|r| r.is_none()) || core.is_retired(&key, &id));

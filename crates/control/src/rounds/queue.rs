@@ -11,14 +11,15 @@ use utsuwa_model::Timestamp;
 
 use super::LoopLine;
 use super::work::{Key, PassError, Priority, Report};
+use crate::core::ATTEMPTS;
 use crate::seam::Environment;
 
 /// Passes for people who wait: enough that twenty sleeping services wake side by side.
 const WAKE_SLOTS: usize = 64;
 /// Passes over revisions. Pulls of several images may be under way among them.
 pub(super) const REVISION_SLOTS: usize = 16;
-/// Passes over domains. Each may wait minutes for an authority.
-const DOMAIN_SLOTS: usize = 8;
+/// Passes over domains: those that wait minutes for an authority, and as many that don't.
+const DOMAIN_SLOTS: usize = 2 * ATTEMPTS;
 /// All other passes.
 pub(super) const OTHER_SLOTS: usize = 24;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
@@ -143,7 +144,7 @@ impl Queue {
         started: Instant,
     ) {
         self.lanes[lane_of(key, priority)].running -= 1;
-        let (now, time) = (Instant::now(), env.now());
+        let (now, time, wall) = (Instant::now(), env.now(), env.wall());
         let Some(line) = self.lines.get_mut(key) else {
             return;
         };
@@ -165,10 +166,11 @@ impl Queue {
         line.shown = Some(LoopLine {
             name: key.name().to_owned(),
             key: key.subject(),
-            last_pass: began,
+            // What people read is by the host's clock.
+            last_pass: wall.minus(time.since(began)),
             duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
             because,
-            next_wake: next.map(|at| time.plus(at.saturating_duration_since(now))),
+            next_wake: next.map(|at| wall.plus(at.saturating_duration_since(now))),
             last_error: error,
             passes,
         });

@@ -6,12 +6,19 @@ use std::time::Duration;
 use super::queue::{LONGEST_BACKOFF, OTHER_SLOTS, REVISION_SLOTS, backoff};
 use super::*;
 
+const HOUR: Duration = Duration::from_secs(3600);
+
 #[derive(Debug, Default)]
 struct Env;
 
 impl Environment for Env {
     fn now(&self) -> Timestamp {
         Timestamp(0)
+    }
+
+    /// Somebody set the host's clock an hour forward.
+    fn wall(&self) -> Timestamp {
+        Timestamp(0).plus(HOUR)
     }
 
     fn random(&self) -> u64 {
@@ -199,6 +206,24 @@ async fn failures_come_again_later_and_later() {
     assert_eq!(notes.came.lock().len(), 4);
     assert_eq!(backoff(40, 0), LONGEST_BACKOFF);
     assert!(backoff(40, 499) >= LONGEST_BACKOFF / 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_shown_is_by_the_hosts_clock() {
+    let soon = Report {
+        wake_at: Some(Timestamp(0).plus(Duration::from_secs(5))),
+        ..Report::default()
+    };
+    let (rounds, notes, _cancel) = rounds(Notes {
+        answers: Mutex::new(VecDeque::from([Ok(soon)])),
+        ..Notes::default()
+    });
+    rounds.ask(&notes, service("a"), Priority::Soon);
+    pass(Duration::from_millis(100)).await;
+    let line = rounds.table().remove(0);
+    assert_eq!(line.last_pass, Timestamp(0).plus(HOUR));
+    let next = Timestamp(0).plus(HOUR + Duration::from_secs(5));
+    assert_eq!(line.next_wake, Some(next));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! A door without requests of its own: tests bring them.
 
+use tokio::sync::watch;
 use utsuwa_model::demand::FailingProbe;
 
 use super::*;
@@ -32,6 +33,10 @@ pub(super) struct DoorInner {
     pub(super) listens: Listens,
     pub(super) ages: BTreeMap<InstanceId, Duration>,
     pub(super) retired: BTreeSet<InstanceId>,
+    /// Instances that were to retire, each time.
+    pub(super) retirements: Vec<InstanceId>,
+    /// While it is so, what is to retire has streams in it.
+    pub(super) streams: Option<Arc<watch::Sender<bool>>>,
     pub(super) forgotten: BTreeSet<InstanceId>,
     pub(super) refused: Vec<(RevisionKey, Refusal)>,
     /// Startup probes of single containers: those asked for, and those that fail.
@@ -198,6 +203,17 @@ impl Door {
         !self.inner.lock().unasked.contains(id)
     }
 
+    /// How often `id` was to retire.
+    pub(crate) fn retirements(&self, id: &InstanceId) -> usize {
+        let inner = self.inner.lock();
+        inner.retirements.iter().filter(|one| *one == id).count()
+    }
+
+    /// Streams are in all that is to retire, until `streams` says otherwise.
+    pub(crate) fn streams(&self, streams: Option<Arc<watch::Sender<bool>>>) {
+        self.inner.lock().streams = streams;
+    }
+
     pub(crate) fn retired(&self) -> BTreeSet<InstanceId> {
         self.inner.lock().retired.clone()
     }
@@ -349,6 +365,8 @@ impl FrontDoor for Door {
         }
         let mut inner = self.inner.lock();
         inner.retired.insert(id.clone());
+        inner.retirements.push(id.clone());
+        let streams = inner.streams.as_ref().map(|streams| streams.subscribe());
         if let Some(key) = inner.owners.get(id).cloned()
             && let Some(demand) = inner.demand.get_mut(&key)
         {
@@ -356,7 +374,14 @@ impl FrontDoor for Door {
                 instance.reach = Reach::Retiring;
             }
         }
-        std::future::ready(true).boxed()
+        async move {
+            if let Some(mut streams) = streams {
+                // Its sender outlives every door.
+                drop(streams.wait_for(|streams| !*streams).await);
+            }
+            true
+        }
+        .boxed()
     }
 
     fn rest(&self, id: &InstanceId) -> bool {

@@ -179,9 +179,13 @@ impl House {
         self.control.shutdown(Duration::ZERO).await;
         self.set_gate(gate.clone());
         // Programs go on as they did.
-        let listens = self.door.inner.lock().listens.clone();
+        let (listens, streams) = {
+            let inner = self.door.inner.lock();
+            (inner.listens.clone(), inner.streams.clone())
+        };
         self.door = Door::new(Arc::clone(&self.clock), gate.clone());
         self.door.listens(listens);
+        self.door.streams(streams);
         let starting = start(
             &self.store,
             &self.driver,

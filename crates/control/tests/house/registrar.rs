@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use utsuwa_control::seam::{Certificates, Environment, IssueError};
 use utsuwa_model::Timestamp;
 use utsuwa_model::domain::{CertificateStanding, DomainName, Validity};
@@ -21,6 +22,8 @@ pub(crate) struct Registrar {
     pub(crate) asked: Mutex<Vec<(Timestamp, DomainName, u32)>>,
     /// What it says instead of issuing.
     pub(crate) refuses: Mutex<Option<String>>,
+    /// It answers nobody while this is so; how many wait for it is the number of those who look.
+    pub(crate) hangs: watch::Sender<bool>,
     pub(crate) gate: Mutex<Option<Arc<Gate>>>,
 }
 
@@ -31,6 +34,7 @@ impl Registrar {
             issued: Mutex::default(),
             asked: Mutex::default(),
             refuses: Mutex::default(),
+            hangs: watch::Sender::new(false),
             gate: Mutex::default(),
         })
     }
@@ -64,8 +68,11 @@ impl Certificates for Registrar {
 
     fn issue(&self, host: &DomainName, attempt: u32) -> BoxFuture<'_, Result<(), IssueError>> {
         let (host, passes) = (host.clone(), self.passes("issue"));
+        let mut hangs = self.hangs.subscribe();
         async move {
             passes.await;
+            // The sender is this registrar's own.
+            drop(hangs.wait_for(|hangs| !*hangs).await);
             let now = self.clock.now();
             self.asked.lock().push((now, host.clone(), attempt));
             if let Some(message) = self.refuses.lock().clone() {

@@ -179,3 +179,57 @@ async fn a_server_that_begins_again_goes_on_waiting() {
     }
     assert_eq!(house.registrar.asked.lock().len(), 1, "nobody hurries");
 }
+
+/// However many wait for an authority that doesn't answer, the next domain has its status and its records at once, and its turn
+/// in its time.
+#[tokio::test(start_paused = true)]
+async fn an_authority_that_hangs_keeps_no_other_domain_waiting() {
+    let house = House::with(true, asks).await;
+    house.images.put("hello:1");
+    let key = house.create("hello", template("hello:1")).await;
+    house.until_ready(&key).await;
+    house.registrar.hangs.send_replace(true);
+    let names: Vec<String> = (0..12).map(|n| format!("d{n}.example.com")).collect();
+    let status = |house: &House, name: &str| {
+        let found = house.store.domain(&name.parse().expect("a domain"));
+        found.expect("store").expect("it is mapped").status
+    };
+    for name in &names {
+        house.map(name, "hello", false).await.unwrap();
+        house
+            .until("its status", |h| {
+                let status = status(h, name);
+                status.observed_generation == 1 && !status.records.is_empty()
+            })
+            .await;
+    }
+    house
+        .until("eight attempts", |h| {
+            h.registrar.hangs.receiver_count() == 8
+        })
+        .await;
+    house.unmap(&names[11]).await;
+    house
+        .until("its end", |h| h.routed(&names[11]).is_none())
+        .await;
+    assert_eq!(
+        house.registrar.hangs.receiver_count(),
+        8,
+        "no more at a time"
+    );
+
+    house.registrar.hangs.send_replace(false);
+    house.pass_time(Duration::from_secs(6)).await;
+    assert_eq!(house.registrar.kept().len(), 11);
+    for name in &names[..11] {
+        let status = status(&house, name);
+        let ready = condition::find(&status.conditions, "Ready").map(|c| c.state);
+        assert_eq!(ready, Some(ConditionState::True), "{name}");
+        assert_eq!(status.trouble, None);
+    }
+    let asked = house.registrar.asked.lock().clone();
+    assert!(
+        asked.iter().all(|(_, _, attempt)| *attempt == 1),
+        "{asked:?}"
+    );
+}

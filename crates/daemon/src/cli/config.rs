@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::Value;
-use utsuwa_store::Settings;
 
 use super::words::shortened;
 use super::{ClientArgs, ServerArgs};
 use crate::client::Failure;
 use crate::config::{ConfigError, Layers, frozen};
 use crate::output::{Format, items, line, note, text_at};
+use crate::up::ahead::{self, Found};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -53,17 +53,23 @@ pub(crate) async fn run(command: &ConfigCommand, client: &ClientArgs) -> Result<
             let layers = Layers::read(&args.server().given(client)).map_err(usage)?;
             let config = layers.check().map_err(usage)?;
             // It may be another user's, or of a build that isn't this one: then it stays unknown, which is no fault of the options.
-            match Settings::in_directory(&config.data_dir.join("state")) {
-                Ok(None) => {}
-                Ok(Some(made_for)) => {
-                    let problems = frozen::differing(&layers, &config, &made_for);
+            let unknown = match ahead::made_for(&config.data_dir) {
+                Ok(Found::Nothing) => None,
+                Ok(Found::MadeFor(settings)) => {
+                    let problems = frozen::differing(&layers, &config, &settings);
                     if !problems.is_empty() {
                         return Err(usage(ConfigError(problems)));
                     }
+                    None
                 }
-                Err(error) => note(&format!(
-                    "note: project, region and domain are not compared with what the data directory is made for: {error}"
-                )),
+                Ok(Found::Wrong(problems)) => Some(problems.join("; ")),
+                Ok(Found::Unknown(why)) => Some(why),
+                Err(error) => Some(format!("{error:#}")),
+            };
+            if let Some(why) = unknown {
+                note(&format!(
+                    "note: project, region and domain are not compared with what the data directory is made for: {why}"
+                ));
             }
             note("The configuration is valid.");
             Ok(())

@@ -30,7 +30,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 pub(crate) use suggest::nearest;
 
 use crate::client::{Api, Failure};
-use crate::config::{Given, Layers, OPTIONS};
+use crate::config::{Config, Given, Layers, OPTIONS};
 use crate::output::{Format, note};
 
 /// Cloud Run that you own: give it a container image, get an address; instances start when requests come.
@@ -266,16 +266,21 @@ fn configuration_file(named: Option<PathBuf>) -> Option<PathBuf> {
 
 /// The data directory of a server that is started here without flags.
 fn configured_data_dir(file: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    configured(file).map(|config| config.data_dir)
+}
+
+/// Data directory and domain of a server that is started here without flags; whatever else its variables say.
+fn configured(file: Option<PathBuf>) -> Result<Config, Failure> {
     let given = Given {
         file: configuration_file(file),
-        variables: crate::environment::variables(std::iter::once("data-dir")),
+        variables: crate::environment::variables(["data-dir", "domain"].into_iter()),
         defaults: crate::config::defaults(),
         ..Given::default()
     };
     let usage = |e: crate::config::ConfigError| Failure::usage(e.to_string());
     // With a file that is wrong elsewhere it is not known whose server is meant.
     let config = Layers::read(&given).and_then(|layers| layers.check());
-    Ok(config.map_err(usage)?.data_dir)
+    config.map_err(usage)
 }
 
 /// Runs the command line.

@@ -2,11 +2,16 @@
 //!
 //! Owns: the places where Linux distributions keep authorities, and the databases of Chromium and Firefox. The authority itself
 //! is the server's ([`utsuwa_ingress::tls`]); it may sign for the served domain alone, so trusting it concerns no other site.
+//! Root runs this over a folder of the server's user: nothing is followed there, and nothing else than such an authority is
+//! printed or installed.
 
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use utsuwa_ingress::tls::CERTIFICATE_FILE;
 
 use crate::client::Failure;
@@ -23,7 +28,15 @@ pub(crate) struct TrustArgs {
     /// Data directory of the server; default: the configured one.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// The only domain that the authority may sign for; default: the configured one.
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
 }
+
+/// Many times what it has.
+const LARGEST: u64 = 64 << 10;
+const NOT_ITS_OWN: &str = "nothing was changed. No server of this kind makes such an authority: somebody else may have put it there, so find out who; \
+     with services-ca.pem and services-ca-key.pem removed the next `utsuwa up` makes another one";
 
 /// A place where a distribution keeps authorities: the folder, the file's ending, and what makes them known.
 struct Store {
@@ -53,34 +66,90 @@ const STORES: [Store; 3] = [
 pub(crate) fn run(args: &TrustArgs) -> Result<(), Failure> {
     let data = match &args.data_dir {
         Some(data) => data.clone(),
-        None => super::configured_data_dir(None)?,
+        None => super::configured(None)?.data_dir,
     };
-    let path = data.join("keys").join(CERTIFICATE_FILE);
-    let pem = std::fs::read_to_string(&path).map_err(|error| {
-        let failure = Failure::failed(format!("read {}: {error}", path.display()));
-        match error.kind() {
-            std::io::ErrorKind::PermissionDenied => {
-                failure.hint("only root and the server's user may: sudo utsuwa trust")
-            }
-            _ => failure.hint("the authority is made at the first `utsuwa up`; --data-dir names another server's directory"),
-        }
-    })?;
+    let name = name(&data);
+    if args.remove {
+        return told(system(&name, None)? + databases(&name, None)?);
+    }
+    let domain = match &args.domain {
+        Some(domain) => domain.clone(),
+        None => super::configured(None)?.domain,
+    };
+    let pem = authority(&data, &domain)?;
     if args.print {
         line(pem.trim_end());
         return Ok(());
     }
-    let name = name(&data);
-    let mut done = system(&name, &pem, args.remove)?;
-    done += databases(&name, &path, args.remove)?;
+    told(system(&name, Some(&pem))? + databases(&name, Some(&pem))?)?;
+    note(
+        "programs that bring authorities of their own (Java, Python's requests, Node) must be told: utsuwa trust --print",
+    );
+    Ok(())
+}
+
+fn told(done: usize) -> Result<(), Failure> {
     if done == 0 {
         note("nothing was changed: it was as asked for already");
     }
-    if !args.remove {
-        note(
-            "programs that bring authorities of their own (Java, Python's requests, Node) must be told: utsuwa trust --print",
-        );
-    }
     Ok(())
+}
+
+/// The authority of the server in `data` (PEM), which signs below `domain` alone. Its folder is the server's own, and strangers
+/// speak to the server: what lies there is believed only as far as it was looked at.
+fn authority(data: &Path, domain: &str) -> Result<String, Failure> {
+    let path = data.join(file()).display().to_string();
+    let pem = read(data).map_err(|error| {
+        let failure = Failure::failed(format!("read {path}: {error}"));
+        match error.kind() {
+            ErrorKind::PermissionDenied => {
+                failure.hint("only root and the server's user may: sudo utsuwa trust")
+            }
+            ErrorKind::NotFound => failure.hint("the authority is made at the first `utsuwa up`; --data-dir names another server's directory"),
+            _ => failure.hint(NOT_ITS_OWN),
+        }
+    })?;
+    let found = utsuwa_ingress::tls::domain_of(&pem)
+        .map_err(|why| Failure::failed(format!("{path}: {why}")).hint(NOT_ITS_OWN))?;
+    if found == domain {
+        return Ok(pem);
+    }
+    Err(Failure::failed(format!(
+        "{path}: it signs for {found:?}, not for {domain:?}"
+    ))
+    .hint(format!(
+        "if that is the domain that you have this server serve: utsuwa trust --domain {found}"
+    )))
+}
+
+/// The authority's certificate below the data directory.
+fn file() -> PathBuf {
+    Path::new("keys").join(CERTIFICATE_FILE)
+}
+
+/// What lies at [`file`] below `data`, which is one file and no link to another.
+fn read(data: &Path) -> std::io::Result<String> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(data, flags, Mode::empty())?;
+    // A pipe there would be waited for.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let file =
+        rustix::fs::openat2(&folder, file(), flags, Mode::empty(), resolve).map_err(|error| {
+            match error {
+                Errno::LOOP | Errno::XDEV => {
+                    std::io::Error::other("there is a link on the way to it")
+                }
+                error => error.into(),
+            }
+        })?;
+    let file = std::fs::File::from(file);
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is no file"));
+    }
+    let mut text = String::new();
+    file.take(LARGEST).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// What it is called in a store: two servers of one machine have one each.
@@ -95,8 +164,8 @@ fn name(data: &Path) -> String {
     format!("utsuwa-{id}")
 }
 
-/// The machine's own store: what curl, wget and most programs look into.
-fn system(name: &str, pem: &str, remove: bool) -> Result<usize, Failure> {
+/// The machine's own store: what curl, wget and most programs look into. `None`: without the authority.
+fn system(name: &str, pem: Option<&str>) -> Result<usize, Failure> {
     let Some(store) = STORES.iter().find(|s| Path::new(s.folder).is_dir()) else {
         note(
             "this machine has no store of authorities that is known here (Debian's, Fedora's or Arch's): it was left out",
@@ -111,11 +180,11 @@ fn system(name: &str, pem: &str, remove: bool) -> Result<usize, Failure> {
                 .hint("the store is root's: sudo utsuwa trust")
         })
     };
-    match (remove, there) {
-        (true, None) => return Ok(0),
-        (false, Some(same)) if same == pem => return Ok(0),
-        (true, Some(_)) => changed(std::fs::remove_file(&file), "remove")?,
-        (false, _) => changed(std::fs::write(&file, pem), "write")?,
+    match (pem, there) {
+        (None, None) => return Ok(0),
+        (Some(pem), Some(same)) if same == pem => return Ok(0),
+        (None, Some(_)) => changed(std::fs::remove_file(&file), "remove")?,
+        (Some(pem), _) => changed(std::fs::write(&file, pem), "write")?,
     }
     let (program, arguments) = (store.command[0], &store.command[1..]);
     let output = Command::new(program)
@@ -130,13 +199,13 @@ fn system(name: &str, pem: &str, remove: bool) -> Result<usize, Failure> {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(Failure::failed(format!("{program} failed: {said}")));
     }
-    let verb = if remove { "removed" } else { "installed" };
+    let verb = pem.map_or("removed", |_| "installed");
     line(&format!("{verb} {} ({program})", file.display()));
     Ok(1)
 }
 
-/// Chromium's database of this user, and Firefox's of each profile.
-fn databases(name: &str, pem: &Path, remove: bool) -> Result<usize, Failure> {
+/// Chromium's database of this user, and Firefox's of each profile. `None`: without the authority.
+fn databases(name: &str, pem: Option<&str>) -> Result<usize, Failure> {
     let Some(home) = crate::environment::variable("HOME").map(PathBuf::from) else {
         return Ok(0);
     };
@@ -154,6 +223,8 @@ fn databases(name: &str, pem: &Path, remove: bool) -> Result<usize, Failure> {
             .stderr(Stdio::null())
             .status()
     };
+    // What was looked at, and not whatever lies in the server's folder by now.
+    let file = pem.map(copy).transpose()?;
     let mut done = 0;
     for database in found {
         let there = match certutil(&database, &["-L", "-n", name]) {
@@ -166,16 +237,17 @@ fn databases(name: &str, pem: &Path, remove: bool) -> Result<usize, Failure> {
                 continue;
             }
         };
-        if there != remove {
+        if there == file.is_some() {
             continue;
         }
-        let file = pem.to_string_lossy();
-        let arguments: &[&str] = if remove {
-            &["-D", "-n", name]
-        } else {
-            &["-A", "-n", name, "-t", "C,,", "-i", &file]
+        let arguments: Vec<&str> = match &file {
+            None => vec!["-D", "-n", name],
+            Some(file) => {
+                let path = file.path().to_str().unwrap_or_default();
+                vec!["-A", "-n", name, "-t", "C,,", "-i", path]
+            }
         };
-        let ok = certutil(&database, arguments).is_ok_and(|status| status.success());
+        let ok = certutil(&database, &arguments).is_ok_and(|status| status.success());
         if !ok {
             return Err(Failure::failed(format!(
                 "certutil could not change {}",
@@ -183,14 +255,19 @@ fn databases(name: &str, pem: &Path, remove: bool) -> Result<usize, Failure> {
             )));
         }
         done += 1;
-        let verb = if remove {
-            "removed from"
-        } else {
-            "installed in"
-        };
+        let verb = file.as_ref().map_or("removed from", |_| "installed in");
         line(&format!("{verb} {}", database.display()));
     }
     Ok(done)
+}
+
+fn copy(pem: &str) -> Result<tempfile::NamedTempFile, Failure> {
+    let written = tempfile::NamedTempFile::new()
+        .and_then(|mut file| file.write_all(pem.as_bytes()).map(|()| file));
+    written.map_err(|error| {
+        Failure::failed(format!("write the certificate for certutil: {error}"))
+            .hint("TMPDIR names another folder for it")
+    })
 }
 
 /// The folders below `home` that hold such a database.
@@ -211,8 +288,62 @@ fn nss(home: &Path) -> Vec<PathBuf> {
 
 /// Whether this machine's own store has the authority of the server in `data`, for `utsuwa doctor`.
 pub(super) fn is_trusted(data: &Path) -> Option<bool> {
-    let pem = std::fs::read_to_string(data.join("keys").join(CERTIFICATE_FILE)).ok()?;
+    let pem = read(data).ok()?;
     let store = STORES.iter().find(|s| Path::new(s.folder).is_dir())?;
     let file = Path::new(store.folder).join(format!("{}.crt", name(data)));
     Some(std::fs::read_to_string(file).is_ok_and(|there| there == pem))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use utsuwa_ingress::tls::Authority;
+
+    use super::*;
+
+    /// A data directory with the authority of `example.org`.
+    fn data() -> tempfile::TempDir {
+        let data = tempfile::tempdir().unwrap();
+        Authority::load_or_make(&data.path().join("keys"), "example.org").unwrap();
+        data
+    }
+
+    #[test]
+    fn the_authority_of_the_served_domain_alone_is_taken() {
+        let data = data();
+        let pem = authority(data.path(), "example.org").unwrap();
+        assert!(pem.starts_with("-----BEGIN CERTIFICATE-----"));
+        let other = authority(data.path(), "localhost").unwrap_err().to_string();
+        assert!(
+            other.contains("example.org") && other.contains("localhost"),
+            "{other}"
+        );
+        std::fs::write(data.path().join(file()), "root:$6$secret:19000::::::\n").unwrap();
+        let said = authority(data.path(), "example.org")
+            .unwrap_err()
+            .to_string();
+        assert!(!said.contains("secret"), "{said}");
+    }
+
+    /// Of the file, and of the folder.
+    #[test]
+    fn links_are_refused() {
+        let (one, other) = (data(), data());
+        let path = one.path().join(file());
+        std::fs::remove_file(&path).unwrap();
+        symlink(other.path().join(file()), &path).unwrap();
+        let refused = |data: &Path| {
+            let said = authority(data, "example.org").unwrap_err().to_string();
+            assert!(said.contains("link"), "{said}");
+        };
+        refused(one.path());
+        std::fs::remove_dir_all(one.path().join("keys")).unwrap();
+        symlink(other.path().join("keys"), one.path().join("keys")).unwrap();
+        refused(one.path());
+        // Where the data directory lies is the operator's choice.
+        let link = one.path().join("link");
+        symlink(other.path(), &link).unwrap();
+        authority(&link, "example.org").unwrap();
+    }
 }

@@ -52,7 +52,11 @@ impl Doors {
         for (scheme, listeners) in [(Scheme::Http, self.http), (Scheme::Https, self.https)] {
             for listener in listeners {
                 let (ingress, stop) = (ingress.clone(), stop.clone());
-                tracker.spawn(async move { ingress.serve(listener, scheme, stop).await });
+                let runtime = ingress.runtime().clone();
+                tracker.spawn_on(
+                    async move { ingress.serve(listener, scheme, stop).await },
+                    &runtime,
+                );
             }
         }
         self.api

@@ -59,12 +59,7 @@ impl OwnCertificates {
             ends: Vec::new(),
             warned: None,
         };
-        own.take_over().map_err(|problems| {
-            Refusal::new(
-                format!("certificates-file: {}", problems.join("\n")),
-                "the server's user must be able to read these files (chgrp, chmod g+r)",
-            )
-        })?;
+        own.take_over(read).map_err(|problems| refusal(&problems))?;
         Ok(own)
     }
 
@@ -81,7 +76,7 @@ impl OwnCertificates {
             if !asked && self.print() == self.seen {
                 continue;
             }
-            match self.take_over() {
+            match self.take_over(read) {
                 Ok(()) => tracing::info!(
                     path = %self.path.display(),
                     hosts = self.ends.len(),
@@ -96,11 +91,13 @@ impl OwnCertificates {
         }
     }
 
-    fn take_over(&mut self) -> Result<(), Vec<String>> {
-        // Before reading: a change that comes meanwhile is seen at the next look.
+    fn take_over(
+        &mut self,
+        read: impl FnOnce(&Path) -> Result<Vec<Given>, Vec<String>>,
+    ) -> Result<(), Vec<String>> {
+        // Before reading, and not after it: a change that comes meanwhile is seen at the next look.
         self.seen = self.print();
         let given = read(&self.path)?;
-        self.seen = self.print();
         self.ends = given
             .iter()
             .map(|given| (given.pattern.clone(), given.validity.until))
@@ -150,6 +147,19 @@ fn tables(text: &str) -> Result<BTreeMap<String, Table>, toml::de::Error> {
     toml::from_str(text)
 }
 
+/// What keeps a server from starting.
+pub(super) fn refusal(problems: &[String]) -> anyhow::Error {
+    Refusal::new(
+        format!("certificates-file: {}", problems.join("\n")),
+        "the server's user must be able to read these files (chgrp, chmod g+r)",
+    )
+}
+
+/// Whether all that the file at `path` names could be in force.
+pub(super) fn check(path: &Path) -> Result<(), Vec<String>> {
+    read(path).map(drop)
+}
+
 /// All certificates that the file names, each checked.
 fn read(path: &Path) -> Result<Vec<Given>, Vec<String>> {
     let text = std::fs::read_to_string(path)
@@ -178,4 +188,48 @@ fn one(name: &str, table: &Table, now: Timestamp) -> Result<Given, String> {
     let chain = file("certificate-file", &table.certificate_file)?;
     let key = file("key-file", &table.key_file)?;
     Given::new(pattern, &chain, &key, now).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use utsuwa_ingress::tls::Authority;
+
+    use super::*;
+
+    /// Renewed between the reading and the end of it.
+    #[test]
+    fn files_that_are_replaced_while_they_are_read_are_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_make(folder.path(), "localhost").unwrap();
+        let tls = Tls::new(authority, Arc::new(Machine::begin()), None).unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let path = at("certificates.toml");
+        let table = format!(
+            "[\"a.example\"]\ncertificate-file = {:?}\nkey-file = {:?}\n",
+            at("cert.pem"),
+            at("key.pem")
+        );
+        std::fs::write(&path, table).unwrap();
+        std::fs::write(at("cert.pem"), "first").unwrap();
+        std::fs::write(at("key.pem"), "first").unwrap();
+        let mut own = OwnCertificates {
+            path,
+            tls: Arc::new(tls),
+            seen: Print::new(),
+            ends: Vec::new(),
+            warned: None,
+        };
+        let renew = || {
+            std::fs::write(at("new"), "second").unwrap();
+            std::fs::rename(at("new"), at("cert.pem")).unwrap();
+        };
+        own.take_over(|_| {
+            renew();
+            Ok(Vec::new())
+        })
+        .unwrap();
+        assert_ne!(own.print(), own.seen, "the next look finds another one");
+        own.take_over(|_| Ok(Vec::new())).unwrap();
+        assert_eq!(own.print(), own.seen);
+    }
 }

@@ -192,11 +192,13 @@ impl Inside {
             let crowded = Arc::new(move |count| {
                 let _ = crowded.try_send((index, count));
             });
-            tasks.spawn(async move {
+            let runtime = ingress.runtime().clone();
+            let serving = async move {
                 ingress
                     .serve_instance(listener, scheme, crowded, stop)
                     .await
-            });
+            };
+            tasks.spawn_on(serving, &runtime);
         }
         Some(Sandbox {
             net,

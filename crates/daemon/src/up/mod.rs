@@ -1,8 +1,9 @@
 //! `utsuwa up`: from root with a configuration to an unprivileged server with a keeper beside it.
 //!
 //! Order (each step can refuse, and nothing before it needs undoing): configuration, privilege (an ordinary user's own
-//! namespaces are entered here), directories, ports, keeper, give up root, store, runtime, loops, ingress, API, `ready`.
+//! namespaces are entered here), ports, with `--replace` all else that the start could fail by, directories, keeper, give up root, store, runtime, loops, ingress, API, `ready`.
 
+pub(crate) mod ahead;
 mod certificates;
 mod connect;
 mod descriptors;
@@ -98,7 +99,7 @@ fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
              use an ordinary build for everything else"
         );
     }
-    let prepared = prepare::prepare(config, docker, replace);
+    let prepared = prepare::prepare(config, &layers, docker, replace);
     let ground = match (prepared, world) {
         (Ok(ground), Some(world)) => {
             rootless::say_what_is_weaker(&world);
@@ -112,13 +113,30 @@ fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
     };
     utsuwa_runtime::privilege::drop_to(&ground.user)
         .with_context(|| format!("become {}", ground.user.shown))?;
+    // All threads of the runtime have it from this one.
+    utsuwa_runtime::precedence::is_prompt();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("utsuwa")
         .build()
         .context("start the async runtime")?;
-    let result = runtime.block_on(server::run(ground, layers));
+    let traffic = traffic()?;
+    let result = runtime.block_on(server::run(ground, layers, traffic.handle()));
+    traffic.shutdown_timeout(std::time::Duration::from_millis(50));
     // Threads that read logs for callers look up every 200 ms; nothing durable waits for them.
     runtime.shutdown_timeout(std::time::Duration::from_millis(50));
     result
+}
+
+/// The runtime of the data path, apart from everything else: nothing that a loop or the API does stands in the way of a request.
+/// Half as many threads as processors: whatever answers behind it needs at least as much of them as forwarding does, and a
+/// thread too many costs latency (it takes the processor from one that has requests at hand).
+fn traffic() -> anyhow::Result<tokio::runtime::Runtime> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads((processors / 2).max(1))
+        .enable_all()
+        .thread_name("traffic")
+        .build()
+        .context("start the runtime of the data path")
 }

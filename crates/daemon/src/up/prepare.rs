@@ -16,8 +16,8 @@ use utsuwa_runtime::rootless::is_rootless;
 use utsuwa_runtime::sandbox;
 
 use super::journal::JournalLimits;
-use super::{Refusal, folders, ports};
-use crate::config::Config;
+use super::{Refusal, ahead, folders, ports};
+use crate::config::{Config, Layers};
 use crate::output::note;
 
 /// The journal's part of a service's log budget: a request takes some 300 bytes there, an app writes as much as it likes.
@@ -40,6 +40,7 @@ pub(super) struct Ground {
 /// `replace`: a server that runs over the data directory makes place first.
 pub(super) fn prepare(
     mut config: Config,
+    layers: &Layers,
     docker: DockerConfig,
     replace: bool,
 ) -> anyhow::Result<Ground> {
@@ -92,7 +93,12 @@ pub(super) fn prepare(
     let held = known.as_deref().map(keeper::held_listeners);
     ports::check(&mut config, &held.unwrap_or_default())?;
     folders::can_be_entered(&config.data_dir, &user)?;
-    // All that can be found wrong was looked for: only now something is made, and the one that serves is asked to go.
+    if replace {
+        // Not at every start: it takes two processes, and where nobody serves the start itself finds out soon enough.
+        ahead::check(&config, layers, &user)?;
+    }
+    // What can be found wrong without making anything was looked for: only now something is made, and the one that serves is
+    // asked to go.
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("make the directory {}", config.data_dir.display()))?;
     let id = match known {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +44,7 @@ const POOL_LOOK: Duration = Duration::from_millis(10);
 /// Sockets of sandboxes that wait to be served; a pool refills up to 16 at a time, up to 64.
 const INTERNAL_EVENTS: usize = 64;
 
-pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
+pub(super) async fn run(ground: Ground, layers: Layers, traffic: &Handle) -> anyhow::Result<()> {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let data = ground.config.data_dir.clone();
     let store = Store::open(&data.join("state")).context("open the database")?;
@@ -68,7 +69,9 @@ pub(super) async fn run(ground: Ground, layers: Layers) -> anyhow::Result<()> {
     let bell = Bell::default();
     let shares = descriptors::share(ground.open_files);
     let shared: Arc<dyn Driver> = Arc::new(driver.clone());
+    let on_its_own = traffic.enter();
     let ingress = open_ingress(&ground, &shares, &shared, &bell, &journal, machine);
+    drop(on_its_own);
     let https = ground.config.listen_https.as_ref();
     let secured = (https.is_some())
         .then(|| secure::open(&data.join("keys"), &settings.domain, &ground.config))

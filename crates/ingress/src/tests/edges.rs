@@ -249,7 +249,8 @@ async fn grpc_callers_are_refused_in_grpc_s_terms() {
     );
     assert_eq!(reply.header("content-type"), "application/grpc");
     assert!(reply.body.is_empty());
-    assert_eq!(scene.records(1).await[0].status, 404);
+    let record = &scene.records(1).await[0];
+    assert_eq!((record.status, record.response_bytes), (404, 0));
     // gRPC-Web, and gRPC's content type in an ordinary HTTP/1.1 request, get HTTP's.
     for kind in [
         "application/grpc-web",

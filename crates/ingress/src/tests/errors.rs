@@ -137,8 +137,8 @@ async fn what_the_app_answers_is_the_app_s() {
     );
     assert_eq!(
         (
-            record.host.as_str(),
-            record.remote.as_str(),
+            &*record.host,
+            record.remote.to_string().as_str(),
             record.user_agent.as_str()
         ),
         (HOST, "127.0.0.1", "tester")

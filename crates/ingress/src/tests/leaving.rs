@@ -1,10 +1,15 @@
 //! A server that makes place: nothing that was begun is lost, and the next one knows what goes on.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Context;
 use std::time::Duration;
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead as _, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
@@ -14,6 +19,13 @@ use utsuwa_model::route::RevisionRoute;
 use super::app::*;
 use super::protocols::{websocket, websocket_app};
 use super::scene::*;
+use super::smuggling::h2raw::{
+    self, ACK, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, Raw, frame, get,
+};
+use crate::budget::Budget;
+use crate::serve::Client;
+use crate::tls::Wire;
+use crate::watched::Watched;
 
 /// Reads until the text ends so.
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {
@@ -94,6 +106,88 @@ async fn a_kept_connection_has_its_last_words_and_is_told_to_close() {
     let last = read_until(&mut stream, "hello").await;
     assert!(last.to_lowercase().contains("connection: close"), "{last}");
     assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    scene.close().await;
+}
+
+/// What has reached the kernel is known of before anybody was woken for it: a kept connection isn't closed over a request.
+#[tokio::test]
+async fn what_is_in_the_kernel_already_crosses_the_end() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut sender = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (socket, peer) = listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let client = Client::new(peer.ip(), Budget::new("tests", 1).share());
+    let stream = TcpStream::from_std(socket).unwrap();
+    let mut watched = Watched::new(Wire::Plain(stream), Arc::clone(&client));
+    let mut crosses = || {
+        // Nothing is awaited here, so that nothing is told of.
+        let (mut space, waker) = ([0; 16], std::task::Waker::noop());
+        let mut context = Context::from_waker(waker);
+        let read = Pin::new(&mut watched).poll_read(&mut context, &mut ReadBuf::new(&mut space));
+        assert!(read.is_pending());
+        client.crossing.swap(false, Ordering::AcqRel)
+    };
+    assert!(!crosses());
+    sender.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    assert!(!crosses(), "nobody leaves");
+    client.leaving.store(true, Ordering::Release);
+    assert!(crosses());
+}
+
+/// The next frame of a kind; `None`: not within `patience`.
+async fn next_of(raw: &mut Raw, kind: u8, patience: Duration) -> Option<Frame> {
+    let search = async {
+        loop {
+            let frame = raw.next().await.expect("the connection stands");
+            if frame.kind == kind {
+                return frame;
+            }
+        }
+    };
+    tokio::time::timeout(patience, search).await.ok()
+}
+
+/// Libraries answer a PING before they send what their callers have queued; that call must be taken all the same.
+#[tokio::test]
+async fn a_call_that_crosses_the_goaway_is_answered() {
+    let mut scene = Scene::new(route()).await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    let mut raw = Raw::connect(scene.address, &[]).await;
+    let call = |stream| {
+        let flags = END_HEADERS | END_STREAM;
+        frame(HEADERS, flags, stream, &get(HOST, "/hello"))
+    };
+    assert!(raw.send(&call(1)).await && raw.answered(1).await);
+    scene.shutdown.cancel();
+    let goaway = next_of(&mut raw, GOAWAY, PATIENCE)
+        .await
+        .expect("it says that it leaves");
+    assert_eq!(
+        goaway.payload,
+        [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0],
+        "and takes every stream"
+    );
+    // A round trip of a slow client: whatever is asked meanwhile is answered first.
+    if let Some(ping) = next_of(&mut raw, PING, Duration::from_millis(100)).await {
+        assert!(raw.send(&frame(PING, ACK, 0, &ping.payload)).await);
+        while next_of(&mut raw, GOAWAY, Duration::from_millis(100))
+            .await
+            .is_some()
+        {}
+    }
+    assert!(raw.send(&call(3)).await && raw.answered(3).await);
+    // Then it ends in order.
+    let ping = next_of(&mut raw, PING, PATIENCE).await.unwrap();
+    assert!(raw.send(&frame(PING, ACK, 0, &ping.payload)).await);
+    let last = next_of(&mut raw, GOAWAY, PATIENCE).await.unwrap();
+    assert_eq!(last.payload, [0, 0, 0, 3, 0, 0, 0, 0]);
+    assert!(
+        tokio::time::timeout(PATIENCE, raw.next())
+            .await
+            .unwrap()
+            .is_none()
+    );
     scene.close().await;
 }
 
@@ -200,4 +294,30 @@ async fn it_may_be_told_before_the_instance_is_found() {
     assert_eq!(scene.demand().in_flight, 3);
     scene.ingress.hold(BTreeMap::new());
     assert!(tokio::time::timeout(PATIENCE, stray).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_body_that_says_it_is_empty_and_never_ends_keeps_nobody() {
+    let mut scene = Scene::new(route()).await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    let mut client = Raw::connect(scene.address, &[]).await;
+    let open = h2raw::block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", HOST),
+        (":path", "/echo"),
+        ("content-length", "0"),
+    ]);
+    let whole = h2raw::get(HOST, "/hello");
+    let mut bytes = h2raw::frame(HEADERS, END_HEADERS, 1, &open);
+    bytes.extend(h2raw::frame(HEADERS, END_HEADERS | END_STREAM, 3, &whole));
+    assert!(client.send(&bytes).await);
+    assert!(client.answered(3).await, "so the first was read, too");
+    scene.shutdown.cancel();
+    tokio::time::timeout(PATIENCE, scene.ingress.settled())
+        .await
+        .expect("it would have had a minute");
+    drop(client);
+    scene.close().await;
 }

@@ -59,7 +59,7 @@ async fn the_address_that_a_proxy_names_is_the_client_s() {
         .records(4)
         .await
         .into_iter()
-        .map(|record| record.remote)
+        .map(|record| record.remote.to_string())
         .collect();
     assert_eq!(remotes, ["1.2.3.4", "fd00::7", "5.6.7.8", "127.0.0.1"]);
     // Without a header, or with half of one, it isn't served.

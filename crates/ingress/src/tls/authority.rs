@@ -15,13 +15,17 @@ use rcgen::{
     PKCS_ECDSA_P256_SHA256,
 };
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use utsuwa_model::Timestamp;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::TlsError;
+use super::{TlsError, Unusable};
 
 /// The authority's certificate (PEM) in the keys directory: what `utsuwa trust` installs.
 pub const CERTIFICATE_FILE: &str = "services-ca.pem";
 const KEY_FILE: &str = "services-ca-key.pem";
+const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+const END: &str = "-----END CERTIFICATE-----";
 
 /// How long a leaf is valid: longer than any server runs without making it anew ([`super::leaves`]), shorter than clients mind.
 pub(super) const LEAF_DAYS: u64 = 90;
@@ -42,26 +46,22 @@ impl Authority {
     /// # Errors
     /// When the files can't be read, made or used.
     pub fn load_or_make(keys_dir: &Path, domain: &str) -> Result<Self, TlsError> {
-        let (key_path, cert_path) = (keys_dir.join(KEY_FILE), keys_dir.join(CERTIFICATE_FILE));
-        let unusable = |path: &Path| {
-            let path = path.to_owned();
-            move |error: rcgen::Error| TlsError::Unusable {
-                path,
-                why: error.to_string(),
-            }
-        };
-        let issuer = match (read(&key_path)?, read(&cert_path)?) {
-            (Some(key), Some(cert)) => {
-                let key = KeyPair::from_pem(&key).map_err(unusable(&key_path))?;
-                Issuer::from_ca_cert_pem(&cert, key).map_err(unusable(&cert_path))?
-            }
-            // Neither is of use without the other.
-            _ => make(keys_dir, domain)?,
+        let issuer = match load(keys_dir)? {
+            Some(issuer) => issuer,
+            None => make(keys_dir, domain)?,
         };
         Ok(Self {
             issuer,
             domain: domain.to_owned(),
         })
+    }
+
+    /// Whether `keys_dir` holds an authority that [`Self::load_or_make`] would take. Only reads.
+    ///
+    /// # Errors
+    /// There are files that can't be read or used.
+    pub fn is_kept(keys_dir: &Path) -> Result<bool, TlsError> {
+        load(keys_dir).map(|issuer| issuer.is_some())
     }
 
     /// The domain it may sign for.
@@ -97,6 +97,65 @@ impl Authority {
     }
 }
 
+/// The domain below which the one authority in `pem` may sign, if it is one that [`Authority::load_or_make`] makes: whoever
+/// trusts it must know that it has no power over any other site, whatever was put in its file's place.
+///
+/// # Errors
+/// It is anything else.
+pub fn domain_of(pem: &str) -> Result<String, Unusable> {
+    let wrong = |why: &str| Unusable(why.to_owned());
+    let is_one = pem.trim().starts_with(BEGIN)
+        && pem.trim().ends_with(END)
+        && pem.matches("-----BEGIN").count() == 1;
+    if !is_one {
+        return Err(wrong("it is not one certificate in PEM and nothing else"));
+    }
+    let der = CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|error| Unusable(format!("it is not a certificate in PEM: {error}")))?;
+    let (rest, certificate) = X509Certificate::from_der(&der)
+        .map_err(|error| Unusable(format!("it can't be read: {error}")))?;
+    let authority = certificate.basic_constraints().ok().flatten();
+    if !rest.is_empty() || !authority.is_some_and(|found| found.value.ca) {
+        return Err(wrong("it is no authority's"));
+    }
+    let constraints = match certificate.name_constraints() {
+        Ok(Some(constraints)) if constraints.critical => constraints.value,
+        _ => return Err(wrong("it may sign for every site")),
+    };
+    let excluded = constraints.excluded_subtrees.as_deref().unwrap_or_default();
+    let excludes = |length: usize| {
+        excluded
+            .iter()
+            .any(|tree| matches!(tree.base, GeneralName::IPAddress(all) if all == vec![0; length]))
+    };
+    match constraints.permitted_subtrees.as_deref() {
+        // Address and mask of all there are.
+        Some([only]) if excludes(8) && excludes(32) => match only.base {
+            GeneralName::DNSName(domain) if !domain.is_empty() => Ok(domain.to_owned()),
+            _ => Err(wrong("it may sign for every site")),
+        },
+        _ => Err(wrong("it may sign for more than one domain")),
+    }
+}
+
+fn load(keys_dir: &Path) -> Result<Option<Issuer<'static, KeyPair>>, TlsError> {
+    let (key_path, cert_path) = (keys_dir.join(KEY_FILE), keys_dir.join(CERTIFICATE_FILE));
+    let unusable = |path: &Path| {
+        let path = path.to_owned();
+        move |error: rcgen::Error| TlsError::Unusable {
+            path,
+            why: error.to_string(),
+        }
+    };
+    // Neither is of use without the other.
+    let (Some(key), Some(cert)) = (read(&key_path)?, read(&cert_path)?) else {
+        return Ok(None);
+    };
+    let key = KeyPair::from_pem(&key).map_err(unusable(&key_path))?;
+    let issuer = Issuer::from_ca_cert_pem(&cert, key).map_err(unusable(&cert_path))?;
+    Ok(Some(issuer))
+}
+
 fn make(keys_dir: &Path, domain: &str) -> Result<Issuer<'static, KeyPair>, TlsError> {
     let failed = |source| TlsError::Make {
         host: domain.to_owned(),
@@ -115,10 +174,7 @@ fn make(keys_dir: &Path, domain: &str) -> Result<Issuer<'static, KeyPair>, TlsEr
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.name_constraints = Some(NameConstraints {
         permitted_subtrees: vec![GeneralSubtree::DnsName(domain.to_owned())],
-        excluded_subtrees: vec![
-            GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [0; 4])),
-            GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])),
-        ],
+        excluded_subtrees: all_addresses(),
     });
     // Fixed, so that a clock that is wrong at the first start does no harm.
     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
@@ -136,6 +192,13 @@ fn make(keys_dir: &Path, domain: &str) -> Result<Issuer<'static, KeyPair>, TlsEr
     write_private(&keys_dir.join(KEY_FILE), &key.serialize_pem())?;
     write_private(&keys_dir.join(CERTIFICATE_FILE), &cert)?;
     Ok(Issuer::new(params, key))
+}
+
+fn all_addresses() -> Vec<GeneralSubtree> {
+    vec![
+        GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [0; 4])),
+        GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])),
+    ]
 }
 
 /// The text of a file; `None` where there is none.
@@ -211,5 +274,51 @@ mod tests {
         );
         fs::remove_file(&path).unwrap();
         Authority::load_or_make(data.path(), "localhost").unwrap();
+    }
+
+    #[test]
+    fn only_an_authority_of_one_domain_is_worth_trusting() {
+        let data = tempfile::tempdir().unwrap();
+        Authority::load_or_make(data.path(), "apps.example.org").unwrap();
+        let pem = fs::read_to_string(data.path().join(CERTIFICATE_FILE)).unwrap();
+        assert_eq!(domain_of(&pem).unwrap(), "apps.example.org");
+        let ended = |params: CertificateParams| {
+            let key = KeyPair::generate().unwrap();
+            domain_of(&params.self_signed(&key).unwrap().pem())
+                .unwrap_err()
+                .to_string()
+        };
+        let authority = || {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params
+        };
+        assert!(ended(CertificateParams::default()).contains("no authority"));
+        assert!(ended(authority()).contains("every site"));
+        let name = |domain: &str| GeneralSubtree::DnsName(domain.to_owned());
+        for (permitted, excluded) in [
+            (vec![name("localhost")], vec![]),
+            (
+                vec![name("localhost"), name("example.com")],
+                all_addresses(),
+            ),
+            (vec![name("")], all_addresses()),
+            (vec![], all_addresses()),
+        ] {
+            let mut params = authority();
+            params.name_constraints = Some(NameConstraints {
+                permitted_subtrees: permitted,
+                excluded_subtrees: excluded,
+            });
+            assert!(ended(params).contains("may sign for"));
+        }
+        for text in [
+            "root:$6$secret:19000::::::".to_owned(),
+            format!("{pem}{pem}"),
+            format!("{pem}root:$6$secret:19000::::::\n"),
+            String::new(),
+        ] {
+            domain_of(&text).unwrap_err();
+        }
     }
 }

@@ -34,7 +34,7 @@ use rustls::server::ProducesTickets;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use utsuwa_model::domain::{CertificateStanding, DomainName};
 
-pub use self::authority::{Authority, CERTIFICATE_FILE};
+pub use self::authority::{Authority, CERTIFICATE_FILE, domain_of};
 pub use self::cabinet::{Cabinet, Kept};
 pub use self::challenge::{Challenges, Raised};
 use self::given::InForce;

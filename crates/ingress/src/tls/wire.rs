@@ -1,12 +1,16 @@
 //! What carries a client's connection: TCP, or TLS over TCP. Above it everything is the same.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+
+use crate::stream::poll_write_parts;
 
 /// HTTP/2's preface begins with this (`PRI * HTTP/2.0`).
 const PREFACE: &[u8; 4] = b"PRI ";
@@ -35,6 +39,18 @@ impl Wire {
                 })
             }
         }
+    }
+
+    /// Whether something has come that nobody was woken for yet: asked of the kernel, which knows first.
+    pub(crate) fn has_unread(&self) -> bool {
+        let socket = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        let mut byte = [MaybeUninit::uninit()];
+        SockRef::from(socket)
+            .peek(&mut byte)
+            .is_ok_and(|seen| seen > 0)
     }
 
     /// Reads bytes that nobody wants any more, as they come from the network.
@@ -90,7 +106,7 @@ impl AsyncWrite for Wire {
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+            Self::Plain(stream) => poll_write_parts(stream, context, buffers),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
         }
     }

@@ -157,8 +157,7 @@ impl SandboxDriver {
                     Ok((_, made)) => sockets.add(&id, made),
                     Err(error) => {
                         tracing::debug!(%id, %error, "ask for dial sockets");
-                        sockets.failed(&id, &error);
-                        return sockets.forget(&id);
+                        return sockets.failed(&id, &error);
                     }
                 }
             }

@@ -131,16 +131,28 @@ impl SocketCache {
         Some(waiting.saturating_add(READY).min(AT_ONCE))
     }
 
-    /// Nothing came: those who wait are told.
+    /// Nothing came: those who wait are told, and who comes next asks again. An instance that the keeper doesn't know is
+    /// forgotten in the same step: who came between would hear of the end of one that may live.
     pub(super) fn failed(&self, id: &InstanceId, error: &DriverError) {
-        let mut instances = self.instances.lock();
-        let Some(ready) = instances.get_mut(id) else {
-            return;
+        let gone = matches!(error, DriverError::NotFound(_));
+        let waiting = {
+            let mut instances = self.instances.lock();
+            let Some(ready) = instances.get_mut(id) else {
+                return;
+            };
+            ready.asking = false;
+            let waiting = std::mem::take(&mut ready.waiting);
+            if gone {
+                instances.remove(id);
+            }
+            waiting
         };
-        ready.asking = false;
-        for waiting in ready.waiting.drain(..) {
+        if gone {
+            self.pids.lock().remove(id);
+        }
+        for one in waiting {
             // Fails only for one who left.
-            let _unheard = waiting.send(Err(error.clone()));
+            let _unheard = one.send(Err(error.clone()));
         }
     }
 
@@ -258,10 +270,37 @@ mod tests {
         let (Found::Soon(mut waits), true) = cache.take(&id) else {
             panic!("it may be asked again");
         };
+        cache.learn_pid(&id, 7);
+        cache.failed(&id, &DriverError::Internal("no socket".to_owned()));
+        assert!(waits.try_recv().unwrap().is_err());
+        assert_eq!(
+            cache.pids.lock().get(&id),
+            Some(&7),
+            "it lives, as far as anybody knows"
+        );
+        let (Found::Soon(mut waits), true) = cache.take(&id) else {
+            panic!("it may be asked again");
+        };
         cache.forget(&id);
         assert_eq!(
             waits.try_recv().unwrap_err(),
             oneshot::error::TryRecvError::Closed
         );
+    }
+
+    #[test]
+    fn an_instance_that_the_keeper_does_not_know_is_forgotten_with_its_failure() {
+        let (cache, id) = cache();
+        cache.learn_pid(&id, 7);
+        let (Found::Soon(mut waits), true) = cache.take(&id) else {
+            panic!("nothing was ready");
+        };
+        cache.failed(&id, &DriverError::NotFound(id.clone()));
+        assert!(matches!(
+            waits.try_recv().unwrap(),
+            Err(DriverError::NotFound(_))
+        ));
+        assert!(matches!(cache.take(&id), (Found::Unknown, false)));
+        assert!(cache.pids.lock().is_empty());
     }
 }

@@ -58,22 +58,28 @@ pub struct PoolLimits {
     /// What it grows to, one by one, while nothing starts.
     #[serde(default)]
     pub calm: usize,
+    /// The same after a burst that took as many.
+    #[serde(default)]
+    pub after_burst: usize,
 }
 
 /// The pool grows to one sandbox for so much of the machine's memory: each takes up to 1 MiB, in the kernel for the most part.
 const MEMORY_PER_POOLED: u64 = 256 << 20;
-/// But to no more: the system at rest stays under its 60 MiB. Beyond it demand decides.
-const CALM_AT_MOST: u64 = 12;
+/// But to no more: each is 0.3 MiB of the 60 that the system at rest may have. Beyond it demand decides.
+const CALM_AT_MOST: usize = 32;
+/// More at once nobody needs who has 2 processors, and 64 take 64 MiB.
+const AT_MOST: usize = 64;
 
 impl Default for PoolLimits {
     fn default() -> Self {
         let system = rustix::system::sysinfo();
         let memory = system.totalram.saturating_mul(u64::from(system.mem_unit));
-        let calm = (memory / MEMORY_PER_POOLED).min(CALM_AT_MOST);
+        let fitting = usize::try_from(memory / MEMORY_PER_POOLED).unwrap_or(0);
         Self {
             min: 6,
-            max: 64,
-            calm: usize::try_from(calm).unwrap_or(0),
+            max: AT_MOST,
+            calm: fitting.min(CALM_AT_MOST),
+            after_burst: fitting.min(AT_MOST),
         }
     }
 }

@@ -152,6 +152,8 @@ pub(crate) struct Keeper {
     pub(crate) pool_exhausted: bool,
     pub(crate) pool_failures: u32,
     pub(crate) refill_not_before: Option<Instant>,
+    /// Sandboxes that were being made when the last failure was counted.
+    pub(crate) failing_with: BTreeSet<u32>,
 
     pub(crate) queue: VecDeque<QueuedStart>,
     pub(crate) instances: BTreeMap<InstanceId, Instance>,
@@ -222,6 +224,7 @@ impl Keeper {
             pool_exhausted: false,
             pool_failures: 0,
             refill_not_before: None,
+            failing_with: BTreeSet::new(),
             queue: VecDeque::new(),
             instances: BTreeMap::new(),
             exits: BTreeMap::new(),

@@ -94,10 +94,6 @@ impl Keeper {
         Ok([capture(Stream::Stdout, out), capture(Stream::Stderr, err)])
     }
 
-    /// Unconnected sockets that reach a sandbox and nothing else.
-    ///
-    /// They live in its network namespace. On gVisor its addresses are gVisor's, not the kernel's there: then they live at the
-    /// other end of its cable, and can use no other.
     /// The dial sockets that come with the answer to a start.
     pub(super) fn first_sockets(&self, id: &InstanceId) -> Vec<OwnedFd> {
         let Some(instance) = self.instances.get(id) else {
@@ -111,6 +107,13 @@ impl Keeper {
         made.unwrap_or_default()
     }
 
+    /// Unconnected sockets that reach a sandbox and nothing else.
+    ///
+    /// They live in its network namespace. On gVisor its addresses are gVisor's, not the kernel's there: then they live at the
+    /// other end of its cable, and can use no other.
+    ///
+    /// # Errors
+    /// There is no such sandbox, its network can't be entered, or no socket is left.
     pub(crate) fn dial_sockets(&self, number: u32, count: u32) -> io::Result<Vec<OwnedFd>> {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let sandbox = self.sandboxes.get(&number).ok_or_else(missing)?;
@@ -222,7 +225,7 @@ impl Keeper {
                 revision: instance.record.spec.revision.clone(),
                 port: instance.record.spec.port,
                 pid: instance.record.process.pid,
-                started: instance.record.started,
+                started: instance.record.started_at(),
                 limits: instance.record.spec.limits,
                 tier: self.tier(instance),
                 parked: instance.record.spec.parks(),

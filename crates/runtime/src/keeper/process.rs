@@ -18,8 +18,8 @@ use rustix::net::{
 use super::config::KeeperConfig;
 use super::core::{Keeper, Outcome, Parts, now};
 use super::held::Held;
-use crate::privilege;
 use crate::sandbox::sys;
+use crate::{precedence, privilege};
 
 /// Said on standard output once the keeper answers.
 pub(crate) const READY: &str = "ready";
@@ -143,6 +143,7 @@ pub(crate) fn open_log(config: &KeeperConfig) -> io::Result<File> {
 fn run(arguments: &Arguments) -> io::Result<()> {
     start_tracing();
     let _ = rustix::process::setsid();
+    precedence::is_prompt();
     // A successor comes from the starter, which works elsewhere.
     rustix::process::chdir("/")?;
     let successor = arguments.held.is_some();
@@ -221,6 +222,8 @@ fn replace(path: &str, arguments: &[String], held: Held) -> io::Error {
         .arg0("utsuwa")
         .args(arguments)
         .args(["--held", &list.to_string()])
+        // The starter's, whose heap keeps what it has: ours, and that of all we start, gives back what was a peak.
+        .env_remove(super::spawners::HEAP_VARIABLE)
         .exec()
 }
 

@@ -7,11 +7,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utsuwa_model::instance::InstanceSpec;
 use utsuwa_model::{InstanceId, Timestamp};
 
+use super::core::wall;
 use super::protocol::ExitReport;
 use crate::network::NetInfo;
 
@@ -22,7 +25,11 @@ pub(crate) struct InstanceRecord {
     pub(crate) sandbox: u32,
     pub(crate) process: ProcessRecord,
     pub(crate) net: NetInfo,
+    /// By the host's clock as it was then.
     pub(crate) started: Timestamp,
+    /// The same as time since the host was booted, in microseconds; `None` in records of older builds.
+    #[serde(default)]
+    pub(crate) started_after_boot: Option<u64>,
     /// Its further containers as far as their sandboxes are there, in order.
     #[serde(default)]
     pub(crate) sidecars: Vec<SidecarRecord>,
@@ -30,6 +37,19 @@ pub(crate) struct InstanceRecord {
     #[serde(default)]
     pub(crate) begun: BTreeSet<usize>,
     pub(crate) exit: Option<ExitReport>,
+}
+
+/// By the host's clock as it is now, when it was `began` after boot.
+fn ago(began: Option<u64>) -> Option<Timestamp> {
+    let age = since_boot().checked_sub(began?)?;
+    Some(wall().minus(Duration::from_micros(age)))
+}
+
+/// Microseconds since the host was booted, times of sleep included.
+pub(crate) fn since_boot() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000
 }
 
 /// A further container of an instance.
@@ -44,6 +64,11 @@ impl InstanceRecord {
     pub(crate) fn sandboxes(&self) -> Vec<u32> {
         let others = self.sidecars.iter().map(|one| one.sandbox);
         std::iter::once(self.sandbox).chain(others).collect()
+    }
+
+    /// When it was started, by the host's clock as it is now: as long ago as time has passed, whoever set the clock since.
+    pub(crate) fn started_at(&self) -> Timestamp {
+        ago(self.started_after_boot).unwrap_or(self.started)
     }
 
     /// Whether nothing of it waits to be started on its own.
@@ -192,4 +217,21 @@ fn replace<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_the_time_that_has_passed() {
+        let minute = Duration::from_secs(60);
+        let began = since_boot().saturating_sub(60_000_000);
+        let found = ago(Some(began)).unwrap();
+        let age = wall().since(found);
+        assert!(age >= minute && age < 2 * minute, "{age:?}");
+        // Nobody wrote it down, or before another boot.
+        assert_eq!(ago(None), None);
+        assert_eq!(ago(Some(u64::MAX)), None);
+    }
 }

@@ -166,6 +166,14 @@ impl Keeper {
         }
     }
 
+    /// One that was begun beside another that failed has mostly the same cause: together they are one failure.
+    fn made_in_vain(&mut self, number: u32, why: &str) {
+        if !self.failing_with.remove(&number) {
+            self.failing_with.clone_from(&self.making);
+            self.make_failed(why);
+        }
+    }
+
     pub(crate) fn make_failed(&mut self, why: &str) {
         self.pool_failures += 1;
         if self.pool_error != why {
@@ -200,10 +208,12 @@ impl Keeper {
             Ok(()) => {
                 self.pool_error.clear();
                 self.pool_failures = 0;
+                self.failing_with.remove(&number);
+                self.refill_not_before = None;
                 self.pump();
             }
             Err(why) => {
-                self.make_failed(&why);
+                self.made_in_vain(number, &why);
                 // What was begun is removed under its number.
                 if !self.sandboxes.contains_key(&number) {
                     self.destroy(number, 0);
@@ -386,3 +396,6 @@ pub(crate) fn open_fifo(path: &Path, ours: bool) -> io::Result<OwnedFd> {
         .open(path)?
         .into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,9 @@ pub(crate) const STARTER: u32 = 0;
 /// Index of the spawner that does everything slow.
 pub(crate) const HOUSEKEEPER: u32 = 1;
 
+/// What the allocator (jemalloc) reads when a process begins.
+pub(super) const HEAP_VARIABLE: &str = "MALLOC_CONF";
+
 /// One spawner process.
 #[derive(Debug)]
 pub(crate) struct Spawner {
@@ -132,7 +135,7 @@ impl Keeper {
             .stderr(log);
         if starter {
             // Its heap is small, and pages given back while nothing happens would be asked for again on each wake.
-            command.env("MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1");
+            command.env(HEAP_VARIABLE, "dirty_decay_ms:-1,muzzy_decay_ms:-1");
         }
         give_channel(&mut command, theirs);
         let child = command.spawn()?;

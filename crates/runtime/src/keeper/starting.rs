@@ -17,7 +17,7 @@ use super::core::{Keeper, Timer, now, wall};
 use super::group::Group;
 use super::instances::{Instance, Phase, QueuedStart};
 use super::protocol::{Event, KeeperError, Reply, dial_address};
-use super::record::InstanceRecord;
+use super::record::{InstanceRecord, since_boot};
 use super::sandboxes::{SandboxRole, open_fifo};
 use super::spawners::{HOUSEKEEPER, Pending, STARTER, to_keeper_error};
 use super::stopping::STOPPED_EARLY;
@@ -78,6 +78,9 @@ impl Keeper {
         });
         self.pump();
         if !self.queue.is_empty() {
+            if self.ready.is_empty() {
+                self.demand.lacked(since);
+            }
             self.at(since + QUEUE_WAIT, Timer::StartQueue);
         }
         self.refill_after_start();
@@ -124,6 +127,7 @@ impl Keeper {
             process: sandbox.process.clone(),
             net: sandbox.net.clone(),
             started: wall(),
+            started_after_boot: Some(since_boot()),
             sidecars: Vec::new(),
             begun: BTreeSet::new(),
             exit: None,

@@ -173,7 +173,8 @@ pub fn services(root: &Path) -> io::Result<Vec<ServiceKey>> {
     Ok(found)
 }
 
-/// The newest time at which something in `directory` was changed; `None` when there is nothing.
+/// The newest time at which something in `directory` was changed; `None` when there is nothing. A time that is yet to come is one
+/// of a clock that was ahead: what is written now has that of now, so it doesn't count.
 ///
 /// # Errors
 /// It can't be read.
@@ -184,7 +185,11 @@ pub fn newest_change(directory: &Path) -> io::Result<Option<std::time::SystemTim
     };
     let mut newest = None;
     for entry in entries {
-        newest = newest.max(Some(entry?.metadata()?.modified()?));
+        let changed = entry?.metadata()?.modified()?;
+        // Asked now: what is written while we look is no future.
+        if changed <= std::time::SystemTime::now() {
+            newest = newest.max(Some(changed));
+        }
     }
     Ok(newest)
 }

@@ -208,3 +208,18 @@ async fn following_shows_every_line_once_across_segments_and_instances() {
     service.write(&a, 6, "", -60);
     assert_eq!(next().await, "60 4 a4");
 }
+
+#[test]
+fn a_time_that_is_yet_to_come_is_no_change() {
+    let service = Service::new();
+    let change = || layout::newest_change(&service.directory()).unwrap();
+    let file = |name: &str| fs::File::create(service.directory().join(name)).unwrap();
+    let ahead = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    file("ahead").set_modified(ahead).unwrap();
+    assert_eq!(change(), None);
+    let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(3600);
+    file("old").set_modified(old).unwrap();
+    assert_eq!(change(), Some(old));
+    file("now");
+    assert!(change().unwrap() > old);
+}

@@ -50,7 +50,7 @@ impl Upper {
     /// Mounts it at `name`, which is made if need be.
     ///
     /// # Errors
-    /// [`SpawnError::Sys`] naming the step. Nothing stays mounted then.
+    /// [`SpawnError::Sys`] naming the step. Nothing of it stays then.
     pub(crate) fn make(name: String, memory_bytes: u64) -> Result<Self, SpawnError> {
         match std::fs::create_dir(&name) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -76,7 +76,11 @@ impl Upper {
             MountFlags::NOSUID | MountFlags::NODEV,
             options.as_c_str(),
         )
-        .map_err(|e| SpawnError::sys("mount", e, format!("tmpfs {}", options.to_string_lossy())))?;
+        .map_err(|e| {
+            // Names are never used again.
+            let _ = std::fs::remove_dir(&name);
+            SpawnError::sys("mount", e, format!("tmpfs {}", options.to_string_lossy()))
+        })?;
         match make_directories(&name) {
             Ok(()) => Ok(Self { name, memory_bytes }),
             Err(error) => {
@@ -251,4 +255,36 @@ fn overlay_by_path(lower: &str, upper: &str, marks: Marks) -> Result<OwnedFd, Sp
     let tree = rustix::mount::open_tree(rustix::fs::CWD, point.as_str(), flags);
     let _ = rustix::mount::unmount(point.as_str(), UnmountFlags::DETACH);
     tree.map_err(|e| SpawnError::sys("open_tree", e, "overlay"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+    use super::*;
+
+    #[test]
+    fn one_that_can_not_be_mounted_leaves_no_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().join("_1");
+        let name = name.to_str().unwrap().to_owned();
+        let make = move || {
+            // Of this thread alone: it may mount nothing.
+            let had = capabilities(None).unwrap();
+            let kept = had.effective.difference(CapabilitySet::SYS_ADMIN);
+            let sets = CapabilitySets {
+                effective: kept,
+                ..had
+            };
+            set_capabilities(None, sets).unwrap();
+            Upper::make(name, 1 << 20).map(Upper::into_name)
+        };
+        let made = std::thread::Builder::new().spawn(make).unwrap();
+        let error = made.join().unwrap().unwrap_err();
+        assert!(
+            matches!(&error, SpawnError::Sys { call, .. } if call == "mount"),
+            "{error}"
+        );
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 }

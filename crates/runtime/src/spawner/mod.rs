@@ -136,7 +136,8 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     drop(channel);
-    precedence::goes_with_others();
+    // A keeper makes itself prompt.
+    precedence::goes_on_with_others();
     crate::keeper::become_keeper(&config.on_keeper_gone, held)
 }
 

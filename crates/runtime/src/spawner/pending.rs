@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use utsuwa_model::instance::{Kernel, StartPhases};
 
 use super::protocol::{Channel, SpawnError};
@@ -31,6 +32,12 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// The keeper is gone: whether the program runs, or ran already. Nothing of an app's own runs in one that is to be parked.
+    pub(super) fn has_begun(&self) -> bool {
+        let parks = self.ear.as_ref().and_then(Ear::parking).is_some();
+        !parks && executes(&self.control, self.executing.is_some())
+    }
+
     /// Where the time went, now that it is started.
     fn phases(&self) -> StartPhases {
         let rootfs = self.overlay + self.executing.unwrap_or_default();
@@ -95,5 +102,60 @@ impl Pending {
                 "control socket of a sandbox",
             ))),
         }
+    }
+}
+
+/// Whether a sandbox that says so with what it has said by now executes its program, or did; `said`: earlier. One that is about
+/// to counts, too: it may be done before anybody looks again.
+fn executes(control: &Channel, mut said: bool) -> bool {
+    loop {
+        let mut polled = [PollFd::new(control, PollFlags::IN)];
+        // Without anything to read it would be waited for.
+        if !rustix::event::poll(&mut polled, Some(&Timespec::default()))
+            .is_ok_and(|ready| ready > 0)
+        {
+            return said;
+        }
+        match control.receive::<FromSandbox>() {
+            Ok(Some((FromSandbox::Executing { .. }, _))) => said = true,
+            Ok(Some((FromSandbox::Staged, _))) => {}
+            Ok(Some((FromSandbox::Failed(_), _))) => return false,
+            Ok(None) | Err(_) => return said,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn executing() -> FromSandbox {
+        FromSandbox::Executing {
+            mounts: Duration::ZERO,
+            volumes: 0,
+            kernel: Kernel::Host,
+            zygote: false,
+        }
+    }
+
+    #[test]
+    fn a_program_has_begun_once_its_sandbox_said_so_unless_it_could_not() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        assert!(!executes(&ours, false), "it has said nothing");
+        theirs.send(&FromSandbox::Staged, &[]).unwrap();
+        theirs.send(&executing(), &[]).unwrap();
+        assert!(executes(&ours, false), "it is about to");
+        drop(theirs);
+        assert!(executes(&ours, true), "it did");
+        assert!(!executes(&ours, false), "it ended before");
+
+        let (ours, theirs) = Channel::pair().unwrap();
+        theirs.send(&executing(), &[]).unwrap();
+        let why = SpawnError::SandboxGone {
+            detail: "no such program".to_owned(),
+        };
+        theirs.send(&FromSandbox::Failed(why), &[]).unwrap();
+        drop(theirs);
+        assert!(!executes(&ours, false));
     }
 }

@@ -282,7 +282,11 @@ impl Worker for Starter {
         respond(channel, request.id, result, &[]);
     }
 
-    fn end(self: Box<Self>) -> Held {
+    fn end(mut self: Box<Self>) -> Held {
+        // What has begun is an instance, also when it has ended by now: its lines and its end are told, and it begins once.
+        for begun in self.pending.iter().filter(|pending| pending.has_begun()) {
+            self.held.release(&unfinished_name(begun.sandbox));
+        }
         // A successor in this process must not inherit our mounts into every sandbox it makes.
         let _ = rustix::process::chdir("/");
         let _ = rustix::mount::unmount(&self.mounts, rustix::mount::UnmountFlags::DETACH);

@@ -257,7 +257,7 @@ fn become_unpacker(
             move |e: rustix::io::Errno| SpawnError::sys(call, e, "give up privileges")
         };
         sys::reset_signals();
-        precedence::goes_with_others();
+        precedence::goes_on_with_others();
         if may_set_groups() {
             rustix::thread::set_thread_groups(&[]).map_err(step("setgroups"))?;
         }

@@ -41,6 +41,7 @@ async fn an_instance_has_its_own_limits_whatever_its_sandbox_had() {
             min: 1,
             max: 1,
             calm: 0,
+            after_burst: 0,
         }
     });
     let server = world.server().await;

@@ -134,14 +134,7 @@ async fn a_killed_keeper_and_a_killed_server_lose_nothing() {
         .unwrap();
     let (id, exit, last) = server.exit().await;
     assert_eq!(id, counter.id);
-    // It isn't the child of this keeper, so only a kernel that tells strangers knows.
-    let known = utsuwa_runtime::sandbox::probe::probe()
-        .exit_by_pidfd
-        .is_ok();
-    assert!(
-        exit == Exit::Signal(9) || (!known && matches!(exit, Exit::Unknown { .. })),
-        "{exit:?}"
-    );
+    assert!(keeper_world::tells_of_sigkill(&exit), "{exit:?}");
     let log = raw_log(&world, &name);
     assert_counted(&log, 1200);
     assert_eq!(last.last().unwrap(), log.lines().last().unwrap());
@@ -152,6 +145,36 @@ async fn a_killed_keeper_and_a_killed_server_lose_nothing() {
         (1, 0),
         "{report:?}"
     );
+}
+
+/// The starter keeps what its heap has; who takes the keeper's place in its process doesn't, nor what that one starts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keeper_that_was_the_starter_gives_memory_back() {
+    if !possible("a_keeper_that_was_the_starter_gives_memory_back") {
+        return;
+    }
+    let world = World::new();
+    let server = world.server().await;
+    let keeps = |pid: u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        environment
+            .split(|byte| *byte == 0)
+            .any(|one| one.starts_with(b"MALLOC_CONF="))
+    };
+    let status = server.driver.status().await.unwrap();
+    let starter = status.spawner_pids[0];
+    assert!(keeps(starter) && !keeps(status.pid));
+    keeper_world::kill(status.pid);
+    keeper_world::until("its successor", async || {
+        let status = world.status();
+        status.is_some_and(|now| now.pid == starter && now.spawner_pids.len() == 2)
+    })
+    .await;
+    let status = world.status().unwrap();
+    assert!(!keeps(status.pid), "the keeper");
+    assert!(keeps(status.spawner_pids[0]), "its starter");
+    assert!(!keeps(status.spawner_pids[1]), "its housekeeper");
+    world.down();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

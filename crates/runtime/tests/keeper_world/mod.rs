@@ -308,6 +308,15 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// Whether `exit` tells of a SIGKILL as well as the kernel lets it. An instance is no child of a keeper that adopted it, so only a
+/// kernel that tells strangers (Linux 6.15) knows how it ended.
+pub fn tells_of_sigkill(exit: &Exit) -> bool {
+    let known = utsuwa_runtime::sandbox::probe::probe()
+        .exit_by_pidfd
+        .is_ok();
+    *exit == Exit::Signal(9) || (!known && matches!(exit, Exit::Unknown { .. }))
+}
+
 pub fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();

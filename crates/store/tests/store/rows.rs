@@ -97,6 +97,14 @@ async fn what_a_directory_is_made_for_is_read_without_opening_it() {
     assert_eq!(read(), Some(wanted.clone()));
     drop(store);
     assert_eq!(read(), Some(wanted));
+    let database = rusqlite::Connection::open(state.join("state.sqlite")).unwrap();
+    database.pragma_update(None, "user_version", 999).unwrap();
+    drop(database);
+    let newer = Settings::in_directory(&state).unwrap_err();
+    assert!(
+        matches!(newer, StoreError::Newer { found: 999, .. }),
+        "{newer:?}"
+    );
     std::fs::write(
         state.join("state.sqlite"),
         "no database at all, whoever reads it",

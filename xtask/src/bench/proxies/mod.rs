@@ -1,26 +1,29 @@
 //! Section `http`: the data path beside nginx, haproxy and caddy as plain reverse proxies, in one run.
 //!
 //! Every proxy has CPU 0 to itself; upstream app and load generator share the last CPU, the same way for everybody. The app is
-//! the sample `hello` (`/ticks`, a few bytes): for us in its sandbox, for the peers as a plain process, which spares them the
+//! the sample `hello` (`/ticks`, a few bytes) but for large bodies up and WebSockets: for us in its sandbox, for the peers as a plain process, which spares them the
 //! way through a network namespace. For us limits, metrics and request log are on; the peers write their access log, nginx
 //! with a buffer, since ours is batched too. Load: h2load, one thread. CPU is user and system time of all the proxy's processes.
 
+mod apps;
 mod bodies;
-mod idle;
+mod held;
 mod load;
+mod memory;
 mod peer;
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use apps::Apps;
 use load::{Load, Measured};
 use peer::{Proxy, Work};
 
-use super::server::{Server, free_port};
+use super::server::Server;
 use super::stats::table;
-use super::{Settings, cold, http};
+use super::{Settings, http};
 
 const CONNECTIONS: [usize; 3] = [1, 64, 256];
 const PROXY_CPU: usize = 0;
@@ -51,22 +54,12 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<String> {
     let open_files = raise_open_files()?;
     let wants = |part: &str| settings.http.is_empty() || settings.http.iter().any(|p| p == part);
     let work = Work::new(settings)?;
-    let app = Upstream::start(settings)?;
+    let apps = Apps::start(settings)?;
     let server = Server::start(settings, "http", &Proxy::tls_flags(settings, &work)?)?;
-    server.deploy_template(
-        "http",
-        &serde_json::json!({
-            "scaling": {"minInstanceCount": 1, "maxInstanceCount": 1},
-            "maxInstanceRequestConcurrency": 1000,
-            "containers": [{"image": "utsuwa.local/hello", "resources": {"limits": {"memory": "1Gi", "cpu": "2"}, "cpuIdle": false}}]
-        }),
-    )?;
+    apps.deploy(&server, settings)?;
     server.call("http", "/ticks")?;
-    for (state, pid) in server.instances("http")? {
-        pin(u32::try_from(pid)?, app.cpu).with_context(|| format!("pin the instance ({state})"))?;
-    }
     let mut proxies = vec![Proxy::utsuwa(&server, &work)?];
-    proxies.extend(Proxy::peers(&work, app.port)?);
+    proxies.extend(Proxy::peers(&work, &apps)?);
     for proxy in &proxies {
         for pid in proxy.pids() {
             pin(pid, PROXY_CPU)?;
@@ -75,21 +68,22 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<String> {
     let mut report = String::from("\n## Requests through a proxy\n");
     for spoken in Spoken::ALL {
         if wants(spoken.name()) {
-            let text = requests(&proxies, spoken, app.cpu, settings)?;
+            let text = requests(&proxies, spoken, apps.cpu, settings)?;
             crate::say(&text);
             report.push_str(&text);
         }
     }
     let compared: Vec<&Proxy> = proxies.iter().filter(|p| p.name != "caddy").collect();
-    if wants("bodies") {
-        let text = bodies::run(&compared, app.cpu, settings)?;
-        crate::say(&text);
-        report.push_str(&text);
-    }
-    if wants("idle") {
-        let text = idle::run(&compared, open_files)?;
-        crate::say(&text);
-        report.push_str(&text);
+    for part in ["bodies", "idle", "websockets"] {
+        if wants(part) {
+            let text = match part {
+                "bodies" => bodies::run(&compared, apps.cpu, settings)?,
+                "idle" => held::idle(&compared, open_files)?,
+                _ => held::websockets(&compared)?,
+            };
+            crate::say(&text);
+            report.push_str(&text);
+        }
     }
     Ok(report)
 }
@@ -164,40 +158,6 @@ fn requests(
         "÷ nginx",
     ];
     Ok(format!("{}\n", table(&head, &rows)))
-}
-
-/// The app as a plain process, for the peers.
-struct Upstream {
-    child: Child,
-    port: u16,
-    cpu: usize,
-}
-
-impl Upstream {
-    fn start(settings: &Settings) -> anyhow::Result<Self> {
-        let app = cold::hello(settings)?;
-        let port = free_port()?;
-        let cpu = std::thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1);
-        let child = Command::new("taskset")
-            .args(["-c", &cpu.to_string()])
-            .arg(app.root.join("hello"))
-            .env_clear()
-            .env("PORT", port.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("start hello")?;
-        let upstream = Self { child, port, cpu };
-        until_answers(port)?;
-        Ok(upstream)
-    }
-}
-
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
 }
 
 /// Waits until somebody answers 200 at a port of this machine.

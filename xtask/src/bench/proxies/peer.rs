@@ -9,6 +9,7 @@ use anyhow::Context;
 
 use super::super::server::{Server, free_port};
 use super::super::{Settings, rest};
+use super::apps::{Apps, TAKES};
 use super::{Spoken, quietly, until_answers};
 
 /// A certificate for everybody, and where peers keep their files.
@@ -110,10 +111,10 @@ impl Proxy {
         })
     }
 
-    pub(super) fn peers(work: &Work, upstream: u16) -> anyhow::Result<Vec<Self>> {
+    pub(super) fn peers(work: &Work, apps: &Apps) -> anyhow::Result<Vec<Self>> {
         let mut peers = Vec::new();
         for name in ["nginx", "haproxy", "caddy"] {
-            match Self::peer(name, work, upstream) {
+            match Self::peer(name, work, apps) {
                 Ok(peer) => peers.push(peer),
                 Err(error) => crate::say(&format!("{name} can't run: {error:#}")),
             }
@@ -121,14 +122,14 @@ impl Proxy {
         Ok(peers)
     }
 
-    fn peer(name: &'static str, work: &Work, upstream: u16) -> anyhow::Result<Self> {
+    fn peer(name: &'static str, work: &Work, apps: &Apps) -> anyhow::Result<Self> {
         let ports = [free_port()?, free_port()?, free_port()?];
         let folder = work.folder.display();
         let config = work.file(&format!("{name}.conf"));
         let text = match name {
-            "nginx" => nginx(&folder.to_string(), ports, upstream),
-            "haproxy" => haproxy(&folder.to_string(), ports, upstream),
-            _ => caddy(&folder.to_string(), ports, upstream),
+            "nginx" => nginx(&folder.to_string(), ports, apps),
+            "haproxy" => haproxy(&folder.to_string(), ports, apps),
+            _ => caddy(&folder.to_string(), ports, apps.hello),
         };
         std::fs::write(&config, text)?;
         let child = start(name, &config, &work.folder)?;
@@ -191,17 +192,6 @@ impl Proxy {
     pub(super) fn cpu(&self) -> Duration {
         self.pids().into_iter().map(cpu_of).sum()
     }
-
-    /// Resident memory of the process that holds the connections.
-    pub(super) fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.holder()));
-        status
-            .unwrap_or_default()
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-            .unwrap_or(0)
-    }
 }
 
 impl Drop for Proxy {
@@ -255,7 +245,8 @@ fn start(name: &str, config: &Path, folder: &Path) -> anyhow::Result<Child> {
         .with_context(|| format!("start {name}"))
 }
 
-fn nginx(folder: &str, [plain, h2c, tls]: [u16; 3], upstream: u16) -> String {
+fn nginx(folder: &str, [plain, h2c, tls]: [u16; 3], apps: &Apps) -> String {
+    let Apps { hello, other, .. } = apps;
     format!(
         "daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err; user root;
 events {{ worker_connections 16000; }}
@@ -264,7 +255,7 @@ http {{
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/temp; client_max_body_size 0;
   fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   keepalive_requests 1000000000; keepalive_timeout 600s;
-  upstream app {{ server 127.0.0.1:{upstream}; keepalive 512; keepalive_requests 1000000000; }}
+  upstream app {{ server 127.0.0.1:{hello}; keepalive 512; keepalive_requests 1000000000; }}
   server {{
     listen 127.0.0.1:{plain} backlog=4096; listen 127.0.0.1:{h2c} http2; listen 127.0.0.1:{tls} ssl http2;
     ssl_certificate {folder}/certificate.pem; ssl_certificate_key {folder}/key.pem;
@@ -273,13 +264,19 @@ http {{
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto $scheme;
       proxy_request_buffering off; proxy_buffering off;
     }}
+    location = /{TAKES} {{ grpc_pass grpc://127.0.0.1:{other}; }}
+    location = /socket {{
+      proxy_pass http://127.0.0.1:{other}; proxy_http_version 1.1; proxy_read_timeout 600s; proxy_set_header Host $host;
+      proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection Upgrade;
+    }}
   }}
 }}
 "
     )
 }
 
-fn haproxy(folder: &str, [plain, h2c, tls]: [u16; 3], upstream: u16) -> String {
+fn haproxy(folder: &str, [plain, h2c, tls]: [u16; 3], apps: &Apps) -> String {
+    let Apps { hello, other, .. } = apps;
     format!(
         "global
   maxconn 9000
@@ -296,16 +293,23 @@ defaults
   timeout connect 5s
 frontend plain
   bind 127.0.0.1:{plain} backlog 4096
+  use_backend holds if {{ path /socket }}
   default_backend app
 frontend h2c
   bind 127.0.0.1:{h2c} proto h2
+  use_backend takes if {{ path /{TAKES} }}
   default_backend app
 frontend tls
   bind 127.0.0.1:{tls} ssl crt {folder}/both.pem alpn h2,http/1.1
   default_backend app
 backend app
   http-request set-header X-Forwarded-Proto http
-  server app 127.0.0.1:{upstream} pool-max-conn 1024
+  server app 127.0.0.1:{hello} pool-max-conn 1024
+backend takes
+  server app 127.0.0.1:{other} proto h2
+backend holds
+  timeout tunnel 600s
+  server app 127.0.0.1:{other}
 "
     )
 }

@@ -41,7 +41,7 @@ impl Dropped {
         if self.counted == mark(&metadata) {
             return Ok(false);
         }
-        self.lines += BufReader::new(file).split(b'\n').count() as u64;
+        self.lines += lines(BufReader::new(file));
         self.bytes += metadata.len();
         self.counted = mark(&metadata);
         Ok(true)
@@ -59,6 +59,11 @@ impl Dropped {
         fs::write(&temporary, serde_json::to_vec(self)?)?;
         fs::rename(temporary, folder.join(DROPPED))
     }
+}
+
+/// As many as can be read: a disk that fails for good answers every further question with the same error.
+fn lines(file: impl BufRead) -> u64 {
+    file.split(b'\n').take_while(Result::is_ok).count() as u64
 }
 
 /// Tells one file from others. Its number alone doesn't: the next file that is made may get that of one just deleted.
@@ -92,4 +97,35 @@ pub(super) fn count_gone(folder: &Path) -> io::Result<()> {
         dropped.write(folder)?;
     }
     fs::remove_file(gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// A file on a disk that fails after two lines.
+    struct Failing {
+        rest: &'static [u8],
+        errors: u32,
+    }
+
+    impl Read for Failing {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if !self.rest.is_empty() {
+                return self.rest.read(buffer);
+            }
+            self.errors += 1;
+            assert!(self.errors < 10, "it is asked again and again");
+            Err(io::Error::other("input/output error"))
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_not_asked_for_ever() {
+        let rest = b"one\ntwo\n";
+        assert_eq!(lines(BufReader::new(Failing { rest, errors: 0 })), 2);
+        assert_eq!(lines(&b"one\ntwo\nthr"[..]), 3);
+    }
 }

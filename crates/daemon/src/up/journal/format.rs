@@ -30,13 +30,8 @@ pub(super) fn happening_line(happening: &Happening) -> String {
 
 /// One request as Cloud Logging has it (`cloud-run-spec.md` §2.11), and where its time went. Written field by field: building a
 /// tree of values first costs more than forwarding the request.
-pub(super) fn request_line(record: &RequestRecord) -> String {
-    let mut out = String::with_capacity(768);
-    line_of(&mut out, record);
-    out
-}
-
-fn line_of(out: &mut String, record: &RequestRecord) {
+/// Numbers go past the standard library's formatting for the same reason.
+pub(super) fn request_line(out: &mut String, record: &RequestRecord) {
     let at = record.at.0;
     let severity = match record.status {
         ..400 => "INFO",
@@ -44,60 +39,66 @@ fn line_of(out: &mut String, record: &RequestRecord) {
         500.. => "ERROR",
     };
     // Writing into memory does not fail.
-    let _ = write!(
+    let _ = write!(out, "{{\"at\":{at}");
+    all(
         out,
-        "{{\"at\":{at},\"severity\":\"{severity}\",\"httpRequest\":{{\"requestMethod\":"
+        [
+            ",\"severity\":\"",
+            severity,
+            "\",\"httpRequest\":{\"requestMethod\":",
+        ],
     );
-    text(out, &record.method);
+    text(out, record.method.as_str());
     out.push_str(",\"requestUrl\":");
     let scheme = record.scheme;
     url(out, scheme, &record.host, &record.path);
     // 64-bit numbers are strings in Google's JSON.
-    let _ = write!(
-        out,
-        ",\"requestSize\":\"{}\",\"status\":{},\"responseSize\":\"{}\"",
-        record.request_bytes, record.status, record.response_bytes
-    );
+    out.push_str(",\"requestSize\":\"");
+    decimal(out, record.request_bytes);
+    out.push_str("\",\"status\":");
+    decimal(out, u64::from(record.status));
+    out.push_str(",\"responseSize\":\"");
+    decimal(out, record.response_bytes);
+    let _ = write!(out, "\",\"remoteIp\":\"{}\"", record.remote);
     for (name, value) in [
-        ("userAgent", record.user_agent.as_str()),
-        ("remoteIp", &record.remote),
-        ("referer", &record.referer),
+        (",\"userAgent\":", &record.user_agent),
+        (",\"referer\":", &record.referer),
     ] {
         if !value.is_empty() {
-            let _ = write!(out, ",\"{name}\":");
+            out.push_str(name);
             text(out, value);
         }
     }
     if let Some(server) = record.server_ip {
         let _ = write!(out, ",\"serverIp\":\"{server}\"");
     }
-    let protocol = record.protocol;
-    let micros = record.latency.subsec_micros();
-    let seconds = record.latency.as_secs();
-    let _ = write!(
-        out,
-        ",\"latency\":\"{seconds}.{micros:06}s\",\"protocol\":\"{protocol}\"}}"
-    );
+    out.push_str(",\"latency\":\"");
+    decimal(out, record.latency.as_secs());
+    out.push('.');
+    padded(out, record.latency.subsec_micros(), 6);
+    all(out, ["s\",\"protocol\":\"", record.protocol, "\"}"]);
     if let Some(service) = record.service() {
-        let _ = write!(
-            out,
-            ",\"trace\":\"projects/{}/traces/{}\",\"spanId\":\"{:016x}\",\"traceSampled\":{}",
-            service.project, record.trace, record.span, record.sampled
-        );
+        let (project, trace) = (service.project.as_str(), record.trace.as_str());
+        all(out, [",\"trace\":\"projects/", project, "/traces/", trace]);
+        let span = record.span;
+        let _ = write!(out, "\",\"spanId\":\"{span:016x}\",\"traceSampled\":");
+        out.push_str(if record.sampled { "true" } else { "false" });
     }
     if let Some(revision) = &record.revision {
-        let _ = write!(out, ",\"revision\":\"{}\"", revision.revision);
+        all(out, [",\"revision\":\"", revision.revision.as_str(), "\""]);
     }
     if let Some(instance) = &record.instance {
-        let _ = write!(out, ",\"instance\":\"{instance}\"");
+        all(out, [",\"instance\":\"", instance.as_str(), "\""]);
     }
-    let _ = write!(
-        out,
-        ",\"phasesMs\":{{\"queue\":{},\"firstByte\":{},\"lastByte\":{}}}",
-        ms(record.queued),
-        ms(record.first_byte),
-        ms(record.latency)
-    );
+    for (name, phase) in [
+        (",\"phasesMs\":{\"queue\":", record.queued),
+        (",\"firstByte\":", record.first_byte),
+        (",\"lastByte\":", record.latency),
+    ] {
+        out.push_str(name);
+        millis(out, phase);
+    }
+    out.push('}');
     if let Some(cold) = &record.cold {
         let _ = write!(out, ",\"coldStartMs\":{}", phases(cold));
     }
@@ -108,6 +109,48 @@ fn line_of(out: &mut String, record: &RequestRecord) {
     out.push_str("}\n");
 }
 
+fn all<const N: usize>(out: &mut String, parts: [&str; N]) {
+    for part in parts {
+        out.push_str(part);
+    }
+}
+
+fn decimal(out: &mut String, mut number: u64) {
+    let mut digits = [0_u8; 20];
+    let mut from = digits.len();
+    loop {
+        from -= 1;
+        digits[from] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.push_str(str::from_utf8(&digits[from..]).unwrap_or_default());
+}
+
+/// With zeros in front.
+fn padded(out: &mut String, number: u32, digits: u32) {
+    for place in (0..digits).rev() {
+        let digit = number / 10_u32.pow(place) % 10;
+        out.push(char::from(b'0' + digit as u8));
+    }
+}
+
+/// Milliseconds with as many of three decimals as there are.
+fn millis(out: &mut String, time: Duration) {
+    let whole = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    decimal(out, whole);
+    let rest = time.subsec_micros() % 1_000;
+    if rest > 0 {
+        out.push('.');
+        padded(out, rest, 3);
+        while out.ends_with('0') {
+            out.pop();
+        }
+    }
+}
+
 /// A JSON string.
 fn text(out: &mut String, value: &str) {
     out.push('"');
@@ -116,7 +159,7 @@ fn text(out: &mut String, value: &str) {
 }
 
 fn url(out: &mut String, scheme: &str, host: &str, path: &str) {
-    let _ = write!(out, "\"{scheme}://");
+    all(out, ["\"", scheme, "://"]);
     within(out, host);
     within(out, path);
     out.push('"');

@@ -1,4 +1,4 @@
-use utsuwa_ingress::seam::AnsweredBy;
+use utsuwa_ingress::seam::{AnsweredBy, Method};
 
 use super::*;
 
@@ -206,8 +206,8 @@ fn a_rejected_request_is_in_the_journal_of_its_service() {
     let rejected = |service: Option<ServiceKey>| {
         Box::new(RequestRecord {
             at: Timestamp(5),
-            host: "hello.localhost".to_owned(),
-            method: "GET".to_owned(),
+            host: "hello.localhost".into(),
+            method: Method::GET,
             path: "/".to_owned(),
             status: 403,
             answered_by: AnsweredBy::Utsuwa {
@@ -216,7 +216,7 @@ fn a_rejected_request_is_in_the_journal_of_its_service() {
             service,
             revision: None,
             instance: None,
-            remote: "127.0.0.1".to_owned(),
+            remote: "127.0.0.1".parse().unwrap(),
             user_agent: String::new(),
             referer: String::new(),
             scheme: "http",
@@ -304,15 +304,15 @@ fn served() -> RequestRecord {
     let ms = std::time::Duration::from_millis;
     RequestRecord {
         at: Timestamp(1_700_000_000_000_000),
-        host: "hello.localhost".to_owned(),
-        method: "GET".to_owned(),
+        host: "hello.localhost".into(),
+        method: Method::GET,
         path: "/a?q=\"x\\y\"".to_owned(),
         status: 200,
         answered_by: AnsweredBy::App,
         service: None,
         revision: Some("demo/here/hello/hello-00001-abc".parse().unwrap()),
         instance: Some("00000000000000000000000000000001".parse().unwrap()),
-        remote: "10.0.0.1".to_owned(),
+        remote: "10.0.0.1".parse().unwrap(),
         user_agent: "curl/7\t\u{7f}".to_owned(),
         referer: "http://elsewhere/".to_owned(),
         scheme: "https",
@@ -330,10 +330,39 @@ fn served() -> RequestRecord {
     }
 }
 
+fn line_of(record: &RequestRecord) -> String {
+    let mut line = String::new();
+    super::format::request_line(&mut line, record);
+    line
+}
+
+#[test]
+fn times_are_written_to_the_microsecond() {
+    for (micros, shown, seconds) in [
+        (0, "0", "0.000000s"),
+        (7, "0.007", "0.000007s"),
+        (60, "0.06", "0.000060s"),
+        (1_500, "1.5", "0.001500s"),
+        (100_000, "100", "0.100000s"),
+        (61_000_010, "61000.01", "61.000010s"),
+    ] {
+        let latency = std::time::Duration::from_micros(micros);
+        let line = line_of(&RequestRecord {
+            latency,
+            ..served()
+        });
+        assert!(line.contains(&format!("\"lastByte\":{shown}}}")), "{line}");
+        assert!(
+            line.contains(&format!("\"latency\":\"{seconds}\"")),
+            "{line}"
+        );
+    }
+}
+
 /// §2.11, field by field, with Google's own JSON names and forms.
 #[test]
 fn a_request_is_written_as_cloud_logging_has_it() {
-    let line = super::format::request_line(&served());
+    let line = line_of(&served());
     let entry: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(
         entry,
@@ -367,7 +396,7 @@ fn a_request_is_written_as_cloud_logging_has_it() {
         (499, "WARNING"),
         (503, "ERROR"),
     ] {
-        let line = super::format::request_line(&RequestRecord { status, ..served() });
+        let line = line_of(&RequestRecord { status, ..served() });
         assert!(
             line.contains(&format!("\"severity\":\"{severity}\"")),
             "{line}"

@@ -32,9 +32,11 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Entries that are taken before the disk is seen to.
 const BATCH: usize = 4_096;
-/// More than these at once is load: then entries are gathered for so long, so that their senders need not wake this thread.
+/// Entries are gathered for so long where more than a few come at once, or the last ones came within that time: their senders
+/// need not wake this thread then, and many lines are one write. An entry after a pause is written at once.
+/// Not longer: what was gathered is written in one go, and takes the processor from requests meanwhile.
+const GATHER: Duration = Duration::from_millis(5);
 const FEW: usize = 3;
-const GATHER: Duration = Duration::from_millis(20);
 /// Bytes of one write, where the budget isn't tiny.
 const WRITE: usize = 256 << 10;
 
@@ -77,6 +79,8 @@ pub(super) struct Writer {
     /// Whose cold start was told.
     told: Told,
     gathered: Option<Gathered>,
+    /// Memory for the next line.
+    line: String,
     /// The next server writes, too: it alone turns and removes files.
     shared: Arc<Mutex<bool>>,
 }
@@ -103,12 +107,14 @@ impl Writer {
             tidied: Instant::now(),
             told: Told::default(),
             gathered: None,
+            line: String::new(),
             shared,
         }
     }
 
     pub(super) fn run(mut self, receiver: &Receiver<Entry>) {
         let mut ended = false;
+        let mut before: Option<Instant> = None;
         while !ended && let Some(first) = self.next(receiver) {
             self.learn_lost();
             let mut batch = 1;
@@ -124,7 +130,10 @@ impl Writer {
             }
             self.flush();
             self.written.send_replace(self.count);
-            if !ended && batch > FEW {
+            let now = Instant::now();
+            let often = before.is_some_and(|before| now.duration_since(before) < GATHER);
+            before = Some(now);
+            if !ended && (often || batch > FEW) {
                 // Under load: whoever sends to a thread that waits must wake it, which costs more than the entry.
                 std::thread::sleep(GATHER);
             }
@@ -157,7 +166,11 @@ impl Writer {
                 {
                     tracing::info!(service = %service.service, %instance, total_ms = ms(cold.total), listen_ms = ms(cold.listen), "cold start");
                 }
-                self.entry(service, record.at, &request_line(&record));
+                let mut line = std::mem::take(&mut self.line);
+                line.clear();
+                request_line(&mut line, &record);
+                self.entry(service, record.at, &line);
+                self.line = line;
             }
             Entry::Happening(happening) => {
                 let line = happening_line(&happening);
@@ -284,11 +297,10 @@ impl Writer {
 
     /// Fails while the reserve would be touched.
     fn look_at_disk(&mut self) -> io::Result<()> {
-        let now = wall();
-        let again = self.disk_low && now.since(self.looked) >= LOOK_AGAIN;
-        if self.since_look >= LOOK_AFTER || again {
+        let again = || self.disk_low && wall().since(self.looked) >= LOOK_AGAIN;
+        if self.since_look >= LOOK_AFTER || again() {
             self.since_look = 0;
-            self.looked = now;
+            self.looked = wall();
             let disk = rustix::fs::statvfs(&self.root)?;
             self.disk_low = disk.f_bavail.saturating_mul(disk.f_frsize) < self.limits.reserve;
         }

@@ -237,17 +237,27 @@ async fn converse(
     })
 }
 
-#[test]
-fn no_bytes_make_an_app_see_what_was_not_sent() {
-    let seconds = std::env::var_os("UTSUWA_FUZZ_SECONDS")
+/// How long one fuzzer runs.
+pub(super) fn seconds() -> u64 {
+    std::env::var_os("UTSUWA_FUZZ_SECONDS")
         .and_then(|text| text.to_str()?.parse().ok())
-        .unwrap_or(SECONDS);
+        .unwrap_or(SECONDS)
+}
+
+/// Counts panics of all threads from now on.
+pub(super) fn count_panics() -> Arc<AtomicUsize> {
     let panics = Arc::new(AtomicUsize::new(0));
     let (counted, before) = (Arc::clone(&panics), std::panic::take_hook());
     std::panic::set_hook(Box::new(move |info| {
         counted.fetch_add(1, Ordering::SeqCst);
         before(info);
     }));
+    panics
+}
+
+#[test]
+fn no_bytes_make_an_app_see_what_was_not_sent() {
+    let panics = count_panics();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -264,7 +274,7 @@ fn no_bytes_make_an_app_see_what_was_not_sent() {
         AtomicUsize::new(0),
         AtomicUsize::new(0),
     );
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + Duration::from_secs(seconds());
     let strategy = connection();
     while Instant::now() < end {
         let config = Config {

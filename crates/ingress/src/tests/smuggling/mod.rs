@@ -7,6 +7,7 @@ mod recorder;
 mod reference;
 
 mod fuzz;
+mod fuzz_frames;
 mod http2;
 
 use std::fmt::Write as _;

@@ -1,0 +1,260 @@
+//! What a start would fail by, found before the server that serves is asked to go.
+//!
+//! Owns: reading, for root, what belongs to the server's user: a process of this program gives up root for that user and reads
+//! then, so that a link put there leads to nothing which that user couldn't read anyway, and a file that only root can read is
+//! found out now. Deliberately not here: making or mending anything; the start does that, and looks again.
+//!
+//! Fails by saying what is wrong. What can't be known yet (a database that an operator put there as root) is left to the start.
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use utsuwa_ingress::tls::{Authority, Cabinet, TlsError};
+use utsuwa_runtime::privilege::{self, ServerUser};
+use utsuwa_store::{Settings, StoreError};
+
+use super::environment::Machine;
+use super::given;
+use crate::config::{Config, Layers, frozen};
+use crate::output::{line, note};
+
+/// The role's name behind `utsuwa internal`.
+pub(crate) const ROLE: &str = "look";
+
+/// What one process is asked.
+#[derive(Debug, Serialize, Deserialize)]
+struct Question {
+    /// Whom it becomes before it reads.
+    uid: u32,
+    gid: u32,
+    look: Look,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Look {
+    /// The database in this folder.
+    State(PathBuf),
+    /// The keys in this folder.
+    Keys(PathBuf),
+    /// The operator's own certificates.
+    Certificates(PathBuf),
+}
+
+/// What it found.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Found {
+    /// Nothing is there yet, or nothing is wrong with it.
+    Nothing,
+    /// The data directory is made for these.
+    MadeFor(Settings),
+    /// A start would fail by these.
+    Wrong(Vec<String>),
+    /// It can't be read by whom it belongs to, which may be mended by the start itself.
+    Unknown(String),
+}
+
+/// Refuses a start that would fail over `config.data_dir` when it is too late: by a newer database, by settings that are frozen
+/// otherwise, by keys or certificates that `user` can't use.
+///
+/// # Errors
+/// Such a problem, with what to do about it.
+pub(super) fn check(config: &Config, layers: &Layers, user: &ServerUser) -> anyhow::Result<()> {
+    let data = &config.data_dir;
+    match made_for(data)? {
+        Found::MadeFor(settings) => {
+            let problems = frozen::differing(layers, config, &settings);
+            if !problems.is_empty() {
+                bail!("{}", problems.join("\n"));
+            }
+        }
+        Found::Wrong(problems) => bail!("open the database: {}", problems.join("\n")),
+        Found::Nothing | Found::Unknown(_) => {}
+    }
+    if config.listen_https.is_none() {
+        return Ok(());
+    }
+    let keys = data.join("keys");
+    if let Found::Wrong(problems) = of_owner(data, &keys, Look::Keys)? {
+        bail!("{}", problems.join("\n"));
+    }
+    if let Some(file) = &config.certificates_file
+        && let Found::Wrong(problems) = ask(user.uid, user.gid, Look::Certificates(file.clone()))?
+    {
+        return Err(given::refusal(&problems));
+    }
+    Ok(())
+}
+
+/// What the data directory was made for at its first start, read with no more rights than its server has.
+///
+/// # Errors
+/// No process can be started for it.
+pub(crate) fn made_for(data: &Path) -> anyhow::Result<Found> {
+    of_owner(data, &data.join("state"), Look::State)
+}
+
+/// `look` at a folder below `data` as whom it belongs to.
+fn of_owner(data: &Path, folder: &Path, look: fn(PathBuf) -> Look) -> anyhow::Result<Found> {
+    let stat = match std::fs::symlink_metadata(folder) {
+        Ok(stat) if stat.is_dir() => stat,
+        // The start says what is to be done about it.
+        Ok(_) => {
+            let why = format!("{} is a link or a file", folder.display());
+            return Ok(Found::Unknown(why));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Ok(Found::Unknown(format!("{}: {error}", folder.display()))),
+    };
+    let above = std::fs::metadata(data).map_or(0, |data| data.uid());
+    if stat.uid() == 0 && above != 0 {
+        let why = format!(
+            "{} belongs to root in another user's directory",
+            folder.display()
+        );
+        return Ok(Found::Unknown(why));
+    }
+    ask(stat.uid(), stat.gid(), look(folder.to_owned()))
+}
+
+fn ask(uid: u32, gid: u32, look: Look) -> anyhow::Result<Found> {
+    // Who isn't root has nothing to give up.
+    if !privilege::is_root() {
+        return Ok(look.answer());
+    }
+    let question = serde_json::to_vec(&Question { uid, gid, look }).context("ask what to read")?;
+    let start = || -> std::io::Result<std::process::Output> {
+        let mut child = Command::new("/proc/self/exe")
+            .args(["internal", ROLE])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        // Closed at once: that ends the question. One that is not taken ends in an answer that isn't one.
+        if let Some(mut stdin) = child.stdin.take() {
+            drop(stdin.write_all(&question));
+        }
+        child.wait_with_output()
+    };
+    let output = start().context("start a process that reads for the server's user")?;
+    if !output.status.success() {
+        bail!(
+            "read as uid {uid}: the process for it ended with {}; what it said is above",
+            output.status
+        );
+    }
+    serde_json::from_slice(&output.stdout).context("read what is told about the data directory")
+}
+
+/// The process that was asked. It has one thread, as giving up root demands.
+pub(crate) fn main() -> ExitCode {
+    let answer = || -> anyhow::Result<String> {
+        let question: Question =
+            serde_json::from_reader(std::io::stdin()).context("read the question")?;
+        let shown = format!("uid {}", question.uid);
+        let user = ServerUser {
+            uid: question.uid,
+            gid: question.gid,
+            shown,
+        };
+        privilege::drop_to(&user).with_context(|| format!("become {}", user.shown))?;
+        serde_json::to_string(&question.look.answer()).context("write the answer")
+    };
+    match answer() {
+        Ok(answer) => {
+            line(&answer);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            note(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Look {
+    fn answer(&self) -> Found {
+        match self {
+            Self::State(folder) => match Settings::in_directory(folder) {
+                Ok(None) => Found::Nothing,
+                Ok(Some(settings)) => Found::MadeFor(settings),
+                Err(error @ (StoreError::Newer { .. } | StoreError::Corrupt { .. })) => {
+                    Found::Wrong(vec![error.to_string()])
+                }
+                Err(error) => Found::Unknown(error.to_string()),
+            },
+            Self::Keys(folder) => {
+                let read = Authority::is_kept(folder)
+                    .and_then(|_| Cabinet::new(folder).all(Machine::time()));
+                match read {
+                    Ok(_) => Found::Nothing,
+                    Err(TlsError::Io { .. }) => Found::Unknown(folder.display().to_string()),
+                    Err(error) => Found::Wrong(vec![error.to_string()]),
+                }
+            }
+            Self::Certificates(file) => match given::check(file) {
+                Ok(()) => Found::Nothing,
+                Err(problems) => Found::Wrong(problems),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A database made for `example.org`.
+    fn made(data: &Path) -> Settings {
+        let settings = Settings {
+            project: "demo".parse().unwrap(),
+            region: "r".parse().unwrap(),
+            domain: "example.org".to_owned(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let store = utsuwa_store::Store::open(&data.join("state")).unwrap();
+        let written = store.freeze_settings(settings.clone());
+        runtime.block_on(written).unwrap()
+    }
+
+    #[test]
+    fn a_directory_without_a_database_is_made_for_nothing() {
+        let data = tempfile::tempdir().unwrap();
+        assert_eq!(made_for(data.path()).unwrap(), Found::Nothing);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_folder_is_not_followed() {
+        let (data, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        symlink(other.path(), data.path().join("state")).unwrap();
+        let found = made_for(data.path()).unwrap();
+        assert!(
+            matches!(&found, Found::Unknown(why) if why.contains("link")),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_apart_from_what_is_unknown() {
+        let data = tempfile::tempdir().unwrap();
+        let settings = made(data.path());
+        let state = Look::State(data.path().join("state"));
+        assert_eq!(state.answer(), Found::MadeFor(settings));
+        let file = data.path().join("state/state.sqlite");
+        std::fs::write(&file, "no database at all, whoever reads it").unwrap();
+        assert!(matches!(state.answer(), Found::Wrong(_)));
+        let keys = data.path().join("keys");
+        Authority::load_or_make(&keys, "localhost").unwrap();
+        assert_eq!(Look::Keys(keys.clone()).answer(), Found::Nothing);
+        std::fs::write(keys.join("services-ca.pem"), "nonsense").unwrap();
+        assert!(matches!(Look::Keys(keys).answer(), Found::Wrong(_)));
+        let none = Look::Certificates(data.path().join("none"));
+        assert!(matches!(none.answer(), Found::Wrong(_)));
+    }
+}
