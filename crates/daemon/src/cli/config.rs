@@ -22,8 +22,8 @@ pub(crate) enum ConfigCommand {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArgs {
-    /// The file to check; --config names the same.
-    #[arg(value_name = "FILE", conflicts_with = "config")]
+    /// The file to check, whatever --config says.
+    #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]
     server: ServerArgs,
@@ -166,6 +166,6 @@ mod tests {
         let named = Some(PathBuf::from("a.toml"));
         assert_eq!(file(&["a.toml"]), named);
         assert_eq!(file(&["--config", "a.toml"]), named);
-        assert_eq!(file(&["a.toml", "--config", "b.toml"]), None);
+        assert_eq!(file(&["a.toml", "--config", "b.toml"]), named);
     }
 }
