@@ -27,6 +27,8 @@ pub struct RevisionInsight {
     pub queued: u32,
     pub instances: Vec<InstanceInsight>,
     pub because: Vec<Because>,
+    /// When that was decided.
+    pub decided_at: Option<Timestamp>,
     /// The last start or instance that failed: when and why.
     pub last_failure: Option<(Timestamp, String)>,
 }

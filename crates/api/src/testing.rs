@@ -78,6 +78,7 @@ impl Insight for FixedInsight {
                 }],
             }],
             because: vec![Because::new("want 1: 3 in flight ÷ target 48").fact("in flight", 3)],
+            decided_at: Some(Timestamp(1_700_000_003_000_000)),
             last_failure: Some((
                 Timestamp(1_700_000_000_000_000),
                 "the container exited with status 1".to_owned(),

@@ -20,6 +20,8 @@ pub struct RevisionExplained {
     pub instances: Vec<InstanceExplained>,
     /// Reasons of the last decisions: how many, then which.
     pub because: Vec<Because>,
+    /// When those were made: what they counted may be other by now.
+    pub decided_at: Option<Timestamp>,
     /// The last start or instance that failed: when and why.
     pub last_failure: Option<(Timestamp, String)>,
 }
@@ -78,6 +80,7 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
                     .map(|one| one.shown(&shown))
                     .collect(),
                 because: state.because.clone(),
+                decided_at: state.decided_at.map(shown),
                 last_failure: state.failed_at.map(shown).zip(state.last_failure.clone()),
             })
         })

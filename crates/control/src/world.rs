@@ -163,6 +163,8 @@ pub(crate) struct RevisionState {
     /// Until then the ingress looks at those that were found running: no judgement on time before.
     pub(crate) looked_at_by: Option<Timestamp>,
     pub(crate) because: Vec<Because>,
+    /// When that was decided.
+    pub(crate) decided_at: Option<Timestamp>,
     pub(crate) prepared: bool,
     /// Why the last start failed, for those who wait.
     pub(crate) last_failure: Option<String>,

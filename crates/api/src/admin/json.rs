@@ -69,6 +69,7 @@ pub(super) fn of_revision(revision: &RevisionInsight) -> Value {
         "queued": revision.queued,
         "instances": revision.instances.iter().map(of_instance).collect::<Vec<_>>(),
         "because": revision.because.iter().map(of_because).collect::<Vec<_>>(),
+        "decidedAt": time_or_null(revision.decided_at),
         "lastFailure": revision.last_failure.as_ref().map(of_failure),
     })
 }

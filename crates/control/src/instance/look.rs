@@ -99,6 +99,7 @@ pub(super) fn decide(
     if !plan.because.summary.is_empty() {
         state.because.push(plan.because.clone());
     }
+    state.decided_at = Some(now);
     check_plan(state, &plan, &views, live);
 
     let start = births(state, plan.start, now, fresh);

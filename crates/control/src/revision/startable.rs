@@ -208,6 +208,7 @@ impl Core {
             proving_since: self.env.now(),
             looked_at_by: None,
             because: Vec::new(),
+            decided_at: None,
             prepared: false,
             last_failure: None,
             failed_at: None,

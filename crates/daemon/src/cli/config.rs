@@ -1,19 +1,40 @@
 //! `utsuwa config check|show`.
 
-use clap::Subcommand;
+use std::path::PathBuf;
 
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::words::shortened;
 use super::{ClientArgs, ServerArgs};
 use crate::client::Failure;
 use crate::config::{ConfigError, Layers, frozen};
-use crate::output::{items, note, text_at};
+use crate::output::{Format, items, line, note, text_at};
 use crate::up::ahead::{self, Found};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Check file, environment and flags; all problems at once.
-    Check(Box<ServerArgs>),
+    Check(Box<CheckArgs>),
     /// Show every option with its value and where it came from.
     Show(Box<ShowArgs>),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArgs {
+    /// The file to check, whatever --config says.
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+impl CheckArgs {
+    fn server(&self) -> ServerArgs {
+        let mut server = self.server.clone();
+        server.config = self.file.clone().or(server.config);
+        server
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -29,7 +50,7 @@ pub(crate) async fn run(command: &ConfigCommand, client: &ClientArgs) -> Result<
     let usage = |e: ConfigError| Failure::usage(e.to_string());
     match command {
         ConfigCommand::Check(args) => {
-            let layers = Layers::read(&args.given(client)).map_err(usage)?;
+            let layers = Layers::read(&args.server().given(client)).map_err(usage)?;
             let config = layers.check().map_err(usage)?;
             // It may be another user's, or of a build that isn't this one: then it stays unknown, which is no fault of the options.
             let unknown = match ahead::made_for(&config.data_dir) {
@@ -69,15 +90,82 @@ pub(crate) async fn run(command: &ConfigCommand, client: &ClientArgs) -> Result<
     }
 }
 
-fn print(client: &ClientArgs, rows: &[serde_json::Value]) -> Result<(), Failure> {
+/// A value beside which its meaning is still in sight.
+const VALUE_WIDTH: usize = 40;
+
+/// A table, and below it whole what is too long for its column.
+fn print(client: &ClientArgs, rows: &[Value]) -> Result<(), Failure> {
+    listed(client, rows)?;
+    if client.format == Format::Table {
+        for text in long_values(rows) {
+            line(&text);
+        }
+    }
+    Ok(())
+}
+
+fn in_column(row: &Value) -> String {
+    shortened(&text_at(row, "value"), VALUE_WIDTH)
+}
+
+/// The options whose values are shortened in the table.
+fn long_values(rows: &[Value]) -> Vec<String> {
+    rows.iter()
+        .filter(|row| in_column(row) != text_at(row, "value"))
+        .map(|row| format!("{} = {}", text_at(row, "option"), text_at(row, "value")))
+        .collect()
+}
+
+fn listed(client: &ClientArgs, rows: &[Value]) -> Result<(), Failure> {
     items(
         &client.format,
         rows,
         &[
             ("OPTION", &|i| text_at(i, "option")),
-            ("VALUE", &|i| text_at(i, "value")),
+            ("VALUE", &in_column),
             ("FROM", &|i| text_at(i, "source")),
             ("MEANING", &|i| text_at(i, "meaning")),
         ],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    #[test]
+    fn a_long_value_stands_below_the_table_and_not_before_the_meaning() {
+        let long = "/.env,".repeat(60);
+        let rows = [
+            json!({"option": "domain", "value": "localhost"}),
+            json!({"option": "scanner-paths", "value": long}),
+        ];
+        assert_eq!(in_column(&rows[0]), "localhost");
+        let shown = in_column(&rows[1]);
+        assert!(
+            shown.chars().count() <= VALUE_WIDTH && shown.ends_with('…'),
+            "{shown}"
+        );
+        assert_eq!(long_values(&rows), [format!("scanner-paths = {long}")]);
+    }
+
+    #[test]
+    fn a_file_to_check_is_named_in_either_way() {
+        let file = |words: &[&str]| {
+            let line = ["utsuwa", "config", "check"].iter().chain(words);
+            let cli = Cli::try_parse_from(line).ok()?;
+            match cli.command {
+                Command::Config(ConfigCommand::Check(args)) => args.server().config,
+                _ => None,
+            }
+        };
+        let named = Some(PathBuf::from("a.toml"));
+        assert_eq!(file(&["a.toml"]), named);
+        assert_eq!(file(&["--config", "a.toml"]), named);
+        assert_eq!(file(&["a.toml", "--config", "b.toml"]), named);
+    }
 }

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::ClientArgs;
+use super::{ClientArgs, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{Format, items, line, note, text_at, value};
 
@@ -41,6 +41,9 @@ pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result
             no_certificate,
             force_override,
         } => {
+            if let Some(warning) = unknown_service(&api, service).await {
+                note(&warning);
+            }
             let wish = json!({
                 "apiVersion": "domains.cloudrun.com/v1",
                 "kind": "DomainMapping",
@@ -52,7 +55,9 @@ pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result
                 },
             });
             api.post(&all, &wish).await?;
-            note(&format!("Domain [{domain}] leads to service [{service}]."));
+            note(&format!(
+                "Domain [{domain}] is mapped to service [{service}]."
+            ));
             show(client, &settled(&api, domain).await?)
         }
         DomainsCommand::List => {
@@ -79,6 +84,30 @@ pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result
             Ok(())
         }
     }
+}
+
+/// What to say before a domain is mapped to a service that isn't there. It is mapped all the same, as gcloud does: the service may be
+/// deployed afterwards.
+async fn unknown_service(api: &Api, service: &str) -> Option<String> {
+    let names = suggest::services(api).await.ok()?;
+    if names.iter().any(|name| name == service) {
+        return None;
+    }
+    let hint = suggest::hint(service, &names, "services", api);
+    Some(format!(
+        "warning: there is no service [{service}]: the domain leads nowhere until one of this name is deployed; {hint}"
+    ))
+}
+
+/// What to say of records that lead back to the machine they are asked on.
+fn only_here(mapping: &Value) -> Option<&'static str> {
+    let records = mapping["status"]["resourceRecords"].as_array()?;
+    let address = |record: &Value| text_at(record, "rrdata").parse::<std::net::IpAddr>();
+    let here = |record: &Value| address(record).is_ok_and(|ip| ip.is_loopback());
+    (!records.is_empty() && records.iter().all(here)).then_some(
+        "The server listens on loopback only, so these records serve this machine alone. For everybody else start it with \
+         --listen-http 0.0.0.0:80 --listen-https 0.0.0.0:443, and with --public-address ADDRESS where its address outside is another one.",
+    )
 }
 
 /// The mapping once its loop has looked at it, which takes milliseconds.
@@ -138,5 +167,28 @@ fn show(client: &ClientArgs, mapping: &Value) -> Result<(), Failure> {
             &format!("{} {} {}", part("name"), part("type"), part("rrdata")),
         );
     }
+    if let Some(text) = only_here(mapping) {
+        note(&format!("note: {text}"));
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_a_server_that_only_this_machine_reaches_say_so() {
+        let mapping = |data: &[&str]| {
+            let records: Vec<Value> = data.iter().map(|d| json!({"rrdata": d})).collect();
+            json!({"status": {"resourceRecords": records}})
+        };
+        let said = only_here(&mapping(&["127.0.0.1", "::1"])).unwrap();
+        for option in ["--listen-http 0.0.0.0:80", "--public-address"] {
+            assert!(said.contains(option), "{said}");
+        }
+        assert_eq!(only_here(&mapping(&["192.0.2.1", "::1"])), None);
+        assert_eq!(only_here(&mapping(&["host.example."])), None);
+        assert_eq!(only_here(&mapping(&[])), None);
+    }
 }

@@ -15,8 +15,11 @@ use crate::output::{note, size};
 
 /// Often enough to look alive, and a read of one row for the server.
 const LOOK: Duration = Duration::from_millis(100);
-/// Away from a terminal a step that goes on is told again only after this long: logs of builds shall stay short.
-const REPEAT: Duration = Duration::from_secs(5);
+/// Away from a terminal a step that goes on is told again after a second, then after twice as long each time, and every 16 s: who
+/// waits sees soon that it moves, and logs of builds stay short.
+const REPEAT: Duration = Duration::from_secs(1);
+/// How often that is doubled.
+const DOUBLED: u32 = 4;
 
 /// Before the image's layers are known.
 const RESOLVING: &str = "Resolving the image";
@@ -34,15 +37,20 @@ struct Told {
     text: String,
     remark: String,
     at: Option<Instant>,
+    /// Lines about this step so far.
+    lines: u32,
 }
 
 impl Told {
     /// Whether `text` of `step` is worth a line at `now`: another step is, the same one only now and then.
     fn is_news(&mut self, step: &str, text: &str, now: Instant) -> bool {
-        let soon = self.at.is_some_and(|at| now.duration_since(at) < REPEAT);
-        if self.text == text || (self.step == step && soon) {
+        let same = self.step == step;
+        let pause = REPEAT * (1 << self.lines.saturating_sub(1).min(DOUBLED));
+        let soon = self.at.is_some_and(|at| now.duration_since(at) < pause);
+        if self.text == text || (same && soon) {
             return false;
         }
+        self.lines = if same { self.lines + 1 } else { 1 };
         text.clone_into(&mut self.text);
         step.clone_into(&mut self.step);
         self.at = Some(now);
@@ -229,7 +237,7 @@ mod tests {
                 told.is_news("upload", &format!("Uploading: {tick} MB"), now)
             })
             .collect();
-        assert_eq!(lines, [0, 50, 100, 150]);
+        assert_eq!(lines, [0, 10, 30, 70, 150]);
         assert!(told.is_news("unpack", "Unpacking", began + LOOK * 200));
         assert!(
             !told.is_news("unpack", "Unpacking", began + LOOK * 900),

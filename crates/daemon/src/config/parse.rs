@@ -9,7 +9,7 @@ use utsuwa_model::quantity::MemoryBytes;
 use super::edge;
 use super::https;
 use super::registries::{self, Registries};
-use super::{Config, ConfigError, Layers, Listen};
+use super::{Config, ConfigError, Layers, Listen, Source};
 
 /// Collects problems: all are told at once.
 pub(super) struct Checker<'a> {
@@ -20,10 +20,13 @@ pub(super) struct Checker<'a> {
 impl Checker<'_> {
     pub(super) fn wrong(&mut self, name: &str, why: &str) {
         let text = self.layers.list(name).join(",");
-        self.problems.push(format!(
-            "{name} = {text:?} ({}): {why}",
-            self.layers.source(name)
-        ));
+        self.problems.push(match self.layers.source(name) {
+            // As what can't be read of a file is told, so that an editor finds both.
+            Source::File(path, line) => {
+                format!("{}, line {line}: {name} = {text:?}: {why}", path.display())
+            }
+            source => format!("{name} = {text:?} ({source}): {why}"),
+        });
     }
 
     pub(super) fn parse<T>(

@@ -91,8 +91,8 @@ fn a_file_tells_all_its_problems_in_one_go() {
         "6 problems",
         "line 1: domian: no such option; did you mean domain?",
         "line 2: project: must be a string",
-        "config.toml, line 3)",
-        "config.toml, line 4)",
+        "config.toml, line 3: ",
+        "config.toml, line 4: ",
         "line 5: is not TOML",
         "flag --listen-api",
     ] {

@@ -57,6 +57,7 @@ impl utsuwa_api::seam::Insight for Insight {
                     })
                     .collect(),
                 because: revision.because,
+                decided_at: revision.decided_at,
                 last_failure: revision.last_failure,
             })
             .collect()

@@ -20,6 +20,9 @@ fn lines(name: &str, explained: &Value) -> Vec<String> {
             "Service {name}: nothing is routed and nothing runs."
         ));
     }
+    if !revisions.is_empty() {
+        lines.push(in_a_sentence(name, revisions));
+    }
     for revision in revisions {
         lines.push(format!(
             "{}  {}% of traffic, {} in flight, {} queued",
@@ -30,6 +33,10 @@ fn lines(name: &str, explained: &Value) -> Vec<String> {
         ));
         for instance in all(revision, "instances") {
             lines.extend(instance_lines(instance));
+        }
+        let decided = moment(&text_at(revision, "decidedAt"));
+        if !decided.is_empty() {
+            lines.push(format!("  decided at {decided}, by what was seen then:"));
         }
         for because in all(revision, "because") {
             lines.push(format!("  because {}", text_at(because, "summary")));
@@ -48,6 +55,28 @@ fn lines(name: &str, explained: &Value) -> Vec<String> {
         }
     }
     lines
+}
+
+/// What runs and for whom, before the details.
+fn in_a_sentence(name: &str, revisions: &[Value]) -> String {
+    let sum = |key: &str| -> u64 { revisions.iter().filter_map(|r| r[key].as_u64()).sum() };
+    let (inside, waiting) = (sum("inFlight"), sum("queued"));
+    let runs: usize = revisions.iter().map(|r| all(r, "instances").len()).sum();
+    let count = |number: u64, what: &str| match number {
+        0 => format!("no {what}"),
+        1 => format!("1 {what}"),
+        more => format!("{more} {what}s"),
+    };
+    let requests = match (inside, waiting) {
+        (0, 0) => "no request is inside or waits".to_owned(),
+        (inside, waiting) => format!("{} inside, {waiting} waiting", count(inside, "request")),
+    };
+    let instances = match runs {
+        0 => "no instance runs".to_owned(),
+        1 => "1 instance is there".to_owned(),
+        more => format!("{more} instances are there"),
+    };
+    format!("Service {name}: {instances}; {requests}.")
 }
 
 fn all<'a>(value: &'a Value, key: &str) -> &'a [Value] {
@@ -182,9 +211,11 @@ mod tests {
                 },
             ],
             "because": [{"summary": "keep 1: no request", "facts": [["ready", "2"]]}],
+            "decidedAt": "2026-11-25T20:00:02Z",
             "lastFailure": {"at": "2026-11-25T19:00:00Z", "message": "the container exited with status 1"},
         }]});
         let want = [
+            "Service hello: 2 instances are there; no request is inside or waits.",
             "hello-00001-abc  100% of traffic, 0 in flight, 0 queued",
             "  instance 0123456789ab frozen since 2026-11-25 20:00:01 UTC because no request for 1s",
             "    unless it is called, its memory is given back at 2026-11-25 20:01:00 UTC, it stops at 2026-11-25 20:15:00 UTC: an idle \
@@ -195,11 +226,17 @@ mod tests {
              answer: HTTP status 503 Service Unavailable",
             "    Mend /health.",
             "    1 in flight, started 2026-11-25 19:59:00 UTC",
+            "  decided at 2026-11-25 20:00:02 UTC, by what was seen then:",
             "  because keep 1: no request",
             "    ready = 2",
             "  the last failure was at 2026-11-25 19:00:00 UTC: the container exited with status 1",
         ];
         assert_eq!(lines("hello", &explained), want);
+        let busy = [json!({"inFlight": 1, "queued": 2, "instances": []})];
+        assert_eq!(
+            in_a_sentence("hello", &busy),
+            "Service hello: no instance runs; 1 request inside, 2 waiting."
+        );
         assert_eq!(
             lines("hello", &json!({"revisions": []})),
             ["Service hello: nothing is routed and nothing runs."]
