@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -78,9 +79,8 @@ impl Apps {
                         "resources": {"limits": {"memory": "1Gi", "cpu": "2"}, "cpuIdle": false}}]
                 }),
             )?;
-            for (state, pid) in server.instances(name)? {
-                pin(u32::try_from(pid)?, self.cpu)
-                    .with_context(|| format!("pin an instance of {name} ({state})"))?;
+            for pid in all(server, name, instances)? {
+                pin(pid, self.cpu).with_context(|| format!("pin an instance of {name}"))?;
             }
         }
         Ok(())
@@ -120,6 +120,27 @@ impl Apps {
         tar.arg("-C").arg(&folder).arg("-cf").arg(&archive);
         quietly(tar.args(["manifest.json", "config.json", "layer.tar"]))?;
         Ok(archive)
+    }
+}
+
+/// The processes of a service's instances, once there are so many: a deploy is done with the first.
+fn all(server: &Server, name: &str, wanted: usize) -> anyhow::Result<Vec<u32>> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let instances = server.instances(name)?;
+        let running = instances.iter().filter(|(_, pid)| *pid != 0);
+        let pids = running.map(|(_, pid)| u32::try_from(*pid));
+        let pids = pids.collect::<Result<Vec<u32>, _>>()?;
+        if pids.len() >= wanted {
+            return Ok(pids);
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "{name} has {} of {wanted} instances: {instances:?}",
+                pids.len()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
