@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use super::dropped::CURRENT;
@@ -24,9 +24,15 @@ pub(super) fn end_half_line(path: &Path, mut append: &File) -> io::Result<()> {
 /// deleted meanwhile gets one that is found and removed like every other without a service.
 pub(super) fn append_beside(folder: &Path, line: &str) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    let mut file = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(folder.join(CURRENT))?;
-    file.write_all(line.as_bytes())
+    loop {
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.join(CURRENT))?;
+        // It may be turned, counted and removed between these two steps: then a line in it would be neither there nor counted.
+        file.lock()?;
+        if file.metadata()?.nlink() > 0 {
+            return file.write_all(line.as_bytes());
+        }
+    }
 }

@@ -30,13 +30,13 @@ impl Dropped {
         let mut dropped = Self::read(folder);
         if let Ok(file) = File::open(folder.join(GONE)) {
             // One that can't be read is as good as gone.
-            let _ = dropped.add(file);
+            let _ = dropped.add(&file);
         }
         dropped
     }
 
     /// Adds a file that is dropped, unless it is counted already. `true`: it was not.
-    fn add(&mut self, file: File) -> io::Result<bool> {
+    fn add(&mut self, file: &File) -> io::Result<bool> {
         let metadata = file.metadata()?;
         if self.counted == mark(&metadata) {
             return Ok(false);
@@ -92,8 +92,10 @@ pub(super) fn count_gone(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file?,
     };
+    // Until it is gone: a server that made place may be about to append to it (`append_beside`).
+    file.lock()?;
     let mut dropped = Dropped::read(folder);
-    if dropped.add(file)? {
+    if dropped.add(&file)? {
         dropped.write(folder)?;
     }
     fs::remove_file(gone)
