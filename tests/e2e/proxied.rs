@@ -67,10 +67,12 @@ fn a_client_is_known_through_a_proxy_that_passes_tls_on() {
             "haproxy is not installed; scripts/deps.sh test installs it",
         );
     }
-    let mut server = Server::start(&["--proxy-protocol-https", PROXY]);
+    let dir = tempfile::tempdir().unwrap();
+    let settings = dir.path().join("config.toml");
+    std::fs::write(&settings, format!("proxy-protocol-https = [\"{PROXY}\"]\n")).unwrap();
+    let mut server = Server::start(&["--config", &settings.to_string_lossy()]);
     server.expect_warning("closed connections of a proxy without a readable PROXY header");
     server.deploy("seen", &["--min-instances", "1"]);
-    let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("haproxy.conf");
     let ports = [free_port(), free_port()];
     let https = server.https;

@@ -19,6 +19,7 @@ mod internal;
 mod journal;
 mod kept;
 mod leave;
+mod leaving;
 mod listeners;
 mod metrics;
 mod ports;
@@ -35,7 +36,7 @@ use anyhow::Context;
 use crate::config::{Config, Given, Layers};
 use crate::output::note;
 
-pub(crate) use leave::leaving_servers;
+pub(crate) use leaving::leaving_servers;
 pub(crate) use prepare::{pid_file, running_server};
 pub(crate) use rootless::{is_of_this_user, place};
 
