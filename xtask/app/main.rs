@@ -78,8 +78,8 @@ fn serve(stream: TcpStream) -> io::Result<()> {
                 .push(stream);
             return Ok(());
         }
-        (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n")?;
-        head.clear();
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nok\n";
+        return (&stream).write_all(answer);
     }
 }
 
