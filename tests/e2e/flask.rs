@@ -11,17 +11,26 @@ use parking_lot::Mutex;
 
 use crate::harness::{Registry, Server, can_run, skip, try_exchange, until};
 
+/// The app's image; skips the test where it is not built or no instance can run.
+fn archive(name: &str) -> Option<PathBuf> {
+    if !can_run(name) {
+        return None;
+    }
+    let archive = std::env::var_os("UTSUWA_TEST_FLASK_IMAGE").map(PathBuf::from);
+    if archive.is_none() {
+        skip(
+            name,
+            "its image is not built; `make test` builds it (UTSUWA_TEST_FLASK_IMAGE)",
+        );
+    }
+    archive
+}
+
 #[test]
 fn the_flask_app_serves_health_and_chat() {
     const NAME: &str = "flask::the_flask_app_serves_health_and_chat";
-    if !can_run(NAME) {
+    let Some(archive) = archive(NAME) else {
         return;
-    }
-    let Some(archive) = std::env::var_os("UTSUWA_TEST_FLASK_IMAGE").map(PathBuf::from) else {
-        return skip(
-            NAME,
-            "its image is not built; `make test` builds it (UTSUWA_TEST_FLASK_IMAGE)",
-        );
     };
     let registry = Registry::start();
     let reference = registry.push(&archive, "demo/ai-backend:latest");
@@ -105,18 +114,12 @@ fn the_seeds_first_step_works_offline() {
     server.finish();
 }
 
-/// Decision: what an instance has open to the host is not cut by an upgrade of the server it goes through.
+/// What an instance has open to the host is not cut by an upgrade of the server it goes through.
 #[test]
 fn an_answer_of_the_host_arrives_over_a_change_of_servers() {
     const NAME: &str = "flask::an_answer_of_the_host_arrives_over_a_change_of_servers";
-    if !can_run(NAME) {
+    let Some(archive) = archive(NAME) else {
         return;
-    }
-    let Some(archive) = std::env::var_os("UTSUWA_TEST_FLASK_IMAGE").map(PathBuf::from) else {
-        return skip(
-            NAME,
-            "its image is not built; `make test` builds it (UTSUWA_TEST_FLASK_IMAGE)",
-        );
     };
     let openai = FakeOpenAi::start();
     let rule = format!("host:{}", openai.port);
