@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // Cargo runs this in the package's folder; a path compiled in would be another one once that has moved.
+    let root = Path::new("../../proto");
     println!("cargo::rerun-if-changed={}", root.display());
     let mut files = Vec::new();
-    collect(&root, &mut files)?;
+    collect(root, &mut files)?;
     files.sort();
 
     // Encoded by protox: prost's own types would lose the options, and with them every route.
-    let mut bare = protox::Compiler::new([&root])?;
+    let mut bare = protox::Compiler::new([root])?;
     bare.include_imports(true)
         .include_source_info(false)
         .open_files(&files)?;
@@ -27,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
 
     // With comments, which become the types' documentation.
-    let mut commented = protox::Compiler::new([&root])?;
+    let mut commented = protox::Compiler::new([root])?;
     commented
         .include_imports(true)
         .include_source_info(true)

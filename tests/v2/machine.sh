@@ -130,7 +130,7 @@ boot() {
   : >"$1"
   qemu-system-x86_64 -accel tcg,thread=multi -cpu max -machine q35 -smp 2 -m 2048 -nographic -no-reboot \
     -nic none -kernel "$vmlinuz" -initrd "$scratch/first.gz" \
-    -append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off $3" \
+    -append "console=ttyS0 loglevel=5 softlockup_all_cpu_backtrace=1 panic=-1 random.trust_cpu=on mitigations=off $3" \
     -drive "file=$scratch/disk.ext4,format=raw,if=virtio,cache=$2" </dev/null >>"$1" 2>&1 &
   machine=$!
 }

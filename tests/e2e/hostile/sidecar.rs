@@ -45,6 +45,8 @@ impl Sidecar {
                 },
                 {
                     "name": "app", "image": "utsuwa.local/hello", "ports": [{"containerPort": 9000}], "dependsOn": ["side"],
+                    // No request through the ingress keeps it awake: as one that is throttled it would be frozen in the middle.
+                    "resources": {"limits": {"cpu": "1", "memory": "512Mi"}, "cpuIdle": false},
                 },
             ],
         });

@@ -91,7 +91,7 @@ async fn start(
 pub(crate) async fn nginx() -> Option<Peer> {
     start("nginx", &["-e", "stderr", "-c"], |[http1, http2], app, folder| {
         format!(
-            "daemon off; worker_processes 1; user root; pid {folder}/pid; error_log {folder}/errors;\n\
+            "daemon off; master_process off; user root; pid {folder}/pid; error_log {folder}/errors;\n\
              events {{ worker_connections 1024; }}\n\
              http {{ access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;\n\
              uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;\n\
