@@ -98,7 +98,24 @@ fn the_server_before_goes_on_serving() {
     assert!(said.contains("newer version"), "{said}");
     goes_on();
     set_schema(&server, &schema);
+
+    // A server that was broken into can put a pipe where root's programs look.
+    let key = server.data_dir().join("keys/services-ca-key.pem");
+    let aside = key.with_extension("aside");
+    std::fs::rename(&key, &aside).unwrap();
+    pipe(&key);
+    let said = refused(&other, &server, &[]);
+    assert!(said.contains("no answer within 10 s"), "{said}");
+    goes_on();
+    std::fs::rename(&aside, &key).unwrap();
+    let folder = server.data_dir().join("leaving");
+    std::fs::create_dir_all(&folder).unwrap();
+    pipe(&folder.join("1"));
     server.finish();
+}
+
+fn pipe(at: &Path) {
+    assert!(Command::new("mkfifo").arg(at).status().unwrap().success());
 }
 
 /// Root's `config check` reads the database as whom it belongs to: a link that a server was made to put there leads nowhere.

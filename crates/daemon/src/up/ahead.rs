@@ -9,9 +9,12 @@
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use utsuwa_ingress::tls::{Authority, Cabinet, TlsError};
 use utsuwa_runtime::privilege::{self, ServerUser};
@@ -24,6 +27,12 @@ use crate::output::{line, note};
 
 /// The role's name behind `utsuwa internal`.
 pub(crate) const ROLE: &str = "look";
+
+/// An answer takes milliseconds. Whoever can write there could put a pipe in a file's place, or stop the process that reads.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
 
 /// What one process is asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -126,7 +135,7 @@ fn ask(uid: u32, gid: u32, look: Look) -> anyhow::Result<Found> {
         return Ok(look.answer());
     }
     let question = serde_json::to_vec(&Question { uid, gid, look }).context("ask what to read")?;
-    let start = || -> std::io::Result<std::process::Output> {
+    let start = || -> std::io::Result<Option<std::process::Output>> {
         let mut child = Command::new("/proc/self/exe")
             .args(["internal", ROLE])
             .stdin(Stdio::piped())
@@ -136,9 +145,21 @@ fn ask(uid: u32, gid: u32, look: Look) -> anyhow::Result<Found> {
         if let Some(mut stdin) = child.stdin.take() {
             drop(stdin.write_all(&question));
         }
-        child.wait_with_output()
+        if !ends_in_time(&child)? {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        child.wait_with_output().map(Some)
     };
     let output = start().context("start a process that reads for the server's user")?;
+    let Some(output) = output else {
+        bail!(
+            "read as uid {uid}: no answer within {} s; is there a pipe in place of a file in the data directory, or a disk that \
+             does not answer?",
+            PATIENCE.tv_sec
+        );
+    };
     if !output.status.success() {
         bail!(
             "read as uid {uid}: the process for it ended with {}; what it said is above",
@@ -146,6 +167,13 @@ fn ask(uid: u32, gid: u32, look: Look) -> anyhow::Result<Found> {
         );
     }
     serde_json::from_slice(&output.stdout).context("read what is told about the data directory")
+}
+
+/// Whether it does within [`PATIENCE`].
+fn ends_in_time(child: &Child) -> std::io::Result<bool> {
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let mut ended = [PollFd::new(&process, PollFlags::IN)];
+    Ok(retry_on_intr(|| poll(&mut ended, Some(&PATIENCE)))? > 0)
 }
 
 /// The process that was asked. It has one thread, as giving up root demands.

@@ -94,6 +94,8 @@ pub(super) struct Until {
 impl Inside {
     /// Serves until `events` ends or the place is given up; then until the last request of an instance is answered.
     pub(super) async fn run(self, mut events: mpsc::Receiver<InternalEvent>, until: Until) {
+        // What is still open to the host is waited for; there is none yet when the waiting may begin.
+        let open = self.open.token();
         let mut sandboxes: BTreeMap<u32, Sandbox> = BTreeMap::new();
         let mut tasks: JoinSet<()> = JoinSet::new();
         let mut ends: JoinSet<()> = JoinSet::new();
@@ -161,6 +163,7 @@ impl Inside {
         for sandbox in sandboxes.into_values() {
             self.open.spawn(sandbox.internal.close());
         }
+        drop(open);
         while tasks.join_next().await.is_some() {}
     }
 

@@ -146,8 +146,11 @@ impl Leave {
             Err(error) => {
                 // The next server would think that nothing is inside: better it waits.
                 tracing::warn!(%error, folder = %self.folder.display(), "tell what goes on inside instances; the place is kept until it has ended");
+                // Until then instances need names and the host, too.
+                timed(limit.min(DRAIN), self.nothing_inside()).await;
                 self.place.cancel();
-                return self.drain(None, told, limit.min(DRAIN)).await;
+                timed(LAST, self.written.cancelled()).await;
+                return self.drain(None, told, LAST).await;
             }
         };
         if !timed(LAST, self.journal.share()).await {
@@ -167,6 +170,13 @@ impl Leave {
         let rest = Rest::open(&self.folder)?;
         rest.tell(&self.ingress.inside())?;
         Ok(rest)
+    }
+
+    /// Until nothing is under way in instances.
+    async fn nothing_inside(&self) {
+        while self.ingress.inside().values().any(|count| *count > 0) {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Until the last stream has ended, or is cut.

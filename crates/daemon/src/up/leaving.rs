@@ -91,9 +91,11 @@ pub(crate) fn leaving_servers(data: &Path) -> io::Result<Vec<u32>> {
         let pid = path.file_name()?.to_str()?.parse::<u32>().ok()?;
         let file = OpenOptions::new()
             .read(true)
-            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            // A pipe there would keep whoever opens it.
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
             .open(path)
-            .ok()?;
+            .ok()
+            .filter(|file| file.metadata().is_ok_and(|there| there.is_file()))?;
         let process = std::fs::metadata(format!("/proc/{pid}")).ok()?;
         (matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && process.uid() == owner.uid())
             .then_some(pid)

@@ -66,7 +66,7 @@ pub struct PoolLimits {
 /// The pool grows to one sandbox for so much of the machine's memory: each takes up to 1 MiB, in the kernel for the most part.
 const MEMORY_PER_POOLED: u64 = 256 << 20;
 /// But to no more: each is 0.3 MiB of the 60 that the system at rest may have. Beyond it demand decides.
-const CALM_AT_MOST: usize = 32;
+const CALM_AT_MOST: usize = 48;
 /// More at once nobody needs who has 2 processors, and 64 take 64 MiB.
 const AT_MOST: usize = 64;
 

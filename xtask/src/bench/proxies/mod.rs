@@ -21,7 +21,7 @@ use apps::Apps;
 use load::{Load, Measured};
 use peer::{Proxy, Work};
 
-use super::server::Server;
+use super::server::{Server, free_port};
 use super::stats::table;
 use super::{Settings, http};
 
@@ -55,10 +55,12 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<String> {
     let wants = |part: &str| settings.http.is_empty() || settings.http.iter().any(|p| p == part);
     let work = Work::new(settings)?;
     let apps = Apps::start(settings)?;
-    let server = Server::start(settings, "http", &Proxy::tls_flags(settings, &work)?)?;
+    let https = free_port()?;
+    let flags = ["--listen-https", &format!("127.0.0.1:{https}")];
+    let server = Server::start(settings, "http", &flags)?;
     apps.deploy(&server, settings)?;
     server.call("http", "/ticks")?;
-    let mut proxies = vec![Proxy::utsuwa(&server, &work)?];
+    let mut proxies = vec![Proxy::utsuwa(&server, https)?];
     proxies.extend(Proxy::peers(&work, &apps)?);
     for proxy in &proxies {
         for pid in proxy.pids() {

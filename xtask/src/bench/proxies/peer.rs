@@ -66,42 +66,15 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    /// What our server needs to speak TLS; nothing where this build doesn't.
-    pub(super) fn tls_flags(
-        settings: &Settings,
-        _work: &Work,
-    ) -> anyhow::Result<Vec<&'static str>> {
-        let help = Command::new(&settings.utsuwa)
-            .args(["up", "--help"])
-            .output()
-            .context("ask the server for its flags")?;
-        let speaks = String::from_utf8_lossy(&help.stdout).contains("--listen-https");
-        Ok(if speaks {
-            vec!["--listen-https", HTTPS]
-        } else {
-            Vec::new()
-        })
-    }
-
-    pub(super) fn utsuwa(server: &Server, _work: &Work) -> anyhow::Result<Self> {
+    /// Our server, which speaks TLS on port `https`.
+    pub(super) fn utsuwa(server: &Server, https: u16) -> anyhow::Result<Self> {
         let port = server.http.port();
-        let mut targets = vec![
-            Target {
-                spoken: Spoken::Http1,
-                port,
-            },
-            Target {
-                spoken: Spoken::H2c,
-                port,
-            },
+        let ports = [
+            (Spoken::Http1, port),
+            (Spoken::H2c, port),
+            (Spoken::Tls, https),
         ];
-        if std::net::TcpStream::connect(HTTPS).is_ok() {
-            let port = HTTPS.rsplit(':').next().unwrap_or_default().parse()?;
-            targets.push(Target {
-                spoken: Spoken::Tls,
-                port,
-            });
-        }
+        let targets = ports.map(|(spoken, port)| Target { spoken, port }).into();
         Ok(Self {
             name: "utsuwa",
             child: None,
@@ -207,9 +180,6 @@ impl Drop for Proxy {
         drop(child.wait());
     }
 }
-
-/// Where our server speaks TLS, if it does. A fixed address: flags are made before a port could be asked for.
-const HTTPS: &str = "127.0.0.1:18443";
 
 /// Of one process, from its clock ticks of 10 ms; threads that have ended are in it.
 fn cpu_of(pid: u32) -> Duration {

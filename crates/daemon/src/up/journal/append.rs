@@ -23,16 +23,32 @@ pub(super) fn end_half_line(path: &Path, mut append: &File) -> io::Result<()> {
 /// Appends to a file that another process has, too. Between its turning and its next line there is none; and a service that was
 /// deleted meanwhile gets one that is found and removed like every other without a service.
 pub(super) fn append_beside(folder: &Path, line: &str) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
     loop {
-        let mut file = fs::OpenOptions::new()
+        fs::create_dir_all(folder)?;
+        let opened = fs::OpenOptions::new()
             .create(true)
             .append(true)
-            .open(folder.join(CURRENT))?;
+            .open(folder.join(CURRENT));
+        let file = match opened {
+            // Its service has just been deleted.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
         // It may be turned, counted and removed between these two steps: then a line in it would be neither there nor counted.
         file.lock()?;
         if file.metadata()?.nlink() > 0 {
-            return file.write_all(line.as_bytes());
+            return append_whole(&file, line).map(drop);
         }
     }
+}
+
+/// Appends all of `text` or nothing to a file whose lock the caller holds, and answers how long it was.
+pub(super) fn append_whole(mut file: &File, text: &str) -> io::Result<u64> {
+    let length = file.metadata()?.len();
+    if let Err(error) = file.write_all(text.as_bytes()) {
+        // What came after a half line would be glued to it.
+        let _ = file.set_len(length);
+        return Err(error);
+    }
+    Ok(length)
 }

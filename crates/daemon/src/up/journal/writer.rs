@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use utsuwa_model::{ServiceKey, Timestamp};
 use utsuwa_runtime::logs::layout::{newest_change, service_directory};
 
-use super::append::{append_beside, end_half_line};
+use super::append::{append_beside, append_whole, end_half_line};
 use super::dropped::{CURRENT, count_gone, turn};
 use super::format::{happening_line, missing_line, ms, request_line};
 use super::told::Told;
@@ -331,13 +331,11 @@ impl Writer {
         let Some(output) = self.output(&folder)? else {
             return Ok(());
         };
-        // The server before may have written here, too.
-        output.bytes = output.file.metadata()?.len();
-        if let Err(error) = output.file.write_all(line.as_bytes()) {
-            let _ = output.file.set_len(output.bytes);
-            return Err(error);
-        }
-        output.bytes += length;
+        // The server before may write here, too: what it appends must not be what is taken back.
+        output.file.lock()?;
+        let appended = append_whole(&output.file, line);
+        output.file.unlock()?;
+        output.bytes = appended? + length;
         output.used = Instant::now();
         self.since_look += length;
         Ok(())
