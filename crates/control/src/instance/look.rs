@@ -364,8 +364,9 @@ fn wanted(
         least: if state.routed { state.settings.min } else { 0 },
     });
     let mut plan = instances::plan(decision.desired, state.settings.max, views);
-    if state.stage == Stage::Proving && state.proof.is_some() {
-        // The judgement is under way: no second attempt.
+    let judged = state.proof.is_some() || views.iter().any(|view| view.reach.is_given_up());
+    if state.stage == Stage::Proving && judged {
+        // The judgement is under way, or is about to be told: no second attempt.
         plan.start = 0;
     }
     state.because = vec![decision.because];

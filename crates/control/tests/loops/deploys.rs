@@ -107,6 +107,11 @@ async fn a_program_that_never_listens_or_ends_fails_the_deploy() {
                 .is_some_and(|c| c.message.contains("'/app' is not in the image"))
         })
         .await;
+    let starts = || {
+        let log = house.driver.log();
+        log.iter().filter(|call| call.starts_with("start ")).count()
+    };
+    let before = starts();
     house.door.listens(Listens::Never(
         "Nothing accepted a connection on port 8080.".to_owned(),
     ));
@@ -128,6 +133,7 @@ async fn a_program_that_never_listens_or_ends_fails_the_deploy() {
         .await;
     house.rest().await;
     assert!(house.driver.running().is_empty());
+    assert_eq!(starts(), before + 1, "a second attempt proves nothing");
 }
 
 /// Four minutes are long: what is wrong is said while the deploy waits.
