@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! 1. A host name that isn't ours nor `*.googleapis.com` is refused with 403 before any handler runs.
-//! 2. A handler sees Google's own path: the short name is stripped, and [`CallContext`] says API and region.
+//! 2. A handler sees Google's own path: the short name is stripped where there is one, and [`CallContext`] says API and region.
 //! 3. Every answer on a Google path is Google's JSON.
 
 mod server;
@@ -70,12 +70,13 @@ impl Edge {
                 "/healthz" => self.health(),
                 "/metrics" => self.metrics(),
                 path if path.starts_with("/utsuwa/") => call(&self.admin, request).await,
-                path => match target::split_short_name(path) {
+                path => match target::split_api(path) {
                     Some((api, rest)) => {
                         let context = CallContext {
                             api: api.to_owned(),
                             region: None,
                         };
+                        let rest = rest.to_owned();
                         if let Err(error) = target::set_path(&mut request, &rest) {
                             return error.into_response();
                         }
@@ -96,6 +97,11 @@ impl Edge {
             "run" if path.starts_with("/v2/") => self.run_v2.answer(request).await,
             "run" => call(&self.v1, request).await,
             api if preflight::APIS.contains(&api) => call(&self.preflight, request).await,
+            // What `gcloud run services logs read` asks.
+            "logging" => ApiError::unimplemented(
+                "logging.googleapis.com is not built in this server yet: `utsuwa logs NAME` shows the logs of a service.",
+            )
+            .into_response(),
             api => ApiError::unimplemented(format!(
                 "{api}.googleapis.com is not built in this server yet. Served: run, {}.",
                 preflight::APIS.join(", ")

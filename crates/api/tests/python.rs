@@ -1,4 +1,5 @@
-//! The unchanged client library `google-cloud-run` for Python, over gRPC and over REST, through the proxy of `utsuwa env`.
+//! The unchanged client library `google-cloud-run` for Python, over gRPC and over REST: through the proxy of `utsuwa env`, and straight
+//! to the API's address, as the README shows.
 //! Runs where `UTSUWA_TEST_PYTHON` names an interpreter that has the library; elsewhere it is reported as skipped.
 
 #[path = "../../../tests/skip.rs"]
@@ -11,14 +12,25 @@ use support::World;
 
 const CLIENT: &str = include_str!("python/client.py");
 
-async fn run(transport: &str) {
+/// Which way a client takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Proxy,
+    Straight,
+}
+
+async fn run(transport: &str, way: Way) {
     #[expect(
         clippy::disallowed_methods,
         reason = "a test learns of its tools from the environment"
     )]
     let Ok(python) = std::env::var("UTSUWA_TEST_PYTHON") else {
+        let way = match way {
+            Way::Proxy => "",
+            Way::Straight => "straight_",
+        };
         skip::skip(
-            &format!("python::the_python_client_works_over_{transport}"),
+            &format!("python::the_python_client_works_{way}over_{transport}"),
             "set UTSUWA_TEST_PYTHON to a Python that has google-cloud-run (`make test` does)",
         );
         return;
@@ -31,14 +43,20 @@ async fn run(transport: &str) {
         utsuwa_api::proxy::ca_pem_path(world.keys.path())
     };
     let proxy = format!("http://{}", world.address);
-    let mut child = tokio::process::Command::new(python)
-        .args(["-c", CLIENT, transport])
-        .env("https_proxy", &proxy)
-        .env("HTTPS_PROXY", &proxy)
-        .env_remove("no_proxy")
-        .env_remove("NO_PROXY")
-        .env("REQUESTS_CA_BUNDLE", &ca)
-        .env("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", &ca)
+    let mut command = tokio::process::Command::new(python);
+    command.args(["-c", CLIENT, transport]);
+    for name in ["no_proxy", "NO_PROXY", "https_proxy", "HTTPS_PROXY"] {
+        command.env_remove(name);
+    }
+    match way {
+        Way::Proxy => command
+            .env("https_proxy", &proxy)
+            .env("HTTPS_PROXY", &proxy)
+            .env("REQUESTS_CA_BUNDLE", &ca)
+            .env("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", &ca),
+        Way::Straight => command.arg(world.address.to_string()),
+    };
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -73,10 +91,20 @@ async fn run(transport: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_python_client_works_over_grpc() {
-    run("grpc").await;
+    run("grpc", Way::Proxy).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_python_client_works_over_rest() {
-    run("rest").await;
+    run("rest", Way::Proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_client_works_straight_over_grpc() {
+    run("grpc", Way::Straight).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_client_works_straight_over_rest() {
+    run("rest", Way::Straight).await;
 }

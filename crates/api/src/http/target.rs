@@ -204,12 +204,20 @@ pub(crate) fn check_origin(request: &Request<Body>) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// `/run/v2/x` is API `run` and path `/v2/x`.
-pub(crate) fn split_short_name(path: &str) -> Option<(&str, String)> {
-    let (api, rest) = path.strip_prefix('/')?.split_once('/')?;
+/// What Cloud Run's own paths begin with. Of `/v2/` no more than this, so that the rest is free for what else speaks it: a registry's
+/// paths end in `/manifests/…`, `/blobs/…`, `/tags/list` or `/_catalog`, and none of Cloud Run's does.
+const OF_RUN: [&str; 3] = ["/v2/projects/", "/v1/projects/", "/apis/"];
+
+/// The API that a path on our own address is for, and Google's path there: `/run/v2/x` is API `run` and path `/v2/x`. Google's paths
+/// without a short name are Cloud Run's, as on `run.googleapis.com`: that is what a client asks for that was given our address in its place.
+pub(crate) fn split_api(path: &str) -> Option<(&str, &str)> {
+    if OF_RUN.iter().any(|start| path.starts_with(start)) {
+        return Some(("run", path));
+    }
+    let end = path.strip_prefix('/')?.find('/')? + 1;
+    let (api, rest) = (&path[1..end], &path[end..]);
     let word = !api.is_empty() && api.bytes().all(|b| b.is_ascii_lowercase());
-    // Google's own paths start with a version or `apis`; they need the short name in front.
-    (word && api != "apis").then(|| (api, format!("/{rest}")))
+    word.then_some((api, rest))
 }
 
 /// Replaces the path, keeps the query.

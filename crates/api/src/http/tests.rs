@@ -411,3 +411,50 @@ async fn tricks_with_hosts_and_targets_reach_nothing() {
         assert_eq!(said, status.to_string(), "{head:?}: {answer}");
     }
 }
+
+#[tokio::test]
+async fn googles_paths_without_a_prefix_reach_cloud_run() {
+    let server = Running::start().await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = server.url(&format!("{SERVICES}?serviceId=hello"));
+    let created = client.post(&url).json(&hello()).send().await.unwrap();
+    assert_eq!(created.status(), 200);
+    for path in [
+        &format!("{SERVICES}/hello"),
+        "/v1/projects/demo/locations/us-central1/services/hello",
+        "/apis/serving.knative.dev/v1/namespaces/demo/services",
+        "/v1/projects/demo/locations",
+    ] {
+        for prefix in ["", "/run"] {
+            let at = server.url(&format!("{prefix}{path}"));
+            assert_eq!(client.get(&at).send().await.unwrap().status(), 200, "{at}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_built_says_so_with_and_without_a_prefix() {
+    let server = Running::start().await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for path in [
+        "/v2/projects/demo/locations/us-central1/jobs",
+        "/v1/projects/demo/locations/us-central1/jobs",
+        "/apis/run.googleapis.com/v1/namespaces/demo/jobs",
+    ] {
+        for prefix in ["", "/run"] {
+            let at = server.url(&format!("{prefix}{path}"));
+            let answer = client.post(&at).json(&json!({})).send().await.unwrap();
+            assert_eq!(answer.status(), 400, "{at}");
+            let error: Value = answer.json().await.unwrap();
+            assert_eq!(error["error"]["status"], "UNIMPLEMENTED", "{at}");
+        }
+    }
+    let logs = client
+        .post(server.url("/logging/v2/entries:list"))
+        .json(&json!({}))
+        .send();
+    let error: Value = logs.await.unwrap().json().await.unwrap();
+    assert_eq!(error["error"]["status"], "UNIMPLEMENTED");
+    let said = error["error"]["message"].as_str().unwrap();
+    assert!(said.contains("`utsuwa logs NAME`"), "{said}");
+}

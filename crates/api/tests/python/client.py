@@ -1,6 +1,8 @@
-# A service's life through google-cloud-run, as a user would write it. The transport is the argument.
+# A service's life through google-cloud-run, as a user would write it. Arguments: the transport, and the API's address where the
+# client is to go straight there.
 import sys
 
+import grpc
 from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import run_v2
@@ -9,8 +11,16 @@ from google.protobuf import field_mask_pb2
 
 transport = sys.argv[1]
 anonymous = AnonymousCredentials()
-services = run_v2.ServicesClient(credentials=anonymous, transport=transport)
-revisions = run_v2.RevisionsClient(credentials=anonymous, transport=transport)
+
+def client(kind):
+    if len(sys.argv) < 3:
+        return kind(credentials=anonymous, transport=transport)
+    if transport == "rest":
+        return kind(credentials=anonymous, transport="rest", client_options={"api_endpoint": "http://" + sys.argv[2]})
+    return kind(transport=kind.get_transport_class("grpc")(channel=grpc.insecure_channel(sys.argv[2])))
+
+services = client(run_v2.ServicesClient)
+revisions = client(run_v2.RevisionsClient)
 parent = "projects/demo/locations/us-central1"
 name = parent + "/services/hello"
 

@@ -158,6 +158,13 @@ fn labels(
                 "the key must be at most 63 letters, digits, '-', '_' or '.', beginning and ending with a letter or digit",
             );
         }
+        // Keys of namespaces (`client.knative.dev/…`, `run.googleapis.com/startupProbeType`) are other programs', with their own rules.
+        if !key.contains('/') && key.bytes().any(|b| b.is_ascii_uppercase()) {
+            found.add(
+                format!("{field}[{key}]"),
+                "only lower-case letters, digits, '-' and '_' are allowed in keys: write it in lower case",
+            );
+        }
         let ends = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
         let fine = value.is_empty()
             || (value.len() <= 63

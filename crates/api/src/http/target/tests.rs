@@ -124,16 +124,33 @@ fn a_foreign_page_is_refused() {
 #[test]
 fn short_names_are_split_off() {
     assert_eq!(
-        split_short_name("/run/v2/projects/p"),
-        Some(("run", "/v2/projects/p".to_owned()))
+        split_api("/run/v2/projects/p"),
+        Some(("run", "/v2/projects/p"))
+    );
+    assert_eq!(
+        split_api("/serviceusage/v1/projects/p/services"),
+        Some(("serviceusage", "/v1/projects/p/services"))
     );
     for path in [
-        "/v2/projects/p",
-        "/apis/serving.knative.dev/v1",
         "/",
         "/run",
+        "//v2/x",
+        "/v2/",
+        "/v2/_catalog",
+        "/v2/library/app/manifests/latest",
     ] {
-        assert_eq!(split_short_name(path), None, "{path}");
+        assert_eq!(split_api(path), None, "{path}");
+    }
+}
+
+#[test]
+fn paths_without_a_short_name_are_those_of_cloud_run() {
+    for path in [
+        "/v2/projects/p/locations/r/services",
+        "/v1/projects/p/locations/r/services/s:getIamPolicy",
+        "/apis/serving.knative.dev/v1/namespaces/p/services",
+    ] {
+        assert_eq!(split_api(path), Some(("run", path)));
     }
 }
 

@@ -95,6 +95,13 @@ fn names_ports_and_images() {
         ("labels[a b]: the key", |s| {
             drop(s.meta.labels.insert("a b".to_owned(), String::new()))
         }),
+        ("labels[Team]: only lower-case letters", |s| {
+            drop(s.meta.labels.insert("Team".to_owned(), "x".to_owned()))
+        }),
+        ("template.labels[teamX]: only lower-case letters", |s| {
+            let labels = &mut s.spec.template.labels;
+            drop(labels.insert("teamX".to_owned(), "x".to_owned()))
+        }),
         ("template.labels[a]: the value", |s| {
             drop(
                 s.spec
