@@ -191,7 +191,7 @@ fn mistakes_are_told_with_what_was_meant() {
         &["--service-account", "no effect"],
     );
 
-    server.ok(&[
+    let afar = [
         "deploy",
         "afar",
         "--image",
@@ -199,7 +199,32 @@ fn mistakes_are_told_with_what_was_meant() {
         "--region",
         "europe-west1",
         "--no-allow-unauthenticated",
-    ]);
+    ];
+    let first =
+        "This is the first service of region [europe-west1]; the server's own is [asia-northeast1]";
+    fails(&server, 0, &afar, &[first]);
+    let again = server.utsuwa(&afar);
+    assert!(again.status.success());
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(!said.contains("the first service"), "{said}");
+    // The nearest name here would be another service's.
+    let there = &["afar is in region europe-west1: say --region europe-west1"][..];
+    fails(&server, 1, &["services", "describe", "afar"], there);
+    fails(&server, 1, &["logs", "afar"], there);
+    fails(&server, 2, &["deploy", "afar"], there);
+    for (flag, value, why) in [
+        ("--concurrency", "0", "at least 1 is needed"),
+        ("--max-instances", "0", "at least 1 is needed"),
+        ("--timeout", "2h", "at most 3600 s (60 min)"),
+    ] {
+        fails(&server, 2, &["deploy", "hello", flag, value], &[flag, why]);
+    }
+    fails(
+        &server,
+        1,
+        &["deploy", "hello", "--labels", "Team=x"],
+        &["labels[Team]", "lower-case"],
+    );
     let here = server.ok(&["services", "list", "--region", "asia-northeast1"]);
     assert!(!here.contains("afar"), "{here}");
     let listed = server.ok(&["services", "list"]);

@@ -36,6 +36,7 @@ mod killed_helpers;
 mod lifecycle;
 mod limits;
 mod observed;
+mod overtaken;
 mod private_registry;
 mod proxied;
 mod real_clients;

@@ -10,6 +10,7 @@ mod env;
 mod gcloud_flags;
 mod images;
 mod logs;
+mod overtaken;
 mod progress;
 mod quickstart;
 mod revisions;

@@ -10,10 +10,31 @@ pub(crate) async fn service(api: &Api, service: &str, failure: Failure) -> Failu
     if !failure.is_not_found() {
         return failure;
     }
+    if let Some(region) = elsewhere(api, service).await {
+        return failure.hint(in_region(service, &region));
+    }
     match services(api).await {
         Ok(names) => failure.hint(hint(service, &names, "services", api)),
         Err(_) => failure,
     }
+}
+
+/// Another region of the project that has a service of exactly this name.
+pub(crate) async fn elsewhere(api: &Api, service: &str) -> Option<String> {
+    let path = format!("/run/v2/projects/{}/locations", api.project);
+    let regions = api.list(&path, "locations").await.ok()?;
+    for region in regions.iter().map(|r| super::short(&text_at(r, "name"))) {
+        let there = api.in_region(&region);
+        if region != api.region && api.get(&there.service(service)).await.is_ok() {
+            return Some(region);
+        }
+    }
+    None
+}
+
+/// What to say about a service that is in `region` and not in the one that was asked.
+pub(crate) fn in_region(service: &str, region: &str) -> String {
+    format!("{service} is in region {region}: say --region {region}")
 }
 
 /// The names of all services of the project and region.

@@ -63,6 +63,11 @@ impl Failure {
         self.code.as_deref() == Some("NOT_FOUND")
     }
 
+    /// Whether somebody else's change came between what was read and what was sent.
+    pub(crate) fn is_overtaken(&self) -> bool {
+        matches!(self.code.as_deref(), Some("ABORTED" | "ALREADY_EXISTS"))
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
@@ -87,6 +92,8 @@ pub(crate) struct Api {
     base: String,
     pub project: String,
     pub region: String,
+    /// The region the server is configured with.
+    pub home: String,
 }
 
 /// A client for `base` that never asks a proxy.
@@ -127,6 +134,7 @@ impl Api {
             base,
             project: String::new(),
             region: String::new(),
+            home: String::new(),
         };
         // Without a server the keeper still holds its socket: connections are made, and nobody answers.
         let question = api.http.get(api.url("/utsuwa/v1/info"));
@@ -138,7 +146,8 @@ impl Api {
         let info = waited(&what, api.send(question.timeout(FIRST_ANSWER))).await?;
         let text = |key: &str| info[key].as_str().unwrap_or_default().to_owned();
         api.project = project.unwrap_or_else(|| text("project"));
-        api.region = region.unwrap_or_else(|| text("region"));
+        api.home = text("region");
+        api.region = region.unwrap_or_else(|| api.home.clone());
         Ok(api)
     }
 
@@ -150,6 +159,14 @@ impl Api {
     /// The v2 path of a service.
     pub(crate) fn service(&self, name: &str) -> String {
         format!("/run/v2/{}/services/{name}", self.parent())
+    }
+
+    /// The same project, in another region.
+    pub(crate) fn in_region(&self, region: &str) -> Self {
+        Self {
+            region: region.to_owned(),
+            ..self.clone()
+        }
     }
 
     /// Our own path of what a service does and why.
@@ -272,11 +289,15 @@ impl Api {
 async fn refused(response: reqwest::Response) -> Failure {
     let status = response.status();
     let body = response.text().await.unwrap_or_default();
-    let Ok(json) = serde_json::from_str::<Value>(&body) else {
+    refusal(status, &body)
+}
+
+fn refusal(status: reqwest::StatusCode, body: &str) -> Failure {
+    let Ok(json) = serde_json::from_str::<Value>(body) else {
         return Failure::failed(format!("{status}: {}", body.trim()));
     };
     let error = &json["error"];
-    let mut message = error["message"].as_str().unwrap_or(&body).trim().to_owned();
+    let mut message = error["message"].as_str().unwrap_or(body).trim().to_owned();
     let violations: Vec<&Value> = error["details"]
         .as_array()
         .into_iter()
@@ -295,4 +316,11 @@ async fn refused(response: reqwest::Response) -> Failure {
         code: error["status"].as_str().map(str::to_owned),
         ..Failure::failed(message)
     }
+}
+
+/// A refusal with Google's word `code`, for tests.
+#[cfg(test)]
+pub(crate) fn refused_as(code: &str) -> Failure {
+    let body = serde_json::json!({"error": {"message": "no", "status": code}});
+    refusal(reqwest::StatusCode::CONFLICT, &body.to_string())
 }

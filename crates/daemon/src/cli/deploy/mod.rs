@@ -1,6 +1,7 @@
 //! `utsuwa deploy`: the flags of `gcloud run deploy`, over the v2 API. Flags change only what they name; what an existing
 //! service has besides stays.
 
+mod counts;
 mod report;
 mod service;
 
@@ -15,7 +16,7 @@ use self::service::body;
 use super::progress::Progress;
 use super::rewrites::Rewrites;
 use super::services::show::{can_serve, repair};
-use super::{ClientArgs, suggest};
+use super::{ClientArgs, overtaken, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{ask, note};
 
@@ -50,23 +51,23 @@ pub(crate) struct DeployArgs {
     /// CPU limit, for example 1, 0.5 or 500m.
     #[arg(long)]
     cpu: Option<String>,
-    /// Requests in flight per instance.
-    #[arg(long)]
+    /// Requests in flight per instance: 1 to 1000, or default (80; 1 below one CPU).
+    #[arg(long, value_name = "COUNT", value_parser = counts::one_or_default)]
     concurrency: Option<u32>,
-    /// Time a request may take: seconds, or 5m.
-    #[arg(long)]
-    timeout: Option<String>,
+    /// Time a request may take: seconds, or 5m; 60 minutes at most [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = counts::timeout)]
+    timeout: Option<u64>,
     /// Instances kept when nobody calls, per revision.
     #[arg(long)]
     min_instances: Option<u32>,
-    /// Instances at most, per revision.
-    #[arg(long)]
+    /// Instances at most, per revision: 1 or more, or default (100).
+    #[arg(long, value_name = "COUNT", value_parser = counts::one_or_default)]
     max_instances: Option<u32>,
     /// Instances kept over all revisions.
     #[arg(long)]
     min: Option<u32>,
-    /// Instances at most over all revisions.
-    #[arg(long)]
+    /// Instances at most over all revisions: 1 or more, or default (no limit of its own).
+    #[arg(long, value_name = "COUNT", value_parser = counts::one_or_default)]
     max: Option<u32>,
     /// NAME=VALUE,…: replaces all variables. `^@^A=1@B=2` uses another separator.
     #[arg(long, value_name = "LIST", conflicts_with = "update_env_vars")]
@@ -162,15 +163,15 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
     }
     let api = client.connect().await?;
     let path = api.service(&args.name);
-    let existing = match api.get(&path).await {
-        Ok(service) => Some(service),
-        Err(failure) if failure.is_not_found() => None,
-        Err(failure) => return Err(failure),
-    };
-    if args.image.is_none() && existing.is_none() {
+    let new = there(&api, &args.name).await?.is_none();
+    if args.image.is_none() && new {
         return Err(no_image(&api, &args.name).await);
     }
-    let public = wants_public(args, existing.is_none())?;
+    if new {
+        // Before the question, so that nobody opens what goes to the wrong place.
+        first_of_region(&api).await?;
+    }
+    let public = wants_public(args, new)?;
     if let Some(reference) = &args.image
         && let Some(other) = Rewrites::of(&api).await.note(reference)
     {
@@ -182,18 +183,22 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
         Some(reference) => Some(super::images::upload_if_local(&api, reference, &progress).await?),
         None => None,
     };
-    let body = body(args, image, existing.clone())?;
-    let operation = if existing.is_some() {
-        api.patch(&path, &body).await?
-    } else {
-        api.post(
-            &format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name),
-            &body,
-        )
-        .await?
-    };
+    let what = format!("service [{}]", args.name);
+    let (operation, existing) = overtaken::again(&what, async || {
+        let existing = there(&api, &args.name).await?;
+        let body = body(args, image.clone(), existing.clone())?;
+        let operation = if existing.is_some() {
+            api.patch(&path, &body).await?
+        } else {
+            let new = format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name);
+            api.post(&new, &body).await?
+        };
+        Ok((operation, existing))
+    })
+    .await?;
     if let Some(public) = public {
-        set_public(&api, &path, public).await?;
+        let what = format!("who may call {what}");
+        overtaken::again(&what, async || set_public(&api, &path, public).await).await?;
     }
     if args.no_wait {
         note(&format!(
@@ -212,6 +217,27 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
         return Err(after_failure(failure, &args.name, existing.as_ref()));
     }
     report(&api, args, client).await
+}
+
+/// The service, if there is one of that name.
+async fn there(api: &Api, name: &str) -> Result<Option<Value>, Failure> {
+    match api.get(&api.service(name)).await {
+        Ok(service) => Ok(Some(service)),
+        Err(failure) if failure.is_not_found() => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Says that a region is about to get its first service, unless it is the server's own: every name is a region here, a mistyped one too.
+async fn first_of_region(api: &Api) -> Result<(), Failure> {
+    if api.region != api.home && suggest::services(api).await?.is_empty() {
+        note(&format!(
+            "This is the first service of region [{}]; the server's own is [{}]. A region is no more than a name here: if it is mistyped, \
+             `utsuwa services delete` with the same --region undoes it.",
+            api.region, api.home
+        ));
+    }
+    Ok(())
 }
 
 /// Says how the service stands now that its deploy failed, and what can be done about one that serves nothing.
@@ -236,6 +262,9 @@ async fn no_image(api: &Api, name: &str) -> Failure {
         "there is no service [{name}] in project [{}] region [{}], and --image is needed for a new one",
         api.project, api.region
     ));
+    if let Some(region) = suggest::elsewhere(api, name).await {
+        return needed.hint(suggest::in_region(name, &region));
+    }
     let names = suggest::services(api).await.unwrap_or_default();
     needed.hint(which_image(name, &names))
 }

@@ -50,7 +50,7 @@ pub(super) fn body(
     set(
         template,
         "timeout",
-        args.timeout.as_deref().map(timeout).transpose()?,
+        args.timeout.map(|seconds| format!("{seconds}s")),
     );
     set(
         template,
@@ -254,12 +254,6 @@ fn environment(text: &str) -> Result<String, Failure> {
             "--execution-environment: must be gen1 or gen2",
         )),
     }
-}
-
-fn timeout(text: &str) -> Result<String, Failure> {
-    crate::config::duration(text)
-        .map(|d| format!("{}s", d.as_secs()))
-        .map_err(|why| Failure::usage(format!("--timeout: {why}")))
 }
 
 /// `A=1,B=2`; `^SEP^A=1SEPB=2` chooses another separator, as gcloud does.

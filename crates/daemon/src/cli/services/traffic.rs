@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use utsuwa_model::service::validate::tag_problem;
 
 use super::super::progress::Progress;
-use super::super::{ClientArgs, short, suggest, wait};
+use super::super::{ClientArgs, overtaken, short, suggest, wait};
 use super::existing;
 use super::show::print_traffic;
 use crate::client::{Api, Failure};
@@ -58,17 +58,22 @@ pub(super) async fn run(args: &TrafficArgs, api: &Api, client: &ClientArgs) -> R
     }
     let name = &args.name;
     let path = api.service(name);
-    let mut service = existing(api, name).await?;
-    let old = service["traffic"].as_array().cloned().unwrap_or_default();
-    let targets = new_traffic(old, args)?;
-    let body = json!({"traffic": targets, "etag": service["etag"].take()});
-    let patched = api
-        .patch(&format!("{path}?updateMask=traffic"), &body)
-        .await;
-    let operation = match patched {
-        Ok(operation) => operation,
-        Err(failure) => return Err(with_meant(api, name, failure, &body["traffic"]).await),
-    };
+    let operation = overtaken::again(&format!("service [{name}]"), async || {
+        let mut service = existing(api, name).await?;
+        let old = service["traffic"].as_array().cloned().unwrap_or_default();
+        let targets = new_traffic(old, args)?;
+        let body = json!({"traffic": targets, "etag": service["etag"].take()});
+        let patched = api
+            .patch(&format!("{path}?updateMask=traffic"), &body)
+            .await;
+        match patched {
+            Err(failure) if !failure.is_overtaken() => {
+                Err(with_meant(api, name, failure, &body["traffic"]).await)
+            }
+            done => done,
+        }
+    })
+    .await?;
     if args.no_wait {
         note(&format!(
             "Changing the traffic of [{name}]; follow it with `utsuwa services describe {name}`."
