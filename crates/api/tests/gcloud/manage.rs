@@ -27,6 +27,20 @@ async fn gcloud_deploys_over_plain_http() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gcloud_is_told_where_logs_are() {
+    if !installed("gcloud_is_told_where_logs_are") {
+        return;
+    }
+    let world = World::start().await;
+    let cli = gcloud(&world, false);
+    let said = cli.run(&["run", "services", "logs", "read", "hello"]).await;
+    assert!(
+        !said.ok && said.err.contains("utsuwa logs NAME"),
+        "{said:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gcloud_manages_a_service() {
     if !installed("gcloud_manages_a_service") {
         return;

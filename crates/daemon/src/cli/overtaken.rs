@@ -29,7 +29,7 @@ pub(super) async fn again<T>(
         }
     }
     Err(Failure::failed(format!(
-        "{what} was changed by somebody else meanwhile, {ATTEMPTS} times in a row; nothing of this command was done"
+        "{what} was changed by somebody else meanwhile, {ATTEMPTS} times in a row"
     ))
     .hint("run the command again"))
 }
