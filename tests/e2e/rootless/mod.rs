@@ -5,6 +5,7 @@ mod refused;
 mod sessions;
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -109,7 +110,26 @@ fn a_user_with_ids_of_their_own_has_a_server() {
     ] {
         assert!(server.log().contains(weaker), "{}", server.log());
     }
+    let runtime = PathBuf::from(format!("/tmp/utsuwa-{}", person.uid));
+    assert!(runtime.exists());
+    names_what_it_runs(&person, &server);
     server.finish();
+    assert!(!runtime.exists(), "nothing of it is left");
+}
+
+/// `down` of the user's that finds nothing where it looks, and finds by their keepers what was meant.
+fn names_what_it_runs(person: &Person, server: &Server) {
+    let file = server.data_dir().with_file_name("other.toml");
+    std::fs::write(&file, "data-dir = \"/nowhere\"\n").unwrap();
+    let output = Command::new(person.program())
+        .args(["down", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let to_type = format!("utsuwa down --data-dir {}", server.data_dir().display());
+    assert!(said.contains(&to_type), "{said}");
 }
 
 #[test]
@@ -286,5 +306,5 @@ fn what_a_user_can_not_have_is_refused() {
         },
     );
     let runtime = format!("/tmp/utsuwa-{}", person.uid);
-    assert_eq!(std::fs::read_dir(runtime).unwrap().count(), 0);
+    assert!(!PathBuf::from(runtime).exists());
 }

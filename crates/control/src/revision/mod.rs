@@ -14,6 +14,7 @@ mod prove;
 mod startable;
 mod status;
 
+pub use prove::IMAGE_PATIENCE;
 pub(crate) use startable::route_of;
 pub(crate) use status::{failure_words, make, newborn, ready_words};
 

@@ -15,7 +15,7 @@ use crate::world::{RevisionState, Stage};
 /// Trouble with a registry or a disk is waited out this long before the deploy counts as failed, from this process's first try
 /// on: a deploy that a restart interrupted is not to blame for the time in between.
 /// The image store has its own retries within a pull; this is for the pulls as a whole, while somebody waits for the deploy.
-const IMAGE_PATIENCE: Duration = Duration::from_secs(10);
+pub const IMAGE_PATIENCE: Duration = Duration::from_secs(10);
 /// Beyond the startup probe's own deadline, for all that happens before the program runs.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 /// Until the ingress has begun to look at what was found running, and has told what it saw.

@@ -153,6 +153,21 @@ mod tests {
         assert_eq!(long_values(&rows), [format!("scanner-paths = {long}")]);
     }
 
+    /// Else `UTSUWA_REGION=x` would be told as a mistake in a flag that nobody gave.
+    #[test]
+    fn what_a_variable_says_is_no_flag() {
+        let variables = [("UTSUWA_REGION".to_owned(), "x".to_owned())].into();
+        let typed = |words: &[&str]| {
+            let line = ["utsuwa"].iter().chain(words).chain(&["loops"]);
+            Cli::try_parse_from(line).unwrap().client.typed(&variables)
+        };
+        assert!(typed(&["--region", "x"]).is_empty());
+        assert_eq!(
+            typed(&["--region", "y", "--project", "p"]),
+            [("project", "p".to_owned()), ("region", "y".to_owned())]
+        );
+    }
+
     #[test]
     fn a_file_to_check_is_named_in_either_way() {
         let file = |words: &[&str]| {

@@ -54,7 +54,15 @@ pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result
                     "forceOverride": force_override,
                 },
             });
-            api.post(&all, &wish).await?;
+            if let Err(failure) = api.post(&all, &wish).await {
+                return Err(match failure.is_already_there() && !force_override {
+                    true => {
+                        let mapping = api.get(&format!("{all}/{domain}")).await.ok();
+                        failure.hint(how_to_take(mapping.as_ref(), service))
+                    }
+                    false => failure,
+                });
+            }
             note(&format!(
                 "Domain [{domain}] is mapped to service [{service}]."
             ));
@@ -83,6 +91,18 @@ pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result
             note(&format!("Domain [{domain}] leads nowhere any more."));
             Ok(())
         }
+    }
+}
+
+/// What to do about a domain that is taken; `mapping`: by what, unless that is in another region, or is a service's own address, which
+/// nothing else can have.
+fn how_to_take(mapping: Option<&Value>, service: &str) -> String {
+    match mapping {
+        Some(mapping) => format!(
+            "it leads to service [{}]; --force-override lets it lead to [{service}] instead",
+            text_at(mapping, "spec.routeName")
+        ),
+        None => "where a mapping of another region has it, --force-override takes it".to_owned(),
     }
 }
 
@@ -176,6 +196,16 @@ fn show(client: &ClientArgs, mapping: &Value) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_domain_that_is_taken_is_told_with_what_has_it() {
+        let mapping = json!({"spec": {"routeName": "shop"}});
+        let known = how_to_take(Some(&mapping), "blog");
+        for part in ["[shop]", "[blog]", "--force-override"] {
+            assert!(known.contains(part), "{known}");
+        }
+        assert!(how_to_take(None, "blog").contains("another region"));
+    }
 
     #[test]
     fn records_of_a_server_that_only_this_machine_reaches_say_so() {

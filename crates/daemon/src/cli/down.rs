@@ -10,6 +10,7 @@ use utsuwa_runtime::privilege;
 use utsuwa_runtime::rootless::World;
 
 use super::ClientArgs;
+use super::words::shell_quote;
 use crate::client::Failure;
 use crate::output::note;
 
@@ -35,33 +36,82 @@ pub(crate) fn run(args: &DownArgs, client: &ClientArgs) -> Result<(), Failure> {
         None => super::configured_data_dir(args.config.clone())?,
     };
     if !data.join("id").exists() {
+        let hint = elsewhere(&data, client);
         return Err(Failure::failed(format!(
             "{}: is no data directory of a server",
             data.display()
         ))
-        .hint(match super::doctor::running_data_dir(client) {
-            // Not ended unasked: the address may be another machine's, the directory one of this.
-            Some(dir) => format!(
-                "the server at {} runs over {}: utsuwa down --data-dir {}",
-                client.api,
-                dir.display(),
-                dir.display()
-            ),
-            None => "name it with --data-dir".to_owned(),
-        }));
+        .hint(hint.unwrap_or_else(|| "name it with --data-dir".to_owned())));
     }
     let world = match privilege::is_root() {
         true => None,
         false => match enter(&data)? {
             Some(world) => Some(world),
-            None => return nothing_runs(&data),
+            None => return nothing_runs(&data, args, client),
         },
     };
     let ended = end(&data, Duration::from_secs(args.grace));
     if let Some(world) = world.filter(|_| ended.is_ok()) {
         world.end();
     }
-    ended
+    match ended? {
+        true => Ok(()),
+        false => nothing_runs(&data, args, client),
+    }
+}
+
+/// To end what has ended is no mistake. But who named no directory may have meant another one, over which something runs: that nothing
+/// was ended must not look as if it had been.
+fn nothing_runs(data: &Path, args: &DownArgs, client: &ClientArgs) -> Result<(), Failure> {
+    let hint = match args.data_dir {
+        Some(_) => None,
+        None => elsewhere(data, client),
+    };
+    match hint {
+        Some(hint) => Err(Failure::failed(format!(
+            "nothing runs over {}; nothing was ended",
+            data.display()
+        ))
+        .hint(hint)),
+        None => {
+            note(&format!("Nothing runs over {}.", data.display()));
+            Ok(())
+        }
+    }
+}
+
+/// What runs over other directories than `data`, and how it is ended: what this user's keepers hold; without any, whatever answers at
+/// the API's address. Not ended unasked: that address may be another machine's, and the directory one of this.
+fn elsewhere(data: &Path, client: &ClientArgs) -> Option<String> {
+    let real = data.canonicalize().ok();
+    let is_other =
+        |dir: &PathBuf| dir != data && (real.is_none() || dir.canonicalize().ok() != real);
+    let mut kept = keeper::running();
+    kept.retain(is_other);
+    if !kept.is_empty() {
+        let each: Vec<String> = kept.iter().map(|dir| command(dir)).collect();
+        let here = kept.iter().map(|dir| dir.display().to_string());
+        return Some(format!(
+            "what runs here is over {}: {}",
+            here.collect::<Vec<_>>().join(" and "),
+            each.join("; ")
+        ));
+    }
+    let dir = super::doctor::running_data_dir(client).filter(is_other)?;
+    Some(format!(
+        "the server at {} runs over {}: {}",
+        client.api,
+        dir.display(),
+        command(&dir)
+    ))
+}
+
+/// What ends the server over `data`, as a shell takes it.
+pub(crate) fn command(data: &Path) -> String {
+    format!(
+        "utsuwa down --data-dir {}",
+        shell_quote(&data.display().to_string())
+    )
 }
 
 /// The namespaces of a user's server; `None` if nobody is in them.
@@ -76,12 +126,8 @@ fn enter(data: &Path) -> Result<Option<World>, Failure> {
     place.enter().map(Some).map_err(|e| failed(&e))
 }
 
-fn nothing_runs(data: &Path) -> Result<(), Failure> {
-    note(&format!("Nothing runs over {}.", data.display()));
-    Ok(())
-}
-
-fn end(data: &Path, grace: Duration) -> Result<(), Failure> {
+/// Answers whether there was anything to end.
+fn end(data: &Path, grace: Duration) -> Result<bool, Failure> {
     crate::up::is_of_this_user(data)
         .map_err(|e| Failure::failed(format!("{e:#}")).hint("run utsuwa down as that user"))?;
     let id = keeper::data_id(data).map_err(|e| {
@@ -96,7 +142,7 @@ fn end(data: &Path, grace: Duration) -> Result<(), Failure> {
     }
     let left = end_leaving(data)?;
     if server.is_none() && !left && !keeper::socket_path(&id).exists() {
-        return nothing_runs(data);
+        return Ok(false);
     }
     drop(std::fs::remove_file(crate::up::pid_file(&id)));
     let keeper = match existing(&id) {
@@ -124,7 +170,7 @@ fn end(data: &Path, grace: Duration) -> Result<(), Failure> {
         data.display()
     ));
     if report.problems.is_empty() {
-        Ok(())
+        Ok(true)
     } else {
         Err(Failure::failed(format!(
             "some things could not be removed:\n  {}",

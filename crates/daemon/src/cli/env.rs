@@ -8,6 +8,7 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::ClientArgs;
+use super::words::shell_quote;
 use crate::client::Failure;
 use crate::output::line;
 
@@ -214,17 +215,6 @@ fn keep_certificate(dir: &Path, pem: &str) -> Result<PathBuf, Failure> {
         .and_then(|()| std::fs::rename(&next, &file))
         .map_err(|e| failed("write", &file, &e))?;
     Ok(file)
-}
-
-fn shell_quote(text: &str) -> String {
-    if text
-        .chars()
-        .all(|c| c.is_ascii_alphanumeric() || "/._-:".contains(c))
-    {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
 }
 
 #[cfg(test)]

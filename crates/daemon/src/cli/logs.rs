@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use self::seen::Seen;
 use super::{ClientArgs, suggest};
 use crate::client::{Api, Failure};
-use crate::output::{Format, line, note, text_at, value};
+use crate::output::{Format, is_unread, line, note, text_at, value};
 
 /// A server that is started again is back within this time; one that isn't is not about to be.
 const AWAY: Duration = Duration::from_secs(60);
@@ -49,6 +49,9 @@ pub(crate) async fn run(args: &LogsArgs, client: &ClientArgs) -> Result<(), Fail
     let mut answer = api.stream(&path(&api, args, None)).await?;
     loop {
         let ended = copy(answer, &mut seen, &client.format).await?;
+        if is_unread() {
+            return Ok(());
+        }
         if !args.follow {
             return ended.map_err(|error| {
                 Failure::failed(format!("the log stream broke off: {error}"))
@@ -101,6 +104,9 @@ async fn copy(
                 Ok(record) if !seen.is_new(&record) => {}
                 Ok(record) => print(&record, format)?,
                 Err(_) => line(String::from_utf8_lossy(&record).trim_end()),
+            }
+            if is_unread() {
+                return Ok(Ok(()));
             }
         }
     }

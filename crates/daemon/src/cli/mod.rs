@@ -28,11 +28,12 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+pub(crate) use down::command as down_command;
 pub(crate) use suggest::nearest;
 
 use crate::client::{Api, Failure};
 use crate::config::{Config, Given, Layers, OPTIONS};
-use crate::output::{Format, note};
+use crate::output::{Format, line, note};
 
 /// Cloud Run that you own: give it a container image, get an address; instances start when requests come.
 #[derive(Debug, Parser)]
@@ -87,6 +88,16 @@ pub(crate) struct ClientArgs {
 }
 
 impl ClientArgs {
+    /// Options of the server among these, as far as they were typed: what `variables` say has been read from there.
+    fn typed(&self, variables: &BTreeMap<String, String>) -> Vec<(&'static str, String)> {
+        let all = [("project", &self.project), ("region", &self.region)];
+        let all = all
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.clone()?)));
+        all.filter(|(name, value)| variables.get(&crate::config::variable(name)) != Some(value))
+            .collect()
+    }
+
     pub(crate) async fn connect(&self) -> Result<Api, Failure> {
         Api::connect(&self.api, self.project.clone(), self.region.clone()).await
     }
@@ -235,8 +246,6 @@ impl ServerArgs {
         one("user", &self.user);
         one("log-format", &self.log_format);
         one("log-level", &self.log_level);
-        one("project", &client.project);
-        one("region", &client.region);
         for (name, values) in [
             ("acme-contact", &self.acme_contact),
             ("allow-egress", &self.allow_egress),
@@ -248,9 +257,13 @@ impl ServerArgs {
                 flags.insert(name, values.clone());
             }
         }
+        let variables = crate::environment::variables(OPTIONS.iter().map(|o| o.name));
+        for (name, value) in client.typed(&variables) {
+            flags.insert(name, vec![value]);
+        }
         Given {
             file: configuration_file(self.config.clone()),
-            variables: crate::environment::variables(OPTIONS.iter().map(|o| o.name)),
+            variables,
             defaults: crate::config::defaults(),
             flags,
         }
@@ -312,10 +325,16 @@ pub(crate) fn main() -> ExitCode {
         Command::Unit(args) => unit::run(&args, &client),
         Command::Config(command) => block_on(config::run(&command, &client)),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "utsuwa", &mut std::io::stdout());
+            // Into memory first: there it can't fail, as it does at a reader that is gone.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "utsuwa", &mut script);
+            line(String::from_utf8_lossy(&script).trim_end());
             Ok(())
         }
-        Command::Deploy(args) => block_on(deploy::run(&args, &client)),
+        Command::Deploy(args) => match deploy::swallowed(std::env::args()) {
+            Some(failure) => Err(failure),
+            None => block_on(deploy::run(&args, &client)),
+        },
         Command::Services(command) => block_on(services::run(&command, &client)),
         Command::Revisions(command) => block_on(revisions::run(&command, &client)),
         Command::Domains(command) => block_on(domains::run(&command, &client)),

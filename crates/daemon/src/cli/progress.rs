@@ -130,9 +130,16 @@ impl Progress {
                     self.show(&step, &text);
                 }
                 if self.remark(remark.as_deref()) {
-                    let template = api.get(&api.service(service)).await.ok();
-                    let limit = template.as_ref().and_then(|s| probe_limit(&s["template"]));
-                    self.note(&goes_on(service, limit.filter(|_| !is_pull(&explained))));
+                    let until = match is_pull(&explained) {
+                        true => until_pulled(),
+                        false => {
+                            let template = api.get(&api.service(service)).await.ok();
+                            until_started(
+                                template.as_ref().and_then(|s| probe_limit(&s["template"])),
+                            )
+                        }
+                    };
+                    self.note(&goes_on(service, &until));
                 }
             }
             tokio::time::sleep(LOOK).await;
@@ -195,13 +202,25 @@ fn step(explained: &Value) -> Option<(String, String, Option<String>)> {
 }
 
 /// Said once of a deploy that waits although something is wrong: how long that goes on, and what who waits can do.
-fn goes_on(service: &str, limit: Option<u64>) -> String {
-    let until = match limit {
-        Some(seconds) => format!("up to {seconds} s after the container's start"),
-        None => "for some minutes".to_owned(),
-    };
+fn goes_on(service: &str, until: &str) -> String {
     format!(
         "The deploy goes on trying {until}. Ctrl-C ends this command and not the deploy; a new `utsuwa deploy {service}` takes its place."
+    )
+}
+
+/// How long a program that doesn't answer is waited for; `limit`: the seconds that its startup probe gives it.
+fn until_started(limit: Option<u64>) -> String {
+    match limit {
+        Some(seconds) => format!("up to {seconds} s after the container's start"),
+        None => "for some minutes".to_owned(),
+    }
+}
+
+/// How long a registry that doesn't answer is asked: a try that is under way is let finish.
+fn until_pulled() -> String {
+    format!(
+        "for at least {} s; a try that fails after that is the last",
+        utsuwa_control::revision::IMAGE_PATIENCE.as_secs()
     )
 }
 
@@ -253,7 +272,7 @@ mod tests {
         assert!(progress.remark(Some("The container listens on 127.0.0.1:8080.")));
         assert!(!progress.remark(Some("The container listens on 127.0.0.1:8080.")));
         assert!(!progress.remark(Some("The container listens on 127.0.0.1:8081.")));
-        let said = goes_on("web", Some(240));
+        let said = goes_on("web", &until_started(Some(240)));
         for part in [
             "up to 240 s",
             "Ctrl-C",
@@ -262,6 +281,13 @@ mod tests {
         ] {
             assert!(said.contains(part), "{said}");
         }
+        let said = goes_on("web", &until_pulled());
+        assert!(
+            said.contains(
+                "goes on trying for at least 10 s; a try that fails after that is the last. Ctrl-C"
+            ),
+            "{said}"
+        );
     }
 
     #[test]

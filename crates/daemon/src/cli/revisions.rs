@@ -3,8 +3,8 @@
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::services::existing;
 use super::services::show::{condition, ready_mark};
+use super::services::{confirm, existing};
 use super::{ClientArgs, short, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{Format, items, moment, note, text_at, value};
@@ -20,7 +20,12 @@ pub(crate) enum RevisionsCommand {
     /// Describe one revision.
     Describe { name: String },
     /// Delete a revision that gets no requests.
-    Delete { name: String },
+    Delete {
+        name: String,
+        /// Never ask.
+        #[arg(long, short)]
+        quiet: bool,
+    },
 }
 
 pub(crate) async fn run(command: &RevisionsCommand, client: &ClientArgs) -> Result<(), Failure> {
@@ -63,8 +68,11 @@ pub(crate) async fn run(command: &RevisionsCommand, client: &ClientArgs) -> Resu
             };
             value(&format, &found)
         }
-        RevisionsCommand::Delete { name } => {
+        RevisionsCommand::Delete { name, quiet } => {
             let found = find(&api, name).await?;
+            if !quiet {
+                confirm(&format!("Revision [{name}] will be deleted."))?;
+            }
             let operation = api
                 .delete(&format!("/run/v2/{}", text_at(&found, "name")))
                 .await?;

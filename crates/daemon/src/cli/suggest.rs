@@ -82,6 +82,33 @@ const ELSEWHERE: &[(&str, &[&str], &str)] = &[
         "`utsuwa down` stops the server, `utsuwa services delete NAME` removes a service",
     ),
     (
+        "services",
+        &["update", "create"],
+        "`utsuwa deploy NAME` makes a service or changes one; what its flags don't name stays. `utsuwa services update-traffic NAME` \
+         changes where requests go",
+    ),
+    (
+        "services",
+        &["replace"],
+        "the API takes whole services: eval \"$(utsuwa env)\" and gcloud run services replace FILE",
+    ),
+    (
+        "services",
+        &["logs"],
+        "`utsuwa logs NAME` shows what its instances wrote",
+    ),
+    (
+        "services",
+        &[
+            "add-iam-policy-binding",
+            "get-iam-policy",
+            "remove-iam-policy-binding",
+            "set-iam-policy",
+        ],
+        "`utsuwa deploy NAME --allow-unauthenticated` opens a service, --no-allow-unauthenticated closes it; the API takes policies: \
+         eval \"$(utsuwa env)\" and gcloud run services add-iam-policy-binding",
+    ),
+    (
         "domains",
         &["delete", "remove", "rm"],
         "`utsuwa domains unmap DOMAIN` lets a domain lead nowhere; its service stays",
@@ -98,7 +125,27 @@ const ELSEWHERE: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
-/// The failure for a command that has another name here, or was typed without its group, as `utsuwa update-traffic`. `words` are
+/// What Google has and this server doesn't yet: the words at the top, and what there is meanwhile.
+const NOT_BUILT: &[(&[&str], &str)] = &[
+    (
+        &["jobs", "executions", "tasks", "worker-pools"],
+        "services are what runs here: `utsuwa deploy NAME --image REF`",
+    ),
+    (
+        &["secrets"],
+        "a secret is given as a variable: `utsuwa deploy NAME --set-env-vars NAME=VALUE`",
+    ),
+    (
+        &["builds", "functions"],
+        "nothing is built from source: build the image yourself, `utsuwa deploy NAME --image REF`",
+    ),
+    (
+        &["pubsub", "eventarc", "scheduler", "triggers"],
+        "nothing sends events: whatever can make an HTTP request can call a service's address",
+    ),
+];
+
+/// The failure for a command that is not built, that has another name here, or was typed without its group, as `utsuwa update-traffic`. `words` are
 /// those of the command line.
 pub(crate) fn misplaced(
     error: &clap::Error,
@@ -116,6 +163,14 @@ pub(crate) fn misplaced(
         "" => format!("utsuwa {word}"),
         group => format!("utsuwa {group} {word}"),
     };
+    let not_built = NOT_BUILT
+        .iter()
+        .find(|(names, _)| group.is_empty() && names.contains(&word.as_str()));
+    if let Some((_, instead)) = not_built {
+        return Some(
+            Failure::usage(format!("{typed}: not built in this server yet")).hint(*instead),
+        );
+    }
     let failure = Failure::usage(format!("there is no command {typed}"));
     let known = ELSEWHERE
         .iter()
@@ -251,6 +306,21 @@ mod tests {
                 "there is no command utsuwa ps",
                 "utsuwa services list",
             ),
+            (
+                "utsuwa services update web --memory 1Gi",
+                "there is no command utsuwa services update",
+                "`utsuwa deploy NAME`",
+            ),
+            (
+                "utsuwa jobs list",
+                "utsuwa jobs: not built in this server yet",
+                "utsuwa deploy",
+            ),
+            (
+                "utsuwa secrets list --format json",
+                "utsuwa secrets: not built in this server yet",
+                "--set-env-vars",
+            ),
         ] {
             let words = || line.split(' ').map(str::to_owned);
             let error = Cli::try_parse_from(words()).unwrap_err();
@@ -261,6 +331,23 @@ mod tests {
                 hint.contains(meant) && !hint.contains("services delete"),
                 "{hint}"
             );
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_not_called_missing() {
+        let program = Cli::command();
+        for name in NOT_BUILT.iter().flat_map(|(names, _)| *names) {
+            assert!(program.find_subcommand(name).is_none(), "{name}");
+        }
+        for (group, names, _) in ELSEWHERE {
+            let at = match *group {
+                "" => &program,
+                group => program.find_subcommand(group).unwrap(),
+            };
+            for name in *names {
+                assert!(at.find_subcommand(name).is_none(), "{group} {name}");
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! `utsuwa unit`: a systemd unit with the flags given here; for whoever asks, root or an ordinary user.
 
+use std::path::Path;
+
 use utsuwa_runtime::privilege::is_root;
 
 use super::{ClientArgs, ServerArgs};
@@ -30,16 +32,22 @@ pub(crate) fn run(args: &ServerArgs, client: &ClientArgs) -> Result<(), Failure>
             command.push_str(&format!(" --{flag} {}", quote(value)));
         }
     }
+    let data = given.flags.get("data-dir").and_then(|dirs| dirs.first());
+    let down = data.map_or_else(
+        || "utsuwa down".to_owned(),
+        |dir| super::down_command(Path::new(dir)),
+    );
+    let common = common(&command, &down);
     line(&if is_root() {
-        of_system(&command)
+        of_system(&common)
     } else {
-        of_user(&command)
+        of_user(&common)
     });
     Ok(())
 }
 
 /// For a server that root starts.
-fn of_system(command: &str) -> String {
+fn of_system(common: &str) -> String {
     format!(
         "# Install: utsuwa unit > /etc/systemd/system/utsuwa.service && systemctl daemon-reload && systemctl enable --now utsuwa\n\
          [Unit]\n\
@@ -55,13 +63,12 @@ fn of_system(command: &str) -> String {
          LimitNOFILE=1048576\n\
          \n\
          [Install]\n\
-         WantedBy=multi-user.target",
-        common = common(command)
+         WantedBy=multi-user.target"
     )
 }
 
 /// For an ordinary user's own manager, which delegates them a cgroup.
-fn of_user(command: &str) -> String {
+fn of_user(common: &str) -> String {
     format!(
         "# Install: mkdir -p ~/.config/systemd/user && utsuwa unit > ~/.config/systemd/user/utsuwa.service &&\n\
          #          systemctl --user daemon-reload && systemctl --user enable --now utsuwa\n\
@@ -74,18 +81,17 @@ fn of_user(command: &str) -> String {
          OOMPolicy=continue\n\
          \n\
          [Install]\n\
-         WantedBy=default.target",
-        common = common(command)
+         WantedBy=default.target"
     )
 }
 
-fn common(command: &str) -> String {
+fn common(command: &str, down: &str) -> String {
     format!(
         "Type=exec\n\
          ExecStart={command}\n\
          Restart=always\n\
          RestartSec=100ms\n\
-         # The keeper and the instances outlive the server: a restart or an upgrade does not touch them. `utsuwa down` ends all.\n\
+         # The keeper and the instances outlive the server: a restart or an upgrade does not touch them. `{down}` ends all.\n\
          KillMode=process\n\
          # The server runs in a leaf of the unit's own cgroup (systemd 254 and later), and the keeper makes the instances' cgroups\n\
          # beside that leaf, within the unit. Without leaves (older systemd warns of the unknown line) and on cgroup v1 they lie\n\

@@ -1,4 +1,5 @@
-//! The server's words for people who read them here: without what the API adds for scripts, and short where a line is all there is.
+//! Words for people who read them here: the server's without what the API adds for scripts, short where a line is all there is, and
+//! quoted where a shell is to read them.
 
 /// How a paragraph begins that the API adds because people and scripts look for it. It guesses (a port, a timeout too short) where
 /// the words before it know.
@@ -45,6 +46,18 @@ pub(super) fn shortened(text: &str, room: usize) -> String {
         &cut
     };
     format!("{kept}…")
+}
+
+/// `text` as one word of a shell's.
+pub(super) fn shell_quote(text: &str) -> String {
+    if text
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-:".contains(c))
+    {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
 }
 
 #[cfg(test)]

@@ -68,6 +68,11 @@ impl Failure {
         matches!(self.code.as_deref(), Some("ABORTED" | "ALREADY_EXISTS"))
     }
 
+    /// Whether the server has something of that name already.
+    pub(crate) fn is_already_there(&self) -> bool {
+        self.code.as_deref() == Some("ALREADY_EXISTS")
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

@@ -69,8 +69,20 @@ pub(super) fn read(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
             )),
         }
     }
+    if let Some((line, message)) = told.first_key_value()
+        && values.is_empty()
+        && problems.len() > SLIPS
+    {
+        let more = problems.len() - 1;
+        problems = vec![format!(
+            "{shown}: is no configuration file: line {line} is not TOML: {message} (and {more} more problems)"
+        )];
+    }
     Ok((values, problems))
 }
+
+/// More, with no option between them, are no slips: it is a file of another kind.
+const SLIPS: usize = 4;
 
 pub(super) fn line_of(text: &str, at: usize) -> usize {
     text.get(..at)

@@ -164,6 +164,24 @@ fn a_broken_line_counts_once() {
 }
 
 #[test]
+fn a_file_of_another_kind_is_called_so_once() {
+    let told = |text: &str| read(Some(text), &[], &[]).unwrap_err().to_string();
+    for other in [
+        "One day a text\nof many lines\nwas given\nfor a\nconfiguration.\n",
+        "{\n\"domain\": \"x\",\n\"project\": \"y\",\n\"region\": 1,\n\"user\": 2\n}\n",
+        "#!/bin/sh\nset -e\na=$1\nif [ $a ]; then\n  echo 'x\nfi\nexit 0\n",
+    ] {
+        let text = told(other);
+        assert!(text.contains("has 1 problem:"), "{text}");
+        assert!(text.contains("is no configuration file: line "), "{text}");
+        assert!(text.contains(" is not TOML: "), "{text}");
+    }
+    // Slips between options are told each.
+    let slips = told("domain = \"x\"\na b\nc d\ne f\ng h\ni j\n");
+    assert!(slips.contains("has 5 problems:"), "{slips}");
+}
+
+#[test]
 fn what_was_given_at_the_first_start_holds_where_nothing_is_given_now() {
     let (none, given) = (Given::default(), |name, value: &str| Given {
         flags: BTreeMap::from([(name, vec![value.to_owned()])]),

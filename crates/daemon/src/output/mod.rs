@@ -1,8 +1,10 @@
 //! Printing results: data on stdout in the format asked for, everything else on stderr.
 
+mod fields;
 mod table;
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -37,9 +39,20 @@ impl std::str::FromStr for Format {
     }
 }
 
-/// Writes one line to stdout. A reader that went away (`| head`) is no error.
+/// Set once nobody reads stdout any more.
+static UNREAD: AtomicBool = AtomicBool::new(false);
+
+/// Writes one line to stdout. A reader that went away (`| head`) is no error: what is being done is done to its end.
 pub(crate) fn line(text: &str) {
-    drop(writeln!(std::io::stdout(), "{text}"));
+    let written = writeln!(std::io::stdout(), "{text}");
+    if written.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+        UNREAD.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether a line found its reader gone: a command without an end of its own ends then.
+pub(crate) fn is_unread() -> bool {
+    UNREAD.load(Ordering::Relaxed)
 }
 
 /// Writes one line to stderr: progress, hints.
@@ -127,6 +140,9 @@ pub(crate) fn remarked(
             for item in items {
                 line(&text_at(item, path));
             }
+            if let Some(missing) = fields::missing(items, path) {
+                note(&format!("note: {missing}"));
+            }
             Ok(())
         }
         other => value(other, &Value::Array(items.to_vec())),
@@ -139,7 +155,12 @@ pub(crate) fn remarked(
 /// As [`items`].
 pub(crate) fn value(format: &Format, value: &Value) -> Result<(), Failure> {
     match format {
-        Format::Value(path) => line(&text_at(value, path)),
+        Format::Value(path) => {
+            line(&text_at(value, path));
+            if let Some(missing) = fields::missing(std::slice::from_ref(value), path) {
+                note(&format!("note: {missing}"));
+            }
+        }
         Format::Yaml => {
             let text = serde_saphyr::to_string(value)
                 .map_err(|e| Failure::failed(format!("write YAML: {e}")))?;
@@ -157,17 +178,19 @@ pub(crate) fn value(format: &Format, value: &Value) -> Result<(), Failure> {
 
 /// The text at a dotted path (`status.url`, `traffic.0.percent`); empty where there is nothing.
 pub(crate) fn text_at(value: &Value, path: &str) -> String {
-    let mut at = value;
-    for part in path.split('.') {
-        at = match part.parse::<usize>() {
-            Ok(index) if at.is_array() => &at[index],
-            _ => &at[part],
-        };
-    }
+    let at = path.split('.').fold(value, step);
     match at {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
         other => other.to_string(),
+    }
+}
+
+/// One part of a path further.
+fn step<'a>(at: &'a Value, part: &str) -> &'a Value {
+    match part.parse::<usize>() {
+        Ok(index) if at.is_array() => &at[index],
+        _ => &at[part],
     }
 }
 

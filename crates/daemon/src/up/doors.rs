@@ -10,7 +10,7 @@ use utsuwa_store::Settings;
 
 use super::ports::addresses_here;
 use super::prepare::Ground;
-use crate::config::{Config, Layers, Listen};
+use crate::config::{Config, Layers, Listen, Source};
 
 /// All sockets that clients connect to.
 pub(super) struct Doors {
@@ -144,6 +144,14 @@ pub(super) fn announce(ground: &Ground, settings: &Settings) {
     );
 }
 
+/// What ends all of this server: with the data directory, unless whoever types finds that by themselves.
+pub(super) fn down_command(layers: &Layers, config: &Config) -> String {
+    match layers.source("data-dir") {
+        Source::Default => "utsuwa down".to_owned(),
+        _ => crate::cli::down_command(&config.data_dir),
+    }
+}
+
 /// What the API tells of where it and services are reached.
 pub(super) fn addresses(config: &Config) -> utsuwa_api::Addresses {
     utsuwa_api::Addresses {
@@ -152,5 +160,30 @@ pub(super) fn addresses(config: &Config) -> utsuwa_api::Addresses {
         https: (config.listen_https.iter())
             .map(|https| format!("https://{https}"))
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Given;
+
+    use super::*;
+
+    #[test]
+    fn what_ends_a_server_names_its_directory_unless_that_is_found_anyway() {
+        let told = |given: &Given| {
+            let layers = Layers::read(given).unwrap();
+            down_command(&layers, &layers.check().unwrap())
+        };
+        let mut given = Given::default();
+        assert_eq!(told(&given), "utsuwa down");
+        given
+            .variables
+            .insert("UTSUWA_DATA_DIR".to_owned(), "/srv/a".to_owned());
+        assert_eq!(told(&given), "utsuwa down --data-dir /srv/a");
+        given
+            .flags
+            .insert("data-dir", vec!["/srv/my own".to_owned()]);
+        assert_eq!(told(&given), "utsuwa down --data-dir '/srv/my own'");
     }
 }

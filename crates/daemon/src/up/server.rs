@@ -185,9 +185,10 @@ pub(super) async fn run(ground: Ground, layers: Layers, traffic: &Handle) -> any
         error = until_gone(&mut api_task) => (Told::Broken("the API ended"), Err(error)),
     };
     tracing::info!(why = told.why(), "ending; instances go on");
-    crate::output::line(
-        "ending; instances and ports stay with the keeper; `utsuwa down` ends everything",
-    );
+    crate::output::line(&format!(
+        "ending; instances and ports stay with the keeper; `{}` ends everything",
+        doors::down_command(&layers, &ground.config)
+    ));
     let leave = Leave {
         stop,
         place,

@@ -25,6 +25,6 @@ pub use holder::main as holder_main;
 pub use ids::is_rootless;
 pub(crate) use ids::{Ids, SERVER_ID, may_set_groups, user_outside};
 pub use place::runtime_base;
-pub(crate) use place::runtime_dir;
+pub(crate) use place::{inhabited, runtime_dir};
 pub(crate) use world::network_of_holder;
 pub use world::{Place, RootlessError, World, host_addresses};

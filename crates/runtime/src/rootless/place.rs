@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::process::Known;
+use super::residents;
+use crate::keeper::entries;
 
 /// Notes the process that holds the namespaces.
 pub(super) const HOLDER: &str = "holder.pid";
@@ -48,15 +50,24 @@ pub(crate) fn runtime_dir(uid: u32, id: &str) -> PathBuf {
     choose(bases(uid).map(|base| base.join(id)), uid).unwrap_or_else(|| runtime_base(uid).join(id))
 }
 
+/// The directories of the user's servers in which somebody lives.
+pub(crate) fn inhabited(uid: u32) -> Vec<PathBuf> {
+    let lives = |run: &PathBuf| {
+        Known::noted(&run.join(HOLDER)).is_some() || residents::keeper(run, uid).is_some()
+    };
+    let bases = bases(uid);
+    let own = bases.iter().filter(|base| is_own(base, uid));
+    own.flat_map(|base| entries(base)).filter(lives).collect()
+}
+
+/// Whether the user's servers made it. In their own namespace they are root.
+fn is_own(base: &Path, uid: u32) -> bool {
+    fs::symlink_metadata(base).is_ok_and(|found| found.is_dir() && [0, uid].contains(&found.uid()))
+}
+
 /// Where somebody lives, or else did. `/tmp` is everybody's: what lies there and isn't the user's says nothing.
 fn choose(places: [PathBuf; 2], uid: u32) -> Option<PathBuf> {
-    // In their own namespace they are root.
-    let own = |run: &&PathBuf| {
-        let base = run.parent().map(fs::symlink_metadata);
-        base.is_some_and(|found| {
-            found.is_ok_and(|found| found.is_dir() && [0, uid].contains(&found.uid()))
-        })
-    };
+    let own = |run: &&PathBuf| run.parent().is_some_and(|base| is_own(base, uid));
     let lives = |run: &PathBuf| Known::noted(&run.join(HOLDER)).is_some();
     let has_keeper = |run: &PathBuf| run.join("keeper.json").exists();
     let places: Vec<&PathBuf> = places.iter().filter(own).collect();

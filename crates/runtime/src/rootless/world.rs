@@ -138,6 +138,12 @@ impl Place {
     /// For a server that isn't there after all; what can't go now is nobody's at the next start.
     fn remove(&self) {
         let _ = std::fs::remove_dir_all(&self.run);
+        self.remove_base();
+    }
+
+    /// The directory of all servers of the user goes with the last one: while others have theirs in it, it isn't empty.
+    fn remove_base(&self) {
+        let _ = std::fs::remove_dir(self.base());
     }
 
     fn lock(&self) -> Result<OwnedFd, RootlessError> {
@@ -307,6 +313,7 @@ impl World {
     /// After `down`: nothing of the server is left.
     pub fn end(self) {
         self.residents.iter().for_each(Known::end);
+        self.place.remove_base();
     }
 
     /// The program through which instances reach the internet, if there is one.

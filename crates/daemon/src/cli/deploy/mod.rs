@@ -2,6 +2,7 @@
 //! service has besides stays.
 
 mod counts;
+mod lists;
 mod report;
 mod service;
 
@@ -10,6 +11,7 @@ use std::io::IsTerminal;
 use clap::Args;
 use serde_json::Value;
 
+pub(crate) use self::lists::swallowed;
 pub(crate) use self::report::host_and_address;
 use self::report::{report, set_public};
 use self::service::body;
@@ -69,24 +71,24 @@ pub(crate) struct DeployArgs {
     /// Instances at most over all revisions: 1 or more, or default (no limit of its own).
     #[arg(long, value_name = "COUNT", value_parser = counts::one_or_default)]
     max: Option<u32>,
-    /// NAME=VALUE,…: replaces all variables. `^@^A=1@B=2` uses another separator.
+    /// NAME=VALUE,…: replaces all variables. Another delimiter than a comma, in every list here: `^@^A=1,2@B=3`. Repeatable.
     #[arg(long, value_name = "LIST", conflicts_with = "update_env_vars")]
-    set_env_vars: Option<String>,
-    /// NAME=VALUE,…: adds or changes variables.
+    set_env_vars: Vec<String>,
+    /// NAME=VALUE,…: adds or changes variables. Repeatable.
     #[arg(long, value_name = "LIST")]
-    update_env_vars: Option<String>,
-    /// NAME,…: removes variables.
+    update_env_vars: Vec<String>,
+    /// NAME,…: removes variables. Repeatable.
     #[arg(long, value_name = "LIST")]
-    remove_env_vars: Option<String>,
+    remove_env_vars: Vec<String>,
     /// Removes all variables.
     #[arg(long, conflicts_with_all = ["set_env_vars", "update_env_vars", "remove_env_vars"])]
     clear_env_vars: bool,
-    /// Replaces the image's entrypoint; comma-separated. Empty resets it.
-    #[arg(long, value_name = "LIST")]
-    command: Option<String>,
-    /// Replaces the image's arguments; comma-separated. Empty resets it.
-    #[arg(long, value_name = "LIST")]
-    args: Option<String>,
+    /// Replaces the image's entrypoint; comma-separated, or `^@^a@b,c`. Repeatable. Empty resets it.
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    command: Vec<String>,
+    /// Replaces the image's arguments; comma-separated, or `^@^-c@echo a,b`. Repeatable. Empty resets them.
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    args: Vec<String>,
     /// gen1 (on gVisor, where runsc is installed) or gen2.
     #[arg(long)]
     execution_environment: Option<String>,
@@ -132,12 +134,12 @@ pub(crate) struct DeployArgs {
     /// What the service is for.
     #[arg(long)]
     description: Option<String>,
-    /// KEY=VALUE,…: labels on service and revision.
+    /// KEY=VALUE,…: labels on service and revision. Repeatable.
     #[arg(long, value_name = "LIST")]
-    labels: Option<String>,
-    /// KEY=VALUE,…: template annotations such as autoscaling.knative.dev/window=6s.
+    labels: Vec<String>,
+    /// KEY=VALUE,…: template annotations such as autoscaling.knative.dev/window=6s. Repeatable.
     #[arg(long, value_name = "LIST")]
-    annotations: Option<String>,
+    annotations: Vec<String>,
     /// Name of the revision: SERVICE-SUFFIX.
     #[arg(long, value_name = "SUFFIX")]
     revision_suffix: Option<String>,

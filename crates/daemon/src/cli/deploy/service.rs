@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use utsuwa_model::service::{REFUSE_SCANNERS, WAITING_PAGE, ZYGOTE};
 
 use super::DeployArgs;
+use super::lists::{pairs, parts};
 use crate::cli::services::containers::ingress_index;
 use crate::client::Failure;
 
@@ -29,7 +30,7 @@ pub(super) fn body(
         "ingress",
         args.ingress.as_deref().map(ingress).transpose()?,
     );
-    for (key, value) in pairs("--labels", args.labels.as_deref())? {
+    for (key, value) in pairs("--labels", &args.labels)? {
         service["labels"][&key] = json!(value);
         service["template"]["labels"][&key] = json!(value);
     }
@@ -71,7 +72,7 @@ pub(super) fn body(
     if let Some(max) = args.max_instances {
         template["scaling"]["maxInstanceCount"] = json!(max);
     }
-    for (key, value) in pairs("--annotations", args.annotations.as_deref())? {
+    for (key, value) in pairs("--annotations", &args.annotations)? {
         template["annotations"][&key] = json!(value);
     }
     for (annotation, on, off) in [
@@ -151,36 +152,38 @@ fn container(
     }
     let throttling = flag(args.cpu_throttling, args.no_cpu_throttling);
     set(&mut container["resources"], "cpuIdle", throttling);
-    for (key, list) in [("command", &args.command), ("args", &args.args)] {
-        if let Some(list) = list {
-            container[key] = json!(
-                list.split(',')
-                    .filter(|p| !p.is_empty())
-                    .collect::<Vec<_>>()
-            );
+    for (key, flag, given) in [
+        ("command", "--command", &args.command),
+        ("args", "--args", &args.args),
+    ] {
+        if !given.is_empty() {
+            container[key] = json!(parts(flag, given)?);
         }
     }
+    container["env"] = environment_of(container, args)?;
+    Ok(())
+}
+
+/// The variables, with the named changes.
+fn environment_of(container: &Value, args: &DeployArgs) -> Result<Value, Failure> {
     let mut env: Vec<Value> = container["env"].as_array().cloned().unwrap_or_default();
-    if args.clear_env_vars || args.set_env_vars.is_some() {
+    if args.clear_env_vars || !args.set_env_vars.is_empty() {
         env.clear();
     }
-    if let Some(remove) = &args.remove_env_vars {
-        let names: Vec<&str> = remove.split(',').collect();
-        env.retain(|v| !names.contains(&v["name"].as_str().unwrap_or_default()));
-    }
-    let (flag, list) = match &args.set_env_vars {
-        Some(list) => ("--set-env-vars", Some(list)),
-        None => ("--update-env-vars", args.update_env_vars.as_ref()),
+    let removed = parts("--remove-env-vars", &args.remove_env_vars)?;
+    env.retain(|v| !removed.iter().any(|name| v["name"] == json!(name)));
+    let (flag, given) = match args.set_env_vars.is_empty() {
+        false => ("--set-env-vars", &args.set_env_vars),
+        true => ("--update-env-vars", &args.update_env_vars),
     };
-    for (name, value) in pairs(flag, list.map(String::as_str))? {
+    for (name, value) in pairs(flag, given)? {
         let variable = json!({"name": name, "value": value});
         match env.iter_mut().find(|v| v["name"] == json!(name)) {
             Some(old) => *old = variable,
             None => env.push(variable),
         }
     }
-    container["env"] = Value::Array(env);
-    Ok(())
+    Ok(Value::Array(env))
 }
 
 /// `--no-traffic` pins what takes requests now; `--tag` adds an address for the new revision.
@@ -253,48 +256,5 @@ fn environment(text: &str) -> Result<String, Failure> {
         _ => Err(Failure::usage(
             "--execution-environment: must be gen1 or gen2",
         )),
-    }
-}
-
-/// `A=1,B=2`; `^SEP^A=1SEPB=2` chooses another separator, as gcloud does.
-fn pairs(flag: &str, text: Option<&str>) -> Result<Vec<(String, String)>, Failure> {
-    let Some(text) = text else {
-        return Ok(Vec::new());
-    };
-    let (separator, rest) = match text.strip_prefix('^').and_then(|t| t.split_once('^')) {
-        Some((separator, rest)) if !separator.is_empty() => (separator, rest),
-        _ => (",", text),
-    };
-    rest.split(separator)
-        .filter(|p| !p.is_empty())
-        .map(|pair| match pair.split_once('=') {
-            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-            _ => Err(Failure::usage(format!(
-                "{flag}: {pair:?} must be NAME=VALUE"
-            ))),
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pairs_take_another_separator() {
-        let own = |list: &[(&str, &str)]| {
-            list.iter()
-                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(
-            pairs("--x", Some("A=1,B=x=y")).ok(),
-            Some(own(&[("A", "1"), ("B", "x=y")]))
-        );
-        assert_eq!(
-            pairs("--x", Some("^@^A=1,2@B=3")).ok(),
-            Some(own(&[("A", "1,2"), ("B", "3")]))
-        );
-        assert!(pairs("--x", Some("A")).is_err());
     }
 }

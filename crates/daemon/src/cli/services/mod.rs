@@ -154,7 +154,7 @@ pub(super) async fn existing(api: &Api, name: &str) -> Result<Value, Failure> {
 }
 
 /// Stops unless the user says yes; without a terminal the answer is no.
-fn confirm(what: &str) -> Result<(), Failure> {
+pub(super) fn confirm(what: &str) -> Result<(), Failure> {
     use std::io::IsTerminal;
     if !std::io::stdin().is_terminal() {
         return Err(

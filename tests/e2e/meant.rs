@@ -1,0 +1,175 @@
+//! What was meant: a server that `down` isn't told of, arguments with a comma, a field that isn't there, a domain that is taken.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{PARENT, Server, can_run, until};
+use crate::skip::here;
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// `utsuwa down` by who has `server` in mind, where a file names another directory.
+fn down(server: &Server, file: &Path, more: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+        .args(["down", "--config"])
+        .arg(file)
+        .args(more)
+        .env("UTSUWA_API", format!("http://{}", server.api))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    (output.status.code(), said(&output))
+}
+
+#[test]
+fn down_that_finds_nothing_names_what_runs() {
+    if !can_run(here!()) {
+        return;
+    }
+    let mut server = Server::start(&[]);
+    let other = tempfile::tempdir_in("/var/tmp").unwrap();
+    let data = other.path().join("data");
+    let file = other.path().join("config.toml");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(
+        &file,
+        format!("data-dir = {:?}\n", data.display().to_string()),
+    )
+    .unwrap();
+    let to_type = format!("utsuwa down --data-dir {}", server.data_dir().display());
+
+    let (code, said) = down(&server, &file, &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("is no data directory of a server") && said.contains(&to_type),
+        "{said}"
+    );
+    std::fs::write(data.join("id"), "once\n").unwrap();
+    let (code, said) = down(&server, &file, &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("nothing was ended") && said.contains(&to_type),
+        "{said}"
+    );
+    // Who names a directory means it: to end it again is no mistake.
+    let (code, said) = down(&server, &file, &["--data-dir", &data.display().to_string()]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("Nothing runs over"), "{said}");
+
+    // Without the server its keeper still runs.
+    server.kill_9();
+    let (code, said) = down(&server, &file, &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&to_type), "{said}");
+    server.up();
+    server.finish();
+}
+
+#[test]
+fn arguments_have_commas_and_hyphens() {
+    if !can_run(here!()) {
+        return;
+    }
+    let server = Server::start(&[]);
+    server.ok(&[
+        "deploy",
+        "web",
+        "--image",
+        "utsuwa.local/hello",
+        "--no-allow-unauthenticated",
+        "--args",
+        "-c,a",
+        "--args=^@^echo a,b@^c^",
+        "--set-env-vars=^;^A=1,2;B=3",
+        "--set-env-vars=C=4",
+    ]);
+    let (_, service) = server.api_get(&format!("{PARENT}/services/web"));
+    let container = &service["template"]["containers"][0];
+    assert_eq!(container["args"], json!(["-c", "a", "echo a,b", "^c^"]));
+    let values: Vec<_> = container["env"].as_array().unwrap().iter().collect();
+    assert_eq!(
+        values,
+        [
+            &json!({"name": "A", "value": "1,2"}),
+            &json!({"name": "B", "value": "3"}),
+            &json!({"name": "C", "value": "4"})
+        ]
+    );
+    server.ok(&["deploy", "web", "--args="]);
+    let (_, service) = server.api_get(&format!("{PARENT}/services/web"));
+    let args = &service["template"]["containers"][0]["args"];
+    assert!(args.is_null() || args == &json!([]), "{args}");
+    server.finish();
+}
+
+#[test]
+fn what_is_not_there_is_told_with_what_is() {
+    if !can_run(here!()) {
+        return;
+    }
+    let server = Server::start(&[]);
+    server.deploy("hello", &[]);
+    let list = server.utsuwa(&["services", "list", "--format", "value(metadata.name)"]);
+    assert!(list.status.success());
+    let told = said(&list);
+    assert!(
+        told.contains("nothing has metadata.name; there is: ") && told.contains("name, "),
+        "{told}"
+    );
+    let there = server.utsuwa(&["services", "list", "--format", "value(uri)"]);
+    assert_eq!(said(&there), "");
+
+    server.ok(&["domains", "map", "www.example.test", "--service", "hello"]);
+    let again = ["domains", "map", "www.example.test", "--service", "other"];
+    let taken = server.utsuwa(&again);
+    assert_eq!(taken.status.code(), Some(1));
+    let told = said(&taken);
+    assert!(
+        told.contains("it leads to service [hello]") && told.contains("--force-override"),
+        "{told}"
+    );
+    let mut by_force = again.to_vec();
+    by_force.push("--force-override");
+    server.ok(&by_force);
+
+    // Nobody is there to ask.
+    let revision = server.ok(&["revisions", "list", "--format", "value(name)"]);
+    let revision = revision.trim().rsplit('/').next().unwrap();
+    let unasked = server.utsuwa(&["revisions", "delete", revision]);
+    assert_eq!(unasked.status.code(), Some(2));
+    assert!(said(&unasked).contains("--quiet"), "{}", said(&unasked));
+    server.deploy("hello", &[]);
+    server.ok(&["revisions", "delete", revision, "-q"]);
+    server.finish();
+}
+
+/// As before `| head -1`.
+#[test]
+fn a_log_that_nobody_reads_is_not_followed() {
+    if !can_run(here!()) {
+        return;
+    }
+    let server = Server::start(&[]);
+    server.deploy("hello", &[]);
+    assert_eq!(server.get("hello", "/").0, 200);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut follow = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+        .args(["logs", "hello", "--follow", "--api"])
+        .arg(format!("http://{}", server.api))
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let ended = until("the end of it", Duration::from_secs(20), || {
+        follow.try_wait().unwrap()
+    });
+    assert!(ended.success(), "{ended}");
+    server.finish();
+}
