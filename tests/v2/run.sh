@@ -42,8 +42,7 @@ mkdir "$image/tests"
 while read -r kind name path; do
   carry "$path"
   strip --strip-debug "$image$path" 2>/dev/null || true
-  # One server at a time, as on every machine; what needs another build or the repository's pages stays out, and so does the
-  # sidecar's suite, which has not come to its end there (docs/flakes.md, Open).
+  # One server at a time, as on every machine; what needs another build or the repository's pages stays out.
   case $kind-$name in
     test-e2e) echo "$path --test-threads 1 hostile:: contract:: --skip hostile::walls --skip hostile::page" >>"$image/tests/list" ;;
     test-*) echo "$path --test-threads 2" >>"$image/tests/list" ;;

@@ -41,29 +41,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_overtaken_change_is_made_again() {
-        for code in ["ABORTED", "ALREADY_EXISTS"] {
-            let mut tried = 0;
-            let done = again("service [web]", async || {
-                tried += 1;
-                if tried < 5 {
-                    Err(refused_as(code))
-                } else {
-                    Ok(tried)
-                }
-            });
-            assert_eq!(done.await.ok(), Some(5), "{code}");
-        }
+        let mut tried = 0;
+        let done = again("service [web]", async || {
+            tried += 1;
+            if tried < 5 {
+                Err(refused_as("ABORTED"))
+            } else {
+                Ok(tried)
+            }
+        });
+        assert_eq!(done.await.ok(), Some(5));
     }
 
     #[tokio::test(start_paused = true)]
     async fn other_refusals_are_told_at_once() {
-        let mut tried = 0;
-        let done = again::<()>("service [web]", async || {
-            tried += 1;
-            Err(refused_as("INVALID_ARGUMENT"))
-        });
-        assert_eq!(done.await.unwrap_err().message, "no");
-        assert_eq!(tried, 1);
+        // "Already exists" may be of a host that is another service's.
+        for code in ["INVALID_ARGUMENT", "ALREADY_EXISTS"] {
+            let mut tried = 0;
+            let done = again::<()>("service [web]", async || {
+                tried += 1;
+                Err(refused_as(code))
+            });
+            assert_eq!(done.await.unwrap_err().message, "no");
+            assert_eq!(tried, 1, "{code}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -65,7 +65,7 @@ impl Failure {
 
     /// Whether somebody else's change came between what was read and what was sent.
     pub(crate) fn is_overtaken(&self) -> bool {
-        matches!(self.code.as_deref(), Some("ABORTED" | "ALREADY_EXISTS"))
+        self.code.as_deref() == Some("ABORTED")
     }
 
     /// Whether the server has something of that name already.

@@ -71,7 +71,7 @@ pub(super) fn read(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
     }
     if let Some((line, message)) = told.first_key_value()
         && values.is_empty()
-        && problems.len() > SLIPS
+        && told.len() > SLIPS
     {
         let more = problems.len() - 1;
         problems = vec![format!(

@@ -16,6 +16,8 @@ use crate::keeper::entries;
 
 /// Notes the process that holds the namespaces.
 pub(super) const HOLDER: &str = "holder.pid";
+/// How often a start begins again because another server's end took the base away between two steps.
+const BASE_ATTEMPTS: u32 = 8;
 
 /// `/run/user/UID/utsuwa` where that lasts: for a user who lingers. The end of any other's last session removes the directory, even
 /// from the sight of who lives in namespaces of their own; so theirs is in `/tmp`. Not taken from the environment: whoever looks for
@@ -78,6 +80,17 @@ fn choose(places: [PathBuf; 2], uid: u32) -> Option<PathBuf> {
 
 /// Makes the directory of the server `id` below `base`; it must be the user's own, for `/tmp` is everybody's.
 pub(super) fn make(base: &Path, id: &str, uid: u32) -> io::Result<PathBuf> {
+    // Another server of the user's that ends takes an empty base away, perhaps just now.
+    for _ in 0..BASE_ATTEMPTS {
+        match make_once(base, id, uid) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => return done,
+        }
+    }
+    make_once(base, id, uid)
+}
+
+fn make_once(base: &Path, id: &str, uid: u32) -> io::Result<PathBuf> {
     let mut builder = fs::DirBuilder::new();
     // As /run/utsuwa: the server's id passes, and what is in it is closed to others by itself.
     match builder.mode(0o711).create(base) {

@@ -187,15 +187,23 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
     };
     let what = format!("service [{}]", args.name);
     let (operation, existing) = overtaken::again(&what, async || {
-        let existing = there(&api, &args.name).await?;
-        let body = body(args, image.clone(), existing.clone())?;
-        let operation = if existing.is_some() {
-            api.patch(&path, &body).await?
-        } else {
+        let mut existing = there(&api, &args.name).await?;
+        if existing.is_none() {
+            let body = body(args, image.clone(), None)?;
             let new = format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name);
-            api.post(&new, &body).await?
-        };
-        Ok((operation, existing))
+            match api.post(&new, &body).await {
+                Err(failure) if failure.is_already_there() => {
+                    existing = there(&api, &args.name).await?;
+                    // Not that somebody else has just made it: something else has its host.
+                    if existing.is_none() {
+                        return Err(failure);
+                    }
+                }
+                made => return Ok((made?, None)),
+            }
+        }
+        let body = body(args, image.clone(), existing.clone())?;
+        Ok((api.patch(&path, &body).await?, existing))
     })
     .await?;
     if let Some(public) = public {
