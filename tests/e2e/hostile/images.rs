@@ -60,7 +60,7 @@ pub(crate) fn tricks() -> Vec<Trick> {
         trick("workdir-up", "CVE-2024-21626", "a working directory above the root", End::Confined)
             .config(json!({"WorkingDir": "/../../../../etc"})),
         trick("workdir-link", "CVE-2024-21626", "a working directory behind a link to /proc/1/root", End::Either)
-            .script("ln -s /proc/1/root/../../.. srv/link")
+            .script("ln -s /proc/1/root srv/up && ln -s up/../../.. srv/link")
             .config(json!({"WorkingDir": "/srv/link"})),
         trick("workdir-cwd", "CVE-2024-21626", "a working directory above the launcher's own", End::Either)
             .config(json!({"WorkingDir": "/proc/self/cwd/../../.."})),
