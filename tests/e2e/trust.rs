@@ -7,13 +7,18 @@ use crate::harness::{Server, can_run, skip};
 
 /// Runs the command with `home` as home, over a copy of the machine's store that only it sees.
 pub(crate) fn trust(server: &Server, home: &Path, store: &Path, args: &str) -> Output {
+    trust_over(&server.data_dir(), home, store, args)
+}
+
+/// The same with a data directory of the caller's choice.
+fn trust_over(data: &Path, home: &Path, store: &Path, args: &str) -> Output {
     let script = format!(
         "mount --bind {store} /usr/local/share/ca-certificates && mount --bind {certs} /etc/ssl/certs && \
          exec {program} trust --data-dir {data} {args}",
         store = store.join("own").display(),
         certs = store.join("certs").display(),
         program = env!("CARGO_BIN_EXE_utsuwa"),
-        data = server.data_dir().display(),
+        data = data.display(),
     );
     Command::new("unshare")
         .args(["--mount", "sh", "-c", &script])
@@ -73,6 +78,26 @@ fn the_authority_is_installed_and_removed() {
         "",
         "once is enough"
     );
+
+    // With a directory that isn't the server's, nothing can be looked for.
+    let elsewhere = trust_over(&dir.path().join("gone"), &home, &store, "--remove");
+    let told = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
+    assert_eq!(elsewhere.status.code(), Some(1), "{told}");
+    let file = installed[0].file_name().unwrap().to_string_lossy();
+    for part in ["gone/id", "--data-dir", &*file, "update-ca-certificates"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    // With another server's it is, and what else is there is named.
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("id"), "another\n").unwrap();
+    let elsewhere = trust_over(&other, &home, &store, "--remove");
+    let told = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
+    assert_eq!(elsewhere.status.code(), Some(0), "{told}");
+    for part in ["there is no", "utsuwa-another.crt", &*file, "--data-dir"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(installed[0].exists());
 
     let told = said(&trust(&server, &home, &store, "--remove"));
     assert!(told.contains("removed"), "{told}");

@@ -39,19 +39,10 @@ impl FromStr for DomainName {
                 rule,
             })
         };
-        let label = |label: &str| {
-            !label.is_empty()
-                && label.len() <= 63
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        };
         if text.len() > 253 {
             return wrong("must be at most 253 characters");
         }
-        if !text.split('.').all(label) {
+        if !is_host_name(text) {
             return wrong("must be a full domain name in lower case, such as www.example.com");
         }
         if !text.contains('.') {
@@ -62,6 +53,21 @@ impl FromStr for DomainName {
         }
         Ok(Self(text.to_owned()))
     }
+}
+
+/// Whether `text` is one or more labels of a host's name in lower case, with nothing before, between or after them.
+#[must_use]
+pub fn is_host_name(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
 }
 
 impl TryFrom<String> for DomainName {

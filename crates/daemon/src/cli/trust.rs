@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use utsuwa_ingress::tls::CERTIFICATE_FILE;
 
+use super::words::shell_quote;
 use crate::client::Failure;
 use crate::output::{line, note};
 
@@ -33,6 +34,8 @@ pub(crate) struct TrustArgs {
     domain: Option<String>,
 }
 
+/// How the names of all begin in a store.
+const PREFIX: &str = "utsuwa-";
 /// Many times what it has.
 const LARGEST: u64 = 64 << 10;
 const NOT_ITS_OWN: &str = "nothing was changed. No server of this kind makes such an authority: somebody else may have put it there, so find out who; \
@@ -63,48 +66,108 @@ const STORES: [Store; 3] = [
     },
 ];
 
+impl Store {
+    fn file(&self, name: &str) -> PathBuf {
+        Path::new(self.folder).join(format!("{name}.crt"))
+    }
+
+    /// The files of servers of this kind in it.
+    fn ours(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.folder).into_iter().flatten();
+        let names = files
+            .flatten()
+            .map(|file| file.file_name().to_string_lossy().into_owned());
+        let mut ours: Vec<String> = names
+            .filter(|name| name.starts_with(PREFIX) && name.ends_with(".crt"))
+            .collect();
+        ours.sort();
+        ours
+    }
+}
+
+/// This machine's store, if it has a known one.
+fn store() -> Option<&'static Store> {
+    STORES.iter().find(|store| Path::new(store.folder).is_dir())
+}
+
 pub(crate) fn run(args: &TrustArgs) -> Result<(), Failure> {
     let data = match &args.data_dir {
         Some(data) => data.clone(),
         None => super::configured(None)?.data_dir,
     };
-    let name = name(&data);
     if args.remove {
-        return told(system(&name, None)? + databases(&name, None)?);
+        let name = name(&data)?;
+        return told(&name, system(&name, None)? + databases(&name, None)?, false);
     }
     let domain = match &args.domain {
         Some(domain) => domain.clone(),
         None => super::configured(None)?.domain,
     };
-    let pem = authority(&data, &domain)?;
+    let pem = authority(&data, &domain, &again(args))?;
     if args.print {
         line(pem.trim_end());
         return Ok(());
     }
-    told(system(&name, Some(&pem))? + databases(&name, Some(&pem))?)?;
+    let name = name(&data)?;
+    let done = system(&name, Some(&pem))? + databases(&name, Some(&pem))?;
+    told(&name, done, true)?;
     note(
         "programs that bring authorities of their own (Java, Python's requests, Node) must be told: utsuwa trust --print",
     );
     Ok(())
 }
 
-fn told(done: usize) -> Result<(), Failure> {
-    if done == 0 {
-        note("nothing was changed: it was as asked for already");
+/// What is to be typed once more, without the domain.
+fn again(args: &TrustArgs) -> String {
+    let mut command = "utsuwa trust".to_owned();
+    if args.print {
+        command.push_str(" --print");
+    }
+    if let Some(data) = &args.data_dir {
+        let data = shell_quote(&data.display().to_string());
+        command.push_str(&format!(" --data-dir {data}"));
+    }
+    command
+}
+
+/// Says so when nothing was to be done, and what was looked for: it may be another server's.
+fn told(name: &str, done: usize, wanted: bool) -> Result<(), Failure> {
+    if done > 0 {
+        return Ok(());
+    }
+    let file = store().map_or_else(
+        || format!("this machine's store of {name}"),
+        |store| store.file(name).display().to_string(),
+    );
+    if wanted {
+        note(&format!(
+            "nothing was changed: {file} and each browser's database that was looked at have it already"
+        ));
+        return Ok(());
+    }
+    note(&format!(
+        "nothing was changed: there is no {file}, and no browser's database that was looked at has {name}"
+    ));
+    let others = store().map(Store::ours).unwrap_or_default();
+    if !others.is_empty() {
+        note(&format!(
+            "hint: the store has {} of other servers; --data-dir names the directory of the one that is meant",
+            others.join(", ")
+        ));
     }
     Ok(())
 }
 
 /// The authority of the server in `data` (PEM), which signs below `domain` alone. Its folder is the server's own, and strangers
-/// speak to the server: what lies there is believed only as far as it was looked at.
-fn authority(data: &Path, domain: &str) -> Result<String, Failure> {
+/// speak to the server: what lies there is believed only as far as it was looked at. `again` is the command, for hints.
+fn authority(data: &Path, domain: &str, again: &str) -> Result<String, Failure> {
     let path = data.join(file()).display().to_string();
-    let pem = read(data).map_err(|error| {
+    let pem = read(data, &file()).map_err(|error| {
         let failure = Failure::failed(format!("read {path}: {error}"));
         match error.kind() {
-            ErrorKind::PermissionDenied => {
-                failure.hint("only root and the server's user may: sudo utsuwa trust")
-            }
+            ErrorKind::PermissionDenied => failure.hint(format!(
+                "only root and the server's user may: sudo {again}"
+            )),
             ErrorKind::NotFound => failure.hint("the authority is made at the first `utsuwa up`; --data-dir names another server's directory"),
             _ => failure.hint(NOT_ITS_OWN),
         }
@@ -118,7 +181,8 @@ fn authority(data: &Path, domain: &str) -> Result<String, Failure> {
         "{path}: it signs for {found:?}, not for {domain:?}"
     ))
     .hint(format!(
-        "if that is the domain that you have this server serve: utsuwa trust --domain {found}"
+        "if that is the domain that you have this server serve: {again} --domain {}",
+        shell_quote(&found)
     )))
 }
 
@@ -127,15 +191,15 @@ fn file() -> PathBuf {
     Path::new("keys").join(CERTIFICATE_FILE)
 }
 
-/// What lies at [`file`] below `data`, which is one file and no link to another.
-fn read(data: &Path) -> std::io::Result<String> {
+/// What lies at `file` below `data`, which is one file and no link to another.
+fn read(data: &Path, file: &Path) -> std::io::Result<String> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(data, flags, Mode::empty())?;
     // A pipe there would be waited for.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let file =
-        rustix::fs::openat2(&folder, file(), flags, Mode::empty(), resolve).map_err(|error| {
+        rustix::fs::openat2(&folder, file, flags, Mode::empty(), resolve).map_err(|error| {
             match error {
                 Errno::LOOP | Errno::XDEV => {
                     std::io::Error::other("there is a link on the way to it")
@@ -153,26 +217,55 @@ fn read(data: &Path) -> std::io::Result<String> {
 }
 
 /// What it is called in a store: two servers of one machine have one each.
-fn name(data: &Path) -> String {
-    let id = std::fs::read_to_string(data.join("id")).unwrap_or_default();
+fn name(data: &Path) -> Result<String, Failure> {
+    let path = data.join("id").display().to_string();
+    let id = read(data, Path::new("id")).map_err(|error| {
+        let failure = Failure::failed(format!(
+            "read {path}, after which the authority is named where it is installed: {error}"
+        ));
+        match error.kind() {
+            ErrorKind::PermissionDenied => failure.hint("repeat the command with sudo"),
+            _ => failure.hint(no_such_server()),
+        }
+    })?;
     let id: String = id
         .trim()
         .chars()
         .filter(char::is_ascii_alphanumeric)
         .take(16)
         .collect();
-    format!("utsuwa-{id}")
+    if id.is_empty() {
+        return Err(Failure::failed(format!(
+            "{path}, after which the authority is named where it is installed, holds no id"
+        ))
+        .hint(no_such_server()));
+    }
+    Ok(format!("{PREFIX}{id}"))
+}
+
+/// What to do where a data directory is another one or gone.
+fn no_such_server() -> String {
+    let mut hint = "--data-dir DIR names the server's data directory".to_owned();
+    if let Some(store) = store().filter(|store| !store.ours().is_empty()) {
+        hint.push_str(&format!(
+            "; once that is gone, its authority is removed by hand: {} in {}, then run {}",
+            store.ours().join(" or "),
+            store.folder,
+            store.command.join(" ")
+        ));
+    }
+    hint
 }
 
 /// The machine's own store: what curl, wget and most programs look into. `None`: without the authority.
 fn system(name: &str, pem: Option<&str>) -> Result<usize, Failure> {
-    let Some(store) = STORES.iter().find(|s| Path::new(s.folder).is_dir()) else {
+    let Some(store) = store() else {
         note(
             "this machine has no store of authorities that is known here (Debian's, Fedora's or Arch's): it was left out",
         );
         return Ok(0);
     };
-    let file = Path::new(store.folder).join(format!("{name}.crt"));
+    let file = store.file(name);
     let there = std::fs::read_to_string(&file).ok();
     let changed = |result: std::io::Result<()>, what: &str| {
         result.map_err(|error| {
@@ -288,9 +381,8 @@ fn nss(home: &Path) -> Vec<PathBuf> {
 
 /// Whether this machine's own store has the authority of the server in `data`, for `utsuwa doctor`.
 pub(super) fn is_trusted(data: &Path) -> Option<bool> {
-    let pem = read(data).ok()?;
-    let store = STORES.iter().find(|s| Path::new(s.folder).is_dir())?;
-    let file = Path::new(store.folder).join(format!("{}.crt", name(data)));
+    let pem = read(data, &file()).ok()?;
+    let file = store()?.file(&name(data).ok()?);
     Some(std::fs::read_to_string(file).is_ok_and(|there| there == pem))
 }
 
@@ -302,6 +394,8 @@ mod tests {
 
     use super::*;
 
+    const AGAIN: &str = "utsuwa trust --data-dir '/my data'";
+
     /// A data directory with the authority of `example.org`.
     fn data() -> tempfile::TempDir {
         let data = tempfile::tempdir().unwrap();
@@ -312,18 +406,44 @@ mod tests {
     #[test]
     fn the_authority_of_the_served_domain_alone_is_taken() {
         let data = data();
-        let pem = authority(data.path(), "example.org").unwrap();
+        let pem = authority(data.path(), "example.org", AGAIN).unwrap();
         assert!(pem.starts_with("-----BEGIN CERTIFICATE-----"));
-        let other = authority(data.path(), "localhost").unwrap_err().to_string();
+        let other = authority(data.path(), "localhost", AGAIN).unwrap_err();
+        let said = other.to_string();
         assert!(
-            other.contains("example.org") && other.contains("localhost"),
-            "{other}"
+            said.contains("example.org") && said.contains("localhost"),
+            "{said}"
+        );
+        let hint = other.hint.unwrap();
+        assert!(
+            hint.ends_with("utsuwa trust --data-dir '/my data' --domain example.org"),
+            "{hint}"
         );
         std::fs::write(data.path().join(file()), "root:$6$secret:19000::::::\n").unwrap();
-        let said = authority(data.path(), "example.org")
+        let said = authority(data.path(), "example.org", AGAIN)
             .unwrap_err()
             .to_string();
         assert!(!said.contains("secret"), "{said}");
+    }
+
+    /// Or another authority would be looked for than the one that is installed.
+    #[test]
+    fn without_an_id_nothing_is_looked_for() {
+        let data = data();
+        let refused = |data: &Path| {
+            let failure = name(data).unwrap_err();
+            let path = data.join("id").display().to_string();
+            assert!(failure.message.contains(&path), "{failure}");
+            assert!(failure.hint.unwrap().contains("--data-dir"));
+        };
+        refused(&data.path().join("gone"));
+        refused(data.path());
+        for empty in ["", " \n", "--\n"] {
+            std::fs::write(data.path().join("id"), empty).unwrap();
+            refused(data.path());
+        }
+        std::fs::write(data.path().join("id"), "4a5b-6c7d\n").unwrap();
+        assert_eq!(name(data.path()).unwrap(), "utsuwa-4a5b6c7d");
     }
 
     /// Of the file, and of the folder.
@@ -334,7 +454,9 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         symlink(other.path().join(file()), &path).unwrap();
         let refused = |data: &Path| {
-            let said = authority(data, "example.org").unwrap_err().to_string();
+            let said = authority(data, "example.org", AGAIN)
+                .unwrap_err()
+                .to_string();
             assert!(said.contains("link"), "{said}");
         };
         refused(one.path());
@@ -344,6 +466,6 @@ mod tests {
         // Where the data directory lies is the operator's choice.
         let link = one.path().join("link");
         symlink(other.path(), &link).unwrap();
-        authority(&link, "example.org").unwrap();
+        authority(&link, "example.org", AGAIN).unwrap();
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use utsuwa_model::domain::is_host_name;
 use utsuwa_model::host_dir::HostDir;
 use utsuwa_model::quantity::MemoryBytes;
 
@@ -266,18 +267,7 @@ fn boolean(text: &str) -> Result<bool, String> {
 }
 
 pub(super) fn domain(text: &str) -> Result<String, String> {
-    let ok = !text.is_empty()
-        && text.len() <= 180
-        && text.split('.').all(|label| {
-            !label.is_empty()
-                && label.len() <= 63
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        });
-    if ok {
+    if text.len() <= 180 && is_host_name(text) {
         Ok(text.to_owned())
     } else {
         Err("must be a DNS name in lower case, for example localhost or run.example.com".to_owned())

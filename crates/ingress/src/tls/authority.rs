@@ -17,6 +17,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use utsuwa_model::Timestamp;
+use utsuwa_model::domain::is_host_name;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{TlsError, Unusable};
@@ -131,7 +132,11 @@ pub fn domain_of(pem: &str) -> Result<String, Unusable> {
     match constraints.permitted_subtrees.as_deref() {
         // Address and mask of all there are.
         Some([only]) if excludes(8) && excludes(32) => match only.base {
-            GeneralName::DNSName(domain) if !domain.is_empty() => Ok(domain.to_owned()),
+            // As configured domains are: it is shown to people, who may type it.
+            GeneralName::DNSName(domain) if is_host_name(domain) => Ok(domain.to_owned()),
+            GeneralName::DNSName(domain) if !domain.is_empty() => {
+                Err(wrong("it signs for what is no name of a host"))
+            }
             _ => Err(wrong("it may sign for every site")),
         },
         _ => Err(wrong("it may sign for more than one domain")),
@@ -311,6 +316,20 @@ mod tests {
                 excluded_subtrees: excluded,
             });
             assert!(ended(params).contains("may sign for"));
+        }
+        for domain in [
+            "x;reboot",
+            "x y",
+            "\u{1b}[2J",
+            ".example.org",
+            "Example.org",
+        ] {
+            let mut params = authority();
+            params.name_constraints = Some(NameConstraints {
+                permitted_subtrees: vec![name(domain)],
+                excluded_subtrees: all_addresses(),
+            });
+            assert!(ended(params).contains("no name of a host"), "{domain}");
         }
         for text in [
             "root:$6$secret:19000::::::".to_owned(),
