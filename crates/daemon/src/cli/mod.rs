@@ -33,7 +33,7 @@ pub(crate) use suggest::nearest;
 
 use crate::client::{Api, Failure};
 use crate::config::{Config, Given, Layers, OPTIONS};
-use crate::output::{Format, line, note};
+use crate::output::{Format, line, note, outcome, written};
 
 /// Cloud Run that you own: give it a container image, get an address; instances start when requests come.
 #[derive(Debug, Parser)]
@@ -149,7 +149,7 @@ enum Command {
 struct UpArgs {
     #[command(flatten)]
     server: ServerArgs,
-    /// Take the place of the server that runs over this data directory: no connection is refused, no stream cut.
+    /// Take the place of the server that runs over this data directory: no connection is refused, and streams go on for drain-timeout.
     #[arg(long)]
     replace: bool,
 }
@@ -308,12 +308,12 @@ pub(crate) fn main() -> ExitCode {
                 return told(&failure);
             }
             let error = suggest::with_plain_usage(error, Cli::command(), std::env::args());
-            drop(error.print());
-            return if error.use_stderr() {
-                ExitCode::from(2)
-            } else {
-                ExitCode::SUCCESS
-            };
+            let printed = error.print();
+            if error.use_stderr() {
+                return ExitCode::from(2);
+            }
+            written(printed);
+            return ended(Ok(()));
         }
     };
     let client = cli.client;
@@ -344,7 +344,12 @@ pub(crate) fn main() -> ExitCode {
         Command::Quickstart(args) => block_on(quickstart::run(&args, &client)),
         Command::Loops => block_on(admin::loops(&client)),
     };
-    match result {
+    ended(result)
+}
+
+/// The exit status of a command, said why.
+fn ended(result: Result<(), Failure>) -> ExitCode {
+    match result.and_then(|()| outcome()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => told(&failure),
     }

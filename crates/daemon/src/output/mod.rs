@@ -4,7 +4,7 @@ mod fields;
 mod table;
 
 use std::io::{ErrorKind, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -39,20 +39,37 @@ impl std::str::FromStr for Format {
     }
 }
 
-/// Set once nobody reads stdout any more.
-static UNREAD: AtomicBool = AtomicBool::new(false);
+/// Why stdout took a line no more: the first time.
+static REFUSED: OnceLock<std::io::Error> = OnceLock::new();
 
-/// Writes one line to stdout. A reader that went away (`| head`) is no error: what is being done is done to its end.
+/// Writes one line to stdout. What is being done is done to its end even where that fails; [`outcome`] tells.
 pub(crate) fn line(text: &str) {
-    let written = writeln!(std::io::stdout(), "{text}");
-    if written.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) {
-        UNREAD.store(true, Ordering::Relaxed);
+    written(writeln!(std::io::stdout(), "{text}"));
+}
+
+/// Takes note of how something was written to stdout.
+pub(crate) fn written(result: std::io::Result<()>) {
+    if let Err(error) = result {
+        drop(REFUSED.set(error));
     }
 }
 
-/// Whether a line found its reader gone: a command without an end of its own ends then.
+/// Whether stdout takes no more lines: a command without an end of its own ends then.
 pub(crate) fn is_unread() -> bool {
-    UNREAD.load(Ordering::Relaxed)
+    REFUSED.get().is_some()
+}
+
+/// Whether all that was printed is where it was to go. A reader that went away (`| head`) has what it wanted.
+///
+/// # Errors
+/// Something is missing there: the disk is full, say.
+pub(crate) fn outcome() -> Result<(), Failure> {
+    match REFUSED.get() {
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::failed(format!(
+            "write to standard output: {error}; what was printed is not complete"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Writes one line to stderr: progress, hints.
