@@ -1,7 +1,7 @@
 //! What was meant: a server that `down` isn't told of, arguments with a comma, a field that isn't there, a domain that is taken.
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::json;
@@ -133,6 +133,13 @@ fn what_is_not_there_is_told_with_what_is() {
         told.contains("it leads to service [hello]") && told.contains("--force-override"),
         "{told}"
     );
+    let same = server.utsuwa(&["domains", "map", "www.example.test", "--service", "hello"]);
+    assert_eq!(same.status.code(), Some(1));
+    let told = said(&same);
+    assert!(
+        told.contains("it leads to service [hello] already: nothing is to be done"),
+        "{told}"
+    );
     let mut by_force = again.to_vec();
     by_force.push("--force-override");
     server.ok(&by_force);
@@ -148,6 +155,17 @@ fn what_is_not_there_is_told_with_what_is() {
     server.finish();
 }
 
+/// A command that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Fails when it has ended, which is as well.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 /// As before `| head -1`.
 #[test]
 fn a_log_that_nobody_reads_is_not_followed() {
@@ -159,16 +177,16 @@ fn a_log_that_nobody_reads_is_not_followed() {
     assert_eq!(server.get("hello", "/").0, 200);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut follow = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+    let follow = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
         .args(["logs", "hello", "--follow", "--api"])
         .arg(format!("http://{}", server.api))
         .stdin(Stdio::null())
         .stdout(writer)
         .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+        .spawn();
+    let mut follow = Killed(follow.unwrap());
     let ended = until("the end of it", Duration::from_secs(20), || {
-        follow.try_wait().unwrap()
+        follow.0.try_wait().unwrap()
     });
     assert!(ended.success(), "{ended}");
     server.finish();

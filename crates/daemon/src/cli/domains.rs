@@ -58,7 +58,7 @@ pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result
                 return Err(match failure.is_already_there() && !force_override {
                     true => {
                         let mapping = api.get(&format!("{all}/{domain}")).await.ok();
-                        failure.hint(how_to_take(mapping.as_ref(), service))
+                        failure.hint(how_to_take(mapping.as_ref(), &wish))
                     }
                     false => failure,
                 });
@@ -95,14 +95,24 @@ pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result
 }
 
 /// What to do about a domain that is taken; `mapping`: by what, unless that is in another region, or is a service's own address, which
-/// nothing else can have.
-fn how_to_take(mapping: Option<&Value>, service: &str) -> String {
-    match mapping {
-        Some(mapping) => format!(
-            "it leads to service [{}]; --force-override lets it lead to [{service}] instead",
-            text_at(mapping, "spec.routeName")
+/// nothing else can have. An error even where all is as wished, as gcloud's is.
+fn how_to_take(mapping: Option<&Value>, wish: &Value) -> String {
+    let Some(mapping) = mapping else {
+        return "where a mapping of another region has it, --force-override takes it".to_owned();
+    };
+    let text = |of: &Value, key: &str| text_at(&of["spec"], key);
+    let service = text(mapping, "routeName");
+    if service != text(wish, "routeName") {
+        return format!(
+            "it leads to service [{service}]; --force-override lets it lead to [{}] instead",
+            text(wish, "routeName")
+        );
+    }
+    match text(mapping, "certificateMode") == text(wish, "certificateMode") {
+        true => format!("it leads to service [{service}] already: nothing is to be done"),
+        false => format!(
+            "it leads to service [{service}] already, but differs in whether a certificate is asked for; --force-override maps it anew"
         ),
-        None => "where a mapping of another region has it, --force-override takes it".to_owned(),
     }
 }
 
@@ -199,12 +209,23 @@ mod tests {
 
     #[test]
     fn a_domain_that_is_taken_is_told_with_what_has_it() {
-        let mapping = json!({"spec": {"routeName": "shop"}});
-        let known = how_to_take(Some(&mapping), "blog");
+        let spec = |service: &str, certificate: &str| json!({"spec": {"routeName": service, "certificateMode": certificate}});
+        let mapping = spec("shop", "AUTOMATIC");
+        let known = how_to_take(Some(&mapping), &spec("blog", "AUTOMATIC"));
         for part in ["[shop]", "[blog]", "--force-override"] {
             assert!(known.contains(part), "{known}");
         }
-        assert!(how_to_take(None, "blog").contains("another region"));
+        let same = how_to_take(Some(&mapping), &mapping);
+        assert!(
+            same.contains("[shop] already: nothing is to be done"),
+            "{same}"
+        );
+        let other = how_to_take(Some(&mapping), &spec("shop", "NONE"));
+        assert!(
+            other.contains("certificate") && other.contains("--force-override"),
+            "{other}"
+        );
+        assert!(how_to_take(None, &mapping).contains("another region"));
     }
 
     #[test]

@@ -68,8 +68,11 @@ pub(crate) fn swallowed(words: impl Iterator<Item = String>) -> Option<Failure> 
     let ours = ClientArgs::augment_args(DeployArgs::augment_args(clap::Command::new("deploy")));
     let is_ours = |word: &str| {
         let long = word.strip_prefix("--").and_then(|w| w.split('=').next());
-        ours.get_arguments()
-            .any(|flag| long.is_some() && flag.get_long() == long)
+        let short = word.strip_prefix('-').and_then(|w| w.parse::<char>().ok());
+        ours.get_arguments().any(|flag| {
+            long.is_some() && flag.get_long() == long
+                || short.is_some() && flag.get_short() == short
+        })
     };
     let words: Vec<String> = words.collect();
     let taken = words
@@ -172,10 +175,14 @@ mod tests {
         let hint = found("utsuwa deploy web --args --no-traffic").unwrap();
         assert!(hint.contains("--args=--no-traffic"), "{hint}");
         assert!(found("utsuwa deploy web --command --api=http://x").is_some());
+        assert!(found("utsuwa deploy web --args -q").is_some());
         for fine in [
             "utsuwa deploy web --args --verbose --no-traffic",
             "utsuwa deploy web --args=--no-traffic",
             "utsuwa deploy web --args -c,--no-traffic",
+            "utsuwa deploy web --args -v -q",
+            "utsuwa deploy web --args=-q",
+            "utsuwa deploy web --args -qq",
         ] {
             assert_eq!(found(fine), None, "{fine}");
         }

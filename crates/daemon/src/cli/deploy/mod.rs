@@ -208,7 +208,9 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
     .await?;
     if let Some(public) = public {
         let what = format!("who may call {what}");
-        overtaken::again(&what, async || set_public(&api, &path, public).await).await?;
+        overtaken::again(&what, async || set_public(&api, &path, public).await)
+            .await
+            .map_err(|failure| half_done(failure, &args.name, existing.is_none(), public))?;
     }
     if args.no_wait {
         note(&format!(
@@ -248,6 +250,25 @@ async fn first_of_region(api: &Api) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// Adds how the service stands when its deploy was accepted, but not who may call it.
+fn half_done(mut failure: Failure, name: &str, new: bool, public: bool) -> Failure {
+    // Deleted by somebody else, and its deploy with it.
+    if failure.is_not_found() {
+        return failure;
+    }
+    let (callers, flag) = match (public, new) {
+        (true, true) => ("it is closed to callers still", "--allow-unauthenticated"),
+        (true, false) => ("who may call it is as before", "--allow-unauthenticated"),
+        (false, _) => ("who may call it is as before", "--no-allow-unauthenticated"),
+    };
+    failure.message = format!(
+        "who may call service [{name}] was not changed: {failure}\nThe deploy itself was accepted and goes on, and is not waited for; {callers}."
+    );
+    failure.hint(format!(
+        "`utsuwa services describe {name}` says how the deploy went; then `utsuwa deploy {name} {flag}` changes who may call"
+    ))
 }
 
 /// Says how the service stands now that its deploy failed, and what can be done about one that serves nothing.
@@ -320,6 +341,27 @@ fn wants_public(args: &DeployArgs, new: bool) -> Result<Option<bool>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_deploy_that_goes_on_is_told_of_where_its_callers_could_not_be_let_in() {
+        let failed = |code| half_done(crate::client::refused_as(code), "web", true, true);
+        let failure = failed("ABORTED");
+        for part in [
+            "[web] was not changed: no",
+            "goes on",
+            "closed to callers still",
+        ] {
+            assert!(failure.message.contains(part), "{failure}");
+        }
+        assert!(
+            failure
+                .hint
+                .unwrap()
+                .contains("utsuwa services describe web")
+        );
+        let deleted = failed("NOT_FOUND");
+        assert_eq!((deleted.message.as_str(), deleted.hint), ("no", None));
+    }
 
     #[test]
     fn the_sample_is_proposed_only_where_nothing_else_can_be_meant() {
