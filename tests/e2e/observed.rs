@@ -6,16 +6,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Server, can_run, skip, try_exchange, until};
+use crate::harness::{Server, can_run, skip, until};
 
 const SOON: Duration = Duration::from_secs(10);
-
-fn metrics(server: &Server) -> String {
-    let head = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
-    let (status, _, body) = try_exchange(server.api, head).unwrap();
-    assert_eq!(status, 200, "{body}");
-    body
-}
 
 #[test]
 fn requests_are_counted_and_logged() {
@@ -36,7 +29,7 @@ fn requests_are_counted_and_logged() {
         "{body}"
     );
 
-    let text = metrics(&server);
+    let text = server.metrics();
     let counted = text.lines().find(|line| {
         line.starts_with("utsuwa_requests_total{")
             && line.contains("service_name=\"seen\"")

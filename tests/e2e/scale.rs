@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Server, can_run, until};
 
+/// One wake: the ingress asks once for a first instance, whoever else comes waits with it. How many instances the loops then start,
+/// one for each that is needed and within the maximum, is another matter.
 #[test]
 fn two_hundred_at_once_wake_once_and_stay_within_max() {
     if !can_run("scale::two_hundred_at_once_wake_once_and_stay_within_max") {
@@ -13,6 +15,7 @@ fn two_hundred_at_once_wake_once_and_stay_within_max() {
     let server = Server::start(&["--idle-timeout", "6s"]);
     server.deploy("burst", &["--concurrency", "80", "--max-instances", "2"]);
     server.until_instances("burst", 0);
+    let before = wakes(&server, "burst");
     let mut seen = BTreeSet::new();
     let statuses: Vec<u16> = std::thread::scope(|scope| {
         let calls: Vec<_> = (0..200)
@@ -31,13 +34,31 @@ fn two_hundred_at_once_wake_once_and_stay_within_max() {
     });
     assert!(statuses.iter().all(|s| *s == 200), "{statuses:?}");
     assert!((1..=2).contains(&seen.len()), "instances seen: {seen:?}");
+    assert_eq!(wakes(&server, "burst") - before, 1, "{}", server.log());
     let log = server.log();
     let told: Vec<&str> = log.lines().filter(|l| l.contains("cold start")).collect();
-    assert!(
-        (1..=2).contains(&told.len()),
-        "once for each instance: {told:#?}"
+    assert_eq!(
+        told.len(),
+        seen.len(),
+        "one for each instance that was started for a request: {told:#?}"
     );
+    // It counts: who comes after everything is asleep again wakes again.
+    server.until_instances("burst", 0);
+    assert_eq!(server.get("burst", "/").0, 200);
+    assert_eq!(wakes(&server, "burst") - before, 2);
     server.finish();
+}
+
+/// How often requests to a service asked for a first instance.
+fn wakes(server: &Server, service: &str) -> u64 {
+    let named = format!("service_name=\"{service}\"");
+    let metrics = server.metrics();
+    let lines = metrics
+        .lines()
+        .filter(|line| line.starts_with("utsuwa_wakes_total{") && line.contains(&named));
+    lines
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum()
 }
 
 #[test]

@@ -380,6 +380,7 @@ impl Revision {
             self.outside.wake.thaw(&self.key, &instance.id);
         }
         if nudge.wake {
+            self.meters.wake_raised();
             self.outside.wake.wake(&self.key);
         }
         if nudge.changed {

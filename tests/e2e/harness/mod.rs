@@ -70,6 +70,8 @@ pub(crate) fn free_port() -> u16 {
 pub(crate) struct Server {
     child: Option<Child>,
     dir: tempfile::TempDir,
+    /// Elsewhere than in its own directory.
+    data: Option<PathBuf>,
     flags: Vec<String>,
     program: PathBuf,
     pub(crate) api: SocketAddr,
@@ -87,6 +89,15 @@ impl Server {
 
     /// The same with another program in its place.
     pub(crate) fn start_as(program: &Path, more: &[&str]) -> Self {
+        Self::start_with(program, None, more)
+    }
+
+    /// The same over a data directory of the test's choice.
+    pub(crate) fn start_over(data: PathBuf, more: &[&str]) -> Self {
+        Self::start_with(Path::new(env!("CARGO_BIN_EXE_utsuwa")), Some(data), more)
+    }
+
+    fn start_with(program: &Path, data: Option<PathBuf>, more: &[&str]) -> Self {
         let before = KernelObjects::count();
         let dir = tempfile::Builder::new()
             .prefix("utsuwa-e2e-")
@@ -95,6 +106,7 @@ impl Server {
         let mut server = Self {
             child: None,
             dir,
+            data,
             flags: more.iter().map(|f| (*f).to_owned()).collect(),
             program: program.to_owned(),
             api: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
@@ -167,7 +179,8 @@ impl Server {
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
+        let own = || self.dir.path().join("data");
+        self.data.clone().unwrap_or_else(own)
     }
 
     pub(crate) fn log_path(&self) -> PathBuf {
@@ -344,6 +357,14 @@ impl Server {
 
     pub(crate) fn api_get(&self, path: &str) -> (u16, Value) {
         self.api_call("GET", path, &Value::Null)
+    }
+
+    /// What it counts, in Prometheus' text.
+    pub(crate) fn metrics(&self) -> String {
+        let head = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        let (status, _, body) = try_exchange(self.api, head).unwrap();
+        assert_eq!(status, 200, "{body}");
+        body
     }
 
     pub(crate) fn api_call(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {

@@ -88,6 +88,7 @@ struct Rare {
     queue: Times,
     wake: Times,
     steps_us: [AtomicU64; STEPS.len()],
+    wakes: AtomicU64,
     starts: AtomicU64,
     failed_starts: AtomicU64,
     /// By the words that `X-Utsuwa-Answered-By` knows.
@@ -150,6 +151,11 @@ impl Meters {
     /// We answered ourselves, for one of a closed set of reasons.
     pub(crate) fn refused(&self, reason: &'static str) {
         *self.rare().refusals.lock().entry(reason).or_insert(0) += 1;
+    }
+
+    /// The loops were asked for a first instance.
+    pub(crate) fn wake_raised(&self) {
+        self.rare().wakes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// An instance has begun.

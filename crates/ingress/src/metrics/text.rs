@@ -1,7 +1,7 @@
 //! Prometheus' text format, version 0.0.4: all series of one metric together, each metric with its help and type.
 
 use std::fmt::Write;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{BOUNDS_US, CLASSES, Meters, STATES, STEPS, Series, Times};
 
@@ -77,36 +77,35 @@ fn counts(out: &mut String, series: &[Series<'_>]) {
             line(out, name, &one.labels, "", bytes);
         }
     }
-    head(
-        out,
-        "utsuwa_instance_starts_total",
-        "counter",
-        "Instances that were started.",
-    );
-    for (one, rare) in rare(series).filter(|(one, _)| one.levels.is_some()) {
-        line(
-            out,
+    seldom(out, series);
+}
+
+/// Of instances.
+fn seldom(out: &mut String, series: &[Series<'_>]) {
+    type Count = fn(&super::Rare) -> &AtomicU64;
+    let all: [(&str, &str, Count); 3] = [
+        (
+            "utsuwa_wakes_total",
+            "Times that requests found no instance, ready or starting, and asked for one; those who came meanwhile waited with them.",
+            |rare| &rare.wakes,
+        ),
+        (
             "utsuwa_instance_starts_total",
-            &one.labels,
-            "",
-            rare.starts.load(Ordering::Relaxed),
-        );
-    }
-    head(
-        out,
-        "utsuwa_instance_start_failures_total",
-        "counter",
-        "Instances whose startup probe gave up.",
-    );
-    for (one, rare) in rare(series).filter(|(one, _)| one.levels.is_some()) {
-        let failed = rare.failed_starts.load(Ordering::Relaxed);
-        line(
-            out,
+            "Instances that were started.",
+            |rare| &rare.starts,
+        ),
+        (
             "utsuwa_instance_start_failures_total",
-            &one.labels,
-            "",
-            failed,
-        );
+            "Instances whose startup probe gave up.",
+            |rare| &rare.failed_starts,
+        ),
+    ];
+    for (name, help, count) in all {
+        head(out, name, "counter", help);
+        for (one, rare) in rare(series).filter(|(one, _)| one.levels.is_some()) {
+            let count = count(rare).load(Ordering::Relaxed);
+            line(out, name, &one.labels, "", count);
+        }
     }
 }
 

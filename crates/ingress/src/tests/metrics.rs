@@ -125,6 +125,7 @@ async fn requests_are_counted_by_revision_and_outcome() {
     );
     assert!(of(&samples, "utsuwa_request_duration_seconds_sum", "") > Some(0.0));
     assert_eq!(of(&samples, "utsuwa_response_bytes_total", ""), Some(15.0));
+    assert_eq!(of(&samples, "utsuwa_wakes_total", ""), Some(0.0));
     assert_eq!(of(&samples, "utsuwa_instance_starts_total", ""), Some(1.0));
     assert_eq!(
         of(&samples, "utsuwa_instances", ",state=\"idle\""),
