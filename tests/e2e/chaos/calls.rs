@@ -87,6 +87,8 @@ impl Calls {
         mark: &Mark,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), String> {
         loop {
+            // What fails before it is sent was on no connection: nobody's death excuses it.
+            mark.over(0);
             let line = self.line().await?;
             mark.over(line.port);
             let request = Request::post(format!("http://grpc.localhost/test.Echo/{method}"))

@@ -125,6 +125,8 @@ fn entries(data_dir: &Path, traces: &BTreeSet<&str>) -> BTreeMap<String, Entry> 
 pub(super) struct Verdict {
     /// Inside what was killed.
     pub(super) excused: BTreeMap<Kind, usize>,
+    /// Connections that were not taken: never, whatever was killed.
+    pub(super) refused: usize,
     /// All others, and what the server wrote of each.
     pub(super) lost: Vec<String>,
 }
@@ -152,7 +154,10 @@ pub(super) fn judge(data_dir: &Path, kills: &[Kill], seen: &[Outcome]) -> Verdic
             (found.len() == traces.len() || Instant::now() > deadline).then_some(found)
         },
     );
-    let mut verdict = Verdict::default();
+    let mut verdict = Verdict {
+        refused: seen.iter().filter(|outcome| outcome.is_refused()).count(),
+        ..Verdict::default()
+    };
     for outcome in failed {
         let entry = entries.get(&outcome.mark.trace);
         if kills.iter().any(|kill| kill.had(outcome, entry)) {

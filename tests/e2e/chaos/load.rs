@@ -90,6 +90,14 @@ pub(super) struct Outcome {
     pub(super) result: Result<(), String>,
 }
 
+impl Outcome {
+    /// Its connection was.
+    pub(super) fn is_refused(&self) -> bool {
+        let error = self.result.as_ref().err();
+        error.is_some_and(|error| error.contains("ConnectionRefused"))
+    }
+}
+
 /// A connection of HTTP/1.1 between two requests.
 #[derive(Debug)]
 struct Kept {
@@ -221,6 +229,8 @@ impl Client {
             .body(Empty::new())
             .map_err(told("request"))?;
         loop {
+            // What fails before it is sent was on no connection: nobody's death excuses it.
+            mark.over(0);
             let mut kept = self.connection().await?;
             mark.over(kept.port);
             let mut failed = match kept.sender.try_send_request(request).await {

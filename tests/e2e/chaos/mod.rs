@@ -256,6 +256,7 @@ impl World {
             *struck.entry(blow).or_insert(0) += 1;
         }
         println!("{struck:?}");
+        assert_eq!(verdict.refused, 0, "{:#?}", verdict);
         assert!(
             verdict.lost.is_empty(),
             "after {:?}, kills {:#?}: lost {}\n{:#?}\n{}",

@@ -1,68 +1,114 @@
 //! A user's server outlives the session it was started in, and is found again without it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{Person, SAID};
 use crate::harness::{Server, can_run, skip};
 use crate::skip::here;
 
+/// Directories of the machine that were missing; they go with it again.
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    fn all_of(path: &Path) -> Self {
+        let missing: Vec<PathBuf> = path
+            .ancestors()
+            .take_while(|folder| !folder.exists())
+            .map(Path::to_owned)
+            .collect();
+        std::fs::create_dir_all(path).unwrap();
+        Self(missing)
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            if folder.exists() {
+                told("remove what was made", std::fs::remove_dir(folder));
+            }
+        }
+    }
+}
+
+/// A failure where a test may have failed already: a second panic would hide the first.
+fn told<T, E: std::fmt::Debug>(what: &str, result: Result<T, E>) {
+    if let Err(error) = result {
+        let said = format!("{what}: {error:?}");
+        assert!(std::thread::panicking(), "{said}");
+        eprintln!("{said}");
+    }
+}
+
 /// The directory of a user's session, as the session manager makes it.
 struct Session {
     path: PathBuf,
     mounted: bool,
+    _made: Made,
 }
 
 impl Session {
     fn begin(uid: u32, mounted: bool) -> Self {
         use std::os::unix::fs::{PermissionsExt, chown};
         let path = PathBuf::from(format!("/run/user/{uid}"));
-        std::fs::create_dir_all(&path).unwrap();
-        let session = Self { path, mounted };
+        let made = Made::all_of(&path);
+        let session = Self {
+            path,
+            mounted,
+            _made: made,
+        };
         if mounted {
-            session.run("mount", &["-t", "tmpfs", "utsuwa-e2e-session"]);
+            session
+                .run("mount", &["-t", "tmpfs", "utsuwa-e2e-session"])
+                .unwrap();
         }
         chown(&session.path, Some(uid), Some(uid)).unwrap();
         std::fs::set_permissions(&session.path, std::fs::Permissions::from_mode(0o700)).unwrap();
         session
     }
 
-    fn run(&self, program: &str, arguments: &[&str]) {
-        let status = Command::new(program)
-            .args(arguments)
-            .arg(&self.path)
-            .status();
-        assert!(status.unwrap().success(), "{program} {arguments:?}");
+    fn run(&self, program: &str, arguments: &[&str]) -> Result<(), String> {
+        let mut command = Command::new(program);
+        let status = command.args(arguments).arg(&self.path).status();
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            failed => Err(format!("{program} {arguments:?}: {failed:?}")),
+        }
     }
 }
 
-/// Its end.
+/// Its end, with what is in it.
 impl Drop for Session {
     fn drop(&mut self) {
         if self.mounted {
-            self.run("umount", &["--lazy"]);
+            told("end a session", self.run("umount", &["--lazy"]));
+        } else {
+            told("end a session", std::fs::remove_dir_all(&self.path));
         }
-        std::fs::remove_dir_all(&self.path).unwrap();
     }
 }
 
 /// What `loginctl enable-linger` leaves: the session manager keeps what it made for the user, sessions or none.
-struct Linger(PathBuf);
+struct Linger {
+    file: PathBuf,
+    _made: Made,
+}
 
 impl Linger {
     fn enable(name: &str) -> Self {
-        let all = PathBuf::from("/var/lib/systemd/linger");
-        std::fs::create_dir_all(&all).unwrap();
+        let all = Path::new("/var/lib/systemd/linger");
+        let made = Made::all_of(all);
         let file = all.join(name);
         std::fs::write(&file, "").unwrap();
-        Self(file)
+        Self { file, _made: made }
     }
 }
 
 /// `loginctl disable-linger`.
 impl Drop for Linger {
     fn drop(&mut self) {
-        std::fs::remove_file(&self.0).unwrap();
+        told("disable lingering", std::fs::remove_file(&self.file));
     }
 }
 
