@@ -92,14 +92,26 @@ pub struct LogLine {
 
 /// Images that a client brings itself (decision 15).
 pub trait Images: fmt::Debug + Send + Sync + 'static {
-    /// Takes an OCI or docker archive (a tar, uncompressed) and answers the reference to deploy it by.
+    /// Takes an OCI or docker archive (a tar, uncompressed) and answers the reference to deploy it by. Reads it to its end, so that
+    /// its sender hears the answer, whatever that is.
     fn load(
         &self,
         archive: BoxStream<'static, std::io::Result<Bytes>>,
-    ) -> BoxFuture<'_, Result<LoadedImage, String>>;
+    ) -> BoxFuture<'_, Result<LoadedImage, LoadError>>;
     fn list(&self) -> BoxFuture<'_, Vec<ImageInsight>>;
     /// How far the pull of `reference` is that goes on now. Cheap: it is asked at every read of a service that pulls.
     fn pulling(&self, reference: &str) -> Option<PullInsight>;
+}
+
+/// Why an archive was not taken, in words for who sent it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoadError {
+    /// It is no archive, or its image is wrong.
+    Wrong(String),
+    /// The server has no room for it.
+    NoRoom(String),
+    /// It is not the archive's fault; later may work.
+    Unavailable(String),
 }
 
 /// How far a pull is. Without layers: the registry is being asked what the image is.

@@ -22,8 +22,8 @@ use utsuwa_store::{Settings, Store};
 
 use crate::http::{Arrival, Edge};
 use crate::seam::{
-    ImageInsight, Images, Insight, InstanceInsight, LoadedImage, LogLine, Logs, LoopInsight,
-    PullInsight, RevisionInsight, Wanted,
+    ImageInsight, Images, Insight, InstanceInsight, LoadError, LoadedImage, LogLine, Logs,
+    LoopInsight, PullInsight, RevisionInsight, Wanted,
 };
 use crate::{Addresses, ApiState, Clock, Readiness};
 
@@ -139,14 +139,15 @@ impl Images for CountingImages {
     fn load(
         &self,
         mut archive: BoxStream<'static, std::io::Result<Bytes>>,
-    ) -> BoxFuture<'_, Result<LoadedImage, String>> {
+    ) -> BoxFuture<'_, Result<LoadedImage, LoadError>> {
         Box::pin(async move {
             let mut length = 0;
             while let Some(chunk) = archive.next().await {
-                length += chunk.map_err(|e| e.to_string())?.len();
+                let chunk = chunk.map_err(|e| LoadError::Unavailable(e.to_string()))?;
+                length += chunk.len();
             }
             if length == 0 {
-                return Err("the archive is empty".to_owned());
+                return Err(LoadError::Wrong("the archive is empty".to_owned()));
             }
             Ok(LoadedImage {
                 reference: format!("utsuwa.local/loaded:{length}"),

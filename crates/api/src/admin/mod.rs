@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use utsuwa_model::{ServiceKey, Timestamp};
 
 use crate::error::Code;
-use crate::seam::Wanted;
+use crate::seam::{LoadError, Wanted};
 use crate::{ApiError, ApiState, intent, progress};
 
 /// All of `/utsuwa/v1/…`.
@@ -100,10 +100,15 @@ async fn load(State(state): State<ApiState>, request: Request) -> Result<Json<Va
         Ok(loaded) => Ok(Json(
             json!({"reference": loaded.reference, "digest": loaded.digest}),
         )),
-        Err(why) => Err(ApiError::new(
-            Code::InvalidArgument,
-            format!("The archive can't be loaded: {why}"),
-        )),
+        Err(error) => {
+            let (code, why) = match error {
+                LoadError::Wrong(why) => (Code::InvalidArgument, why),
+                LoadError::NoRoom(why) => (Code::ResourceExhausted, why),
+                LoadError::Unavailable(why) => (Code::Unavailable, why),
+            };
+            let message = format!("The archive can't be loaded: {why}");
+            Err(ApiError::new(code, message))
+        }
     }
 }
 

@@ -187,9 +187,12 @@ async fn upload(api: &Api, archive: &str, progress: &Progress) -> Result<Value, 
     let path = "/utsuwa/v1/images:load";
     tokio::select! {
         loaded = api.upload(path, reqwest::Body::wrap_stream(pieces)) => {
-            loaded.map_err(|f| f.about(rest).hint(
-                "an archive is what `docker save`, or `skopeo copy docker://REF oci-archive:FILE`, writes",
-            ))
+            loaded.map_err(|failure| match failure.is_invalid() {
+                true => failure.about(rest).hint(
+                    "an archive is what `docker save`, or `skopeo copy docker://REF oci-archive:FILE`, writes",
+                ),
+                false => failure.about(rest),
+            })
         }
         never = show_upload(sent, total, progress) => match never {},
     }

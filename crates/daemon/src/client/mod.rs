@@ -63,6 +63,11 @@ impl Failure {
         self.code.as_deref() == Some("NOT_FOUND")
     }
 
+    /// Whether what was sent is wrong.
+    pub(crate) fn is_invalid(&self) -> bool {
+        self.code.as_deref() == Some("INVALID_ARGUMENT")
+    }
+
     /// Whether somebody else's change came between what was read and what was sent.
     pub(crate) fn is_overtaken(&self) -> bool {
         self.code.as_deref() == Some("ABORTED")

@@ -7,6 +7,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use utsuwa_api::seam::LoadError;
 use utsuwa_control::seam::ImageError;
 use utsuwa_model::image::ResolvedImage;
 use utsuwa_runtime::client::SandboxDriver;
@@ -86,6 +87,18 @@ fn told(error: &PullError) -> ImageError {
     }
 }
 
+/// Why an uploaded archive was not taken.
+fn refused(error: &PullError) -> LoadError {
+    let why = error.to_string();
+    match error.class() {
+        ErrorClass::Exhausted => LoadError::NoRoom(why),
+        ErrorClass::Unavailable | ErrorClass::Internal => LoadError::Unavailable(why),
+        ErrorClass::NotFound | ErrorClass::Unauthorized | ErrorClass::Caller => {
+            LoadError::Wrong(why)
+        }
+    }
+}
+
 impl utsuwa_control::seam::Images for Images {
     fn ensure(&self, reference: &str) -> BoxFuture<'_, Result<ResolvedImage, ImageError>> {
         let reference = reference.to_owned();
@@ -107,13 +120,13 @@ impl utsuwa_api::seam::Images for Images {
     fn load(
         &self,
         archive: BoxStream<'static, std::io::Result<Bytes>>,
-    ) -> BoxFuture<'_, Result<utsuwa_api::seam::LoadedImage, String>> {
+    ) -> BoxFuture<'_, Result<utsuwa_api::seam::LoadedImage, LoadError>> {
         Box::pin(async move {
             let loaded = self
                 .images
                 .load_archive(archive)
                 .await
-                .map_err(|e| e.to_string())?;
+                .map_err(|error| refused(&error))?;
             Ok(utsuwa_api::seam::LoadedImage {
                 reference: loaded.reference,
                 digest: loaded.manifest,

@@ -147,7 +147,7 @@ pub enum PullError {
         available_bytes: u64,
         reserve_bytes: u64,
     },
-    #[error("{doing} at {}: {source}", .path.display())]
+    #[error("{doing} at {}: {source}{}", .path.display(), room(source.kind()))]
     Disk {
         doing: &'static str,
         path: PathBuf,
@@ -215,6 +215,16 @@ impl PullError {
             path,
             source: Arc::new(source),
         }
+    }
+}
+
+/// What to do about a disk that took no more.
+pub(crate) fn room(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; free some space on the disk of the data directory"
+        }
+        _ => "",
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use utsuwa_model::image::ResolvedImage;
@@ -176,5 +177,26 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("the client left"), "{error}");
+    store.assert_clean();
+}
+
+/// Or the answer would be lost with the connection.
+#[tokio::test]
+async fn what_is_refused_is_read_to_its_end() {
+    let store = Store::new(|_settings| {});
+    let read = AtomicUsize::new(0);
+    let pieces = (0..1_000).map(|_| {
+        read.fetch_add(1, Ordering::Relaxed);
+        Ok(Bytes::from_static(
+            b"no archive, for as long as it goes on ",
+        ))
+    });
+    let error = store
+        .store
+        .load_archive(futures_util::stream::iter(pieces))
+        .await
+        .unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Caller, "{error}");
+    assert_eq!(read.into_inner(), 1_000);
     store.assert_clean();
 }

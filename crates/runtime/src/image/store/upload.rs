@@ -41,7 +41,19 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`PullError::Archive`] and others; nothing of the upload is left then.
-    pub async fn load_archive<S>(&self, content: S) -> Result<ResolvedImage, PullError>
+    pub async fn load_archive<S>(&self, mut content: S) -> Result<ResolvedImage, PullError>
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
+    {
+        let loaded = self.take_in(&mut content).await;
+        if loaded.is_err() {
+            // Who is answered while they still send loses the connection, and the answer with it.
+            while matches!(content.next().await, Some(Ok(_))) {}
+        }
+        loaded
+    }
+
+    async fn take_in<S>(&self, content: S) -> Result<ResolvedImage, PullError>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
     {

@@ -1,9 +1,11 @@
 //! Why a layer could not be unpacked. Travels from the unpacking process to the server as a value.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
 use crate::image::digest::Digest;
-use crate::image::error::ErrorClass;
+use crate::image::error::{ErrorClass, room};
 
 /// Why a layer could not be unpacked. Nothing of the layer is to be used then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -36,7 +38,7 @@ pub enum UnpackError {
     )]
     InodeReserve { available: u64, reserve: u64 },
     /// The kernel refused.
-    #[error("{call} '{name}': {}", std::io::Error::from_raw_os_error(*.errno))]
+    #[error("{call} '{name}': {}{}", system(*.errno), room(system(*.errno).kind()))]
     Sys {
         call: String,
         name: String,
@@ -51,6 +53,10 @@ pub enum UnpackError {
     /// The process that unpacks could not be started or did not answer.
     #[error("the unpacking process is not available: {why}")]
     Unavailable { why: String },
+}
+
+fn system(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
 }
 
 /// What is wrong with an entry.
