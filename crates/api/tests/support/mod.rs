@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use tokio::task::JoinSet;
 use utsuwa_api::seam::{
-    ImageInsight, Images, Insight, LoadedImage, LogLine, Logs, LoopInsight, PullInsight,
+    ImageInsight, Images, Insight, LoadError, LoadedImage, LogLine, Logs, LoopInsight, PullInsight,
     RevisionInsight, Wanted,
 };
 use utsuwa_api::{Addresses, ApiState, Readiness, SystemClock, serve};
@@ -47,8 +47,8 @@ impl Images for Nothing {
     fn load(
         &self,
         _: BoxStream<'static, std::io::Result<Bytes>>,
-    ) -> BoxFuture<'_, Result<LoadedImage, String>> {
-        Box::pin(async { Err("no images in this test".to_owned()) })
+    ) -> BoxFuture<'_, Result<LoadedImage, LoadError>> {
+        Box::pin(async { Err(LoadError::Wrong("no images in this test".to_owned())) })
     }
     fn list(&self) -> BoxFuture<'_, Vec<ImageInsight>> {
         Box::pin(async { Vec::new() })
