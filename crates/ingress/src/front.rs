@@ -290,7 +290,8 @@ impl Ingress {
             StartPhases::default(),
             Arc::clone(&outside),
         );
-        async move { probe::check(&outside, &instance, &startup, Protocol::Http1).await }.boxed()
+        async move { probe::check(&outside, &instance, (&startup, None), Protocol::Http1).await }
+            .boxed()
     }
 
     /// The instance may be frozen from now on: nothing is in flight in it, and the next request raises [`Wake::thaw`].

@@ -160,6 +160,12 @@ impl Instance {
         drop(http2);
     }
 
+    /// The time since its start began, as far as that was seen.
+    pub(crate) fn running(&self) -> Duration {
+        let phases = self.phases;
+        phases.sandbox + phases.rootfs + phases.exec + self.admitted.elapsed()
+    }
+
     /// A new TCP connection.
     pub(crate) async fn dial(&self, port: u16) -> io::Result<TcpStream> {
         let stream = self.socket(port).await?.await?;

@@ -9,10 +9,10 @@
 //! 2. A probe ends: at its deadline, at success, or when the instance leaves. The deadline counts from the instance's start,
 //!    so that a restart of the server gives no new time, beyond what it takes to look at all ([`StartupProbe::remaining`]).
 //!
-//! While nothing listens, attempts follow each other quickly at first (a fast app must not wait for us) and more slowly the
-//! longer it takes: the pause is a fiftieth of the time gone, so waiting costs at most 2 % more than the app needs.
+//! How attempts follow each other while nothing listens: [`pace`].
 
 mod misplaced;
+mod pace;
 
 use std::io;
 use std::sync::Arc;
@@ -51,9 +51,10 @@ pub(crate) async fn run(
     instance: &Arc<Instance>,
     route: &RevisionRoute,
 ) {
+    let usual = revision.usual_start();
     let outcome = tokio::select! {
         () = instance.leaving.cancelled() => return,
-        outcome = check(outside, instance, &route.startup, route.protocol) => outcome,
+        outcome = check(outside, instance, (&route.startup, usual), route.protocol) => outcome,
     };
     match outcome {
         Ok(()) => {
@@ -61,14 +62,10 @@ pub(crate) async fn run(
             instance.failing.clear(STARTUP);
             // Set once: a probe runs once.
             instance.reached.get_or_init(|| reached);
-            let phases = instance.phases;
-            let took = phases.sandbox
-                + phases.rootfs
-                + phases.exec
-                + reached.duration_since(instance.admitted);
+            let took = instance.running();
             tracing::info!(revision = %revision.key, instance = %instance.id, took_ms = took.as_millis(), "instance is ready");
             // One that ran before this process began has no phases: its start wasn't seen.
-            let seen = (phases != StartPhases::default()).then_some(took);
+            let seen = (instance.phases != StartPhases::default()).then_some(took);
             revision.set_ready(&instance.id, seen);
             health::watch(outside, revision, instance, route).await;
         }
@@ -81,10 +78,11 @@ pub(crate) async fn run(
     }
 }
 
+/// `usual` is how long a start of this takes, if that is known.
 pub(crate) async fn check(
     outside: &Outside,
     instance: &Arc<Instance>,
-    probe: &StartupProbe,
+    (probe, usual): (&StartupProbe, Option<Duration>),
     protocol: Protocol,
 ) -> Result<(), String> {
     // Not even a sleep of zero where none is asked for: tokio's timers tick in milliseconds, and it would take one.
@@ -99,7 +97,7 @@ pub(crate) async fn check(
         | StartupCheck::Http { port, .. }
         | StartupCheck::Grpc { port, .. } => *port,
     };
-    let stream = reach(outside, instance, port, probe, end).await?;
+    let stream = reach(outside, instance, port, (probe, usual), end).await?;
     let what = match &probe.check {
         StartupCheck::None | StartupCheck::Tcp { .. } => {
             keep(outside, instance, protocol, port, stream).await;
@@ -187,7 +185,7 @@ async fn reach(
     outside: &Outside,
     instance: &Instance,
     port: u16,
-    probe: &StartupProbe,
+    (probe, usual): (&StartupProbe, Option<Duration>),
     end: Instant,
 ) -> Result<TcpStream, String> {
     let (shortest, longest) = outside.settings.probe_pause;
@@ -233,9 +231,8 @@ async fn reach(
                 "connecting to port {port} of the instance's address for {time}, {attempts} times; the last: {last}"
             ));
         }
-        pause
-            .wait((began.elapsed() / 50).clamp(shortest, longest))
-            .await;
+        let next = pace::pause(instance.running(), usual).clamp(shortest, longest);
+        pause.wait(next).await;
     }
 }
 

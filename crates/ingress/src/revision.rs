@@ -88,6 +88,11 @@ impl Revision {
         self.inner.lock().route.clone()
     }
 
+    /// How long a start of an instance takes, if one was seen.
+    pub(crate) fn usual_start(&self) -> Option<Duration> {
+        self.inner.lock().usual_start()
+    }
+
     /// Nothing in flight, queued or running: the state may be forgotten when no route names it.
     pub(crate) fn is_unused(&self) -> bool {
         let inner = self.inner.lock();

@@ -1,12 +1,12 @@
 //! Cold start: from the request (or the spawn) to the whole first answer.
 
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 
 use super::peers::{App, Peer, load_into_podman};
+use super::programs::apps;
 use super::server::Server;
 use super::stats::{Series, table};
 use super::{Settings, http};
@@ -56,30 +56,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
     Ok(report)
 }
 
-/// The programs to start; says in `report` which one is left out and why.
-pub(super) fn apps(settings: &Settings, report: &mut String) -> anyhow::Result<Vec<App>> {
-    let wanted = |name: &str| settings.apps.iter().any(|app| app == name);
-    let mut apps = Vec::new();
-    if wanted("hello") {
-        apps.push(hello(settings)?);
-    }
-    match &settings.flask {
-        Some(archive) if wanted("flask") => apps.push(flask(settings, archive)?),
-        None if wanted("flask") => report.push_str(
-            "The Flask app was left out: its image was not built (see scripts/test-inputs.sh).\n",
-        ),
-        _ => {}
-    }
-    Ok(apps)
-}
-
 /// One table: everybody under one condition.
 fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Result<String> {
-    let rounds = if condition == Condition::DroppedCaches {
-        settings.rounds.div_ceil(5)
-    } else {
-        settings.rounds
-    };
+    let rounds = settings.rounds;
     let _burners = (condition == Condition::Busy)
         .then(Burners::start)
         .transpose()?;
@@ -107,8 +86,9 @@ fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Resul
         if peer == Peer::Podman {
             load_into_podman(app)?;
         }
-        // Engines are slow and steady: fewer rounds say the same.
-        let rounds = if matches!(peer, Peer::Runsc | Peer::Podman | Peer::Docker) {
+        // Engines are slow and steady: fewer rounds say the same. So is everybody without caches.
+        let slow = matches!(peer, Peer::Runsc | Peer::Podman | Peer::Docker);
+        let rounds = if slow || condition == Condition::DroppedCaches {
             rounds.div_ceil(5)
         } else {
             rounds
@@ -193,8 +173,9 @@ fn utsuwa(
     let server = Server::start(settings, "cold", &[])?;
     let image = image_of(app, &server)?;
     let names: Vec<String> = (0..rounds).map(|i| format!("cold-{i}")).collect();
+    let window = awake_for(app, condition, rounds);
     for name in &names {
-        server.deploy_in(name, &image, "6s", "512Mi", environment)?;
+        server.deploy_in(name, &image, &format!("{window}s"), "512Mi", environment)?;
     }
     server.until_asleep(names.iter().map(String::as_str))?;
     let before = || -> anyhow::Result<()> {
@@ -234,6 +215,19 @@ fn utsuwa(
         in_a_row: Some(in_a_row),
         bare,
     })
+}
+
+/// The stable window, in seconds: instances of a series end after it, so that their ends are no load beside the starts measured. With
+/// caches dropped a series takes minutes, and reading from the disk is all that counts.
+fn awake_for(app: &App, condition: Condition, rounds: usize) -> usize {
+    let least = 6;
+    let turn_ms = match condition {
+        Condition::DroppedCaches => return least,
+        Condition::Quiet | Condition::Busy if app.is_static => 200,
+        Condition::Quiet => 1_200,
+        Condition::Busy => 2_400,
+    };
+    least.max(rounds * turn_ms / 1_000)
 }
 
 /// The app's image, loaded into `server` if it isn't built in.
@@ -277,115 +271,6 @@ impl Drop for Burners {
             drop(child.wait());
         }
     }
-}
-
-/// The sample program of the built-in image, compiled the same way, alone in a root file system.
-pub(crate) fn hello(settings: &Settings) -> anyhow::Result<App> {
-    let root = settings.work.join("hello-root");
-    for folder in ["proc", "dev", "sys", "tmp", "etc"] {
-        std::fs::create_dir_all(root.join(folder))?;
-    }
-    let source =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/runtime/sample/hello/main.rs");
-    compile(&source, &root.join("hello"))?;
-    Ok(App {
-        name: "hello",
-        root,
-        args: vec!["/hello".into()],
-        env: vec!["PATH=/".into()],
-        cwd: "/".into(),
-        path: "/",
-        is_static: true,
-        archive: None,
-    })
-}
-
-/// A static program of one crate.
-pub(crate) fn compile(source: &Path, program: &Path) -> anyhow::Result<()> {
-    let built = Command::new("rustc")
-        .args(["--edition", "2024", "-C", "opt-level=s"])
-        .args(["-C", "panic=abort", "-C", "strip=symbols"])
-        .args(["-C", "target-feature=+crt-static", "-o"])
-        .arg(program)
-        .arg(source)
-        .status()
-        .context("run rustc")?;
-    if !built.success() {
-        bail!("rustc {}: {built}", source.display());
-    }
-    Ok(())
-}
-
-/// The Flask app's root file system, unpacked from its archive.
-fn flask(settings: &Settings, archive: &Path) -> anyhow::Result<App> {
-    let layout = settings.work.join("flask-oci");
-    let root = settings.work.join("flask-root");
-    if !root.join("app/main.py").exists() {
-        std::fs::create_dir_all(&layout)?;
-        std::fs::create_dir_all(&root)?;
-        run_tar(&[
-            "-xf",
-            &archive.to_string_lossy(),
-            "-C",
-            &layout.to_string_lossy(),
-        ])?;
-        for layer in layers(&layout)? {
-            run_tar(&[
-                "-xf",
-                &layer.to_string_lossy(),
-                "-C",
-                &root.to_string_lossy(),
-            ])?;
-        }
-    }
-    let args = [
-        "/bin/sh",
-        "-c",
-        "cd /app && exec gunicorn --bind :$PORT --workers 1 --threads 8 --timeout 0 main:app",
-    ];
-    Ok(App {
-        name: "flask-chat",
-        root,
-        args: args.iter().map(|a| (*a).to_owned()).collect(),
-        env: vec![
-            "PATH=/usr/local/bin:/usr/bin:/bin".into(),
-            "OPENAI_API_KEY=none".into(),
-            "LANG=C.UTF-8".into(),
-        ],
-        cwd: "/app".into(),
-        path: "/health",
-        is_static: false,
-        archive: Some(archive.to_owned()),
-    })
-}
-
-fn run_tar(args: &[&str]) -> anyhow::Result<()> {
-    let status = Command::new("tar").args(args).status()?;
-    if status.success() {
-        Ok(())
-    } else {
-        bail!("tar {}: {status}", args.join(" "))
-    }
-}
-
-/// The layer files of an OCI layout, lowest first.
-fn layers(layout: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let blob = |digest: &str| layout.join("blobs").join(digest.replace(':', "/"));
-    let read = |path: PathBuf| -> anyhow::Result<serde_json::Value> {
-        Ok(serde_json::from_slice(&std::fs::read(path)?)?)
-    };
-    let index = read(layout.join("index.json"))?;
-    let manifest = read(blob(
-        index["manifests"][0]["digest"]
-            .as_str()
-            .context("manifest digest")?,
-    ))?;
-    manifest["layers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|l| l["digest"].as_str().map(blob).context("layer digest"))
-        .collect()
 }
 
 /// Waits until a service answers at all; used by the other sections.

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::Settings;
-use super::cold::{drop_caches, hello};
+use super::cold::drop_caches;
+use super::programs::hello;
 use super::rest::pss_kib;
 use super::server::Server;
 use super::stats::table;

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail};
 
 use super::Settings;
-use super::cold::{apps, image_of};
+use super::cold::image_of;
+use super::programs::apps;
 use super::server::Server;
 use super::stats::{Series, table};
 use super::tiers;

@@ -78,6 +78,6 @@ pub(crate) fn until_up(
         if Instant::now() > deadline {
             bail!("nothing answered 200 at {address} within 20 s");
         }
-        std::thread::sleep(EVERY.max(since.elapsed() / 100));
+        std::thread::sleep(EVERY.max(since.elapsed() / 400));
     }
 }

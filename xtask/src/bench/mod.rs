@@ -12,6 +12,7 @@ mod http;
 mod kernel;
 mod many;
 mod peers;
+mod programs;
 mod proxies;
 mod pull;
 mod rate;

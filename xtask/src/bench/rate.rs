@@ -23,7 +23,7 @@ use super::kernel::Counts;
 use super::peers::{App, Peer, load_into_podman};
 use super::server::Server;
 use super::stats::{Series, table};
-use super::{Settings, cold};
+use super::{Settings, programs};
 
 /// Loops side by side for each processor: while one waits for the kernel, the other works.
 const LOOPS_PER_CPU: usize = 2;
@@ -68,7 +68,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
         took,
         ours.all.ms(50),
     );
-    let app = ending(cold::hello(settings)?);
+    let app = ending(programs::hello(settings)?);
     for peer in Peer::ALL {
         if !peer.available() {
             continue;

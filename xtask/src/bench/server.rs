@@ -200,7 +200,8 @@ impl Server {
         &self,
         names: impl Iterator<Item = &'a str>,
     ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        // Beyond the longest stable window that a series asks for.
+        let deadline = Instant::now() + Duration::from_secs(420);
         for name in names {
             while !self.instances(name)?.is_empty() {
                 if Instant::now() > deadline {

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::Settings;
-use super::cold::{apps, image_of};
+use super::cold::image_of;
 use super::peers::App;
+use super::programs::apps;
 use super::server::Server;
 use super::stats::{Series, table};
 

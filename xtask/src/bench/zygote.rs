@@ -6,9 +6,10 @@ use anyhow::bail;
 use serde_json::{Value, json};
 
 use super::Settings;
-use super::cold::{apps, image_of};
+use super::cold::image_of;
 use super::http;
 use super::peers::{App, Peer};
+use super::programs::apps;
 use super::server::Server;
 use super::stats::{Series, table};
 

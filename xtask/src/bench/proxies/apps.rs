@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::super::server::{Server, free_port};
-use super::super::{Settings, cold};
+use super::super::{Settings, programs};
 use super::{pin, quietly, until_answers};
 
 /// The service that takes bodies over HTTP/2.
@@ -32,7 +32,7 @@ impl Apps {
     pub(super) fn start(settings: &Settings) -> anyhow::Result<Self> {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("app/main.rs");
         let program = settings.work.join("app");
-        cold::compile(&source, &program)?;
+        programs::compile(&source, &program)?;
         let mut apps = Self {
             running: Vec::new(),
             hello: free_port()?,
@@ -40,7 +40,7 @@ impl Apps {
             cpu: std::thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1),
             program,
         };
-        let hello = cold::hello(settings)?.root.join("hello");
+        let hello = programs::hello(settings)?.root.join("hello");
         for (program, port) in [(hello, apps.hello), (apps.program.clone(), apps.other)] {
             let child = Command::new("taskset")
                 .args(["-c", &apps.cpu.to_string()])
