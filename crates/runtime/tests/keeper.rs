@@ -19,6 +19,7 @@ mod keeper_sockets;
 mod keeper_spawners;
 mod keeper_survives;
 mod keeper_tiers;
+mod keeper_trails;
 mod keeper_world;
 #[path = "../../../tests/skip.rs"]
 mod skip;

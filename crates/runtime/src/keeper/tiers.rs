@@ -14,11 +14,11 @@ use utsuwa_model::instance::{Kernel, Tier};
 use super::core::Keeper;
 use super::instances::{Instance, Phase};
 use super::protocol::{KeeperError, Reply};
-use super::spawners::{HOUSEKEEPER, Pending, to_keeper_error};
+use super::spawners::{HOUSEKEEPER, Pending, STARTER, to_keeper_error};
 use crate::sandbox::cgroup::{FreezeError, SandboxCgroup};
 use crate::sandbox::reclaim;
 use crate::spawner::SpawnError;
-use crate::spawner::protocol::Op as SpawnOp;
+use crate::spawner::protocol::{Op as SpawnOp, Start};
 
 /// Who waits for memory to be given back, and how much there was.
 #[derive(Debug)]
@@ -50,16 +50,33 @@ impl Keeper {
         if self.cgroups.is_none() {
             return Err(KeeperError::Refused("this host has no cgroups".to_owned()));
         }
-        let mut all = self.cgroups_of(instance);
-        let frozen = all.try_for_each(|cgroup| cgroup.freeze());
+        let frozen = self
+            .cgroups_of(instance)
+            .try_for_each(|cgroup| cgroup.freeze());
         if frozen.is_err() {
             // All of it or nothing.
             self.thaw_instance(id);
         }
         match frozen {
-            Ok(()) => Ok(Reply::Done),
+            Ok(()) => {
+                self.learn_from(id);
+                Ok(Reply::Done)
+            }
             Err(FreezeError::Impossible(why)) => Err(KeeperError::Refused(why)),
             Err(FreezeError::Sys(error)) => Err(KeeperError::Internal(error.to_string())),
+        }
+    }
+
+    /// At rest it has looked up what a start and its requests need.
+    fn learn_from(&mut self, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id) else {
+            return;
+        };
+        let record = &instance.record;
+        if record.spec.kernel == Kernel::Host && record.spec.group.is_none() {
+            let start = Start::of(&record.spec);
+            let pid = record.process.pid;
+            self.tell(STARTER, SpawnOp::Learn { start, pid }, Vec::new());
         }
     }
 

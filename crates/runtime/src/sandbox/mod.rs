@@ -18,6 +18,7 @@ pub(crate) mod seccomp;
 pub(crate) mod shift;
 pub(crate) mod stage;
 pub(crate) mod sys;
+pub mod trail;
 pub(crate) mod user;
 pub mod walls;
 pub(crate) mod zygote;

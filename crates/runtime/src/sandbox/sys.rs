@@ -331,6 +331,16 @@ pub(crate) fn slice() -> io::Result<u64> {
     }
 }
 
+/// This thread touches files as `uid` and `gid` from now on, without the capabilities that let root pass by their modes.
+#[expect(unsafe_code, reason = "no safe wrapper")]
+pub(crate) fn become_for_files(uid: u32, gid: u32) {
+    // SAFETY: both take numbers and touch no memory; they change the calling thread only.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+    }
+}
+
 /// Leaves at once, without running what was registered for exit: for children that must not do the parent's cleaning up.
 pub(crate) fn leave(status: i32) -> ! {
     // SAFETY: _exit has no preconditions.

@@ -1,10 +1,10 @@
-//! A child of the housekeeper that does one slow thing and says how it went.
+//! A child of a spawner that does one slow thing and says how it went.
 //!
 //! Owns: the process, the pipe it answers through. Doesn't: know what it does.
 //!
 //! Invariants
-//! 1. It ends with its [`Child`], and with the housekeeper.
-//! 2. It holds nothing of the housekeeper's: the keeper sees the housekeeper's end at once, whatever its children do.
+//! 1. It ends with its [`Child`], and with the spawner.
+//! 2. It holds nothing of the spawner's: the keeper sees the spawner's end at once, whatever its children do.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal};
+use serde::Serialize;
 
 use super::protocol::SpawnError;
 use crate::precedence;
@@ -45,9 +46,9 @@ impl Child {
     ///
     /// # Errors
     /// [`SpawnError`]; nothing was begun then.
-    pub(super) fn fork(
+    pub(super) fn fork<T: Serialize>(
         what: &str,
-        work: impl FnOnce() -> Result<(), SpawnError>,
+        work: impl FnOnce() -> Result<T, SpawnError>,
     ) -> Result<Self, SpawnError> {
         let (reader, writer) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|e| SpawnError::sys("pipe", e, what))?;
@@ -63,7 +64,7 @@ impl Child {
                         let _ = pipe.write_all(&text);
                     }
                     // Without an answer it counts as failed.
-                    Err(error) => tracing::warn!(%error, "a child of the housekeeper ends"),
+                    Err(error) => tracing::warn!(%error, "a child of a spawner ends"),
                 }
                 sys::leave(0)
             }

@@ -220,6 +220,7 @@ impl Worker for Housekeeper {
                     Err(error) => Err(error),
                 }
             }
+            Op::Learn { .. } => Err(wrong_role("Learn", Role::Housekeeper)),
             Op::Hold { .. } => Err(wrong_role("Hold", Role::Housekeeper)),
             Op::Release { .. } => Err(wrong_role("Release", Role::Housekeeper)),
             Op::Start { .. } => Err(wrong_role("Start", Role::Housekeeper)),

@@ -22,6 +22,7 @@ mod pending;
 pub mod protocol;
 mod shared;
 mod starter;
+mod trails;
 mod unpacker;
 mod upkeep;
 mod uppers;

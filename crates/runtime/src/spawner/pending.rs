@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use utsuwa_model::instance::{Kernel, StartPhases};
 
-use super::protocol::{Channel, SpawnError};
+use super::protocol::{Channel, SpawnError, Start};
 use crate::sandbox::inside::FromSandbox;
 use crate::sandbox::zygote::Ear;
 
@@ -27,6 +27,9 @@ pub(super) struct Pending {
     pub(super) upper: String,
     /// Of a zygote.
     pub(super) ear: Option<Ear>,
+    pub(super) alike: Start,
+    /// Of its first process.
+    pub(super) pid: u32,
     /// Its program runs; it is waited for until it is parked.
     pub(super) parking: bool,
 }

@@ -9,6 +9,7 @@ use utsuwa_model::instance::{InstanceSpec, RootfsSpec, StartPhases};
 
 pub use super::channel::{Channel, DESCRIPTOR_LIMIT, INLINE_LIMIT, MESSAGE_LIMIT};
 pub use super::error::SpawnError;
+pub use super::trails::Start;
 pub use crate::network::{NetInfo, SocketRole};
 
 /// Version of this protocol; keeper and spawner are normally the same executable, but an upgraded keeper may meet an old one.
@@ -74,6 +75,9 @@ pub enum Op {
     RemoveOldLogs,
     /// Reply: [`Reply::Done`] with the sockets of `Gateway::refusal_sockets` as descriptors. Housekeeper only.
     RefusalSockets,
+    /// Learns what an instance's program has looked up by now, to look it up ahead of the next that starts alike. No reply. Starter
+    /// only.
+    Learn { start: Start, pid: u32 },
     /// Keeps the descriptors that come along under `name` (a name held before is replaced), in a
     /// [`Held`](crate::keeper::held::Held), so that they outlive a keeper that is killed. No reply. Starter only: when the
     /// channel ends it calls `crate::keeper::become_keeper(&config.on_keeper_gone, held)`.

@@ -16,6 +16,7 @@ use utsuwa_model::instance::{InstanceSpec, Kernel};
 use super::pending::Pending;
 use super::protocol::{Channel, Member, Op, Reply, Request, SpawnError};
 use super::shared::{self, Shared};
+use super::trails::{Start, Trails};
 use super::uppers::Uppers;
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
@@ -59,6 +60,7 @@ pub(super) struct Starter {
     attached: VecDeque<String>,
     uppers: Uppers,
     shared: Shared,
+    trails: Trails,
     /// For a successor, and which starts were not finished.
     held: Held,
     ids: Ids,
@@ -86,6 +88,7 @@ impl Starter {
             attached: VecDeque::new(),
             uppers: Uppers::default(),
             shared: Shared::default(),
+            trails: Trails::default(),
             held: Held::default(),
             ids: Ids::here(),
         })
@@ -213,6 +216,8 @@ impl Starter {
             upper: root.upper,
             ear,
             parking: false,
+            alike: Start::of(spec),
+            pid: asked.pid,
         });
         Ok(())
     }
@@ -258,6 +263,7 @@ impl Worker for Starter {
                 self.layers.forget_ids(uid_base);
                 Ok(Reply::Done)
             }
+            Op::Learn { start, pid } => return self.trails.learn(start, pid),
             Op::Hold { name } => {
                 self.held.hold(name, descriptors);
                 return;
@@ -302,11 +308,15 @@ impl Worker for Starter {
                     _ => pending.control.as_fd(),
                 },
             )
+            .chain(self.trails.waiting())
             .collect()
     }
 
     fn wake(&mut self, channel: &Channel, index: usize) {
-        let Some(result) = self.pending.get_mut(index).and_then(Pending::advance) else {
+        let Some(pending) = self.pending.get_mut(index) else {
+            return self.trails.wake(index - self.pending.len());
+        };
+        let Some(result) = pending.advance() else {
             return;
         };
         let done = self.pending.remove(index);
@@ -318,12 +328,16 @@ impl Worker for Starter {
             Some(Ear::Learning(memory)) if result.is_ok() => Some(memory.as_fd()),
             _ => None,
         };
+        let leads = result.is_ok() && done.kernel == Kernel::Host && !zygote;
         respond(
             channel,
             done.request,
             result.map(|phases| Reply::Started { phases, zygote }),
             learning.as_slice(),
         );
+        if leads {
+            self.trails.lead(&done.alike, done.pid);
+        }
     }
 
     fn next_tick(&self) -> Option<Duration> {

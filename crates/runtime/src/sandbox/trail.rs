@@ -1,0 +1,180 @@
+//! What a program looked up in its root file system, and looking it up again ahead of the next start.
+//!
+//! Every instance has an overlay of its own, which knows no name at first. A program that begins by reading a thousand files (Python,
+//! Node) has the kernel look each up for the first time, at some 10 µs. Somebody who walks the same way on another processor is
+//! there earlier.
+//!
+//! Owns: finding the names an overlay knows, and walking them. Doesn't: decide when, or keep them (`spawner::trails`).
+//!
+//! Invariants
+//! 1. Nothing is opened but directories whose names are known already: paths are only looked up, so that no device, pipe or
+//!    program of an instance is touched.
+//! 2. No look leaves the root file system: not by a link, not by a mount, not by `..`.
+//! 3. It is done with the rights of the file system's owner, not with those of the host.
+//! 4. What is found is bounded, and so is the time it takes, whatever the instance made of its file system.
+
+use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags, RawDir, ResolveFlags};
+use rustix::io::Errno;
+
+use super::sys;
+
+/// Names in one trail: their entries in the kernel are charged to nobody, some 1 KiB each.
+const NAMES: usize = 2_048;
+/// Bytes of one trail.
+const BYTES: usize = 128 << 10;
+/// Names that are looked at for one.
+const LOOKED_AT: usize = 50_000;
+/// Between two paths; no name contains it.
+const BETWEEN: char = '\0';
+
+const INSIDE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_XDEV);
+const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const LIST: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// What the program `pid` has looked up in its root file system since that was mounted: relative paths, parents first. Empty where
+/// the kernel can't say (before Linux 5.12). Takes file system rights from the calling thread.
+///
+/// # Errors
+/// There is no such process any more, or it may not be looked into.
+pub fn of(pid: u32) -> Result<String, Errno> {
+    enter(pid).map(|root| learn(root.as_fd()))
+}
+
+/// Looks up everything on `trail` in the root file system of `pid`. What isn't there is passed by. Takes file system rights from
+/// the calling thread.
+///
+/// # Errors
+/// As [`of`].
+pub(crate) fn walk(pid: u32, trail: &str) -> Result<(), Errno> {
+    enter(pid).map(|root| follow(root.as_fd(), trail))
+}
+
+/// The root file system of a process, and from now on no more rights in it than its owner has. Those are needed, too: the kernel
+/// says what it knows of an idmapped layer to owners only, for others it would have to read access lists.
+fn enter(pid: u32) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty())?;
+    let owner = rustix::fs::fstat(&root)?;
+    sys::become_for_files(owner.st_uid, owner.st_gid);
+    Ok(root)
+}
+
+fn learn(root: BorrowedFd<'_>) -> String {
+    let mut trail = String::new();
+    let (mut names, mut looked_at) = (0, 0);
+    let mut directories: VecDeque<String> = VecDeque::from([String::new()]);
+    while let Some(directory) = directories.pop_front() {
+        let at = if directory.is_empty() {
+            "."
+        } else {
+            &directory
+        };
+        let Ok(opened) = rustix::fs::openat2(root, at, LIST, Mode::empty(), INSIDE) else {
+            continue;
+        };
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 16 << 10];
+        let mut entries = RawDir::new(&opened, &mut buffer);
+        while let Some(Ok(entry)) = entries.next() {
+            looked_at += 1;
+            if looked_at > LOOKED_AT {
+                return trail;
+            }
+            let Some(name) = usable(entry.file_name()) else {
+                continue;
+            };
+            if !is_known(opened.as_fd(), name) {
+                continue;
+            }
+            let path = if directory.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{directory}/{name}")
+            };
+            if names == NAMES || trail.len() + path.len() >= BYTES {
+                return trail;
+            }
+            names += 1;
+            trail.push_str(&path);
+            trail.push(BETWEEN);
+            if entry.file_type() == FileType::Directory {
+                directories.push_back(path);
+            }
+        }
+    }
+    trail
+}
+
+/// Whether the kernel has an entry for `name` without looking it up. It may say no of one it has, when somebody changes something
+/// just then.
+fn is_known(directory: BorrowedFd<'_>, name: &str) -> bool {
+    let known = INSIDE | ResolveFlags::CACHED;
+    rustix::fs::openat2(directory, name, LOOK, Mode::empty(), known).is_ok()
+}
+
+fn usable(name: &CStr) -> Option<&str> {
+    name.to_str()
+        .ok()
+        .filter(|name| !matches!(*name, "." | ".."))
+}
+
+fn follow(root: BorrowedFd<'_>, trail: &str) {
+    for path in paths(trail) {
+        let _ = rustix::fs::openat2(root, path, LOOK, Mode::empty(), INSIDE);
+    }
+}
+
+/// The paths of a trail.
+pub fn paths(trail: &str) -> impl Iterator<Item = &str> {
+    trail.split_terminator(BETWEEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn open(path: &std::path::Path) -> OwnedFd {
+        rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_trail_has_parents_first_and_leaves_by_no_link() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("a/b")).unwrap();
+        fs::write(folder.path().join("a/b/file"), "").unwrap();
+        symlink(outside.path(), folder.path().join("a/link")).unwrap();
+        let root = open(folder.path());
+        follow(
+            root.as_fd(),
+            "a/b/file\0a/link/secret\0../secret\0missing\0",
+        );
+        let trail = learn(root.as_fd());
+        let mut found: Vec<&str> = paths(&trail).collect();
+        assert_eq!(found.first(), Some(&"a"));
+        found.sort_unstable();
+        assert_eq!(found, ["a", "a/b", "a/b/file", "a/link"]);
+    }
+
+    #[test]
+    fn a_trail_ends_somewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..NAMES + 10 {
+            fs::write(folder.path().join(format!("file-{number}")), "").unwrap();
+        }
+        assert_eq!(paths(&learn(open(folder.path()).as_fd())).count(), NAMES);
+    }
+}
