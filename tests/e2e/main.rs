@@ -35,6 +35,7 @@ mod health;
 mod hostile;
 mod killed_helpers;
 mod lifecycle;
+mod idle;
 mod limits;
 mod meant;
 mod missing_kernel;
