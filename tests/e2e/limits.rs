@@ -13,19 +13,19 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::harness::{Server, can_run, until};
 
 /// With so many open files one instance may have 128 connections to services (an eighth, halved).
-const OPEN_FILES: u64 = 2_048;
+pub(crate) const OPEN_FILES: u64 = 2_048;
 const OWN: usize = 128;
 /// Where every instance finds the services of its server.
 const INSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-fn open_files(pid: u32) -> usize {
+pub(crate) fn open_files(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .count()
 }
 
 /// Asks for `host` once and keeps the connection; the head of the answer, empty for a reset.
-fn ask(address: SocketAddr, host: &str) -> (Option<TcpStream>, String) {
+pub(crate) fn ask(address: SocketAddr, host: &str) -> (Option<TcpStream>, String) {
     let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(5)) else {
         return (None, String::new());
     };
@@ -43,7 +43,7 @@ fn ask(address: SocketAddr, host: &str) -> (Option<TcpStream>, String) {
 }
 
 /// A server with [`OPEN_FILES`].
-fn limited() -> Server {
+pub(crate) fn limited() -> Server {
     let mut server = Server::start(&[]);
     server.kill_9();
     // Beside the data directory, so that it is there as long as the server may have to be taken down.

@@ -33,6 +33,7 @@ mod handover;
 mod harness;
 mod health;
 mod hostile;
+mod idle;
 mod killed_helpers;
 mod lifecycle;
 mod limits;

@@ -7,13 +7,56 @@
 //! 1. Never more places of a budget are taken than its limit.
 //! 2. Who holds as many places as are left gets no more. So one that takes all it can get ends with half of them, n of them end
 //!    with n/(n+1) together, and a newcomer still gets one.
-//! 3. Taking a place and giving it back takes no lock and no memory.
+//! 3. Taking a place and giving it back takes no lock and no memory, unless somebody waits for one.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::sync::Notify;
+
 use crate::answer::Answer;
 use crate::told::Told;
+
+/// Tells those who wait for room that something was given back.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    waiting: AtomicUsize,
+    rung: Notify,
+}
+
+/// Somebody waits as long as this is there.
+struct Waits<'a>(&'a Bell);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Bell {
+    /// Something was given back, before this was called.
+    pub(crate) fn ring(&self) {
+        // Either we see that somebody waits, or they see what was given back: all of it is in one order.
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.rung.notify_waiters();
+        }
+    }
+
+    /// Waits until `look` finds something. It looks at once, and again whenever the bell rings.
+    pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _waits = Waits(self);
+        loop {
+            let mut rung = pin!(self.rung.notified());
+            rung.as_mut().enable();
+            if let Some(found) = look() {
+                return found;
+            }
+            rung.await;
+        }
+    }
+}
 
 /// All places of one kind.
 #[derive(Debug)]
@@ -23,6 +66,7 @@ pub(crate) struct Budget {
     limit: usize,
     taken: AtomicUsize,
     refused: Told,
+    bell: Arc<Bell>,
 }
 
 /// What one of those who share a budget holds of it.
@@ -46,13 +90,20 @@ pub(crate) enum Refused {
 }
 
 impl Budget {
-    pub(crate) fn new(whose: &'static str, limit: usize) -> Arc<Self> {
+    /// `bell` is rung for every place that is given back.
+    pub(crate) fn new(whose: &'static str, limit: usize, bell: &Arc<Bell>) -> Arc<Self> {
         Arc::new(Self {
             whose,
             limit,
             taken: AtomicUsize::new(0),
             refused: Told::default(),
+            bell: Arc::clone(bell),
         })
+    }
+
+    /// How many places are taken.
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::SeqCst)
     }
 
     /// For one more who wants places of it.
@@ -67,23 +118,41 @@ impl Budget {
 impl Share {
     /// A place, if this one's share and the budget have one left.
     pub(crate) fn take(self: &Arc<Self>) -> Result<Place, Refused> {
+        self.enter().map(|()| Place(Arc::clone(self)))
+    }
+
+    /// The same for who gives it back by [`Share::leave`].
+    pub(crate) fn enter(&self) -> Result<(), Refused> {
         // Counted first and taken back when it was too much: at the very limit two at once may both be refused, never both let in.
-        let taken = self.budget.taken.fetch_add(1, Ordering::AcqRel);
+        let taken = self.budget.taken.fetch_add(1, Ordering::SeqCst);
         let own = self.own.fetch_add(1, Ordering::AcqRel);
-        let place = Place(Arc::clone(self));
         let left = self.budget.limit.saturating_sub(taken);
-        if left == 0 {
-            Err(Refused::Full)
-        } else if own >= left {
-            Err(Refused::Share)
-        } else {
-            Ok(place)
+        if own < left {
+            return Ok(());
         }
+        self.leave();
+        Err(if left == 0 {
+            Refused::Full
+        } else {
+            Refused::Share
+        })
+    }
+
+    /// Gives back one place that was entered.
+    pub(crate) fn leave(&self) {
+        self.own.fetch_sub(1, Ordering::AcqRel);
+        self.budget.taken.fetch_sub(1, Ordering::SeqCst);
+        self.budget.bell.ring();
     }
 
     /// A place for a request, or what its client is answered.
     pub(crate) fn take_or_tell(self: &Arc<Self>) -> Result<Place, Answer> {
-        self.take().map_err(|refused| {
+        self.enter_or_tell().map(|()| Place(Arc::clone(self)))
+    }
+
+    /// The same for who gives it back by [`Share::leave`].
+    pub(crate) fn enter_or_tell(&self) -> Result<(), Answer> {
+        self.enter().map_err(|refused| {
             if let Some(count) = self.budget.refused.count() {
                 tracing::warn!(
                     count,
@@ -102,8 +171,7 @@ impl Share {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.own.fetch_sub(1, Ordering::AcqRel);
-        self.0.budget.taken.fetch_sub(1, Ordering::AcqRel);
+        self.0.leave();
     }
 }
 
@@ -119,7 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_takes_all_it_can_get_leaves_some_to_others() {
-        let budget = Budget::new("tests", 100);
+        let budget = Budget::new("tests", 100, &Arc::default());
         let (first, second, third) = (budget.share(), budget.share(), budget.share());
         let held = greedy(&first);
         assert_eq!(held.len(), 50);
@@ -144,7 +212,7 @@ mod tests {
 
     #[test]
     fn many_at_once_never_take_more_than_there_are() {
-        let budget = Budget::new("tests", 2);
+        let budget = Budget::new("tests", 2, &Arc::default());
         let most = AtomicUsize::new(0);
         let inside = AtomicUsize::new(0);
         std::thread::scope(|scope| {

@@ -10,10 +10,10 @@ use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderName, Method, Request, Version};
 use memchr::{memchr, memchr2};
 
+use crate::client::Client;
 use crate::flaw::Flaw;
 use crate::gate::number;
 use crate::gated::REFUSED_METHOD;
-use crate::serve::Client;
 
 /// Headers that this server sets or judges by, and beginnings of such. An underscore in their place is the same letter to CGI
 /// and WSGI: `X_Forwarded_For` would speak for us there.

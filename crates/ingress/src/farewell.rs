@@ -19,7 +19,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
-use crate::serve::Client;
+use crate::client::Client;
 
 /// GOAWAY of the connection (stream 0): the last stream is 2³¹ − 1, the largest there can be, and nothing is wrong.
 const FRAME: [u8; 17] = [
@@ -36,6 +36,11 @@ pub(crate) struct Farewell {
 impl Farewell {
     pub(crate) const fn new(client: Arc<Client>) -> Self {
         Self { client, said: 0 }
+    }
+
+    /// The client has sent something.
+    pub(crate) fn heard(&self) {
+        self.client.spoke.store(true, Ordering::Relaxed);
     }
 
     /// After a flush: says it, if it is time to.

@@ -103,15 +103,15 @@ impl Ingress {
         clock: Arc<dyn Clock>,
         settings: IngressSettings,
     ) -> Self {
-        let places = places::Shared::new(&settings);
+        let outside = Arc::new(Outside::new(connect, wake, log, clock, settings));
         let shared = Shared {
-            places,
+            places: places::Shared::new(&outside),
             tls: OnceLock::new(),
             leaving: Leaving::default(),
             floods: Arc::default(),
             bad_proxies: Told::default(),
             accept_failed: Mutex::default(),
-            outside: Arc::new(Outside::new(connect, wake, log, clock, settings)),
+            outside,
             table: ArcSwap::default(),
             published: Mutex::default(),
             revisions: Revisions::default(),

@@ -16,9 +16,9 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::client::{Client, UnderWay};
 use crate::flaw::Flaw;
 use crate::gate::{Gate, Limits, Verdict};
-use crate::serve::Client;
 
 /// Stands for a head that was refused. The gate lets no client's `PRI` through.
 const REFUSED: &[u8] = b"PRI * HTTP/1.1\r\nconnection: close\r\n\r\n";
@@ -43,6 +43,8 @@ pub(crate) struct Gated<S> {
     /// After them the body breaks.
     broken: Option<Flaw>,
     refused: bool,
+    /// The connection isn't idle while a part of a head is here.
+    part: Option<UnderWay>,
 }
 
 impl<S> Gated<S> {
@@ -55,6 +57,7 @@ impl<S> Gated<S> {
             good: 0,
             broken: None,
             refused: false,
+            part: None,
         }
     }
 
@@ -70,6 +73,7 @@ impl<S> Gated<S> {
         if self.held.is_empty() {
             // A head in pieces is rare; its memory isn't kept for the next one.
             self.held = BytesMut::new();
+            self.part = None;
         }
         Some(())
     }
@@ -151,6 +155,12 @@ impl<S: AsyncRead + Unpin> Gated<S> {
         if self.held.len() >= WAITING && self.gate.is_asking() {
             // hyper asks again when it has written the answer that decides.
             return Poll::Pending;
+        }
+        if self.part.is_none() && !self.gate.is_asking() {
+            let full = |_| {
+                io::Error::other("no more connections than there are may have a part of a head")
+            };
+            self.part = Some(self.client.begin().map_err(full)?);
         }
         let mut piece = [std::mem::MaybeUninit::uninit(); PIECE];
         let mut piece = ReadBuf::uninit(&mut piece);

@@ -25,6 +25,7 @@ use utsuwa_model::route::{Access, Protocol};
 use crate::affinity::Affinity;
 use crate::answer::Answer;
 use crate::body::{RequestBody, ResponseBody};
+use crate::client::{Client, UnderWay};
 use crate::deadline::Deadline;
 use crate::examine;
 use crate::flaw::Flaw;
@@ -32,7 +33,7 @@ use crate::forward::{self, Asked};
 use crate::headers::{self, ASK_TIMING};
 use crate::record::Exchange;
 use crate::seam::{AnsweredBy, RequestRecord};
-use crate::serve::{Client, Door};
+use crate::serve::Door;
 use crate::served::{Served, cold_start};
 use crate::slot::Admitted;
 use crate::table::{HostTarget, Named};
@@ -46,7 +47,7 @@ pub(crate) async fn handle(
     shared: Arc<Shared>,
     door: Arc<Door>,
     client: Arc<Client>,
-    mut request: Request<Incoming>,
+    (begun, mut request): (Result<UnderWay, Answer>, Request<Incoming>),
 ) -> Response<ResponseBody> {
     let arrived = Instant::now();
     let bridged = websocket::from_http2(&mut request, || shared.outside.dice());
@@ -92,16 +93,14 @@ pub(crate) async fn handle(
         },
     );
     let unread = !request.body().is_end_stream();
-    let answered = route(
-        &shared,
-        &door,
-        &client,
-        &trace,
-        host,
-        request,
-        &mut exchange,
-    )
-    .await;
+    let answered = match begun {
+        Ok(begun) => {
+            exchange.under_way = Some(begun);
+            let way = (&shared, &door, &client);
+            route(way, &trace, host, request, &mut exchange).await
+        }
+        Err(answer) => Err(answer),
+    };
     let mut response = match answered {
         Ok(answered) => answered.into_response(exchange, &trace),
         Err(answer) => {
@@ -159,9 +158,7 @@ fn own(
 }
 
 async fn route(
-    shared: &Arc<Shared>,
-    door: &Arc<Door>,
-    client: &Arc<Client>,
+    (shared, door, client): (&Arc<Shared>, &Arc<Door>, &Arc<Client>),
     trace: &Trace,
     host: Result<Option<Named>, Flaw>,
     request: Request<Incoming>,
@@ -277,7 +274,11 @@ async fn route(
         }
     };
     // Only now: who waits holds no socket, and what one service keeps waiting must not be refused to another.
-    slot.hold(client.requests.take_or_tell()?);
+    slot.hold(client.requests().take_or_tell()?);
+    let hall = &shared.places.hall;
+    if !hall.has_room() {
+        Box::pin(in_time(hall.room(), &mut deadline)).await?;
+    }
     let queued = if waited {
         exchange.elapsed()
     } else {
@@ -347,6 +348,14 @@ async fn route(
         cold,
         cookie,
     })
+}
+
+/// Waits no longer than the request may last.
+async fn in_time(room: impl Future<Output = ()>, deadline: &mut Deadline) -> Result<(), Answer> {
+    tokio::select! {
+        () = room => Ok(()),
+        () = deadline => Err(Answer::Timeout),
+    }
 }
 
 /// Waits for the end of an HTTP/2 body that says it is empty: the app would have a whole request before it turned out to be a

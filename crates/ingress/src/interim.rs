@@ -25,7 +25,7 @@ use tokio::time::Sleep;
 
 use crate::answer::ANSWERED_BY;
 use crate::body::RequestBody;
-use crate::serve::Client;
+use crate::client::Client;
 
 /// As long as the most used clients wait for it themselves.
 const PATIENCE: Duration = Duration::from_secs(1);

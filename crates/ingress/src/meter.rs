@@ -20,8 +20,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::client::Client;
 use crate::farewell::Farewell;
-use crate::serve::Client;
 use crate::told::Told;
 
 /// `PRI * HTTP/2.0…`, before the first frame.
@@ -183,6 +183,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         ready!(read)?;
+        self.farewell.heard();
         let paid = self.meter.read(&buffer.filled()[before..]);
         if self.meter.has_begun() {
             self.begin = None;

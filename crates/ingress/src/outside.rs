@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use crate::budget::Budget;
+use crate::budget::{Bell, Budget};
 use crate::metrics::Rejected;
 use crate::scanners::Scanners;
 use crate::seam::{Clock, Connect, RequestLog, Wake};
@@ -22,6 +22,8 @@ pub(crate) struct Outside {
     pub(crate) log: Arc<dyn RequestLog>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) settings: IngressSettings,
+    /// Rung when something that holds an open file was given back.
+    pub(crate) bell: Arc<Bell>,
     /// Idle connections of all instances.
     pub(crate) idle: Arc<Budget>,
     /// Requests that wait for an instance, of all revisions together.
@@ -44,6 +46,7 @@ impl Outside {
         clock: Arc<dyn Clock>,
         settings: IngressSettings,
     ) -> Self {
+        let bell = Arc::<Bell>::default();
         // The standard library's hash keys come from the kernel's random source: the one seed we need.
         let seed = RandomState::new().build_hasher().finish();
         Self {
@@ -51,8 +54,9 @@ impl Outside {
             wake,
             log,
             clock,
-            idle: Budget::new("idle connections", settings.max_idle),
-            waiting: Budget::new("requests that wait", settings.max_waiting),
+            idle: Budget::new("idle connections", settings.max_idle, &bell),
+            waiting: Budget::new("requests that wait", settings.max_waiting, &bell),
+            bell,
             scanners: Scanners::new(&settings.scanner_paths),
             settings,
             tasks: TaskTracker::new(),

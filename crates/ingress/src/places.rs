@@ -4,8 +4,8 @@
 //! accepting and serving (`serve`), how requests are shared out (`budget`).
 //!
 //! Invariants:
-//! 1. All public listeners together have `max_connections` places: one more waits in the kernel's queue, where a client of
-//!    the internet may wait.
+//! 1. All public listeners together have `max_connections` places for connections that aren't idle: one more waits in the
+//!    kernel's queue, where a client of the internet may wait. Idle ones are the [`Hall`]'s.
 //! 2. An instance that calls others has `max_connections_per_instance`, and all instances together
 //!    `max_instance_connections`: one more is answered at once and closed. So no instance can use up the descriptors that
 //!    others are served with.
@@ -26,8 +26,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::answer::ANSWERED_BY;
-use crate::budget::{self, Budget, Share};
+use crate::budget::{Bell, Budget, Refused, Share};
+use crate::hall::{Arrival, Hall, Others};
+use crate::outside::Outside;
 use crate::settings::IngressSettings;
+use crate::stay::Stay;
 use crate::told::Told;
 
 /// An instance that has too many connections is told of once in this time.
@@ -41,7 +44,8 @@ pub type Crowded = Arc<dyn Fn(u64) + Send + Sync>;
 /// The places that listeners share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    public: Arc<Semaphore>,
+    pub(crate) hall: Arc<Hall>,
+    bell: Arc<Bell>,
     instances: Arc<Semaphore>,
     public_connections: Arc<Budget>,
     public_requests: Arc<Budget>,
@@ -52,26 +56,61 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(settings: &IngressSettings) -> Self {
+    pub(crate) fn new(outside: &Outside) -> Self {
+        Self::made_of(&outside.settings, &outside.bell, &outside.idle)
+    }
+
+    /// `idle`: connections kept to instances.
+    pub(crate) fn made_of(
+        settings: &IngressSettings,
+        bell: &Arc<Bell>,
+        idle: &Arc<Budget>,
+    ) -> Self {
+        let budget = |whose, limit| Budget::new(whose, limit, bell);
+        let public_connections = budget("connections from outside", settings.max_connections);
+        let public_requests = budget("clients from outside", settings.max_requests);
+        let instance_requests = budget("instances", settings.max_instance_requests);
+        let instances = Arc::new(Semaphore::new(settings.max_instance_connections));
+        let others = Others {
+            budgets: [&public_requests, &instance_requests, idle].map(Arc::clone),
+            instances: Arc::clone(&instances),
+            most_instances: settings.max_instance_connections,
+        };
         Self {
-            public: Arc::new(Semaphore::new(settings.max_connections)),
-            instances: Arc::new(Semaphore::new(settings.max_instance_connections)),
-            public_connections: Budget::new("connections", settings.max_connections),
-            public_requests: Budget::new("clients from outside", settings.max_requests),
+            hall: Hall::new(settings, bell, Arc::clone(&public_connections), others),
+            bell: Arc::clone(bell),
+            instances,
+            public_connections,
+            public_requests,
             clients: Mutex::default(),
             crowded: Told::default(),
-            instance_requests: Budget::new("instances", settings.max_instance_requests),
+            instance_requests,
         }
+    }
+
+    /// Connections from outside that aren't idle.
+    #[cfg(test)]
+    pub(crate) fn busy(&self) -> usize {
+        self.public_connections.taken()
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn public_requests(&self) -> &Arc<Budget> {
+        &self.public_requests
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn instance_requests(&self) -> &Arc<Budget> {
+        &self.instance_requests
     }
 
     pub(crate) fn for_public(&self) -> Places {
-        Places::Public {
-            places: Arc::clone(&self.public),
-        }
+        Places::Public(Arc::clone(&self.hall))
     }
 
-    /// What a connection of this client draws on; `None` when it has as many connections as are left for all others.
-    pub(crate) fn client(&self, address: IpAddr) -> Option<Own> {
+    /// What a connection of this client draws on; `None` when it has as many busy connections as are left for all others. Waits
+    /// while there are no more for anybody.
+    pub(crate) async fn client(&self, address: IpAddr, arrival: Arrival) -> Option<Own> {
         let new = || {
             Arc::new(ClientShares {
                 connections: self.public_connections.share(),
@@ -83,27 +122,34 @@ impl Shared {
         } else {
             self.clients.lock().of(address, new)
         };
-        match shares.connections.take() {
-            Ok(place) => Some(Own {
-                requests: Arc::clone(&shares.requests),
-                _place: Some((place, shares)),
-            }),
-            Err(_) => {
-                if let Some(count) = self.crowded.count() {
-                    tracing::warn!(
-                        count,
-                        client = %address,
-                        "closed new connections: their client has as many as are left for all others"
-                    );
-                }
-                None
-            }
+        let enter = || match shares.connections.enter() {
+            Err(Refused::Full) => None,
+            entered => Some(entered),
+        };
+        if self.hall.until(enter).await.is_ok() {
+            let requests = Arc::clone(&shares.requests);
+            let stay = Stay::new(arrival.arrived(), shares);
+            return Some(Own {
+                requests,
+                stay: Some(stay),
+                _place: None,
+            });
         }
+        if let Some(count) = self.crowded.count() {
+            tracing::warn!(
+                count,
+                client = %address,
+                "closed new connections: their client has as many as are left for all others"
+            );
+        }
+        None
     }
 
     pub(crate) fn for_instance(&self, settings: &IngressSettings, tell: Crowded) -> Places {
         let own = settings.max_connections_per_instance;
         Places::Instance(InstancePlaces {
+            hall: Arc::clone(&self.hall),
+            bell: Arc::clone(&self.bell),
             all: Arc::clone(&self.instances),
             own: Arc::new(Semaphore::new(own)),
             requests: self.instance_requests.share(),
@@ -118,15 +164,34 @@ impl Shared {
 /// The places of one listener.
 #[derive(Debug)]
 pub(crate) enum Places {
-    Public { places: Arc<Semaphore> },
+    Public(Arc<Hall>),
     Instance(InstancePlaces),
 }
 
-/// Given back when it is dropped.
+/// What a connection comes in with.
+#[derive(Debug)]
+pub(crate) enum Entered {
+    /// Whose it is may still have to be read from it.
+    Public(Arrival),
+    Instance(Own),
+}
+
+/// A connection of an instance; given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     _own: OwnedSemaphorePermit,
-    _all: Option<OwnedSemaphorePermit>,
+    _all: OwnedSemaphorePermit,
+    /// After the others.
+    _ring: Ring,
+}
+
+#[derive(Debug)]
+struct Ring(Arc<Bell>);
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.0.ring();
+    }
 }
 
 impl Places {
@@ -136,60 +201,58 @@ impl Places {
     }
 
     /// Before accepting: waits where clients wait in the queue.
-    pub(crate) async fn before_accept(&self) -> Option<Place> {
+    pub(crate) async fn before_accept(&self) -> Option<Arrival> {
         match self {
-            Self::Instance(_) => None,
-            // Never closed.
-            Self::Public { places } => {
-                Arc::clone(places)
-                    .acquire_owned()
-                    .await
-                    .ok()
-                    .map(|own| Place {
-                        _own: own,
-                        _all: None,
-                    })
+            Self::Instance(places) => {
+                // It finds its place when it is there; only what idle connections have of it must be back.
+                places.hall.room().await;
+                None
             }
+            Self::Public(hall) => Some(hall.enter().await),
         }
     }
 
     /// After accepting: the place taken before, or one for `stream`, or its refusal.
     pub(crate) fn take(
         &mut self,
-        before: Option<Place>,
+        before: Option<Arrival>,
         stream: TcpStream,
-    ) -> Option<(Place, TcpStream)> {
+    ) -> Option<(Entered, TcpStream)> {
         match (self, before) {
-            (_, Some(place)) => Some((place, stream)),
+            (_, Some(arrival)) => Some((Entered::Public(arrival), stream)),
             (Self::Instance(places), None) => places.take(stream),
-            (Self::Public { .. }, None) => None,
-        }
-    }
-
-    /// What the requests of a new connection draw on; `None`: on its client's share.
-    pub(crate) fn requests(&self) -> Option<Own> {
-        match self {
-            Self::Public { .. } => None,
-            Self::Instance(places) => Some(Own {
-                requests: Arc::clone(&places.requests),
-                _place: None,
-            }),
+            (Self::Public(_), None) => None,
         }
     }
 }
 
-/// What one connection draws on.
+/// What one connection draws on; given back with it.
 #[derive(Debug)]
 pub(crate) struct Own {
     pub(crate) requests: Arc<Share>,
-    /// Given back with the connection; the shares of a client are forgotten with its last one.
-    _place: Option<(budget::Place, Arc<ClientShares>)>,
+    /// Of a client from outside.
+    pub(crate) stay: Option<Arc<Stay>>,
+    /// Of an instance.
+    _place: Option<Place>,
 }
 
-/// Of one client from outside.
+#[cfg(test)]
+impl Own {
+    /// Of nobody.
+    pub(crate) fn none() -> Self {
+        Self {
+            requests: Budget::new("tests", 1, &Arc::default()).share(),
+            stay: None,
+            _place: None,
+        }
+    }
+}
+
+/// Of one client from outside, forgotten with its last connection.
 #[derive(Debug)]
-struct ClientShares {
-    connections: Arc<Share>,
+pub(crate) struct ClientShares {
+    /// Those that are busy.
+    pub(crate) connections: Arc<Share>,
     requests: Arc<Share>,
 }
 
@@ -227,6 +290,8 @@ impl Clients {
 
 /// Those of one instance.
 pub(crate) struct InstancePlaces {
+    hall: Arc<Hall>,
+    bell: Arc<Bell>,
     all: Arc<Semaphore>,
     own: Arc<Semaphore>,
     requests: Arc<Share>,
@@ -245,7 +310,7 @@ impl fmt::Debug for InstancePlaces {
 }
 
 impl InstancePlaces {
-    fn take(&mut self, stream: TcpStream) -> Option<(Place, TcpStream)> {
+    fn take(&mut self, stream: TcpStream) -> Option<(Entered, TcpStream)> {
         let Ok(own) = Arc::clone(&self.own).try_acquire_owned() else {
             let why = format!(
                 "This instance has {} connections to services open, which is the most it may have.",
@@ -261,9 +326,15 @@ impl InstancePlaces {
         };
         let place = Place {
             _own: own,
-            _all: Some(all),
+            _all: all,
+            _ring: Ring(Arc::clone(&self.bell)),
         };
-        Some((place, stream))
+        let own = Own {
+            requests: Arc::clone(&self.requests),
+            stay: None,
+            _place: Some(place),
+        };
+        Some((Entered::Instance(own), stream))
     }
 
     /// Answers without waiting for anything: who floods us must not occupy a task.

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use utsuwa_model::Timestamp;
 
 use crate::body::Meter;
+use crate::client::UnderWay;
 use crate::outside::Outside;
 use crate::revision::Revision;
 use crate::seam::{AnsweredBy, RequestRecord};
@@ -21,6 +22,8 @@ pub(crate) struct Exchange {
     pub(crate) outside: Arc<Outside>,
     pub(crate) arrived: Instant,
     pub(crate) meter: Option<Arc<Meter>>,
+    /// Keeps its connection from being idle until the answer has ended.
+    pub(crate) under_way: Option<UnderWay>,
     /// Whose request it is counted as.
     pub(crate) revision: Option<Arc<Revision>>,
     /// Why we answered ourselves, in one word.
@@ -35,6 +38,7 @@ impl Exchange {
             outside,
             arrived,
             meter: None,
+            under_way: None,
             revision: None,
             refused: None,
             record: Some(Box::new(record)),

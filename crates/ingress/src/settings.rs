@@ -7,8 +7,9 @@ use crate::proxied::Network;
 /// Limits and times of the ingress. [`Default`] holds the documented defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IngressSettings {
-    /// Client connections open at once, of all public listeners together. Beyond it new ones wait in the kernel's accept
-    /// queue.
+    /// Client connections that have a request under way or had none yet, of all public listeners together. Beyond it new ones
+    /// wait in the kernel's accept queue. Those that wait for their client's next request aren't counted: they may be as many
+    /// as nothing else is of this and the next four and `max_idle`, and are closed when room is wanted.
     pub max_connections: usize,
     /// Connections of one instance to services. Beyond it new ones are answered 429 and closed.
     pub max_connections_per_instance: usize,
@@ -28,7 +29,7 @@ pub struct IngressSettings {
     pub proxies_http: Vec<Network>,
     /// The same for HTTPS listeners.
     pub proxies_https: Vec<Network>,
-    /// How long a client may take to send the head of a request; also how long a kept-alive connection may idle.
+    /// How long a client may take to send the head of a request; also how long a kept-alive connection may idle at most.
     pub header_timeout: Duration,
     /// How long a client may take for a TLS handshake, from its first byte on.
     pub handshake_timeout: Duration,

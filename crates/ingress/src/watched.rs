@@ -14,8 +14,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use crate::client::Client;
 use crate::deadline;
-use crate::serve::{Client, STALL};
+use crate::serve::STALL;
 use crate::tls::Wire;
 
 /// How long and how much we go on reading what a client still sends after we answered and closed: closing at once would
@@ -87,6 +88,12 @@ impl Watched {
     }
 }
 
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.client.rest.leave(&mut self.stream);
+    }
+}
+
 impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -108,6 +115,7 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.client.flushed.store(false, Ordering::Relaxed);
         let progress = match self.interim(context, false) {
             Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_write(context, buffer),
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -121,6 +129,7 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.client.flushed.store(false, Ordering::Relaxed);
         let progress = match self.interim(context, false) {
             Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_write_vectored(context, buffers),
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -138,6 +147,9 @@ impl AsyncWrite for Watched {
             Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_flush(context),
             other => other,
         };
+        if let Poll::Ready(Ok(())) = progress {
+            self.client.flushed.store(true, Ordering::Relaxed);
+        }
         self.watch(progress, context)
     }
 

@@ -1,13 +1,15 @@
 //! Who may have how many of the server's open files.
 //!
 //! A client's connection takes one, and each request under way in an instance another, since one connection may carry many.
+//! A connection that waits for its client's next request has no share: the ingress lets such ones have all that nobody uses of
+//! the shares below (but the forwards'), and closes them when somebody wants it.
 //! What is not shared out here (three sixteenths and more) is for the API, the database, images, logs, and the sockets that
 //! stand for sandboxes.
 
 /// At once, at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shares {
-    /// Connections of clients from outside, all public listeners together; and as many requests of theirs.
+    /// Connections of clients from outside that aren't idle, all public listeners together; and as many requests of theirs.
     pub public: usize,
     /// Connections of instances to services, all together; and as many requests of theirs.
     pub instances: usize,
@@ -29,7 +31,7 @@ pub(super) fn share(open_files: u64) -> Shares {
     };
     let instances = part(8, 8_192);
     Shares {
-        // More than this on one machine is a load that needs another machine, and each costs some 10 KiB.
+        // More than this at once on one machine is a load that needs another machine.
         public: part(14, 16_384),
         instances,
         // Twelve times the default concurrency; and never so many that one leaves nothing to the others.
@@ -56,7 +58,10 @@ mod tests {
         }
         assert_eq!(share(1_024).per_instance, 64);
         assert_eq!(share(1_048_576).per_instance, 1_000);
-        // What systemd lets a service have where nobody says otherwise; ten thousand browsers may keep a connection there.
-        assert!(share(524_288).public >= 10_000);
+        // Ten thousand browsers may keep a connection where a process may have no more than 20,000 files open, and there is
+        // room beside them for a third of all requests at once.
+        let shares = share(20_000);
+        let all = 2 * (shares.public + shares.instances) + shares.idle;
+        assert!(all * 31 / 32 >= 10_000 + shares.public, "{shares:?}");
     }
 }

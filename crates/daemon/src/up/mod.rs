@@ -27,18 +27,25 @@ mod prepare;
 mod rootless;
 mod secure;
 mod server;
+mod traffic;
 mod unpacker;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 
 use crate::config::{Config, Given, Layers};
 use crate::output::note;
 
+use traffic::Traffic;
+
 pub(crate) use leaving::leaving_servers;
 pub(crate) use prepare::{pid_file, running_server};
 pub(crate) use rootless::{is_of_this_user, place};
+
+/// How long threads may take at the end. Those that read logs for callers look up every 200 ms; nothing durable waits for them.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Why a server doesn't start, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -121,23 +128,9 @@ fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
         .thread_name("utsuwa")
         .build()
         .context("start the async runtime")?;
-    let traffic = traffic()?;
+    let traffic = Traffic::start()?;
     let result = runtime.block_on(server::run(ground, layers, traffic.handle()));
-    traffic.shutdown_timeout(std::time::Duration::from_millis(50));
-    // Threads that read logs for callers look up every 200 ms; nothing durable waits for them.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(50));
+    traffic.end(PATIENCE);
+    runtime.shutdown_timeout(PATIENCE);
     result
-}
-
-/// The runtime of the data path, apart from everything else: nothing that a loop or the API does stands in the way of a request.
-/// Half as many threads as processors: whatever answers behind it needs at least as much of them as forwarding does, and a
-/// thread too many costs latency (it takes the processor from one that has requests at hand).
-fn traffic() -> anyhow::Result<tokio::runtime::Runtime> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads((processors / 2).max(1))
-        .enable_all()
-        .thread_name("traffic")
-        .build()
-        .context("start the runtime of the data path")
 }

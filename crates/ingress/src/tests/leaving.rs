@@ -22,8 +22,8 @@ use super::scene::*;
 use super::smuggling::h2raw::{
     self, ACK, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, Raw, frame, get,
 };
-use crate::budget::Budget;
-use crate::serve::Client;
+use crate::client::Client;
+use crate::places::Own;
 use crate::tls::Wire;
 use crate::watched::Watched;
 
@@ -116,7 +116,7 @@ async fn what_is_in_the_kernel_already_crosses_the_end() {
     let mut sender = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (socket, peer) = listener.accept().unwrap();
     socket.set_nonblocking(true).unwrap();
-    let client = Client::new(peer.ip(), Budget::new("tests", 1).share());
+    let client = Client::new(peer.ip(), Own::none());
     let stream = TcpStream::from_std(socket).unwrap();
     let mut watched = Watched::new(Wire::Plain(stream), Arc::clone(&client));
     let mut crosses = || {

@@ -9,6 +9,7 @@ mod edges;
 mod errors;
 mod floods;
 mod health;
+mod idle;
 mod leaving;
 mod life;
 mod metrics;

@@ -19,6 +19,8 @@ const PREFACE: &[u8; 4] = b"PRI ";
 pub(crate) enum Wire {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// Taken out: nothing comes from here any more.
+    Gone,
 }
 
 impl Wire {
@@ -26,6 +28,7 @@ impl Wire {
     /// leaves them in place.
     pub(crate) async fn is_http2(&mut self) -> io::Result<bool> {
         match self {
+            Self::Gone => Err(io::ErrorKind::NotConnected.into()),
             Self::Plain(stream) => {
                 let mut head = [0_u8; 4];
                 let seen = stream.peek(&mut head).await?;
@@ -46,11 +49,21 @@ impl Wire {
         let socket = match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0,
+            Self::Gone => return false,
         };
         let mut byte = [MaybeUninit::uninit()];
         SockRef::from(socket)
             .peek(&mut byte)
             .is_ok_and(|seen| seen > 0)
+    }
+
+    /// Ready when something can be read from the network, if only its end; it stays there.
+    pub(crate) fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(stream) => stream.poll_read_ready(context),
+            Self::Tls(stream) => stream.get_ref().0.poll_read_ready(context),
+            Self::Gone => gone(),
+        }
     }
 
     /// Reads bytes that nobody wants any more, as they come from the network.
@@ -62,9 +75,14 @@ impl Wire {
         let socket = match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => stream.get_mut().0,
+            Self::Gone => return gone(),
         };
         Pin::new(socket).poll_read(context, buffer)
     }
+}
+
+fn gone<T>() -> Poll<io::Result<T>> {
+    Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
 }
 
 /// A client that splits its first four bytes is taken for HTTP/1.1: none that speaks HTTP/2 does.
@@ -84,6 +102,7 @@ impl AsyncRead for Wire {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Gone => gone(),
         }
     }
 }
@@ -97,6 +116,7 @@ impl AsyncWrite for Wire {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_write(context, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_write(context, buffer),
+            Self::Gone => gone(),
         }
     }
 
@@ -108,6 +128,7 @@ impl AsyncWrite for Wire {
         match &mut *self {
             Self::Plain(stream) => poll_write_parts(stream, context, buffers),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+            Self::Gone => gone(),
         }
     }
 
@@ -115,6 +136,7 @@ impl AsyncWrite for Wire {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Gone => false,
         }
     }
 
@@ -122,6 +144,7 @@ impl AsyncWrite for Wire {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_flush(context),
             Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+            Self::Gone => gone(),
         }
     }
 
@@ -129,6 +152,7 @@ impl AsyncWrite for Wire {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Gone => gone(),
         }
     }
 }

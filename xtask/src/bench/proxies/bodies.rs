@@ -32,6 +32,8 @@ pub(super) fn run(proxies: &[&Proxy], cpu: usize, settings: &Settings) -> anyhow
     std::fs::write(&small, vec![b'x'; usize::try_from(MIB)?])?;
     let large = settings.work.join("1GiB");
     std::fs::File::create(&large)?.set_len(GIB)?;
+    // Whoever comes first would wait for the kernel's filling of the file's holes.
+    std::io::copy(&mut std::fs::File::open(&large)?, &mut std::io::sink())?;
     let mut rows = Vec::new();
     for what in ["1 MiB down", "1 MiB up", "1 GiB down", "1 GiB up"] {
         for proxy in proxies {

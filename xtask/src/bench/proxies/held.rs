@@ -1,6 +1,7 @@
 //! Connections that are held: what each costs the proxy in memory of its own. The kernel's part is not in it.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,13 +14,18 @@ use super::peer::Proxy;
 
 const IDLE: u32 = 10_000;
 const SOCKETS: u32 = 2_000;
-/// Our server lets clients from outside have 14 sixty-fourths of its open files as connections, since each may need another to
-/// an instance. A fifth leaves room for the rest of the benchmark.
-const SHARE: usize = 5;
+/// Each takes an open file of the proxy and of this process, which may have no more than so many for each of them: our server
+/// lets idle connections have 46 sixty-fourths of its own, and what is left is for the rest of the benchmark.
+const FILES: usize = 2;
+/// Who gives memory back when a connection has been idle for a while has that while: until it changes by less than this in two
+/// seconds, and at most so long.
+const STILL_KIB: u64 = 128;
+const STILL: Duration = Duration::from_secs(2);
+const SETTLED: Duration = Duration::from_secs(40);
 
 /// Keep-alive connections that do nothing after their first request.
 pub(super) fn idle(proxies: &[&Proxy], open_files: usize) -> anyhow::Result<String> {
-    let wanted = IDLE.min(u32::try_from(open_files / SHARE)?);
+    let wanted = IDLE.min(u32::try_from(open_files / FILES)?);
     let head = "GET /ticks HTTP/1.1\r\nhost: http.localhost\r\n\r\n";
     let mut text = measure(
         "Idle keep-alive connections",
@@ -29,8 +35,8 @@ pub(super) fn idle(proxies: &[&Proxy], open_files: usize) -> anyhow::Result<Stri
     )?;
     if wanted < IDLE {
         text.push_str(&format!(
-            "{IDLE} of them need a limit of {} open files for the server; this process may have {open_files} (ulimit -Hn)\n",
-            IDLE as usize * SHARE
+            "{IDLE} of them need a limit of {} open files; this process may have {open_files} (ulimit -Hn)\n",
+            IDLE as usize * FILES
         ));
     }
     Ok(text)
@@ -72,11 +78,14 @@ fn measure(
         .build()?;
     let mut taken = Vec::new();
     for proxy in proxies {
-        let before = pss_kib(proxy.holder())?;
-        let held = runtime
+        let before = settled(proxy)?;
+        let mut held = runtime
             .block_on(open(proxy.port()))
             .with_context(|| format!("{title}: {}", proxy.name))?;
-        let after = pss_kib(proxy.holder())?;
+        let after = settled(proxy)?;
+        runtime
+            .block_on(still_open(&mut held))
+            .with_context(|| format!("{title}: {}", proxy.name))?;
         let each = f64::from(u32::try_from(after.saturating_sub(before))?) / f64::from(wanted);
         taken.push((proxy.name, held.len(), before, after, each));
     }
@@ -97,6 +106,35 @@ fn measure(
         .collect();
     let head = ["proxy", "held", "PSS KiB", "KiB each", "÷ nginx"];
     Ok(format!("\n### {title}\n{}", table(&head, &rows)))
+}
+
+/// The memory of a proxy, once it no longer changes.
+fn settled(proxy: &Proxy) -> anyhow::Result<u64> {
+    let end = Instant::now() + SETTLED;
+    let mut before = pss_kib(proxy.holder())?;
+    loop {
+        std::thread::sleep(STILL);
+        let now = pss_kib(proxy.holder())?;
+        if now.abs_diff(before) < STILL_KIB || Instant::now() > end {
+            return Ok(now);
+        }
+        before = now;
+    }
+}
+
+/// None of them was closed meanwhile: what has been closed needs no memory.
+async fn still_open(connections: &mut [TcpStream]) -> anyhow::Result<()> {
+    // So that what has come since this last ran is known.
+    tokio::time::sleep(STILL).await;
+    for (number, connection) in connections.iter_mut().enumerate() {
+        let mut rest = [0; 4096];
+        while let Ok(read) = connection.try_read(&mut rest) {
+            if read == 0 {
+                bail!("connection {number} was closed");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Opens connections, each after one answered request. From many addresses: one client's share may be smaller.

@@ -11,7 +11,7 @@ use anyhow::Context;
 use super::super::rest::{mib, pss_kib};
 use super::peer::Proxy;
 
-/// A look costs a millisecond of another processor than the proxy's.
+/// A look costs a millisecond of the processor of app and load, where all of this program is (`mod`): of everybody's in the same way.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What was seen, in KiB.

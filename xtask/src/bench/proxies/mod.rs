@@ -1,6 +1,9 @@
-//! Section `http`: the data path beside nginx, haproxy and caddy as plain reverse proxies, in one run.
+//! Section `http`: the data path beside nginx, haproxy and caddy as reverse proxies, in one run.
 //!
-//! Every proxy has CPU 0 to itself; upstream app and load generator share the last CPU, the same way for everybody. The app is
+//! All of them stream bodies both ways as we do, which nginx does only when it is told to (`proxy_buffering off`): that is the row
+//! "nginx", which ratios refer to. "nginx-buffered" is nginx as it is by default.
+//!
+//! Every proxy has CPU 0 to itself; upstream app, load generator and this program share the last CPU, the same way for everybody. The app is
 //! the sample `hello` (`/ticks`, a few bytes) but for large bodies up and WebSockets: for us in its sandbox, for the peers as a plain process, which spares them the
 //! way through a network namespace. For us limits, metrics and request log are on; the peers write their access log, nginx
 //! with a buffer, since ours is batched too. Load: h2load, one thread. CPU is user and system time of all the proxy's processes.
@@ -67,7 +70,10 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<String> {
             pin(pid, PROXY_CPU)?;
         }
     }
-    let mut report = String::from("\n## Requests through a proxy\n");
+    let _elsewhere = Elsewhere::go(apps.cpu)?;
+    let mut report = String::from(
+        "\n## Requests through a proxy\nnginx: unbuffered, as the others are; nginx-buffered: its default\n",
+    );
     for spoken in Spoken::ALL {
         if wants(spoken.name()) {
             let text = requests(&proxies, spoken, apps.cpu, settings)?;
@@ -76,12 +82,18 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<String> {
         }
     }
     let compared: Vec<&Proxy> = proxies.iter().filter(|p| p.name != "caddy").collect();
+    // Buffers are for bodies: a connection that is held is the same with and without.
+    let held: Vec<&Proxy> = compared
+        .iter()
+        .filter(|p| p.name != peer::BUFFERED)
+        .copied()
+        .collect();
     for part in ["bodies", "idle", "websockets"] {
         if wants(part) {
             let text = match part {
                 "bodies" => bodies::run(&compared, apps.cpu, settings)?,
-                "idle" => held::idle(&compared, open_files)?,
-                _ => held::websockets(&compared)?,
+                "idle" => held::idle(&held, open_files)?,
+                _ => held::websockets(&held)?,
             };
             crate::say(&text);
             report.push_str(&text);
@@ -170,7 +182,36 @@ fn until_answers(port: u16) -> anyhow::Result<()> {
 
 /// Keeps all threads of a process on one processor.
 fn pin(pid: u32, cpu: usize) -> anyhow::Result<()> {
-    quietly(Command::new("taskset").args(["-a", "-c", "-p", &cpu.to_string(), &pid.to_string()]))
+    on(pid, &cpu.to_string())
+}
+
+fn on(pid: u32, cpus: &str) -> anyhow::Result<()> {
+    quietly(Command::new("taskset").args(["-a", "-c", "-p", cpus, &pid.to_string()]))
+}
+
+/// This program on another processor than the proxies', as long as this is there.
+struct Elsewhere {
+    before: String,
+}
+
+impl Elsewhere {
+    fn go(cpu: usize) -> anyhow::Result<Self> {
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let before = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
+            .context("which processors this program may use")?;
+        let before = before.trim().to_owned();
+        pin(std::process::id(), cpu)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // What cannot be undone shows in the figures of other sections, which say how many processors they had.
+        drop(on(std::process::id(), &self.before));
+    }
 }
 
 /// As many open files as this process may have; what it starts inherits that. Answers how many.

@@ -48,6 +48,10 @@ impl Work {
     }
 }
 
+/// nginx as it is when nobody says how it should pass bodies on: it stores requests, and answers as far as it has room. Its other
+/// row streams both, as the others do, since event streams and gRPC can't be served in another way.
+pub(super) const BUFFERED: &str = "nginx-buffered";
+
 /// Where load goes.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
@@ -86,7 +90,7 @@ impl Proxy {
 
     pub(super) fn peers(work: &Work, apps: &Apps) -> anyhow::Result<Vec<Self>> {
         let mut peers = Vec::new();
-        for name in ["nginx", "haproxy", "caddy"] {
+        for name in ["nginx", BUFFERED, "haproxy", "caddy"] {
             match Self::peer(name, work, apps) {
                 Ok(peer) => peers.push(peer),
                 Err(error) => crate::say(&format!("{name} can't run: {error:#}")),
@@ -100,7 +104,7 @@ impl Proxy {
         let folder = work.folder.display();
         let config = work.file(&format!("{name}.conf"));
         let text = match name {
-            "nginx" => nginx(&folder.to_string(), ports, apps),
+            "nginx" | BUFFERED => nginx(name, &folder.to_string(), ports, apps),
             "haproxy" => haproxy(&folder.to_string(), ports, apps),
             _ => caddy(&folder.to_string(), ports, apps.hello),
         };
@@ -197,8 +201,9 @@ fn cpu_of(pid: u32) -> Duration {
 
 fn start(name: &str, config: &Path, folder: &Path) -> anyhow::Result<Child> {
     let log = File::create(folder.join(format!("{name}.log")))?;
-    let mut command = Command::new(name);
-    match name {
+    let program = if name == BUFFERED { "nginx" } else { name };
+    let mut command = Command::new(program);
+    match program {
         "nginx" => command.arg("-c").arg(config).arg("-p").arg(folder),
         "haproxy" => command.arg("-db").arg("-f").arg(config),
         _ => command
@@ -215,15 +220,19 @@ fn start(name: &str, config: &Path, folder: &Path) -> anyhow::Result<Child> {
         .with_context(|| format!("start {name}"))
 }
 
-fn nginx(folder: &str, [plain, h2c, tls]: [u16; 3], apps: &Apps) -> String {
+fn nginx(name: &str, folder: &str, [plain, h2c, tls]: [u16; 3], apps: &Apps) -> String {
     let Apps { hello, other, .. } = apps;
+    let buffering = match name {
+        BUFFERED => "",
+        _ => "proxy_request_buffering off; proxy_buffering off;",
+    };
     format!(
-        "daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err; user root;
+        "daemon off; worker_processes 1; pid {folder}/{name}.pid; error_log {folder}/{name}.err; user root;
 events {{ worker_connections 16000; }}
 http {{
-  access_log {folder}/nginx.access combined buffer=64k flush=1s;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/temp; client_max_body_size 0;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  access_log {folder}/{name}.access combined buffer=64k flush=1s;
+  client_body_temp_path {folder}/{name}.body; proxy_temp_path {folder}/{name}.temp; client_max_body_size 0;
+  fastcgi_temp_path {folder}/{name}.f; uwsgi_temp_path {folder}/{name}.u; scgi_temp_path {folder}/{name}.s;
   keepalive_requests 1000000000; keepalive_timeout 600s;
   upstream app {{ server 127.0.0.1:{hello}; keepalive 512; keepalive_requests 1000000000; }}
   server {{
@@ -232,7 +241,7 @@ http {{
     location / {{
       proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host;
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto $scheme;
-      proxy_request_buffering off; proxy_buffering off;
+      {buffering}
     }}
     location = /{TAKES} {{ grpc_pass grpc://127.0.0.1:{other}; }}
     location = /socket {{
@@ -249,7 +258,8 @@ fn haproxy(folder: &str, [plain, h2c, tls]: [u16; 3], apps: &Apps) -> String {
     let Apps { hello, other, .. } = apps;
     format!(
         "global
-  maxconn 9000
+  maxconn 10500
+  no strict-limits
   nbthread 1
   log stdout format raw local0
 defaults

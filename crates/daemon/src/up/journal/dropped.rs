@@ -1,9 +1,10 @@
 //! What a journal lets go for its budget, and the count of it, so that every line keeps its number.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,11 @@ pub(super) const OLD: &str = "journal.jsonl.old";
 /// On its way out.
 const GONE: &str = "journal.jsonl.gone";
 const DROPPED: &str = "journal.dropped";
+
+/// Bytes that are counted without a pause: a fraction of a millisecond. The kernel lets whoever computes go on to its next tick,
+/// some milliseconds in which requests wait that share the processor.
+const AT_ONCE: usize = 1 << 20;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What a journal lost to its budget.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,18 +36,18 @@ impl Dropped {
         let mut dropped = Self::read(folder);
         if let Ok(file) = File::open(folder.join(GONE)) {
             // One that can't be read is as good as gone.
-            let _ = dropped.add(&file);
+            let _ = dropped.add(&file, Duration::ZERO);
         }
         dropped
     }
 
     /// Adds a file that is dropped, unless it is counted already. `true`: it was not.
-    fn add(&mut self, file: &File) -> io::Result<bool> {
+    fn add(&mut self, file: &File, pause: Duration) -> io::Result<bool> {
         let metadata = file.metadata()?;
         if self.counted == mark(&metadata) {
             return Ok(false);
         }
-        self.lines += lines(BufReader::new(file));
+        self.lines += lines(file, pause);
         self.bytes += metadata.len();
         self.counted = mark(&metadata);
         Ok(true)
@@ -61,9 +67,27 @@ impl Dropped {
     }
 }
 
-/// As many as can be read: a disk that fails for good answers every further question with the same error.
-fn lines(file: impl BufRead) -> u64 {
-    file.split(b'\n').take_while(Result::is_ok).count() as u64
+/// As many as can be read: a disk that fails for good answers every further question with the same error. The last one may be
+/// without its end. It takes a `pause` now and then.
+fn lines(mut file: impl Read, pause: Duration) -> u64 {
+    let mut buffer = vec![0; 64 << 10];
+    let (mut lines, mut since, mut half) = (0, 0, false);
+    loop {
+        let read = match file.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => return lines,
+            Ok(0) => return lines + u64::from(half),
+            Ok(read) => read,
+        };
+        let bytes = &buffer[..read];
+        lines += memchr::memchr_iter(b'\n', bytes).count() as u64;
+        half = bytes.last() != Some(&b'\n');
+        since += read;
+        if since >= AT_ONCE && !pause.is_zero() {
+            since = 0;
+            std::thread::sleep(pause);
+        }
+    }
 }
 
 /// Tells one file from others. Its number alone doesn't: the next file that is made may get that of one just deleted.
@@ -95,7 +119,7 @@ pub(super) fn count_gone(folder: &Path) -> io::Result<()> {
     // Until it is gone: a server that made place may be about to append to it (`append_beside`).
     file.lock()?;
     let mut dropped = Dropped::read(folder);
-    if dropped.add(&file)? {
+    if dropped.add(&file, PAUSE)? {
         dropped.write(folder)?;
     }
     fs::remove_file(gone)
@@ -127,7 +151,11 @@ mod tests {
     #[test]
     fn a_disk_that_fails_is_not_asked_for_ever() {
         let rest = b"one\ntwo\n";
-        assert_eq!(lines(BufReader::new(Failing { rest, errors: 0 })), 2);
-        assert_eq!(lines(&b"one\ntwo\nthr"[..]), 3);
+        assert_eq!(lines(Failing { rest, errors: 0 }, PAUSE), 2);
+        assert_eq!(lines(&b"one\ntwo\nthr"[..], PAUSE), 3);
+        // Half of it at the end of what is read at once.
+        let long = "x".repeat(AT_ONCE) + "\ny";
+        assert_eq!(lines(long.as_bytes(), Duration::ZERO), 2);
+        assert_eq!(lines(long.as_bytes(), PAUSE), 2);
     }
 }

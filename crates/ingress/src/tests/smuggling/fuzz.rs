@@ -288,7 +288,7 @@ fn no_bytes_make_an_app_see_what_was_not_sent() {
             answers.fetch_add(outcome.answers, Ordering::Relaxed);
             unfinished.fetch_add(usize::from(outcome.unfinished), Ordering::Relaxed);
             cases.fetch_add(1, Ordering::Relaxed);
-            prop_assert_eq!(panics.load(Ordering::SeqCst), 0);
+            prop_assert_eq!(panics.swap(0, Ordering::SeqCst), 0);
             Ok(())
         });
         if let Err(TestError::Fail(why, (bytes, cuts))) = outcome {

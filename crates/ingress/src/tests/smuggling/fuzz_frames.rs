@@ -1,10 +1,12 @@
 //! HTTP/2 frames in any order, of any kind, size and flags, into the real connection code with a real app behind it.
 //!
-//! A few seconds of it run with every `make test`; `UTSUWA_FUZZ_SECONDS=600` makes it a soak.
+//! A few seconds of it run with every `make test`; `UTSUWA_FUZZ_SECONDS=600` makes it a soak. What it finds is shrunk, printed, and
+//! kept by hand in `tests/smuggling/found_frames.txt`, each connection a line, which is sent again by a test here.
 //!
 //! Held each time: what comes back is whole frames of the sizes that the client allows, SETTINGS first; the connection ends once
 //! the client has; a connection after it is served; nothing panics; in the end nothing is counted as under way.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,7 @@ use tokio::time::timeout;
 
 use super::super::app::App;
 use super::super::scene::{HOST, PATIENCE, Scene, route};
+use super::corpus;
 use super::fuzz::{count_panics, seconds};
 use super::h2raw::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, Raw, SETTINGS, block, frame, get,
@@ -25,6 +28,9 @@ use super::h2raw::{
 
 /// The largest frame that a client takes who says nothing else.
 const FRAME: usize = 16_384;
+/// A client that hears nothing for so long goes.
+const QUIET: Duration = Duration::from_millis(3);
+
 /// Numbers at the edges of windows, sizes and counts.
 const EDGES: &[u32] = &[
     0,
@@ -221,18 +227,57 @@ fn piece() -> impl Strategy<Value = Piece> {
         vec(any::<u8>(), 0..60),
     )
         .prop_map(move |(kind, flags, of, payload)| whole(kind, flags, of, payload));
-    let one = prop_oneof![5 => request, 3 => body, 1 => more, 1 => terms, 3 => number, 2 => any];
+    let wrong = prop_oneof![5 => request, 3 => body, 1 => more, 1 => terms, 3 => number, 2 => any];
     let says = prop_oneof![
         12 => Just(None),
         1 => select(EDGES).prop_map(|says| Some(says & 0x00ff_ffff)),
         1 => (0..40_u32).prop_map(Some),
     ];
     let times = prop_oneof![8 => Just(1), 1 => 2..40_usize];
-    (one, says, times).prop_map(|(piece, says, times)| Piece {
+    let wrong = (wrong, says, times).prop_map(|(piece, says, times)| Piece {
         says,
         times,
         ..piece
-    })
+    });
+    // Most of it is right: the first that isn't mostly ends the connection, and what lies deep is reached only before that.
+    prop_oneof![8 => right(), 1 => wrong]
+}
+
+/// Frames as clients send them, in an order that is right mostly.
+fn right() -> impl Strategy<Value = Piece> {
+    let whole = |kind, flags, of, payload: Vec<u8>| Piece {
+        kind,
+        flags,
+        of,
+        payload,
+        says: None,
+        times: 1,
+    };
+    let post = block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", HOST),
+        (":path", "/count"),
+    ]);
+    let asks = select(vec![get(HOST, "/hello"), get(HOST, "/headers")]);
+    let ends = END_HEADERS | END_STREAM;
+    prop_oneof![
+        6 => asks.prop_map(move |payload| whole(HEADERS, ends, Of::New, payload)),
+        2 => Just(whole(HEADERS, END_HEADERS, Of::New, post)),
+        3 => (select(&[0, END_STREAM][..]), 0..3_000_usize)
+            .prop_map(move |(flags, length)| whole(DATA, flags, Of::Last, vec![b'x'; length])),
+        // WINDOW_UPDATE, RST_STREAM, PRIORITY, PING, and the client's SETTINGS.
+        2 => (select(&[Of::This(0), Of::Last][..]), 1..100_000_u32)
+            .prop_map(move |(of, more)| whole(8, 0, of, more.to_be_bytes().to_vec())),
+        1 => (0..14_u32).prop_map(move |why| whole(3, 0, Of::Last, why.to_be_bytes().to_vec())),
+        1 => Just(whole(2, 0, Of::Last, vec![0, 0, 0, 0, 16])),
+        1 => (select(&[0, 1_u8][..]), any::<u64>())
+            .prop_map(move |(ack, mark)| whole(6, ack, Of::This(0), mark.to_be_bytes().to_vec())),
+        1 => (0..200_000_u32).prop_map(move |window| {
+            let entry = [&[0, 4][..], &window.to_be_bytes()].concat();
+            whole(SETTINGS, 0, Of::This(0), entry)
+        }),
+    ]
 }
 
 fn talk() -> impl Strategy<Value = Talk> {
@@ -245,8 +290,8 @@ fn talk() -> impl Strategy<Value = Talk> {
         }),
     ];
     let first = prop_oneof![
-        8 => settings().prop_map(Some),
-        4 => Just(Some(Vec::new())),
+        4 => settings().prop_map(Some),
+        8 => Just(Some(Vec::new())),
         1 => Just(None),
     ];
     (
@@ -268,7 +313,7 @@ async fn converse(scene: &Scene, talk: &Talk) -> Result<usize, TestCaseError> {
     let mut stream = TcpStream::connect(scene.address).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let (mut reader, mut writer) = stream.split();
-    let (bytes, mut heard) = (talk.bytes(), Vec::new());
+    let (bytes, mut heard, grown) = (talk.bytes(), Vec::new(), Cell::new(0));
     let send = async {
         let mut cuts: Vec<usize> = talk
             .cuts
@@ -283,9 +328,21 @@ async fn converse(scene: &Scene, talk: &Talk) -> Result<usize, TestCaseError> {
             }
             tokio::task::yield_now().await;
         }
+        // Its end is the end of all streams: first it hears what there is to hear. Nothing depends on how long that takes.
+        loop {
+            let before = grown.get();
+            tokio::time::sleep(QUIET).await;
+            if grown.get() == before {
+                break;
+            }
+        }
         let _gone = writer.shutdown().await;
     };
-    let listen = async { while reader.read_buf(&mut heard).await.unwrap_or(0) > 0 {} };
+    let listen = async {
+        while reader.read_buf(&mut heard).await.unwrap_or(0) > 0 {
+            grown.set(heard.len());
+        }
+    };
     let both = timeout(PATIENCE, async { tokio::join!(send, listen) });
     if both.await.is_err() {
         return Err(TestCaseError::fail(format!(
@@ -320,6 +377,39 @@ fn answers(heard: &[u8], largest: usize) -> Result<usize, TestCaseError> {
         rest = next;
     }
     Ok(count)
+}
+
+/// What was found once, and one for each end that a connection can come to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_found_ends_no_more_than_its_connection() {
+    let panics = count_panics();
+    let mut scene = Scene::new(route()).await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/smuggling/found_frames.txt"
+    );
+    let text = std::fs::read_to_string(file).unwrap();
+    let mut sent = 0;
+    for line in text.lines().filter_map(|line| line.strip_prefix("> ")) {
+        let talk = Talk {
+            preface: corpus::unescape(line),
+            settings: None,
+            pieces: Vec::new(),
+            cuts: vec![PREFACE.len() + 9],
+        };
+        let heard = converse(&scene, &talk).await;
+        assert!(heard.is_ok(), "{line}: {heard:?}");
+        assert_eq!(panics.swap(0, Ordering::SeqCst), 0, "{line}");
+        sent += 1;
+    }
+    assert!(sent > 0);
+    scene
+        .until(|demand| (demand.in_flight, demand.queued) == (0, 0))
+        .await;
+    assert_eq!(scene.get("/hello").await.status, 200);
+    scene.close().await;
 }
 
 #[test]
@@ -357,7 +447,8 @@ fn no_frames_end_more_than_their_connection() {
             };
             let good = runtime.block_on(async { timeout(PATIENCE, good).await });
             prop_assert!(good.unwrap_or(false), "a good connection is not served");
-            prop_assert_eq!(panics.load(Ordering::SeqCst), 0);
+            // Counted anew for each: what is shrunk must not be blamed for the panic of what it was made of.
+            prop_assert_eq!(panics.swap(0, Ordering::SeqCst), 0);
             Ok(())
         });
         if let Err(TestError::Fail(why, talk)) = outcome {
@@ -371,13 +462,8 @@ fn no_frames_end_more_than_their_connection() {
         assert_eq!(scene.get("/hello").await.status, 200);
         scene.close().await;
     });
-    println!(
-        "{} connections, {} answers",
-        cases.into_inner(),
-        answered.load(Ordering::Relaxed)
-    );
-    assert!(
-        answered.into_inner() > 0,
-        "none of them got as far as an app"
-    );
+    let (cases, answered) = (cases.into_inner(), answered.into_inner());
+    println!("{cases} connections, {answered} answers");
+    // Nearly all of them once ended at their first frame, and nothing was tried but that.
+    assert!(answered >= cases / 10, "few of them got as far as an app");
 }
