@@ -180,6 +180,8 @@ impl<'a> Ending<'a> {
                     self.stage = Stage::Shut;
                     self.client.spoke.store(false, Ordering::Relaxed);
                     if self.called {
+                        // It may be deaf: from here on nobody counts on its open file, and others are asked in its stead.
+                        self.client.stays(false);
                         self.strike_in(GRACE);
                     } else {
                         self.timer = None;

@@ -73,7 +73,6 @@ impl<S> Gated<S> {
         if self.held.is_empty() {
             // A head in pieces is rare; its memory isn't kept for the next one.
             self.held = BytesMut::new();
-            self.part = None;
         }
         Some(())
     }
@@ -179,6 +178,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
         let this = &mut *self;
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
+        }
+        if this.held.is_empty() {
+            // Only now: the request that was given last time has begun by itself, so that nobody gets its place in between.
+            this.part = None;
         }
         loop {
             if this.give(buffer).is_some() {

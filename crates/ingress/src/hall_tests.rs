@@ -78,16 +78,18 @@ fn come(shared: &Shared, number: u8) -> Option<Connection> {
     Some(Connection { client, under_way })
 }
 
-/// As the tasks do of those that were asked to close: what isn't idle stays. Whether any was asked.
+/// As the tasks do of those that were asked to close: what isn't idle, or had a request since, stays and may be asked again.
+/// Whether any was asked.
 fn heed(connections: &mut Vec<Connection>) -> bool {
     let mut asked = false;
     connections.retain(|one| {
-        let called = one.client.called().now_or_never().is_some();
-        asked |= called;
-        if called && one.client.is_busy() {
+        let heard = one.client.called().now_or_never().is_some();
+        asked |= heard;
+        let stays = one.client.is_busy() || !one.client.is_called();
+        if heard && stays {
             one.client.stays(true);
         }
-        !called || one.client.is_busy()
+        !heard || stays
     });
     asked
 }
@@ -142,7 +144,7 @@ proptest! {
                 Act::Request(of) => requests.extend(sharers[of].share().take().ok()),
                 Act::RequestEnds => drop(requests.pop()),
             }
-            let called = connections.iter().filter(|one| one.client.called().now_or_never().is_some());
+            let called = connections.iter().filter(|one| one.client.is_called());
             prop_assert_eq!(called.count(), hall.promised.load(Ordering::SeqCst));
             while hall.room().now_or_never().is_none() {
                 prop_assert!(heed(&mut connections), "{} used, and nobody is asked to close", hall.used());
@@ -157,4 +159,26 @@ proptest! {
         prop_assert_eq!(hall.promised.load(Ordering::SeqCst), 0);
         prop_assert!(hall.known.lock().stays.is_empty());
     }
+}
+
+/// The request that came just when its connection was asked to close: its task hears of it all the same, and then it may be asked
+/// again.
+#[test]
+fn one_whose_request_came_first_hears_that_it_was_asked() {
+    let settings = IngressSettings::default();
+    let bell = Arc::default();
+    let idle = Budget::new("idle", settings.max_idle, &bell);
+    let shared = Shared::made_of(&settings, &bell, &idle);
+    let mut one = come(&shared, 1).unwrap();
+    one.under_way = None;
+    let known = shared.hall.known.lock().stays.values().next().cloned();
+    let stay = known.and_then(|known| known.upgrade()).unwrap();
+    shared.hall.promised.fetch_add(1, Ordering::SeqCst);
+    assert!(stay.call());
+    one.under_way = one.client.begin().ok();
+    assert_eq!(shared.hall.promised.load(Ordering::SeqCst), 0);
+    assert!(one.client.called().now_or_never().is_some());
+    one.client.stays(true);
+    one.under_way = None;
+    assert!(stay.idle().is_some() && stay.call());
 }

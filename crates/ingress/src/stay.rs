@@ -116,7 +116,7 @@ impl Stay {
         self.task.wake();
     }
 
-    /// Returns once it was asked to close.
+    /// Returns once it was asked to close, also if something has begun since: that it stays is to be seen by its task, too.
     pub(crate) async fn called(&self) {
         let mut known: Option<Waker> = None;
         poll_fn(|context| {
@@ -125,7 +125,7 @@ impl Stay {
                 self.task.register(context.waker());
                 known = Some(context.waker().clone());
             }
-            if self.is_called() {
+            if self.called.load(Ordering::Acquire) != LEFT {
                 Poll::Ready(())
             } else {
                 Poll::Pending

@@ -11,7 +11,7 @@
 //!    program of an instance is touched.
 //! 2. No look leaves the root file system: not by a link, not by a mount, not by `..`.
 //! 3. It is done with the rights of the file system's owner, not with those of the host.
-//! 4. What is found is bounded, and so is the time it takes, whatever the instance made of its file system.
+//! 4. What is found is bounded, and so is what is looked at, whatever the instance made of its file system.
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
+use rustix::process::Signal;
 
 use super::sys;
 
@@ -45,9 +46,9 @@ const LIST: OFlags = OFlags::RDONLY
 /// the kernel can't say (before Linux 5.12). Takes file system rights from the calling thread.
 ///
 /// # Errors
-/// There is no such process any more, or it may not be looked into.
-pub fn of(pid: u32) -> Result<String, Errno> {
-    enter(pid).map(|root| learn(root.as_fd()))
+/// There is no such process any more, its root file system isn't `owner`'s, or it may not be looked into.
+pub fn of(pid: u32, owner: u32) -> Result<String, Errno> {
+    enter(pid, owner).map(|root| learn(root.as_fd()))
 }
 
 /// Looks up everything on `trail` in the root file system of `pid`. What isn't there is passed by. Takes file system rights from
@@ -55,17 +56,26 @@ pub fn of(pid: u32) -> Result<String, Errno> {
 ///
 /// # Errors
 /// As [`of`].
-pub(crate) fn walk(pid: u32, trail: &str) -> Result<(), Errno> {
-    enter(pid).map(|root| follow(root.as_fd(), trail))
+pub(crate) fn walk(pid: u32, owner: u32, trail: &str) -> Result<(), Errno> {
+    let root = enter(pid, owner)?;
+    follow(root.as_fd(), trail);
+    Ok(())
 }
 
 /// The root file system of a process, and from now on no more rights in it than its owner has. Those are needed, too: the kernel
 /// says what it knows of an idmapped layer to owners only, for others it would have to read access lists.
-fn enter(pid: u32) -> Result<OwnedFd, Errno> {
+///
+/// One that isn't `owner`'s is another process's, which has got the number of one that ended.
+fn enter(pid: u32, owner: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty())?;
-    let owner = rustix::fs::fstat(&root)?;
-    sys::become_for_files(owner.st_uid, owner.st_gid);
+    let found = rustix::fs::fstat(&root)?;
+    if found.st_uid != owner {
+        return Err(Errno::SRCH);
+    }
+    sys::become_for_files(found.st_uid, found.st_gid);
+    // Whoever changes who it is for files has to ask for this anew.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(root)
 }
 
@@ -127,10 +137,10 @@ fn usable(name: &CStr) -> Option<&str> {
         .filter(|name| !matches!(*name, "." | ".."))
 }
 
-fn follow(root: BorrowedFd<'_>, trail: &str) {
-    for path in paths(trail) {
-        let _ = rustix::fs::openat2(root, path, LOOK, Mode::empty(), INSIDE);
-    }
+/// How many are there.
+fn follow(root: BorrowedFd<'_>, trail: &str) -> usize {
+    let look = |path: &&str| rustix::fs::openat2(root, *path, LOOK, Mode::empty(), INSIDE).is_ok();
+    paths(trail).filter(look).count()
 }
 
 /// The paths of a trail.
@@ -158,10 +168,11 @@ mod tests {
         fs::write(folder.path().join("a/b/file"), "").unwrap();
         symlink(outside.path(), folder.path().join("a/link")).unwrap();
         let root = open(folder.path());
-        follow(
-            root.as_fd(),
-            "a/b/file\0a/link/secret\0../secret\0missing\0",
-        );
+        let all = "a/link\0a/b/file\0a/link/secret\0../secret\0missing\0";
+        assert_eq!(follow(root.as_fd(), all), 2);
+        for one in ["a/link/secret\0", "../secret\0", "/etc/passwd\0"] {
+            assert_eq!(follow(root.as_fd(), one), 0, "{one}");
+        }
         let trail = learn(root.as_fd());
         let mut found: Vec<&str> = paths(&trail).collect();
         assert_eq!(found.first(), Some(&"a"));

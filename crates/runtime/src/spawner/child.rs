@@ -30,6 +30,8 @@ pub(super) struct Child {
     pidfd: Option<OwnedFd>,
     answer_pipe: File,
     answer: Vec<u8>,
+    /// It has said all; it is about to end.
+    silent: bool,
 }
 
 impl Child {
@@ -39,6 +41,7 @@ impl Child {
             pidfd: Some(pidfd),
             answer_pipe,
             answer: Vec::new(),
+            silent: false,
         }
     }
 
@@ -72,14 +75,24 @@ impl Child {
     }
 
     pub(super) fn waits_for(&self) -> BorrowedFd<'_> {
-        self.answer_pipe.as_fd()
+        match &self.pidfd {
+            // Until it is gone: who reaped it before would wait for it, while it may wait for a processor.
+            Some(pidfd) if self.silent => pidfd.as_fd(),
+            _ => self.answer_pipe.as_fd(),
+        }
     }
 
-    /// Reads what is there; whether that was the end.
+    /// Reads what is there; whether it has ended. To be called when [`Self::waits_for`] is readable.
     pub(super) fn advance(&mut self) -> bool {
+        if self.silent {
+            return true;
+        }
         let mut chunk = [0u8; 64 * 1024];
         match self.answer_pipe.read(&mut chunk) {
-            Ok(0) => true,
+            Ok(0) => {
+                self.silent = true;
+                self.pidfd.is_none()
+            }
             Ok(_) if self.answer.len() > ANSWER_LIMIT => true,
             Ok(length) => {
                 self.answer.extend_from_slice(&chunk[..length]);

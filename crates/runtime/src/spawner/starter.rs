@@ -258,12 +258,19 @@ impl Worker for Starter {
                 }
             }
             Op::Prepare { rootfs } => self.layers.ensure(&rootfs).map(|_| Reply::Done),
-            Op::RemoveLayer { diff_id } => self.layers.forget_layer(&diff_id).map(|()| Reply::Done),
+            Op::RemoveLayer { diff_id } => {
+                self.trails.forget(|start| start.has_layer(&diff_id));
+                self.layers.forget_layer(&diff_id).map(|()| Reply::Done)
+            }
             Op::ReleaseIds { uid_base } => {
                 self.layers.forget_ids(uid_base);
+                self.trails.forget(|start| start.has_ids(uid_base));
                 Ok(Reply::Done)
             }
-            Op::Learn { start, pid } => return self.trails.learn(start, pid),
+            Op::Learn { start, pid } => {
+                let owner = self.ids.of_service(start.uid_base());
+                return self.trails.learn(start, pid, owner);
+            }
             Op::Hold { name } => {
                 self.held.hold(name, descriptors);
                 return;
@@ -336,7 +343,8 @@ impl Worker for Starter {
             learning.as_slice(),
         );
         if leads {
-            self.trails.lead(&done.alike, done.pid);
+            let owner = self.ids.of_service(done.alike.uid_base());
+            self.trails.lead(&done.alike, done.pid, owner);
         }
     }
 

@@ -3,8 +3,10 @@
 //! Owns: which trails are known, and the children that learn and walk them. Doesn't: know how (`sandbox::trail`).
 //!
 //! Invariants
-//! 1. A trail is known to its own service only (the ids are part of its key): none can see, or spoil, how another starts.
-//! 2. All of it may fail without anybody being told: a start doesn't need it.
+//! 1. A trail is known to its own service only (the ids are part of its key, and it goes with them): none can see, or spoil, how
+//!    another starts.
+//! 2. Its children have everybody's turn on the processors: a program that catches up with one waits for it.
+//! 3. All of it may fail without anybody being told: a start doesn't need it.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -14,6 +16,7 @@ use utsuwa_model::instance::InstanceSpec;
 
 use super::child::Child;
 use super::error::SpawnError;
+use crate::precedence;
 use crate::sandbox::trail;
 
 /// A program that looks up fewer is through before anybody could help.
@@ -22,8 +25,9 @@ const WORTH_IT: usize = 64;
 const AT_ONCE: usize = 4;
 /// Learnt anew so often: the first time nothing was asked of it yet.
 const TIMES: u32 = 3;
-/// Bytes of all trails.
+/// Bytes of all trails, and how many there are at most.
 const BYTES: usize = 8 << 20;
+const MANY: usize = 256;
 
 /// What starts alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +38,18 @@ pub struct Start {
 }
 
 impl Start {
+    pub(super) fn uid_base(&self) -> u32 {
+        self.uid_base
+    }
+
+    pub(super) fn has_ids(&self, uid_base: u32) -> bool {
+        self.uid_base == uid_base
+    }
+
+    pub(super) fn has_layer(&self, diff_id: &str) -> bool {
+        self.layers.iter().any(|layer| layer == diff_id)
+    }
+
     pub(crate) fn of(spec: &InstanceSpec) -> Self {
         Self {
             layers: spec.rootfs.layers.clone(),
@@ -51,6 +67,13 @@ struct Known {
     times: u32,
 }
 
+impl Known {
+    fn bytes(&self) -> usize {
+        let words = self.start.layers.iter().chain(&self.start.args);
+        self.trail.len() + words.map(String::len).sum::<usize>()
+    }
+}
+
 /// Those of one starter.
 #[derive(Debug, Default)]
 pub(super) struct Trails {
@@ -62,13 +85,16 @@ pub(super) struct Trails {
 
 impl Trails {
     /// Learns what the program `pid` has looked up, unless enough is known of such starts.
-    pub(super) fn learn(&mut self, start: Start, pid: u32) {
+    /// `owner` is who its root file system belongs to.
+    pub(super) fn learn(&mut self, start: Start, pid: u32, owner: u32) {
         let times = self.find(&start).map_or(0, |index| self.known[index].times);
         if times >= TIMES || self.learning.is_some() {
             return;
         }
         let child = Child::fork("learn what a program looked up", || {
-            trail::of(pid).map_err(|e| SpawnError::sys("open", e, format!("/proc/{pid}/root")))
+            precedence::goes_on_with_others();
+            trail::of(pid, owner)
+                .map_err(|e| SpawnError::sys("open", e, format!("/proc/{pid}/root")))
         });
         match child {
             Ok(child) => self.learning = Some((start, child)),
@@ -77,7 +103,7 @@ impl Trails {
     }
 
     /// Goes ahead of the program `pid` that has just begun.
-    pub(super) fn lead(&mut self, start: &Start, pid: u32) {
+    pub(super) fn lead(&mut self, start: &Start, pid: u32, owner: u32) {
         let Some(index) = self.find(start).filter(|_| self.ahead.len() < AT_ONCE) else {
             return;
         };
@@ -86,7 +112,8 @@ impl Trails {
         };
         if trail::paths(&known.trail).nth(WORTH_IT).is_some() {
             let child = Child::fork("go ahead of a program", || {
-                trail::walk(pid, &known.trail)
+                precedence::goes_on_with_others();
+                trail::walk(pid, owner, &known.trail)
                     .map_err(|e| SpawnError::sys("open", e, format!("/proc/{pid}/root")))
             });
             match child {
@@ -95,6 +122,12 @@ impl Trails {
             }
         }
         self.known.push_back(known);
+    }
+
+    /// No service has these ids any more, or there is no such layer.
+    pub(super) fn forget(&mut self, gone: impl Fn(&Start) -> bool) {
+        self.known.retain(|known| !gone(&known.start));
+        self.learning.take_if(|(start, _)| gone(start));
     }
 
     fn find(&self, start: &Start) -> Option<usize> {
@@ -138,11 +171,11 @@ impl Trails {
             trail,
             times,
         });
-        let mut bytes: usize = self.known.iter().map(|known| known.trail.len()).sum();
-        while bytes > BYTES
+        let mut bytes: usize = self.known.iter().map(Known::bytes).sum();
+        while (bytes > BYTES || self.known.len() > MANY)
             && let Some(oldest) = self.known.pop_front()
         {
-            bytes -= oldest.trail.len();
+            bytes -= oldest.bytes();
         }
     }
 }
@@ -169,7 +202,7 @@ mod tests {
         }
         assert_eq!(trails.known[0].times, TIMES);
         // No process of that number is looked at: nothing is begun.
-        trails.learn(start(1), u32::MAX);
+        trails.learn(start(1), u32::MAX, 0);
         assert!(trails.learning.is_none());
     }
 
@@ -181,7 +214,7 @@ mod tests {
             trails.keep(start(uid_base), long.clone());
         }
         // Used: not the oldest any more.
-        trails.lead(&start(0), u32::MAX);
+        trails.lead(&start(0), u32::MAX, 0);
         trails.keep(start(4), long.clone());
         let kept: Vec<u32> = trails
             .known
@@ -192,10 +225,31 @@ mod tests {
     }
 
     #[test]
+    fn a_trail_goes_with_its_service_and_its_image() {
+        let mut trails = Trails::default();
+        for uid_base in [1, 2] {
+            trails.keep(start(uid_base), "a\0".to_owned());
+        }
+        trails.forget(|start| start.has_ids(1));
+        assert!(trails.find(&start(1)).is_none() && trails.find(&start(2)).is_some());
+        trails.forget(|start| start.has_layer("sha256:1"));
+        assert!(trails.known.is_empty());
+    }
+
+    #[test]
+    fn many_short_ones_make_room_too() {
+        let mut trails = Trails::default();
+        for uid_base in 0..1_000 {
+            trails.keep(start(uid_base), String::new());
+        }
+        assert_eq!(trails.known.len(), MANY);
+    }
+
+    #[test]
     fn a_start_of_another_service_knows_nothing_of_it() {
         let mut trails = Trails::default();
         trails.keep(start(1), "a\0".repeat(1_000));
-        trails.lead(&start(2), u32::MAX);
+        trails.lead(&start(2), u32::MAX, 0);
         assert!(trails.ahead.is_empty());
     }
 }

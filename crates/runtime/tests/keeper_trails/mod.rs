@@ -27,9 +27,9 @@ async fn pid(server: &Server, id: &InstanceId) -> u32 {
 }
 
 /// Whether the kernel has entries for the files in the root file system of `pid`, without looking any of them up.
-fn are_known(pid: u32) -> bool {
+fn are_known(pid: u32, owner: u32) -> bool {
     // In a thread of its own, which it takes rights from.
-    let looking = std::thread::Builder::new().spawn(move || trail::of(pid).unwrap());
+    let looking = std::thread::Builder::new().spawn(move || trail::of(pid, owner).unwrap());
     let known = looking.unwrap().join().unwrap();
     let files = trail::paths(&known).filter(|path| path.starts_with("many/file-"));
     files.count() >= FILES - MISSED
@@ -60,28 +60,31 @@ async fn what_an_instance_looked_up_is_known_in_the_next_before_it_asks() {
     let id = first.id.clone();
     server.driver.start(first).await.unwrap();
     let looked = pid(&server, &id).await;
-    until("it has looked at all", async || are_known(looked)).await;
+    until("it has looked at all", async || are_known(looked, base)).await;
     server.driver.freeze(&id).await.unwrap();
 
     // What is learnt is learnt beside: the next start may come too early, one of those after it doesn't.
-    let mut led = None;
     until("one starts with somebody ahead of it", async || {
         let spec = spec_of(&mut world, base);
         let id = spec.id.clone();
         server.driver.start(spec).await.unwrap();
         let (pid, began) = (pid(&server, &id).await, Instant::now());
-        while began.elapsed() < WALK && !are_known(pid) {
+        while began.elapsed() < WALK && !are_known(pid, base) {
             sleep(Duration::from_millis(1)).await;
         }
-        led = are_known(pid).then_some(pid);
-        led.is_some()
+        are_known(pid, base)
     })
     .await;
 
     // Another service with the same image and the same program has nothing of it.
-    let spec = spec_of(&mut world, base + 0x1_0000);
+    let other = base + 0x1_0000;
+    let spec = spec_of(&mut world, other);
     let id = spec.id.clone();
     server.driver.start(spec).await.unwrap();
-    assert!(!are_known(pid(&server, &id).await));
+    let (pid, began) = (pid(&server, &id).await, Instant::now());
+    while began.elapsed() < WALK {
+        assert!(!are_known(pid, other));
+        sleep(Duration::from_millis(10)).await;
+    }
     world.down();
 }
