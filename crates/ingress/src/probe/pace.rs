@@ -8,7 +8,8 @@ use std::time::Duration;
 
 /// The pause after `running`, the time since the start began; `usual` is how long a start takes on the average, if that is known.
 ///
-/// It delays a start that takes 3/4 to 3/2 of the usual time by at most 0.25 %, an earlier one by 5 %, and others by 2 %.
+/// It delays a start that takes 3/4 to 3/2 of the usual time by at most 0.25 %, an earlier one by 5 %, and others by 2 %;
+/// the shortest pause of the settings is the least for all.
 pub(super) fn pause(running: Duration, usual: Option<Duration>) -> Duration {
     let Some(usual) = usual else {
         return running / 50;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use utsuwa_model::InstanceId;
 use utsuwa_runtime::Driver;
 use utsuwa_runtime::sandbox::trail;
@@ -69,9 +69,10 @@ async fn what_an_instance_looked_up_is_known_in_the_next_before_it_asks() {
         let id = spec.id.clone();
         server.driver.start(spec).await.unwrap();
         let (pid, began) = (pid(&server, &id).await, Instant::now());
-        while began.elapsed() < WALK && !are_known(pid, base) {
-            sleep(Duration::from_millis(1)).await;
-        }
+        until("a walk is over", async || {
+            are_known(pid, base) || began.elapsed() >= WALK
+        })
+        .await;
         are_known(pid, base)
     })
     .await;
@@ -82,9 +83,10 @@ async fn what_an_instance_looked_up_is_known_in_the_next_before_it_asks() {
     let id = spec.id.clone();
     server.driver.start(spec).await.unwrap();
     let (pid, began) = (pid(&server, &id).await, Instant::now());
-    while began.elapsed() < WALK {
+    until("a walk would be over", async || {
         assert!(!are_known(pid, other));
-        sleep(Duration::from_millis(10)).await;
-    }
+        began.elapsed() >= WALK
+    })
+    .await;
     world.down();
 }
