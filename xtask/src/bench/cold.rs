@@ -127,10 +127,10 @@ fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Resul
     }
     if condition == Condition::Quiet && Peer::Runsc.available() {
         let gen1 = Some("EXECUTION_ENVIRONMENT_GEN1");
-        let ours = utsuwa(settings, app, condition, rounds.div_ceil(5), gen1)?;
+        let gen1 = utsuwa(settings, app, condition, rounds.div_ceil(5), gen1)?;
         row(
             "utsuwa on gVisor (gen1), through the ingress",
-            &ours.settled,
+            &gen1.settled,
         );
     }
     let head = [
@@ -143,8 +143,18 @@ fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Resul
         "p99 ÷ bare",
         "n",
     ];
+    let difference = ours
+        .bare
+        .as_ref()
+        .and_then(|bare| ours.settled.exceeds(bare));
+    let in_turns = difference.map_or_else(String::new, |d| {
+        format!(
+            "in the same turn ours takes {:+.2} ms more than the bare process (median; 95 %: {:+.2} to {:+.2})\n",
+            d.median, d.least, d.most
+        )
+    });
     Ok(format!(
-        "\n### {}, {}\n{}",
+        "\n### {}, {}\n{}{in_turns}",
         app.name,
         condition.name(),
         table(&head, &rows)
