@@ -54,8 +54,8 @@ impl Rest {
     }
 }
 
-/// Waits until something has come, until `until` at most; `false`: the connection was closed instead. What came before and was not a
-/// request, as an empty line, gives no more time: only an answer makes it `patience` from now on.
+/// Waits until something has come, until `until` at most; `false`: the connection was closed instead. Only an answer makes that
+/// `patience` from now on: an empty line and a TLS record without content give no more time.
 pub(crate) async fn until_more(
     wire: &mut Wire,
     client: &Arc<Client>,

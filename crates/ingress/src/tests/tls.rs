@@ -512,3 +512,48 @@ async fn the_end_drains_and_closes_connections() {
         .unwrap()
         .unwrap();
 }
+
+/// New keys are such records: nothing of a request, but something that wakes a connection that rests.
+#[tokio::test]
+async fn records_without_content_keep_no_idle_connection() {
+    let header_timeout = Duration::from_secs(3);
+    let settings = IngressSettings {
+        header_timeout,
+        ..IngressSettings::default()
+    };
+    let mut secured = secured(None, settings).await;
+    let app = App::new().await;
+    secured.scene.ready(&app).await;
+    let mut stream = secured.trusted(&[]).await;
+    let request = format!("GET /hello HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut buffer = [0; 4096];
+    assert!(stream.read(&mut buffer).await.unwrap() > 0);
+    let answered = tokio::time::Instant::now();
+    let ingress = secured.scene.ingress.clone();
+    let resting = || ingress.shared.places.hall.resting.load(Ordering::SeqCst);
+    let rests = |count| {
+        eventually(
+            move || (resting() == count).then_some(()),
+            || "rest".to_owned(),
+        )
+    };
+    loop {
+        tokio::select! {
+            read = stream.read(&mut buffer) => {
+                assert_eq!(read.unwrap_or(0), 0, "it says nothing more");
+                break;
+            }
+            // Each time it rests.
+            () = rests(1) => {
+                stream.get_mut().1.refresh_traffic_keys().unwrap();
+                if stream.flush().await.is_ok() {
+                    rests(0).await;
+                }
+            }
+        }
+        assert!(answered.elapsed() < 4 * header_timeout, "it is still open");
+    }
+    assert!(answered.elapsed() >= header_timeout);
+    secured.scene.close().await;
+}
