@@ -3,7 +3,7 @@
 use http::header::SET_COOKIE;
 use http::{HeaderValue, Response, StatusCode, Version};
 
-use crate::body::{AppBody, ResponseBody};
+use crate::body::{AppBody, ResponseBody, Source};
 use crate::deadline::{self, Deadline};
 use crate::forward::Answered;
 use crate::headers::{self, SERVER_TIMING};
@@ -38,14 +38,14 @@ impl Served {
             cold,
             cookie,
         } = self;
-        let (mut parts, incoming, upstream, tunnel) = match answered {
-            Answered::Plain { response, upstream } => {
-                let (parts, incoming) = response.into_parts();
-                (parts, incoming, upstream, None)
+        let (mut parts, source, tunnel) = match answered {
+            Answered::Plain(response) => {
+                let (parts, source) = response.into_parts();
+                (parts, source, None)
             }
             Answered::Upgraded { response, tunnel } => {
-                let (parts, incoming) = response.into_parts();
-                (parts, incoming, None, Some(tunnel))
+                let (parts, ()) = response.into_parts();
+                (parts, Source::Over, Some(tunnel))
             }
         };
         if let Some(cookie) = cookie {
@@ -77,8 +77,7 @@ impl Served {
         }
         deadline::leave(Some(until.at()));
         let body = AppBody {
-            incoming,
-            upstream,
+            source,
             deadline: until,
             dead: None,
             exchange,
