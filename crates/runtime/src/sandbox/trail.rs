@@ -12,6 +12,9 @@
 //! 2. No look leaves the root file system: not by a link, not by a mount, not by `..`.
 //! 3. It is done with the rights of the file system's owner, not with those of the host.
 //! 4. What is found is bounded, and so is what is looked at, whatever the instance made of its file system.
+//!
+//! A trail is text: the names of one directory after another, from the root on, parents first, each ended by a NUL. Before those of
+//! a directory stands its path with a slash at its end, which no name has. So a thousand files of Python take some 30 KB, not 80.
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
@@ -30,8 +33,8 @@ const NAMES: usize = 2_048;
 const BYTES: usize = 128 << 10;
 /// Names that are looked at for one.
 const LOOKED_AT: usize = 50_000;
-/// Between two paths; no name contains it.
-const BETWEEN: char = '\0';
+/// After each name and each path; neither contains it.
+const END: char = '\0';
 
 const INSIDE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -42,8 +45,8 @@ const LIST: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// What the program `pid` has looked up in its root file system since that was mounted: relative paths, parents first. Empty where
-/// the kernel can't say (before Linux 5.12). Takes file system rights from the calling thread.
+/// What the program `pid` has looked up in its root file system since that was mounted. Empty where the kernel can't say (before
+/// Linux 5.12). Takes file system rights from the calling thread.
 ///
 /// # Errors
 /// There is no such process any more, its root file system isn't `owner`'s, or it may not be looked into.
@@ -94,6 +97,7 @@ fn learn(root: BorrowedFd<'_>) -> String {
         };
         let mut buffer = [MaybeUninit::<u8>::uninit(); 16 << 10];
         let mut entries = RawDir::new(&opened, &mut buffer);
+        let mut is_said = directory.is_empty();
         while let Some(Ok(entry)) = entries.next() {
             looked_at += 1;
             if looked_at > LOOKED_AT {
@@ -105,23 +109,31 @@ fn learn(root: BorrowedFd<'_>) -> String {
             if !is_known(opened.as_fd(), name) {
                 continue;
             }
-            let path = if directory.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{directory}/{name}")
-            };
-            if names == NAMES || trail.len() + path.len() >= BYTES {
+            if names == NAMES || trail.len() + directory.len() + name.len() + 3 > BYTES {
                 return trail;
             }
             names += 1;
-            trail.push_str(&path);
-            trail.push(BETWEEN);
+            if !is_said {
+                trail.extend([&directory, "/"]);
+                trail.push(END);
+                is_said = true;
+            }
+            trail.push_str(name);
+            trail.push(END);
             if entry.file_type() == FileType::Directory {
-                directories.push_back(path);
+                directories.push_back(joined(&directory, name));
             }
         }
     }
     trail
+}
+
+fn joined(directory: &str, name: &str) -> String {
+    if directory.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{directory}/{name}")
+    }
 }
 
 /// Whether the kernel has an entry for `name` without looking it up. It may say no of one it has, when somebody changes something
@@ -137,15 +149,56 @@ fn usable(name: &CStr) -> Option<&str> {
         .filter(|name| !matches!(*name, "." | ".."))
 }
 
-/// How many are there.
+/// How many are there. A directory is walked to once, its names are looked up from there.
 fn follow(root: BorrowedFd<'_>, trail: &str) -> usize {
-    let look = |path: &&str| rustix::fs::openat2(root, *path, LOOK, Mode::empty(), INSIDE).is_ok();
-    paths(trail).filter(look).count()
+    let mut found = 0;
+    let mut directory = Some(root.try_clone_to_owned()).and_then(Result::ok);
+    for said in said(trail) {
+        match (said, &directory) {
+            (Said::Directory(path), _) => {
+                let flags = LOOK | OFlags::DIRECTORY;
+                directory = rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE).ok();
+            }
+            (Said::Name(name), Some(directory)) => {
+                let looked = rustix::fs::openat2(directory, name, LOOK, Mode::empty(), INSIDE);
+                found += usize::from(looked.is_ok());
+            }
+            (Said::Name(_), None) => {}
+        }
+    }
+    found
 }
 
-/// The paths of a trail.
-pub fn paths(trail: &str) -> impl Iterator<Item = &str> {
-    trail.split_terminator(BETWEEN)
+/// What a trail consists of.
+enum Said<'a> {
+    /// The names that follow are in this directory, relative to the root.
+    Directory(&'a str),
+    Name(&'a str),
+}
+
+fn said(trail: &str) -> impl Iterator<Item = Said<'_>> {
+    trail.split_terminator(END).map(|word| {
+        word.strip_suffix('/')
+            .map_or(Said::Name(word), Said::Directory)
+    })
+}
+
+/// Whether a trail has more than so many names.
+pub(crate) fn is_longer_than(trail: &str, names: usize) -> bool {
+    let names_of = said(trail).filter(|said| matches!(said, Said::Name(_)));
+    names_of.take(names + 1).count() > names
+}
+
+/// The paths of a trail, relative to the root.
+pub fn paths(trail: &str) -> impl Iterator<Item = String> {
+    let mut directory = "";
+    said(trail).filter_map(move |said| match said {
+        Said::Directory(path) => {
+            directory = path;
+            None
+        }
+        Said::Name(name) => Some(joined(directory, name)),
+    })
 }
 
 #[cfg(test)]
@@ -168,14 +221,24 @@ mod tests {
         fs::write(folder.path().join("a/b/file"), "").unwrap();
         symlink(outside.path(), folder.path().join("a/link")).unwrap();
         let root = open(folder.path());
-        let all = "a/link\0a/b/file\0a/link/secret\0../secret\0missing\0";
+        let all = "missing\0a/\0link\0missing\0a/b/\0file\0../\0secret\0a/link/\0secret\0";
         assert_eq!(follow(root.as_fd(), all), 2);
-        for one in ["a/link/secret\0", "../secret\0", "/etc/passwd\0"] {
+        for one in [
+            "a/link/secret\0",
+            "../secret\0",
+            "/etc/passwd\0",
+            "a/link/\0secret\0",
+            "/etc/\0passwd\0",
+            "../\0secret\0",
+            "a/b/\0../../../secret\0",
+            "/\0secret\0",
+        ] {
             assert_eq!(follow(root.as_fd(), one), 0, "{one}");
         }
         let trail = learn(root.as_fd());
-        let mut found: Vec<&str> = paths(&trail).collect();
-        assert_eq!(found.first(), Some(&"a"));
+        assert_eq!(follow(root.as_fd(), &trail), 4, "{trail}");
+        let mut found: Vec<String> = paths(&trail).collect();
+        assert_eq!(found[0], "a");
         found.sort_unstable();
         assert_eq!(found, ["a", "a/b", "a/b/file", "a/link"]);
     }
@@ -186,6 +249,8 @@ mod tests {
         for number in 0..NAMES + 10 {
             fs::write(folder.path().join(format!("file-{number}")), "").unwrap();
         }
-        assert_eq!(paths(&learn(open(folder.path()).as_fd())).count(), NAMES);
+        let trail = learn(open(folder.path()).as_fd());
+        assert_eq!(paths(&trail).count(), NAMES);
+        assert!(is_longer_than(&trail, NAMES - 1) && !is_longer_than(&trail, NAMES));
     }
 }

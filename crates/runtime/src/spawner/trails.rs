@@ -25,9 +25,10 @@ const WORTH_IT: usize = 64;
 const AT_ONCE: usize = 4;
 /// Learnt anew so often: the first time nothing was asked of it yet.
 const TIMES: u32 = 3;
-/// Bytes of all trails, and how many there are at most.
-const BYTES: usize = 8 << 20;
-const MANY: usize = 256;
+/// Bytes of all trails, and how many there are at most. An app of Python has some 30 KB: services that take turns, as many as there
+/// are, would each find theirs gone if there were more of them than fit.
+const BYTES: usize = 16 << 20;
+const MANY: usize = 1_024;
 
 /// What starts alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +111,7 @@ impl Trails {
         let Some(known) = self.known.remove(index) else {
             return;
         };
-        if trail::paths(&known.trail).nth(WORTH_IT).is_some() {
+        if trail::is_longer_than(&known.trail, WORTH_IT) {
             let child = Child::fork("go ahead of a program", || {
                 precedence::goes_on_with_others();
                 trail::walk(pid, owner, &known.trail)
@@ -239,7 +240,7 @@ mod tests {
     #[test]
     fn many_short_ones_make_room_too() {
         let mut trails = Trails::default();
-        for uid_base in 0..1_000 {
+        for uid_base in 0..2_000 {
             trails.keep(start(uid_base), String::new());
         }
         assert_eq!(trails.known.len(), MANY);
