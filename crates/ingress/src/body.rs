@@ -51,6 +51,9 @@ pub(crate) enum RequestBody {
     Empty,
     /// Of our own, as in a health check.
     Bytes(Option<Bytes>),
+    /// As a test wants it.
+    #[cfg(test)]
+    Scripted(crate::tests::Script),
     Client {
         incoming: Incoming,
         meter: Arc<Meter>,
@@ -168,6 +171,8 @@ impl Body for RequestBody {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
             Self::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            #[cfg(test)]
+            Self::Scripted(script) => script.poll_frame(context),
             Self::Client { ahead, .. } if ahead.is_some() => {
                 Poll::Ready(ahead.take().map(|bytes| Ok(Frame::data(bytes))))
             }
@@ -210,6 +215,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Bytes(bytes) => bytes.is_none(),
+            #[cfg(test)]
+            Self::Scripted(script) => script.is_over(),
             Self::Client {
                 incoming, ahead, ..
             } => ahead.is_none() && incoming.is_end_stream(),
@@ -220,6 +227,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            #[cfg(test)]
+            Self::Scripted(script) => script.left(),
             Self::Client {
                 incoming,
                 ahead: None,

@@ -99,6 +99,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
         }))
     }
 
+    #[cfg(test)]
+    pub(crate) fn socket(&mut self) -> &mut S {
+        &mut self.0.stream
+    }
+
     /// Whether it has served a request.
     pub(crate) fn was_used(&self) -> bool {
         self.0.used

@@ -83,7 +83,7 @@ impl Chunks {
                 if self.trailers.is_empty() {
                     return Ok(Some(Piece::End));
                 }
-                return fields(&self.trailers).map(|fields| Some(Piece::Trailers(fields)));
+                return self.fields().map(|fields| Some(Piece::Trailers(fields)));
             }
         }
         Ok(None)
@@ -164,25 +164,28 @@ impl Chunks {
         }
         Ok(())
     }
-}
 
-/// Lines of trailers, with the empty one at their end.
-fn fields(lines: &[u8]) -> Result<HeaderMap, Fault> {
-    let mut space = [httparse::EMPTY_HEADER; TRAILER_FIELDS];
-    let fields = match httparse::parse_headers(lines, &mut space).map_err(Fault::Trailers)? {
-        httparse::Status::Complete((_, fields)) => fields,
-        httparse::Status::Partial => return Err(Fault::Chunk("its trailers have no end")),
-    };
-    let mut trailers = HeaderMap::with_capacity(fields.len());
-    for field in fields {
-        let name = HeaderName::try_from(field.name);
-        let value = HeaderValue::from_bytes(field.value);
-        let (Ok(name), Ok(value)) = (name, value) else {
-            return Err(Fault::Chunk(
-                "a trailer has no name or value that can be sent on",
-            ));
-        };
-        trailers.append(name, value);
+    /// The trailers, each on a line of its own.
+    fn fields(&self) -> Result<HeaderMap, Fault> {
+        let mut space = [httparse::EMPTY_HEADER; TRAILER_FIELDS];
+        // Fewer than there are, if a bare line feed ends one: refused as too many.
+        let space = &mut space[..self.fields];
+        let fields =
+            match httparse::parse_headers(&self.trailers, space).map_err(Fault::Trailers)? {
+                httparse::Status::Complete((_, fields)) => fields,
+                httparse::Status::Partial => return Err(Fault::Chunk("its trailers have no end")),
+            };
+        let mut trailers = HeaderMap::with_capacity(fields.len());
+        for field in fields {
+            let name = HeaderName::try_from(field.name);
+            let value = HeaderValue::from_bytes(field.value);
+            let (Ok(name), Ok(value)) = (name, value) else {
+                return Err(Fault::Chunk(
+                    "a trailer has no name or value that can be sent on",
+                ));
+            };
+            trailers.append(name, value);
+        }
+        Ok(trailers)
     }
-    Ok(trailers)
 }

@@ -7,7 +7,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::io::AsyncRead;
@@ -77,7 +77,8 @@ impl Reading {
         if self.read.capacity() - self.read.len() < want {
             self.read.reserve(want);
         }
-        let came = ready!(poll_read_buf(Pin::new(stream), context, &mut self.read));
+        let mut room = (&mut self.read).limit(want);
+        let came = ready!(poll_read_buf(Pin::new(stream), context, &mut room));
         let came = came.map_err(Fault::Socket)?;
         self.answers |= came > 0;
         let less = self.next / 2;

@@ -74,18 +74,19 @@ impl Writing {
         let body = request.body();
         let (empty, exact) = (body.is_end_stream(), body.size_hint().exact());
         let headers = request.headers();
+        // It was said by `headers`, or is not said at all.
         let coded = headers.contains_key(TRANSFER_ENCODING);
         let announced = head::announced(headers);
-        let (framing, added) = match (announced, exact) {
-            _ if empty => (Framing::Bytes(0), Added::Nothing),
-            (Some(bytes), _) if !coded => (Framing::Bytes(bytes), Added::Nothing),
-            (None, Some(bytes)) if !coded => (Framing::Bytes(bytes), Added::Length(bytes)),
-            _ => (Framing::Chunked(trailers(headers)), Added::Coding),
+        let (framing, says) = match (announced, exact) {
+            _ if empty => (Framing::Bytes(0), Says::Nothing),
+            (Some(bytes), _) if !coded => (Framing::Bytes(bytes), Says::AsItDoes),
+            (None, Some(bytes)) if !coded => (Framing::Bytes(bytes), Says::Length(bytes)),
+            _ => (Framing::Chunked(trailers(headers)), Says::Coding),
         };
         self.framing = framing;
         self.gone = 0;
         self.small.clear();
-        write_head(&mut self.small, request, empty, added);
+        write_head(&mut self.small, request, says);
         if !empty {
             self.body = Some(std::mem::replace(request.body_mut(), RequestBody::Empty));
         }
@@ -256,19 +257,20 @@ impl Writing {
     }
 }
 
-/// What is said of the body beside what the headers say.
+/// What a head says of the body that follows.
 #[derive(Debug, Clone, Copy)]
-enum Added {
+enum Says {
+    /// There is none.
     Nothing,
+    /// What its `Content-Length` says.
+    AsItDoes,
     Length(u64),
     Coding,
 }
 
-fn write_head(into: &mut Vec<u8>, request: &Request<RequestBody>, empty: bool, added: Added) {
-    let path = request
-        .uri()
-        .path_and_query()
-        .map_or("/", |path| path.as_str());
+fn write_head(into: &mut Vec<u8>, request: &Request<RequestBody>, says: Says) {
+    let path = request.uri().path_and_query();
+    let path = path.map_or("/", |path| path.as_str());
     into.extend_from_slice(request.method().as_str().as_bytes());
     into.push(b' ');
     if !path.starts_with(['/', '*']) {
@@ -276,25 +278,23 @@ fn write_head(into: &mut Vec<u8>, request: &Request<RequestBody>, empty: bool, a
     }
     into.extend_from_slice(path.as_bytes());
     into.extend_from_slice(b" HTTP/1.1\r\n");
-    let coded = matches!(added, Added::Coding);
-    for (name, value) in request.headers() {
-        let ours = match *name {
-            TRANSFER_ENCODING => empty || coded,
-            CONTENT_LENGTH => coded || matches!(added, Added::Length(_)),
-            _ => false,
-        };
-        if !ours {
-            write_field(into, name, value);
+    match says {
+        Says::Nothing | Says::AsItDoes => {}
+        Says::Length(bytes) => write_field(into, &CONTENT_LENGTH, &bytes.into()),
+        Says::Coding => {
+            let chunked = HeaderValue::from_static("chunked");
+            write_field(into, &TRANSFER_ENCODING, &chunked);
         }
     }
-    match added {
-        Added::Nothing => {}
-        Added::Length(bytes) => {
-            into.extend_from_slice(b"content-length: ");
-            into.extend_from_slice(bytes.to_string().as_bytes());
-            into.extend_from_slice(b"\r\n");
+    for (name, value) in request.headers() {
+        let left_out = match *name {
+            TRANSFER_ENCODING => true,
+            CONTENT_LENGTH => matches!(says, Says::Length(_) | Says::Coding),
+            _ => false,
+        };
+        if !left_out {
+            write_field(into, name, value);
         }
-        Added::Coding => into.extend_from_slice(b"transfer-encoding: chunked\r\n"),
     }
     into.extend_from_slice(b"\r\n");
 }
@@ -314,7 +314,7 @@ fn hexadecimal(mut size: usize, into: &mut [u8; 18]) -> &[u8] {
     into[at..].copy_from_slice(b"\r\n");
     while size > 0 {
         at -= 1;
-        into[at] = b"0123456789abcdef"[size & 15];
+        into[at] = b"0123456789ABCDEF"[size & 15];
         size >>= 4;
     }
     &into[at..]
