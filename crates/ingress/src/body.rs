@@ -30,7 +30,7 @@ use crate::pace::Pace;
 use crate::record::Exchange;
 use crate::serve::STALL;
 use crate::slot::Slot;
-use crate::upstream::{Fault, Upstream};
+use crate::source::Source;
 
 /// What was seen of a request body, shared between the body and the request's record.
 #[derive(Debug, Default)]
@@ -252,17 +252,6 @@ pub(crate) enum ResponseBody {
     App(Box<AppBody>),
 }
 
-/// Where the body of an app's answer comes from.
-pub(crate) enum Source {
-    /// A connection that is this request's alone.
-    Http1(Upstream),
-    Http2(Incoming),
-    /// It is over: its connection serves another request.
-    Over,
-    /// It was cut.
-    Cut,
-}
-
 /// The body of an app's answer, and all that lives as long as the request.
 pub(crate) struct AppBody {
     pub(crate) source: Source,
@@ -308,42 +297,6 @@ impl Body for ResponseBody {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Self::App(body) => body.source.left(),
-        }
-    }
-}
-
-impl Source {
-    fn poll_frame(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self {
-            Self::Http1(upstream) => upstream.poll_frame(context).map_err(|fault| match fault {
-                Fault::Request(error) => error,
-                fault => BodyError::Instance(Box::new(fault)),
-            }),
-            Self::Http2(incoming) => Pin::new(incoming)
-                .poll_frame(context)
-                .map_err(|error| BodyError::Instance(Box::new(error))),
-            Self::Over | Self::Cut => Poll::Ready(None),
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        match self {
-            Self::Http1(upstream) => upstream.is_over(),
-            Self::Http2(incoming) => incoming.is_end_stream(),
-            Self::Over => true,
-            Self::Cut => false,
-        }
-    }
-
-    fn left(&self) -> SizeHint {
-        match self {
-            Self::Http1(upstream) => upstream.left(),
-            Self::Http2(incoming) => incoming.size_hint(),
-            Self::Over => SizeHint::with_exact(0),
-            Self::Cut => SizeHint::default(),
         }
     }
 }

@@ -28,7 +28,7 @@ use utsuwa_model::route::Protocol;
 
 use crate::Shared;
 use crate::answer::Answer;
-use crate::body::{BodyError, Meter, RequestBody, Source};
+use crate::body::{BodyError, Meter, RequestBody};
 use crate::deadline::Deadline;
 use crate::handle::content_length;
 use crate::instance::{ConnectFailure, Ending, Instance};
@@ -36,6 +36,7 @@ use crate::interim::Listener;
 use crate::record::Exchange;
 use crate::serve::Door;
 use crate::slot::Slot;
+use crate::source::Source;
 use crate::upstream::{Unanswered, Upstream};
 
 /// How long a broken connection's cause may take to arrive: an instance that ran out of memory is reported a moment later.

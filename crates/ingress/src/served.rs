@@ -3,13 +3,14 @@
 use http::header::SET_COOKIE;
 use http::{HeaderValue, Response, StatusCode, Version};
 
-use crate::body::{AppBody, ResponseBody, Source};
+use crate::body::{AppBody, ResponseBody};
 use crate::deadline::{self, Deadline};
 use crate::forward::Answered;
 use crate::headers::{self, SERVER_TIMING};
 use crate::record::Exchange;
 use crate::seam::ColdStart;
 use crate::slot::Slot;
+use crate::source::Source;
 use crate::trace::Trace;
 
 /// A request with a slot's answer, before the answer's body.

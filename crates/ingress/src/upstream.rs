@@ -21,14 +21,16 @@ mod reading;
 mod writing;
 
 use std::fmt;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::unconstrained;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use self::reading::Reading;
@@ -79,7 +81,7 @@ struct Connection<S> {
 impl<S> fmt::Debug for Upstream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream")
-            .field("reading", &self.0.reading)
+            .field("used", &self.0.used)
             .field("begun", &self.0.begun)
             .finish_non_exhaustive()
     }
@@ -131,10 +133,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
         let connection = &mut *self.0;
         if !connection.begun {
             // An app that closed while it idled is seen before anything is written. The waker stays for the answer.
-            if let Poll::Ready(fault) = connection
-                .reading
-                .poll_idle(&mut connection.stream, context)
-            {
+            // tokio's task budget is kept out of it: used up, it would hide the close.
+            let Connection {
+                stream, reading, ..
+            } = &mut *connection;
+            let idle = poll_fn(|context| reading.poll_idle(stream, context));
+            if let Poll::Ready(fault) = pin!(unconstrained(idle)).poll(context) {
                 connection.last = true;
                 return Poll::Ready(Err(Unanswered::Unsent(fault)));
             }
@@ -197,26 +201,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
         self.0.reading.left()
     }
 
-    /// Makes it ready for another request. `None`: its last message isn't over on both sides, or was the
-    /// last one.
+    /// Makes it ready for another request. `None`: its last message isn't over on both sides, or was the last one.
     pub(crate) fn rest(mut self) -> Option<Self> {
         let connection = &mut *self.0;
         if !connection.writing.is_over() {
             // The end of a body that was sent before its answer came may not have been asked for yet.
-            let noop = &mut Context::from_waker(std::task::Waker::noop());
+            let noop = &mut Context::from_waker(Waker::noop());
             connection.poll_write(noop).ok()?;
         }
         let clean =
             !connection.last && connection.reading.is_clean() && connection.writing.is_clean();
         connection.begun = false;
         connection.used = true;
+        connection.reading.rest();
         clean.then_some(self)
     }
 
     /// Leaves HTTP: the socket, and what came over it behind the answer's head. What is left of the request is written first.
     pub(crate) async fn leave(mut self) -> Result<(S, Bytes), Fault> {
         let connection = &mut *self.0;
-        std::future::poll_fn(|context| connection.writing.poll(&mut connection.stream, context))
+        poll_fn(|context| connection.writing.poll(&mut connection.stream, context))
             .await
             .map_err(Fault::Request)?;
         let Connection {

@@ -235,6 +235,14 @@ impl Reading {
         }
     }
 
+    /// While it idles it keeps no more memory than most answers need.
+    pub(super) fn rest(&mut self) {
+        if self.next > FIRST_READ {
+            self.next = FIRST_READ;
+            self.read = BytesMut::new();
+        }
+    }
+
     /// Whether another answer may follow.
     pub(super) fn is_clean(&self) -> bool {
         self.keeps && self.is_over() && self.read.is_empty()

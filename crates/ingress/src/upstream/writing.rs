@@ -156,10 +156,7 @@ impl Writing {
                 Ok(())
             };
         }
-        if self.is_written() {
-            self.small.clear();
-            self.gone = 0;
-        }
+        self.tidy();
         let mut tail: &'static [u8] = b"";
         match &mut self.framing {
             Framing::Bytes(left) => {
@@ -191,10 +188,7 @@ impl Writing {
     /// The body is over; only trailers that were announced are sent, as hyper does.
     fn end(&mut self, trailers: &HeaderMap) -> Result<(), BodyError> {
         self.body = None;
-        if self.is_written() {
-            self.small.clear();
-            self.gone = 0;
-        }
+        self.tidy();
         match &self.framing {
             Framing::Bytes(0) => Ok(()),
             Framing::Bytes(_) => Err(BodyError::Length),
@@ -208,6 +202,14 @@ impl Writing {
                 self.small.extend_from_slice(b"\r\n");
                 Ok(())
             }
+        }
+    }
+
+    /// Lets go of what has gone: a body of many small pieces may never be written to its end before there is more of it.
+    fn tidy(&mut self) {
+        if self.gone == self.small.len() || self.gone >= ENOUGH {
+            self.small.drain(..self.gone);
+            self.gone = 0;
         }
     }
 
@@ -260,7 +262,7 @@ impl Writing {
 /// What a head says of the body that follows.
 #[derive(Debug, Clone, Copy)]
 enum Says {
-    /// There is none.
+    /// There is none, and no length but 0 may say otherwise.
     Nothing,
     /// What its `Content-Length` says.
     AsItDoes,
@@ -289,7 +291,11 @@ fn write_head(into: &mut Vec<u8>, request: &Request<RequestBody>, says: Says) {
     for (name, value) in request.headers() {
         let left_out = match *name {
             TRANSFER_ENCODING => true,
-            CONTENT_LENGTH => matches!(says, Says::Length(_) | Says::Coding),
+            CONTENT_LENGTH => match says {
+                Says::Nothing => value != "0",
+                Says::AsItDoes => false,
+                Says::Length(_) | Says::Coding => true,
+            },
             _ => false,
         };
         if !left_out {

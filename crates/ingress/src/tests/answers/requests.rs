@@ -85,6 +85,8 @@ fn requests_are_written_as_by_hyper_however_little_an_app_takes() {
         data(&[1, 0, 2, 2]),
         data(&[1000, 1000, 24, 1025, 1, 1, 0, 1]),
         data(&[9_000, 1, 5_000, 0, 0, 5_000, 17]),
+        // More than is gathered, and never written to its end before there is more of it.
+        data(&[1_000; 40]),
         vec![
             Some(Bytes::new()),
             Some(Bytes::from_static(b"x")),
@@ -171,5 +173,18 @@ fn a_body_that_is_not_as_long_as_was_said_breaks_the_connection() {
             let read = ours(wire, request, MOST);
             assert_eq!(read.end, End::Broken, "{length}");
         }
+    }
+}
+
+/// The data path lets no such request in. Were one made, its length would swallow the next request.
+#[test]
+fn no_length_is_told_of_a_body_that_is_not_there() {
+    for (length, told) in [("0", true), ("5", false), ("00", false)] {
+        let mut request = Request::new(RequestBody::Empty);
+        let announced = HeaderValue::from_static(length);
+        request.headers_mut().insert("content-length", announced);
+        let read = ours(Wire::new(Vec::new(), false, usize::MAX), request, MOST);
+        let text = String::from_utf8(read.sent).unwrap();
+        assert_eq!(text.contains("content-length"), told, "{text}");
     }
 }
