@@ -104,6 +104,7 @@ impl Writing {
                 if self.body.is_some() {
                     return Poll::Pending;
                 }
+                self.tidy();
                 if self.small.capacity() > KEPT {
                     self.small = Vec::new();
                 }
