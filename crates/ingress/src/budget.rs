@@ -43,7 +43,14 @@ impl Bell {
         }
     }
 
-    /// Waits until `look` finds something. It looks at once, and again whenever the bell rings.
+    /// How many wait.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Waits until `look` finds something. It looks at once, and again whenever the bell rings. While it finds nothing it must not
+    /// ring itself, every time: it would be woken for ever.
     pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let _waits = Waits(self);
@@ -104,6 +111,11 @@ impl Budget {
     /// How many places are taken.
     pub(crate) fn taken(&self) -> usize {
         self.taken.load(Ordering::SeqCst)
+    }
+
+    /// Whether there was none left a moment ago. Who made it so rings the bell when that is over.
+    pub(crate) fn is_full(&self) -> bool {
+        self.taken() >= self.limit
     }
 
     /// For one more who wants places of it.

@@ -94,6 +94,12 @@ impl Shared {
         self.public_connections.taken()
     }
 
+    /// How many wait for something to be given back, listeners among them.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.bell.waiting()
+    }
+
     #[cfg(test)]
     pub(crate) const fn public_requests(&self) -> &Arc<Budget> {
         &self.public_requests
@@ -122,9 +128,15 @@ impl Shared {
         } else {
             self.clients.lock().of(address, new)
         };
-        let enter = || match shares.connections.enter() {
-            Err(Refused::Full) => None,
-            entered => Some(entered),
+        let enter = || {
+            // Entering in vain rings: who waits would wake itself for ever.
+            if self.public_connections.is_full() {
+                return None;
+            }
+            match shares.connections.enter() {
+                Err(Refused::Full) => None,
+                entered => Some(entered),
+            }
         };
         if self.hall.until(enter).await.is_ok() {
             let requests = Arc::clone(&shares.requests);

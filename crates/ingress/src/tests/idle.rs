@@ -188,6 +188,51 @@ async fn who_is_idle_and_asks_has_a_place_while_there_are_some() {
     scene.close().await;
 }
 
+/// Idle ones ask, and take the place that was promised to who comes in just then: that one waits, and lets all others go on.
+async fn crowded_out() {
+    let (mut scene, app) = scene().await;
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(idle(scene.address).await);
+    }
+    for stream in &mut streams {
+        send(stream, "/gate").await;
+    }
+    let places = &scene.ingress.shared.places;
+    let busy = || (places.busy() == 4).then_some(());
+    eventually(busy, || format!("{} are busy, not 4", places.busy())).await;
+    let mut late = TcpStream::connect(scene.address).await.unwrap();
+    send(&mut late, "/hello").await;
+    // It, and the listener.
+    let waits = || (places.waiting() == 2).then_some(());
+    eventually(waits, || format!("{} wait, not 2", places.waiting())).await;
+    app.gate.add_permits(4);
+    streams.push(late);
+    for stream in &mut streams {
+        assert_eq!(heard(stream).await, "HTTP/1.1 200");
+    }
+    scene.close().await;
+}
+
+#[test]
+fn who_comes_in_while_idle_ones_take_all_places_waits_for_one() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    let all = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(crowded_out());
+        done.send(()).unwrap();
+    };
+    // A thread of its own: a task that never lets go would keep this test from ending.
+    let named = std::thread::Builder::new().name("crowded out".to_owned());
+    let thread = named.spawn(all).unwrap();
+    let done = is_done.recv_timeout(PATIENCE);
+    done.expect("all are answered, none keeps the others from it");
+    thread.join().unwrap();
+}
+
 #[tokio::test]
 async fn requests_and_instances_get_the_room_that_idle_ones_had() {
     let (mut scene, app) = scene().await;

@@ -74,19 +74,22 @@ impl Keeper {
             return;
         };
         let starting = matches!(instance.phase, Phase::Starting { .. });
-        let sandboxes: Vec<&Sandbox> = instance
-            .record
-            .sandboxes()
+        let numbers = instance.record.sandboxes();
+        let left: Vec<u32> = numbers
             .iter()
             .enumerate()
             .filter(|(container, _)| !instance.group.gone.contains(container))
-            .filter_map(|(_, number)| self.sandboxes.get(number))
+            .map(|(_, number)| *number)
             .collect();
-        let minds = |one: &&Sandbox| has_sigterm_handler(one.process.pid).unwrap_or(true);
+        let minds = |one: &Sandbox| has_sigterm_handler(one.process.pid).unwrap_or(true);
+        let somebody_minds = || {
+            let mut all = left.iter().filter_map(|number| self.sandboxes.get(number));
+            all.any(minds)
+        };
         let at_once = if starting || grace.is_zero() {
             Some(Stop::AtOnce)
         } else {
-            (!sandboxes.iter().any(minds)).then_some(Stop::Unhandled)
+            (!somebody_minds()).then_some(Stop::Unhandled)
         };
         let first = instance
             .stop
@@ -96,13 +99,17 @@ impl Keeper {
             self.kill_instance(id);
             return;
         }
-        for sandbox in sandboxes.into_iter().filter(|_| first) {
-            let signal = if minds(&sandbox) {
-                Signal::TERM
-            } else {
-                Signal::KILL
-            };
-            let _ = pidfd_send_signal(&sandbox.pidfd, signal);
+        if first {
+            // Before the signal: some programs end within milliseconds of it.
+            self.learn_from(id);
+            for sandbox in left.iter().filter_map(|number| self.sandboxes.get(number)) {
+                let signal = if minds(sandbox) {
+                    Signal::TERM
+                } else {
+                    Signal::KILL
+                };
+                let _ = pidfd_send_signal(&sandbox.pidfd, signal);
+            }
         }
         self.thaw_instance(id);
         self.after(grace, Timer::Kill(id.clone()));

@@ -67,13 +67,13 @@ impl Keeper {
         }
     }
 
-    /// At rest it has looked up what a start and its requests need.
-    fn learn_from(&mut self, id: &InstanceId) {
-        let Some(instance) = self.instances.get(id) else {
+    /// At rest, and before it ends, it has looked up what a start and its requests need. Nobody starts any more while all ends.
+    pub(super) fn learn_from(&mut self, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id).filter(|_| self.ending.is_none()) else {
             return;
         };
         let record = &instance.record;
-        if record.spec.kernel == Kernel::Host && record.spec.group.is_none() {
+        if record.spec.kernel == Kernel::Host && record.spec.group.is_none() && record.is_whole() {
             let start = Start::of(&record.spec);
             let pid = record.process.pid;
             self.tell(STARTER, SpawnOp::Learn { start, pid }, Vec::new());

@@ -9,7 +9,7 @@ use utsuwa_runtime::Driver;
 use utsuwa_runtime::sandbox::trail;
 
 use crate::busybox::possible;
-use crate::keeper_world::{Server, World, until};
+use crate::keeper_world::{PATIENCE, Server, UID_BASE, World, until};
 
 /// More than it takes to be worth going ahead.
 const FILES: usize = 200;
@@ -18,8 +18,7 @@ const MISSED: usize = 10;
 /// A walk takes a millisecond or two.
 const WALK: Duration = Duration::from_secs(1);
 /// The same program in all instances: only the first, told so by its environment, looks at any of the files.
-const LOOK: &str =
-    "[ -n \"$LOOK\" ] && cat /many/* >/dev/null; trap 'exit 0' TERM; while :; do sleep 0.01; done";
+const LOOK: &str = "trap 'sleep 0.1; exit 0' TERM; [ -n \"$LOOK\" ] && cat /many/* >/dev/null; while :; do sleep 0.01; done";
 
 async fn pid(server: &Server, id: &InstanceId) -> u32 {
     let listed = server.driver.list().await.unwrap();
@@ -35,58 +34,92 @@ fn are_known(pid: u32, owner: u32) -> bool {
     files.count() >= FILES - MISSED
 }
 
+/// A world with an image of many files, and specs of instances of it.
+struct Scene {
+    world: World,
+    server: Server,
+    many: String,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let world = World::new();
+        let server = world.server().await;
+        let many = world.make_layer(7, |root| {
+            fs::create_dir_all(root.join("many")).unwrap();
+            for number in 0..FILES {
+                fs::write(root.join(format!("many/file-{number}")), "x").unwrap();
+            }
+        });
+        Self {
+            world,
+            server,
+            many,
+        }
+    }
+
+    /// Starts one; answers it and its process.
+    async fn start(&mut self, uid_base: u32, looks: bool) -> (InstanceId, u32) {
+        let mut spec = self.world.spec(LOOK);
+        spec.rootfs.layers.push(self.many.clone());
+        spec.rootfs.uid_base = uid_base;
+        spec.process.env.extend(looks.then(|| "LOOK=1".to_owned()));
+        let id = spec.id.clone();
+        self.server.driver.start(spec).await.unwrap();
+        let pid = pid(&self.server, &id).await;
+        (id, pid)
+    }
+
+    /// One that has looked at all files.
+    async fn one_that_looked(&mut self, uid_base: u32) -> InstanceId {
+        let (id, pid) = self.start(uid_base, true).await;
+        until("it has looked at all", async || are_known(pid, uid_base)).await;
+        id
+    }
+
+    /// Whether somebody goes ahead of one that is started now.
+    async fn is_led(&mut self, uid_base: u32) -> bool {
+        let (_, pid) = self.start(uid_base, false).await;
+        let began = Instant::now();
+        until("a walk is over", async || {
+            are_known(pid, uid_base) || began.elapsed() >= WALK
+        })
+        .await;
+        are_known(pid, uid_base)
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_instance_looked_up_is_known_in_the_next_before_it_asks() {
     if !possible("what_an_instance_looked_up_is_known_in_the_next_before_it_asks") {
         return;
     }
-    let mut world = World::new();
-    let server = world.server().await;
-    let many = world.make_layer(7, |root| {
-        fs::create_dir_all(root.join("many")).unwrap();
-        for number in 0..FILES {
-            fs::write(root.join(format!("many/file-{number}")), "x").unwrap();
-        }
-    });
-    let spec_of = |world: &mut World, uid_base: u32| {
-        let mut spec = world.spec(LOOK);
-        spec.rootfs.layers.push(many.clone());
-        spec.rootfs.uid_base = uid_base;
-        spec
-    };
-    let base = crate::keeper_world::UID_BASE;
-    let mut first = spec_of(&mut world, base);
-    first.process.env.push("LOOK=1".to_owned());
-    let id = first.id.clone();
-    server.driver.start(first).await.unwrap();
-    let looked = pid(&server, &id).await;
-    until("it has looked at all", async || are_known(looked, base)).await;
-    server.driver.freeze(&id).await.unwrap();
-
+    let mut scene = Scene::new().await;
+    let id = scene.one_that_looked(UID_BASE).await;
+    scene.server.driver.freeze(&id).await.unwrap();
     // What is learnt is learnt beside: the next start may come too early, one of those after it doesn't.
     until("one starts with somebody ahead of it", async || {
-        let spec = spec_of(&mut world, base);
-        let id = spec.id.clone();
-        server.driver.start(spec).await.unwrap();
-        let (pid, began) = (pid(&server, &id).await, Instant::now());
-        until("a walk is over", async || {
-            are_known(pid, base) || began.elapsed() >= WALK
-        })
-        .await;
-        are_known(pid, base)
+        scene.is_led(UID_BASE).await
     })
     .await;
-
     // Another service with the same image and the same program has nothing of it.
-    let other = base + 0x1_0000;
-    let spec = spec_of(&mut world, other);
-    let id = spec.id.clone();
-    server.driver.start(spec).await.unwrap();
-    let (pid, began) = (pid(&server, &id).await, Instant::now());
-    until("a walk would be over", async || {
-        assert!(!are_known(pid, other));
-        began.elapsed() >= WALK
+    assert!(!scene.is_led(UID_BASE + 0x1_0000).await);
+    scene.world.down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_instance_looked_up_is_learnt_when_it_is_stopped_without_ever_being_frozen() {
+    if !possible(
+        "what_an_instance_looked_up_is_learnt_when_it_is_stopped_without_ever_being_frozen",
+    ) {
+        return;
+    }
+    let mut scene = Scene::new().await;
+    let id = scene.one_that_looked(UID_BASE).await;
+    scene.server.driver.stop(id, PATIENCE).await.unwrap();
+    until("one starts with somebody ahead of it", async || {
+        scene.is_led(UID_BASE).await
     })
     .await;
-    world.down();
+    scene.world.down();
 }
