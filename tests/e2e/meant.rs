@@ -15,7 +15,18 @@ fn said(output: &Output) -> String {
 
 /// `utsuwa down` by who has `server` in mind, where a file names another directory.
 fn down(server: &Server, file: &Path, more: &[&str]) -> (Option<i32>, String) {
+    down_with(server, file, more, None)
+}
+
+/// The same, with a directory in `UTSUWA_DATA_DIR`.
+fn down_with(
+    server: &Server,
+    file: &Path,
+    more: &[&str],
+    variable: Option<&String>,
+) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+        .envs(variable.map(|dir| ("UTSUWA_DATA_DIR", dir)))
         .args(["down", "--config"])
         .arg(file)
         .args(more)
@@ -57,9 +68,12 @@ fn down_that_finds_nothing_names_what_runs() {
         "{said}"
     );
     // Who names a directory means it: to end it again is no mistake.
-    let (code, said) = down(&server, &file, &["--data-dir", &data.display().to_string()]);
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("Nothing runs over"), "{said}");
+    let named = data.display().to_string();
+    for (more, variable) in [(&["--data-dir", &named][..], None), (&[], Some(&named))] {
+        let (code, said) = down_with(&server, &file, more, variable);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("Nothing runs over"), "{said}");
+    }
 
     // Without the server its keeper still runs.
     server.kill_9();

@@ -92,8 +92,8 @@ pub struct LogLine {
 
 /// Images that a client brings itself (decision 15).
 pub trait Images: fmt::Debug + Send + Sync + 'static {
-    /// Takes an OCI or docker archive (a tar, uncompressed) and answers the reference to deploy it by. Reads it to its end, so that
-    /// its sender hears the answer, whatever that is.
+    /// Takes an OCI or docker archive (a tar, uncompressed) and answers the reference to deploy it by. Reads one that is
+    /// refused on to its end, for a minute at most, so that its sender hears the answer.
     fn load(
         &self,
         archive: BoxStream<'static, std::io::Result<Bytes>>,

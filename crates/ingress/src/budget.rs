@@ -11,7 +11,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use tokio::sync::Notify;
 
@@ -37,7 +37,8 @@ impl Drop for Waits<'_> {
 impl Bell {
     /// Something was given back, before this was called.
     pub(crate) fn ring(&self) {
-        // Either we see that somebody waits, or they see what was given back: all of it is in one order.
+        // Either we see that somebody waits, or they see what was given back: all of it is in one order. What isn't counted by
+        // such an atomic or under a lock has a fence before this, to be in that order, too.
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.rung.notify_waiters();
         }
@@ -54,6 +55,8 @@ impl Bell {
     pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let _waits = Waits(self);
+        // The other half of that fence.
+        fence(Ordering::SeqCst);
         loop {
             let mut rung = pin!(self.rung.notified());
             rung.as_mut().enable();

@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown};
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -202,6 +203,8 @@ struct Ring(Arc<Bell>);
 
 impl Drop for Ring {
     fn drop(&mut self) {
+        // The semaphores have given back their permits in no order with what the bell looks at.
+        fence(Ordering::SeqCst);
         self.0.ring();
     }
 }

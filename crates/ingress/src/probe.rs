@@ -51,7 +51,7 @@ pub(crate) async fn run(
     instance: &Arc<Instance>,
     route: &RevisionRoute,
 ) {
-    let usual = revision.usual_start();
+    let usual = listens_usually(&route.startup.check, revision.usual_start());
     let outcome = tokio::select! {
         () = instance.leaving.cancelled() => return,
         outcome = check(outside, instance, (&route.startup, usual), route.protocol) => outcome,
@@ -78,7 +78,16 @@ pub(crate) async fn run(
     }
 }
 
-/// `usual` is how long a start of this takes, if that is known.
+/// How long it usually takes until something listens, if a usual start says that: one that ends with the success of a check of its
+/// own says how long that takes.
+fn listens_usually(check: &StartupCheck, start: Option<Duration>) -> Option<Duration> {
+    match check {
+        StartupCheck::None | StartupCheck::Tcp { .. } => start,
+        StartupCheck::Http { .. } | StartupCheck::Grpc { .. } => None,
+    }
+}
+
+/// `usual` is how long it takes until something listens, if that is known.
 pub(crate) async fn check(
     outside: &Outside,
     instance: &Arc<Instance>,
@@ -333,5 +342,28 @@ fn words(route: &RevisionRoute, tried: &str, elsewhere: Option<String>) -> Strin
                  checks. Logs for this revision might contain more information."
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_ends_with_a_check_says_nothing_of_when_the_app_listens() {
+        let (port, took) = (8080, Some(Duration::from_secs(40)));
+        let (path, service) = ("/ready".to_owned(), "ready".to_owned());
+        let headers = Vec::new();
+        for check in [
+            StartupCheck::Http {
+                port,
+                path,
+                headers,
+            },
+            StartupCheck::Grpc { port, service },
+        ] {
+            assert_eq!(listens_usually(&check, took), None, "{check:?}");
+        }
+        assert_eq!(listens_usually(&StartupCheck::Tcp { port }, took), took);
     }
 }

@@ -54,17 +54,21 @@ impl Rest {
     }
 }
 
-/// Waits until something has come, `patience` at most; `false`: the connection was closed instead.
+/// Waits until something has come, until `until` at most; `false`: the connection was closed instead. What came before and was not a
+/// request, as an empty line, gives no more time: only an answer makes it `patience` from now on.
 pub(crate) async fn until_more(
     wire: &mut Wire,
     client: &Arc<Client>,
     ending: &mut Ending<'_>,
-    patience: Duration,
+    (until, patience): (&mut Instant, Duration),
 ) -> bool {
+    if client.answered.load(Ordering::Acquire) > 0 {
+        *until = Instant::now() + patience;
+    }
     client.begins_anew();
     #[cfg(test)]
     let _rests = client.rests();
-    let mut until = Deadline::new(Instant::now() + patience);
+    let mut until = Deadline::new(*until);
     loop {
         let more = poll_fn(|context| {
             let more = wire.poll_readable(context);

@@ -21,6 +21,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -225,10 +226,12 @@ async fn connection(
         return;
     }
     let patience = ingress.shared.outside.settings.header_timeout;
+    let mut until = Instant::now() + patience;
     while let Some(rested) = serve_http1((&ingress, &door, &client), wire, &mut ending, peer).await
     {
         wire = rested;
-        if !rest::until_more(&mut wire, &client, &mut ending, patience).await {
+        let times = (&mut until, patience);
+        if !rest::until_more(&mut wire, &client, &mut ending, times).await {
             return;
         }
     }
@@ -397,8 +400,6 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,8 @@ use crate::proxied::Network;
 pub struct IngressSettings {
     /// Client connections that have a request under way or had none yet, of all public listeners together. Beyond it new ones
     /// wait in the kernel's accept queue. Those that wait for their client's next request aren't counted: they may be as many
-    /// as nothing else is of this and the next four and `max_idle`, and are closed when room is wanted.
+    /// as nothing else is of this, `max_requests`, `max_instance_connections`, `max_instance_requests` and `max_idle` together, and
+    /// are closed when room is wanted.
     pub max_connections: usize,
     /// Connections of one instance to services. Beyond it new ones are answered 429 and closed.
     pub max_connections_per_instance: usize,

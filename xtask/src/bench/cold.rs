@@ -59,7 +59,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
 /// One table: everybody under one condition.
 fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Result<String> {
     let rounds = settings.rounds;
-    let _burners = (condition == Condition::Busy)
+    let mut burners = (condition == Condition::Busy)
         .then(Burners::start)
         .transpose()?;
     let mut rows = Vec::new();
@@ -118,6 +118,9 @@ fn series(settings: &Settings, app: &App, condition: Condition) -> anyhow::Resul
         }
     }
     let ours = utsuwa(settings, app, condition, rounds, None)?;
+    if let Some(burners) = &mut burners {
+        burners.still_burn()?;
+    }
     if let Some(bare) = &ours.bare {
         row(BARE_IN_TURNS, bare);
     }
@@ -257,19 +260,35 @@ pub(super) fn drop_caches() -> anyhow::Result<()> {
 struct Burners(Vec<Child>);
 
 impl Burners {
+    /// Nobody burns for longer, should this program be killed; no series takes as long.
+    const MOST_SECONDS: &str = "3600";
+
     fn start() -> anyhow::Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut children = Vec::new();
+        // Filled one by one: those that run end with it if the next can't be started.
+        let mut burners = Self(Vec::new());
         for _ in 0..cpus {
-            // `timeout` bounds them should this program be killed.
-            children.push(
+            burners.0.push(
                 Command::new("timeout")
-                    .args(["1200", "sh", "-c", "while :; do :; done"])
+                    .args([Self::MOST_SECONDS, "sh", "-c", "while :; do :; done"])
                     .stdin(Stdio::null())
-                    .spawn()?,
+                    .spawn()
+                    .context("keep a CPU busy (timeout of coreutils)")?,
             );
         }
-        Ok(Self(children))
+        Ok(burners)
+    }
+
+    /// What was measured until now was measured beside all of them.
+    fn still_burn(&mut self) -> anyhow::Result<()> {
+        for child in &mut self.0 {
+            if let Some(status) = child.try_wait()? {
+                bail!(
+                    "what keeps a CPU busy ended before the series did ({status}): its figures are of a quieter machine; take fewer rounds"
+                );
+            }
+        }
+        Ok(())
     }
 }
 

@@ -63,10 +63,9 @@ pub(crate) fn run(args: &DownArgs, client: &ClientArgs) -> Result<(), Failure> {
 /// To end what has ended is no mistake. But who named no directory may have meant another one, over which something runs: that nothing
 /// was ended must not look as if it had been.
 fn nothing_runs(data: &Path, args: &DownArgs, client: &ClientArgs) -> Result<(), Failure> {
-    let hint = match args.data_dir {
-        Some(_) => None,
-        None => elsewhere(data, client),
-    };
+    let named = args.data_dir.is_some()
+        || crate::environment::variable(&crate::config::variable("data-dir")).is_some();
+    let hint = if named { None } else { elsewhere(data, client) };
     match hint {
         Some(hint) => Err(Failure::failed(format!(
             "nothing runs over {}; nothing was ended",

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::app::App;
@@ -333,6 +334,13 @@ async fn http2_that_does_not_answer_makes_way_too() {
         kept.push(idle(scene.address).await);
         assert!(open(&scene) < ALL, "{}", open(&scene));
     }
+    let busy = || scene.ingress.shared.places.busy();
+    // Cut, not kept as busy ones.
+    eventually(
+        || (busy() == 0).then_some(()),
+        || format!("{} are busy, not 0", busy()),
+    )
+    .await;
     drop(deaf);
     scene.close().await;
 }
@@ -360,6 +368,35 @@ async fn a_websocket_keeps_its_place() {
     drop(sockets);
     let gone = || (open(&scene) == 1).then_some(());
     eventually(gone, || format!("{}", open(&scene))).await;
+    scene.close().await;
+}
+
+/// Paused time. A client may send one in front of each request.
+#[tokio::test(start_paused = true)]
+async fn an_empty_line_now_and_then_keeps_no_connection() {
+    let header_timeout = Duration::from_secs(10);
+    let settings = IngressSettings {
+        header_timeout,
+        ..few()
+    };
+    let mut scene = Scene::with(route(), settings).await;
+    let app = App::new().await;
+    scene.ready(&app).await;
+    let mut stream = idle(scene.address).await;
+    let began = Instant::now();
+    loop {
+        tokio::select! {
+            text = heard(&mut stream) => {
+                assert_eq!(text, "");
+                break;
+            }
+            () = tokio::time::sleep(Duration::from_secs(3)) => {
+                let _closed = stream.write_all(b"\r\n").await;
+            }
+        }
+        assert!(began.elapsed() < 3 * header_timeout, "it is still open");
+    }
+    assert!(began.elapsed() >= header_timeout);
     scene.close().await;
 }
 

@@ -11,7 +11,8 @@
 //!    program of an instance is touched.
 //! 2. No look leaves the root file system: not by a link, not by a mount, not by `..`.
 //! 3. It is done with the rights of the file system's owner, not with those of the host.
-//! 4. What is found is bounded, and so is what is looked at, whatever the instance made of its file system.
+//! 4. What is found is bounded, and so are the names that are looked at, whatever the instance made of its file system. Not the
+//!    time: the kernel reads a directory of several layers whole before it says its first name. Who learns bounds that.
 //!
 //! A trail is text: the names of one directory after another, from the root on, parents first, each ended by a NUL. Before those of
 //! a directory stands its path with a slash at its end, which no name has. So a thousand files of Python take some 30 KB, not 80.

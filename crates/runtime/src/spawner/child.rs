@@ -15,7 +15,6 @@ use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal
 use serde::Serialize;
 
 use super::protocol::SpawnError;
-use crate::precedence;
 use crate::sandbox::process::reap;
 use crate::sandbox::sys::{self, Cloned};
 
@@ -45,12 +44,14 @@ impl Child {
         }
     }
 
-    /// Has a copy of this (single-threaded) process do `work`.
+    /// Has a copy of this (single-threaded) process do `work`; `turn` says whose turn it is on the processors. It is the only one
+    /// the child takes: without root none gets back what it has given away.
     ///
     /// # Errors
     /// [`SpawnError`]; nothing was begun then.
     pub(super) fn fork<T: Serialize>(
         what: &str,
+        turn: fn(),
         work: impl FnOnce() -> Result<T, SpawnError>,
     ) -> Result<Self, SpawnError> {
         let (reader, writer) =
@@ -63,6 +64,7 @@ impl Child {
             Cloned::Child => {
                 match let_go_of_parent(&writer, parent) {
                     Ok(mut pipe) => {
+                        turn();
                         let text = serde_json::to_vec(&work()).unwrap_or_default();
                         let _ = pipe.write_all(&text);
                     }
@@ -133,7 +135,6 @@ fn let_go_of_parent(answer: &OwnedFd, parent: rustix::process::Pid) -> Result<Fi
         // It died before we asked to be told.
         sys::leave(1);
     }
-    precedence::goes_last();
     sys::place(answer.as_fd(), ANSWER_FD)
         .and_then(|()| sys::close_from(ANSWER_FD + 1))
         .and_then(|()| sys::adopt(ANSWER_FD))

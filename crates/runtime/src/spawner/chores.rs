@@ -17,6 +17,7 @@ use utsuwa_model::instance::RootfsSpec;
 
 use super::child::Child;
 use super::protocol::{Reply, SpawnError};
+use crate::precedence;
 use crate::sandbox::cgroup::SandboxCgroup;
 use crate::sandbox::{layers, reclaim, shift};
 
@@ -88,7 +89,7 @@ impl Chore {
             .create(&directory)
             .map_err(|e| SpawnError::sys("mkdir", e, directory.display().to_string()))?;
         let (work, uid_base) = (copies.clone(), rootfs.uid_base);
-        let child = Child::fork("copy layers", || {
+        let child = Child::fork("copy layers", precedence::goes_last, || {
             for copy in &work {
                 remove(&copy.partial)?;
                 shift::copy_layer(&copy.layer, &copy.partial, uid_base, reserve)?;
@@ -123,7 +124,9 @@ impl Chore {
         if gone.is_empty() {
             return Ok(None);
         }
-        let child = Child::fork("delete", || gone.iter().try_for_each(|tree| remove(tree)))?;
+        let child = Child::fork("delete", precedence::goes_last, || {
+            gone.iter().try_for_each(|tree| remove(tree))
+        })?;
         Ok(Some(Self {
             request,
             child,
@@ -136,7 +139,7 @@ impl Chore {
     /// # Errors
     /// What the system says.
     pub(super) fn reclaim(request: u64, cgroups: Vec<SandboxCgroup>) -> Result<Self, SpawnError> {
-        let child = Child::fork("give memory back", || {
+        let child = Child::fork("give memory back", precedence::goes_last, || {
             cgroups.iter().try_for_each(reclaim::page_out)
         })?;
         Ok(Self {

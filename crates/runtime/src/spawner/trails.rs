@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use utsuwa_model::instance::InstanceSpec;
@@ -29,6 +30,9 @@ const TIMES: u32 = 3;
 /// are, would each find theirs gone if there were more of them than fit.
 const BYTES: usize = 16 << 20;
 const MANY: usize = 1_024;
+/// Who learns for longer, which takes milliseconds, makes way for the next: the kernel reads a directory whole before it says its
+/// first name, however large somebody's image has it.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// What starts alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,12 +79,20 @@ impl Known {
     }
 }
 
+/// A child that learns.
+#[derive(Debug)]
+struct Learning {
+    start: Start,
+    child: Child,
+    began: Instant,
+}
+
 /// Those of one starter.
 #[derive(Debug, Default)]
 pub(super) struct Trails {
     /// The one used last comes last.
     known: VecDeque<Known>,
-    learning: Option<(Start, Child)>,
+    learning: Option<Learning>,
     ahead: Vec<Child>,
 }
 
@@ -88,18 +100,33 @@ impl Trails {
     /// Learns what the program `pid` has looked up, unless enough is known of such starts.
     /// `owner` is who its root file system belongs to.
     pub(super) fn learn(&mut self, start: Start, pid: u32, owner: u32) {
+        self.give_up(Instant::now());
         let times = self.find(&start).map_or(0, |index| self.known[index].times);
         if times >= TIMES || self.learning.is_some() {
             return;
         }
-        let child = Child::fork("learn what a program looked up", || {
-            precedence::goes_on_with_others();
+        let turn = precedence::goes_on_with_others;
+        let child = Child::fork("learn what a program looked up", turn, || {
             trail::of(pid, owner)
                 .map_err(|e| SpawnError::sys("open", e, format!("/proc/{pid}/root")))
         });
         match child {
-            Ok(child) => self.learning = Some((start, child)),
+            Ok(child) => {
+                self.learning = Some(Learning {
+                    start,
+                    child,
+                    began: Instant::now(),
+                });
+            }
             Err(error) => tracing::debug!(%error, "what a program looked up isn't learnt"),
+        }
+    }
+
+    /// Ends who has been learning for too long: all services learn one after another.
+    fn give_up(&mut self, now: Instant) {
+        let slow = |learning: &mut Learning| now - learning.began > LONGEST;
+        if let Some(Learning { start, .. }) = self.learning.take_if(slow) {
+            self.keep(start, String::new());
         }
     }
 
@@ -112,8 +139,8 @@ impl Trails {
             return;
         };
         if trail::is_longer_than(&known.trail, WORTH_IT) {
-            let child = Child::fork("go ahead of a program", || {
-                precedence::goes_on_with_others();
+            let turn = precedence::goes_on_with_others;
+            let child = Child::fork("go ahead of a program", turn, || {
                 trail::walk(pid, owner, &known.trail)
                     .map_err(|e| SpawnError::sys("open", e, format!("/proc/{pid}/root")))
             });
@@ -128,7 +155,7 @@ impl Trails {
     /// No service has these ids any more, or there is no such layer.
     pub(super) fn forget(&mut self, gone: impl Fn(&Start) -> bool) {
         self.known.retain(|known| !gone(&known.start));
-        self.learning.take_if(|(start, _)| gone(start));
+        self.learning.take_if(|learning| gone(&learning.start));
     }
 
     fn find(&self, start: &Start) -> Option<usize> {
@@ -137,7 +164,7 @@ impl Trails {
 
     /// Descriptors whose readability means that a child has gone on, as [`Self::wake`] counts them.
     pub(super) fn waiting(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let learning = self.learning.iter().map(|(_, child)| child);
+        let learning = self.learning.iter().map(|learning| &learning.child);
         self.ahead.iter().chain(learning).map(Child::waits_for)
     }
 
@@ -148,14 +175,19 @@ impl Trails {
             }
             return;
         }
-        if let Some((start, mut child)) = self.learning.take() {
-            if !child.advance() {
-                self.learning = Some((start, child));
-            } else if let Ok(Ok(trail)) =
-                serde_json::from_slice::<Result<String, SpawnError>>(child.finish())
-            {
-                self.keep(start, trail);
-            }
+        let said_all = |learning: &mut Learning| learning.child.advance();
+        if let Some(mut learning) = self.learning.take_if(said_all) {
+            self.learnt(learning.start, learning.child.finish());
+        }
+    }
+
+    /// What a child that learned has said. Nothing that can be learnt is kept as that, or it would be tried again at every rest;
+    /// but for a program that was gone before: the next one may be there longer.
+    fn learnt(&mut self, start: Start, said: &[u8]) {
+        match serde_json::from_slice::<Result<String, SpawnError>>(said) {
+            Ok(Err(SpawnError::Sys { errno, .. })) if errno == libc::ENOENT => {}
+            Ok(Ok(trail)) => self.keep(start, trail),
+            Ok(Err(_)) | Err(_) => self.keep(start, String::new()),
         }
     }
 
@@ -183,6 +215,13 @@ impl Trails {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io;
+    use std::process::Command;
+
+    use rustix::pipe::pipe;
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
     use super::*;
 
     fn start(uid_base: u32) -> Start {
@@ -205,6 +244,52 @@ mod tests {
         // No process of that number is looked at: nothing is begun.
         trails.learn(start(1), u32::MAX, 0);
         assert!(trails.learning.is_none());
+    }
+
+    /// An app may have given its root file system to somebody else: it would have a child at every rest.
+    #[test]
+    fn who_can_not_be_learnt_from_is_asked_no_more_often_than_others() {
+        let failed = |errno| -> Vec<u8> {
+            let error =
+                SpawnError::sys("open", io::Error::from_raw_os_error(errno), "/proc/7/root");
+            serde_json::to_vec(&Err::<String, _>(error)).unwrap()
+        };
+        let mut trails = Trails::default();
+        // It ended before it was looked at.
+        trails.learnt(start(1), &failed(libc::ENOENT));
+        assert!(trails.known.is_empty());
+        trails.learnt(start(1), br#"{"Ok":"a\u0000"}"#);
+        // It said nothing: it was ended.
+        for said in [failed(libc::ESRCH), Vec::new()] {
+            trails.learnt(start(1), &said);
+        }
+        assert_eq!(trails.known[0].times, TIMES);
+        assert_eq!(trails.known[0].trail, "a\0", "what was known stays so");
+    }
+
+    #[test]
+    fn who_takes_too_long_makes_way() {
+        let mut process = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_child(&process);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let (reader, _writer) = pipe().unwrap();
+        let began = Instant::now();
+        let mut trails = Trails {
+            learning: Some(Learning {
+                start: start(1),
+                child: Child::new(pidfd, File::from(reader)),
+                began,
+            }),
+            ..Trails::default()
+        };
+        trails.give_up(began + LONGEST);
+        assert!(process.try_wait().unwrap().is_none(), "it has its time");
+        // Asked to learn from another.
+        trails.give_up(began + LONGEST + Duration::from_millis(1));
+        assert!(trails.learning.is_none());
+        let gone = process.try_wait().unwrap_err();
+        assert_eq!(gone.raw_os_error(), Some(libc::ECHILD), "it was ended");
+        assert_eq!(trails.known[0].times, 1);
     }
 
     #[test]

@@ -4,8 +4,10 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use utsuwa_model::image::ResolvedImage;
 use utsuwa_runtime::image::{ErrorClass, PullError, pack_oci_directory};
 
@@ -198,5 +200,20 @@ async fn what_is_refused_is_read_to_its_end() {
         .unwrap_err();
     assert_eq!(error.class(), ErrorClass::Caller, "{error}");
     assert_eq!(read.into_inner(), 1_000);
+    store.assert_clean();
+}
+
+/// Paused time.
+#[tokio::test(start_paused = true)]
+async fn who_never_ends_what_is_refused_is_answered_all_the_same() {
+    let store = Store::new(|_settings| {});
+    let pieces = futures_util::stream::repeat(())
+        .take(100)
+        .map(|()| Ok(Bytes::from_static(&[b'x'; 1_000])))
+        .chain(futures_util::stream::pending());
+    let loaded = store.store.load_archive(pieces);
+    let answered = tokio::time::timeout(Duration::from_secs(600), loaded).await;
+    let error = answered.expect("an answer").unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Caller, "{error}");
     store.assert_clean();
 }

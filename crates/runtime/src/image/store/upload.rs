@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
@@ -16,6 +17,8 @@ use crate::image::error::PullError;
 use crate::image::progress::Reporter;
 use crate::image::reference::{LOCAL_REGISTRY, Reference};
 
+/// Who sends what is refused is listened to for so long: long enough for an image on a bad line, and not for ever.
+const HEARD: Duration = Duration::from_secs(60);
 /// Pieces of an upload in memory.
 const PIECES: usize = 16;
 static UPLOADS: AtomicU64 = AtomicU64::new(0);
@@ -48,7 +51,9 @@ impl ImageStore {
         let loaded = self.take_in(&mut content).await;
         if loaded.is_err() {
             // Who is answered while they still send loses the connection, and the answer with it.
-            while matches!(content.next().await, Some(Ok(_))) {}
+            let to_its_end = async { while matches!(content.next().await, Some(Ok(_))) {} };
+            // Too late: answered all the same.
+            let _late = tokio::time::timeout(HEARD, to_its_end).await;
         }
         loaded
     }
@@ -127,7 +132,15 @@ async fn forward<S>(mut content: S, pieces: mpsc::Sender<io::Result<Bytes>>)
 where
     S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
 {
-    while let Some(piece) = content.next().await {
+    loop {
+        let piece = tokio::select! {
+            piece = content.next() => piece,
+            // Refused: nobody waits for a piece that may never come.
+            () = pieces.closed() => return,
+        };
+        let Some(piece) = piece else {
+            return;
+        };
         if pieces.send(piece).await.is_err() {
             return;
         }
