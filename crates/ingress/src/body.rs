@@ -8,6 +8,7 @@
 //! 2. A body that could not be passed on completely ends in an error, never in a clean end.
 //! 3. Nothing of an answer is taken from the instance after its deadline, however slowly its client reads.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -29,7 +30,7 @@ use crate::pace::Pace;
 use crate::record::Exchange;
 use crate::serve::STALL;
 use crate::slot::Slot;
-use crate::upstream::Upstream;
+use crate::source::Source;
 
 /// What was seen of a request body, shared between the body and the request's record.
 #[derive(Debug, Default)]
@@ -50,6 +51,9 @@ pub(crate) enum RequestBody {
     Empty,
     /// Of our own, as in a health check.
     Bytes(Option<Bytes>),
+    /// As a test wants it.
+    #[cfg(test)]
+    Scripted(crate::tests::Script),
     Client {
         incoming: Incoming,
         meter: Arc<Meter>,
@@ -71,8 +75,10 @@ pub(crate) enum BodyError {
     Stalled,
     #[error("read the request body from the client: {0}")]
     Client(#[source] hyper::Error),
+    #[error("the request body is not as long as was said")]
+    Length,
     #[error("read the response body from the instance: {0}")]
-    Instance(#[source] hyper::Error),
+    Instance(#[source] Box<dyn StdError + Send + Sync>),
     #[error("the request has reached its timeout")]
     Timeout,
     #[error("the instance ended")]
@@ -165,6 +171,8 @@ impl Body for RequestBody {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
             Self::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            #[cfg(test)]
+            Self::Scripted(script) => script.poll_frame(context),
             Self::Client { ahead, .. } if ahead.is_some() => {
                 Poll::Ready(ahead.take().map(|bytes| Ok(Frame::data(bytes))))
             }
@@ -207,6 +215,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Bytes(bytes) => bytes.is_none(),
+            #[cfg(test)]
+            Self::Scripted(script) => script.is_over(),
             Self::Client {
                 incoming, ahead, ..
             } => ahead.is_none() && incoming.is_end_stream(),
@@ -217,6 +227,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            #[cfg(test)]
+            Self::Scripted(script) => script.left(),
             Self::Client {
                 incoming,
                 ahead: None,
@@ -242,9 +254,7 @@ pub(crate) enum ResponseBody {
 
 /// The body of an app's answer, and all that lives as long as the request.
 pub(crate) struct AppBody {
-    pub(crate) incoming: Incoming,
-    /// The connection, when it is this request's alone (HTTP/1.1).
-    pub(crate) upstream: Option<Upstream>,
+    pub(crate) source: Source,
     pub(crate) deadline: Deadline,
     /// Over HTTP/2, whose connection is not this request's.
     pub(crate) dead: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
@@ -279,14 +289,14 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes) => bytes.is_none(),
-            Self::App(body) => body.incoming.is_end_stream(),
+            Self::App(body) => body.source.is_over(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::App(body) => body.incoming.size_hint(),
+            Self::App(body) => body.source.left(),
         }
     }
 }
@@ -301,14 +311,10 @@ impl AppBody {
         if now >= self.deadline.at() {
             return Poll::Ready(Some(Err(self.cut(BodyError::Timeout))));
         }
-        let frame = match self.upstream.as_mut() {
-            Some(upstream) => upstream.poll_frame(&mut self.incoming, context),
-            None => Pin::new(&mut self.incoming).poll_frame(context),
-        };
-        match frame {
+        match self.source.poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.exchange.sent(frame.data_ref().map_or(0, Bytes::len));
-                if self.incoming.is_end_stream() {
+                if self.source.is_over() {
                     self.finish();
                 } else {
                     // From here on it is the client's turn: it is given as long as a socket is that takes nothing.
@@ -320,9 +326,7 @@ impl AppBody {
                 self.finish();
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Err(error))) => {
-                Poll::Ready(Some(Err(self.cut(BodyError::Instance(error)))))
-            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(self.cut(error)))),
             Poll::Pending => {
                 deadline::leave(Some(self.deadline.at()));
                 if Pin::new(&mut self.deadline).poll(context).is_ready() {
@@ -341,9 +345,9 @@ impl AppBody {
             return Poll::Pending;
         };
         let token = &slot.instance().dead;
-        match self.upstream.as_mut() {
-            Some(upstream) => upstream.poll_dead(token, context),
-            None => {
+        match &mut self.source {
+            Source::Http1(upstream) => upstream.poll_dead(token, context),
+            _ => {
                 let listen = || Box::pin(token.clone().cancelled_owned());
                 self.dead.get_or_insert_with(listen).as_mut().poll(context)
             }
@@ -357,10 +361,11 @@ impl AppBody {
         }
         self.complete = true;
         deadline::leave(None);
-        if let (Some(mut upstream), Some(slot)) = (self.upstream.take(), &self.slot)
-            && upstream.is_reusable()
+        if let Source::Http1(_) = self.source
+            && let Source::Http1(upstream) = std::mem::replace(&mut self.source, Source::Over)
+            && let Some(slot) = &self.slot
+            && let Some(upstream) = upstream.rest()
         {
-            upstream.idle_since = Some(Instant::now());
             slot.instance().keep(upstream);
         }
         self.slot = None;
@@ -371,7 +376,7 @@ impl AppBody {
         self.exchange.cut(&why.to_string());
         self.complete = true;
         deadline::leave(None);
-        self.upstream = None;
+        self.source = Source::Cut;
         self.slot = None;
         why
     }
@@ -382,7 +387,7 @@ impl Drop for AppBody {
         if self.complete {
             return;
         }
-        if self.incoming.is_end_stream() {
+        if self.source.is_over() {
             self.finish();
         } else if Instant::now() >= self.deadline.at() {
             self.cut(BodyError::Timeout);

@@ -1,7 +1,7 @@
 //! One request inside an instance: which connection, what to do when it breaks, and upgrades.
 //!
 //! Invariants:
-//! 1. A request is sent again only if the instance can't have seen it: hyper hands it back unsent, or it is a safe one
+//! 1. A request is sent again only if the instance can't have seen it: nothing of it was written, or it is a safe one
 //!    without a body on a kept-alive connection that closed before a single byte of an answer came.
 //! 2. It is sent again once, and on a new connection.
 //!
@@ -9,6 +9,7 @@
 
 use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,6 +20,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -30,21 +32,21 @@ use crate::body::{BodyError, Meter, RequestBody};
 use crate::deadline::Deadline;
 use crate::handle::content_length;
 use crate::instance::{ConnectFailure, Ending, Instance};
+use crate::interim::Listener;
 use crate::record::Exchange;
 use crate::serve::Door;
 use crate::slot::Slot;
-use crate::upstream::Upstream;
+use crate::source::Source;
+use crate::upstream::{Unanswered, Upstream};
 
 /// How long a broken connection's cause may take to arrive: an instance that ran out of memory is reported a moment later.
 const CAUSE: Duration = Duration::from_millis(200);
 
-/// A connection used within this time has most likely not been closed by the app's own idle timeout, so no copy of the
-/// request's head is kept for sending it again. Under load connections idle for microseconds.
-const FRESH: Duration = Duration::from_millis(1);
-
 /// A request ready to be sent.
-pub(crate) struct Asked {
+pub(crate) struct Asked<'c> {
     pub(crate) request: Request<RequestBody>,
+    /// Who is told what is said before the answer.
+    pub(crate) listener: Option<Listener<'c>>,
     /// Dropped once it is sent.
     pub(crate) early: TaskTrackerToken,
     /// The client's side, when it asks for WebSocket.
@@ -56,12 +58,9 @@ pub(crate) struct Asked {
 
 /// What the instance said.
 pub(crate) enum Answered {
-    Plain {
-        response: Response<Incoming>,
-        upstream: Option<Upstream>,
-    },
+    Plain(Response<Source>),
     Upgraded {
-        response: Response<Incoming>,
+        response: Response<()>,
         tunnel: Tunnel,
     },
 }
@@ -69,7 +68,6 @@ pub(crate) enum Answered {
 /// A connection that has left HTTP.
 pub(crate) struct Tunnel {
     client: OnUpgrade,
-    instance: OnUpgrade,
     upstream: Upstream,
     cut: CancellationToken,
     tasks: TaskTracker,
@@ -80,9 +78,9 @@ enum Failure {
     Timeout,
     Ended,
     /// Sent, or partly so.
-    Broken(hyper::Error),
+    Broken(Box<dyn StdError + Send + Sync>),
     /// Never left, and was tried again already.
-    Unsent(hyper::Error),
+    Unsent(Box<dyn StdError + Send + Sync>),
     Connect(ConnectFailure),
 }
 
@@ -92,11 +90,12 @@ pub(crate) async fn ask(
     door: &Door,
     instance: &Arc<Instance>,
     protocol: Protocol,
-    asked: Asked,
+    asked: Asked<'_>,
     deadline: &mut Deadline,
 ) -> Result<Answered, Answer> {
     let Asked {
         request,
+        listener,
         early,
         upgrade,
         meter,
@@ -104,14 +103,14 @@ pub(crate) async fn ask(
     } = asked;
     let head = *request.method() == Method::HEAD;
     let sent = match protocol {
-        Protocol::Http1 => ask_http1(shared, instance, (request, early), deadline)
+        Protocol::Http1 => ask_http1(shared, instance, (request, early), listener, deadline)
             .await
-            .map(|(answer, up)| (answer, Some(up))),
+            .map(|(answer, upstream)| answer.map(|()| Source::Http1(upstream))),
         Protocol::H2c => Box::pin(ask_http2(instance, (request, early), deadline))
             .await
-            .map(|answer| (answer, None)),
+            .map(|answer| answer.map(Source::Http2)),
     };
-    let (mut response, upstream) = match sent {
+    let response = match sent {
         Ok(sent) => sent,
         Err(failure) => {
             let why = explain(instance, meter.as_deref(), limit, failure);
@@ -119,18 +118,19 @@ pub(crate) async fn ask(
         }
     };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let (Some(client), Some(upstream)) = (upgrade, upstream) else {
+        let (parts, source) = response.into_parts();
+        let (Some(client), Source::Http1(upstream)) = (upgrade, source) else {
             return Err(Answer::Broken {
                 message: "It switched protocols without being asked.".to_owned(),
             });
         };
         let tunnel = Tunnel {
             client,
-            instance: hyper::upgrade::on(&mut response),
             upstream,
             cut: door.cut.clone(),
             tasks: door.tasks.clone(),
         };
+        let response = Response::from_parts(parts, ());
         return Ok(Answered::Upgraded { response, tunnel });
     }
     if !head
@@ -139,43 +139,40 @@ pub(crate) async fn ask(
     {
         return Err(Answer::ResponseTooLarge { bytes });
     }
-    Ok(Answered::Plain { response, upstream })
+    Ok(Answered::Plain(response))
 }
 
 async fn ask_http1(
     shared: &Shared,
     instance: &Arc<Instance>,
     (mut request, early): (Request<RequestBody>, TaskTrackerToken),
+    listener: Option<Listener<'_>>,
     deadline: &mut Deadline,
-) -> Result<(Response<Incoming>, Upstream), Failure> {
+) -> Result<(Response<()>, Upstream), Failure> {
     let (mut again, mut early) = (false, Some(early));
+    let may_repeat = may_repeat(&request);
     loop {
-        let kept = if again { None } else { kept(instance) };
+        let kept = if again { None } else { instance.idle() };
         let was_kept = kept.is_some();
         let mut upstream = match kept {
             Some(upstream) => upstream,
             None => {
-                let dial = async {
-                    let stream = instance
-                        .dial(instance.port)
-                        .await
-                        .map_err(ConnectFailure::Dial)?;
-                    Upstream::handshake(stream, shared.outside.settings.max_header_bytes).await
-                };
                 // Boxed, since it is large and seldom.
-                bounded(instance, deadline, Box::pin(dial))
-                    .await?
-                    .map_err(Failure::Connect)?
+                let dial = Box::pin(instance.dial(instance.port));
+                let stream = bounded(instance, deadline, dial).await?;
+                let stream =
+                    stream.map_err(|error| Failure::Connect(ConnectFailure::Dial(error)))?;
+                Upstream::new(stream, shared.outside.settings.max_header_bytes)
             }
         };
-        let copy = upstream
-            .idle_since
-            .filter(|since| since.elapsed() >= FRESH)
-            .and_then(|_| copy_of(&request));
-        let mut answer = upstream.send(request);
         drop(early.take());
         let answer = poll_fn(|context| {
-            if let Poll::Ready(answer) = upstream.poll_answer(&mut answer, context) {
+            let heard = |status, headers: &_| {
+                if let Some(listener) = &listener {
+                    listener.hear(status, headers);
+                }
+            };
+            if let Poll::Ready(answer) = upstream.poll_answer(&mut request, heard, context) {
                 return Poll::Ready(Ok(answer));
             }
             if Pin::new(&mut *deadline).poll(context).is_ready() {
@@ -185,50 +182,26 @@ async fn ask_http1(
             dead.map(|()| Err(Failure::Ended))
         })
         .await?;
-        let mut error = match answer {
+        match answer {
             Ok(response) => return Ok((response, upstream)),
-            Err(error) => error,
-        };
-        let unsent = error.take_message();
-        let error = error.into_error();
-        request = match (unsent, copy) {
-            (Some(request), _) if was_kept && !again => request,
-            (None, Some(copy)) if !again && closed_unanswered(&error) => *copy,
-            (Some(_), _) => return Err(Failure::Unsent(error)),
-            (None, _) => return Err(Failure::Broken(error)),
-        };
+            Err(Unanswered::Unsent(_)) if was_kept => {}
+            Err(Unanswered::Silent(_)) if may_repeat && upstream.was_used() => {}
+            Err(Unanswered::Unsent(fault)) => return Err(Failure::Unsent(Box::new(fault))),
+            Err(Unanswered::Silent(fault) | Unanswered::Broken(fault)) => {
+                return Err(Failure::Broken(Box::new(fault)));
+            }
+        }
         again = true;
     }
 }
 
-/// An idle connection that still stands, as far as is known.
-fn kept(instance: &Instance) -> Option<Upstream> {
-    std::iter::from_fn(|| instance.idle()).find(Upstream::is_open)
-}
-
-/// A second copy of a request that may be sent twice; `None` for one that may not.
-fn copy_of(request: &Request<RequestBody>) -> Option<Box<Request<RequestBody>>> {
+/// Whether a request may be sent a second time, though an app may have seen it.
+fn may_repeat(request: &Request<RequestBody>) -> bool {
     let safe = matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS
     );
-    if !safe || !matches!(request.body(), RequestBody::Empty) {
-        return None;
-    }
-    let mut copy = Box::new(Request::new(RequestBody::Empty));
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
-}
-
-/// Whether the connection ended before a byte of the answer.
-fn closed_unanswered(error: &hyper::Error) -> bool {
-    error.is_incomplete_message()
-        || error.is_closed()
-        || error.is_canceled()
-        || cause::<std::io::Error>(error).is_some()
+    safe && matches!(request.body(), RequestBody::Empty)
 }
 
 async fn ask_http2(
@@ -249,8 +222,8 @@ async fn ask_http2(
         let mut error = error;
         match error.take_message() {
             Some(unsent) if !again => request = unsent,
-            Some(_) => return Err(Failure::Unsent(error.into_error())),
-            None => return Err(Failure::Broken(error.into_error())),
+            Some(_) => return Err(Failure::Unsent(Box::new(error.into_error()))),
+            None => return Err(Failure::Broken(Box::new(error.into_error()))),
         }
         again = true;
     }
@@ -300,7 +273,7 @@ async fn explain(
     let message = match &failure {
         Failure::Timeout | Failure::Ended => "The instance ended.".to_owned(),
         Failure::Broken(error) | Failure::Unsent(error) => {
-            if let Some(BodyError::Client(client)) = cause::<BodyError>(error) {
+            if let Some(BodyError::Client(client)) = cause::<BodyError>(error.as_ref()) {
                 let gone = client.is_incomplete_message()
                     || client.is_closed()
                     || cause::<std::io::Error>(client).is_some_and(|error| {
@@ -320,7 +293,7 @@ async fn explain(
                     }
                 };
             }
-            format!("({})", chain(error))
+            format!("({})", chain(error.as_ref()))
         }
         Failure::Connect(error) => format!("({})", chain(error)),
     };
@@ -354,7 +327,6 @@ impl Tunnel {
     pub(crate) fn start(self, slot: Slot, mut exchange: Exchange, mut deadline: Deadline) {
         let Self {
             client,
-            instance,
             upstream,
             cut,
             tasks,
@@ -362,10 +334,13 @@ impl Tunnel {
         tasks.spawn(async move {
             let dead = slot.instance().dead.clone();
             let copy = async {
-                let ((), client, instance) = tokio::join!(upstream.finish(), client, instance);
-                let (mut client, mut instance) = (TokioIo::new(client?), TokioIo::new(instance?));
+                let (instance, client) = tokio::join!(upstream.leave(), client);
+                let (stream, first) = instance?;
+                let mut client = TokioIo::new(client?);
+                let (from, to) = stream.into_split();
+                let mut instance = tokio::io::join(io::Cursor::new(first).chain(from), to);
                 let copied = tokio::io::copy_bidirectional(&mut client, &mut instance).await;
-                Ok::<_, hyper::Error>(copied)
+                Ok::<_, Box<dyn StdError + Send + Sync>>(copied)
             };
             let why = tokio::select! {
                 copied = copy => match copied {
@@ -377,7 +352,7 @@ impl Tunnel {
                         None
                     }
                     Ok(Err(error)) => Some(format!("the WebSocket connection broke: {error}")),
-                    Err(error) => Some(format!("the WebSocket connection could not be set up: {}", chain(&error))),
+                    Err(error) => Some(format!("the WebSocket connection could not be set up: {}", chain(error.as_ref()))),
                 },
                 () = &mut deadline => Some(Answer::Timeout.log()),
                 () = dead.cancelled() => Some("the instance ended while the WebSocket was open".to_owned()),

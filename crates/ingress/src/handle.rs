@@ -319,12 +319,14 @@ async fn route(
         parts.headers.insert(grpc_edge::TIMEOUT, left);
     }
     let mut request = Request::from_parts(parts, body);
-    if settings.protocol == Protocol::Http1 {
-        interim::pass_on(&mut request, asked_by, client, expects);
-    }
+    let listener = match settings.protocol {
+        Protocol::Http1 => interim::pass_on(&mut request, asked_by, client, expects),
+        Protocol::H2c => None,
+    };
 
     let asked = Asked {
         request,
+        listener,
         early,
         upgrade,
         meter: exchange.meter.clone(),

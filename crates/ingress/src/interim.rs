@@ -115,15 +115,23 @@ impl Gate {
     }
 }
 
+/// Passes interim answers on to a client.
+#[derive(Debug)]
+pub(crate) struct Listener<'c> {
+    /// Set when the app asks for the body.
+    asked: Option<Arc<AtomicBool>>,
+    client: &'c Client,
+}
+
 /// Has the interim answers to `request` passed on to `client`, where that can be. `expects`: it waits for `100 Continue`.
-pub(crate) fn pass_on(
+pub(crate) fn pass_on<'c>(
     request: &mut http::Request<RequestBody>,
     asked_by: Version,
-    client: &Arc<Client>,
+    client: &'c Client,
     expects: bool,
-) {
+) -> Option<Listener<'c>> {
     if asked_by != Version::HTTP_11 {
-        return;
+        return None;
     }
     let mut asked = None;
     if expects && let RequestBody::Client { gate, .. } = request.body_mut() {
@@ -133,13 +141,19 @@ pub(crate) fn pass_on(
             patience: Box::pin(tokio::time::sleep(PATIENCE)),
         });
     }
-    let client = Arc::clone(client);
-    hyper::ext::on_informational(request, move |answer| match answer.status() {
-        StatusCode::CONTINUE => {
-            if let Some(asked) = &asked {
-                asked.store(true, Ordering::Release);
+    Some(Listener { asked, client })
+}
+
+impl Listener<'_> {
+    /// An interim answer came.
+    pub(crate) fn hear(&self, status: StatusCode, headers: &HeaderMap) {
+        match status {
+            StatusCode::CONTINUE => {
+                if let Some(asked) = &self.asked {
+                    asked.store(true, Ordering::Release);
+                }
             }
+            status => self.client.interim.push(status, headers),
         }
-        status => client.interim.push(status, answer.headers()),
-    });
+    }
 }

@@ -59,6 +59,7 @@ mod serve;
 mod served;
 mod settings;
 mod slot;
+mod source;
 mod stay;
 mod stream;
 mod table;

@@ -14,13 +14,13 @@
 mod misplaced;
 mod pace;
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HOST, USER_AGENT};
 use http::{HeaderName, HeaderValue, Request};
-use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use utsuwa_model::instance::StartPhases;
@@ -258,11 +258,7 @@ async fn keep(
     }
     match protocol {
         Protocol::Http1 => {
-            if let Ok(upstream) =
-                Upstream::handshake(stream, outside.settings.max_header_bytes).await
-            {
-                instance.keep(upstream);
-            }
+            instance.keep(Upstream::new(stream, outside.settings.max_header_bytes));
         }
         // A failure here shows with the first request, which makes its own connection.
         Protocol::H2c => drop(instance.adopt_http2(stream).await),
@@ -277,9 +273,7 @@ pub(crate) async fn get(
     headers: &[(String, String)],
     agent: &'static str,
 ) -> Result<Option<Upstream>, String> {
-    let mut upstream = Upstream::handshake(stream, outside.settings.max_header_bytes)
-        .await
-        .map_err(|error| error.to_string())?;
+    let mut upstream = Upstream::new(stream, outside.settings.max_header_bytes);
     let uri: http::Uri = path
         .parse()
         .map_err(|error| format!("the path {path:?} is not valid: {error}"))?;
@@ -296,27 +290,23 @@ pub(crate) async fn get(
             request.headers_mut().insert(name, value);
         }
     }
-    let mut answer = upstream.send(request);
-    let mut response = std::future::poll_fn(|context| upstream.poll_answer(&mut answer, context))
-        .await
-        .map_err(|error| error.into_error().to_string())?;
+    let unheard = |_, _: &_| {};
+    let answer = poll_fn(|context| upstream.poll_answer(&mut request, unheard, context));
+    let response = answer.await.map_err(|error| error.fault().to_string())?;
     let status = response.status();
     if !status.is_success() && !status.is_redirection() {
         return Err(format!("HTTP status {status}"));
     }
-    let whole = drain(&mut upstream, response.body_mut()).await;
-    Ok((whole && upstream.is_reusable()).then(|| {
-        upstream.idle_since = Some(Instant::now());
-        upstream
-    }))
+    let whole = drain(&mut upstream).await;
+    Ok(if whole { upstream.rest() } else { None })
 }
 
 /// Reads a body to its end, within reason.
-async fn drain(upstream: &mut Upstream, body: &mut Incoming) -> bool {
+async fn drain(upstream: &mut Upstream) -> bool {
     const ENOUGH: usize = 64 << 10;
     let mut seen = 0;
     loop {
-        match std::future::poll_fn(|context| upstream.poll_frame(body, context)).await {
+        match poll_fn(|context| upstream.poll_frame(context)).await {
             None => return true,
             Some(Ok(frame)) => seen += frame.data_ref().map_or(0, bytes::Bytes::len),
             Some(Err(_)) => return false,

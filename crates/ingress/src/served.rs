@@ -10,6 +10,7 @@ use crate::headers::{self, SERVER_TIMING};
 use crate::record::Exchange;
 use crate::seam::ColdStart;
 use crate::slot::Slot;
+use crate::source::Source;
 use crate::trace::Trace;
 
 /// A request with a slot's answer, before the answer's body.
@@ -38,14 +39,14 @@ impl Served {
             cold,
             cookie,
         } = self;
-        let (mut parts, incoming, upstream, tunnel) = match answered {
-            Answered::Plain { response, upstream } => {
-                let (parts, incoming) = response.into_parts();
-                (parts, incoming, upstream, None)
+        let (mut parts, source, tunnel) = match answered {
+            Answered::Plain(response) => {
+                let (parts, source) = response.into_parts();
+                (parts, source, None)
             }
             Answered::Upgraded { response, tunnel } => {
-                let (parts, incoming) = response.into_parts();
-                (parts, incoming, None, Some(tunnel))
+                let (parts, ()) = response.into_parts();
+                (parts, Source::Over, Some(tunnel))
             }
         };
         if let Some(cookie) = cookie {
@@ -77,8 +78,7 @@ impl Served {
         }
         deadline::leave(Some(until.at()));
         let body = AppBody {
-            incoming,
-            upstream,
+            source,
             deadline: until,
             dead: None,
             exchange,

@@ -1,97 +1,11 @@
-//! A socket to an instance that lets an early answer through.
-//!
-//! An app may answer before it has read the request's body (a login that failed, a file that is too large) and close. Our
-//! next write then fails while its answer lies in our receive buffer; hyper would report the write and drop the answer. So
-//! a write that fails is swallowed, and what is read next (the answer, or the end) decides.
+//! How messages are written to a socket.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
-
-/// What both the socket and its user know.
-#[derive(Debug, Default)]
-pub(crate) struct Fate {
-    /// A write failed: the connection must not serve another request.
-    pub(crate) broken: AtomicBool,
-    /// It left HTTP: failures are told as they come.
-    pub(crate) strict: AtomicBool,
-}
-
-#[derive(Debug)]
-pub(crate) struct InstanceStream {
-    stream: TcpStream,
-    fate: Arc<Fate>,
-}
-
-impl InstanceStream {
-    pub(crate) fn new(stream: TcpStream) -> (Self, Arc<Fate>) {
-        let fate = Arc::new(Fate::default());
-        (
-            Self {
-                stream,
-                fate: Arc::clone(&fate),
-            },
-            fate,
-        )
-    }
-
-    fn forgive(&self, written: Poll<io::Result<usize>>, whole: usize) -> Poll<io::Result<usize>> {
-        match written {
-            Poll::Ready(Err(_)) if !self.fate.strict.load(Ordering::Relaxed) => {
-                self.fate.broken.store(true, Ordering::Relaxed);
-                Poll::Ready(Ok(whole))
-            }
-            other => other,
-        }
-    }
-}
-
-impl AsyncRead for InstanceStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for InstanceStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, buffer);
-        self.forgive(written, buffer.len())
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = poll_write_parts(&mut self.stream, context, buffers);
-        self.forgive(written, buffers.iter().map(|buffer| buffer.len()).sum())
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
 
 /// Messages up to this are written in one piece.
 const SMALL: usize = 1 << 10;

@@ -1,91 +1,114 @@
-//! One HTTP/1.1 connection to an instance, driven by the task of the request that uses it.
+//! One HTTP/1.1 connection to an instance, owned and driven by whoever holds the request's slot.
 //!
-//! Owns: the connection's two halves and when each is polled. hyper expects its connection to run in a task of its own; doing
-//! so costs two task switches per message and moves requests between cores. Here whoever waits for the answer (first the
-//! handler, then the response body) polls the connection itself.
+//! There is no task behind it and no channel: first the handler, then the body of the response polls the connection, and whatever
+//! it reads and writes happens within that poll. A request and its answer go both ways at once: each poll goes on with both.
+//!
+//! Owns: the socket, and where in a request and its answer it is (`writing`, `reading`). Deliberately not here: which connection a
+//! request gets and whether it is sent again (`forward`), connections that idle (`instance`).
 //!
 //! Invariants:
-//! 1. Nothing but [`Upstream`]'s own methods polls the connection, so the halves can be polled with a waker that does
-//!    nothing: their state only changes inside such a poll.
-//!    tokio's task budget is kept out of such polls: used up, it would ask for a later poll through that idle waker.
-//! 2. A connection goes back to the pool only after its last message ended on both sides.
+//! 1. A request is written only while nothing has come since the answer before: neither the app's close nor bytes nobody asked for.
+//! 2. A connection may serve another request only after its last message ended on both sides, to the byte, and neither side said
+//!    that it is the last.
+//! 3. Each poll that is pending has left the task's waker with all it waits for.
 //!
-//! Fails: an error of either half ends the connection; a request that never left comes back with it.
+//! Fails with a [`Fault`]; a connection that had one serves no other request.
+
+mod chunks;
+mod fault;
+mod head;
+mod reading;
+mod writing;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body::{Body, Frame};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::unconstrained;
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use self::reading::Reading;
+use self::writing::Writing;
 use crate::body::RequestBody;
-use crate::instance::ConnectFailure;
 use crate::seldom::Seldom;
-use crate::stream::{Fate, InstanceStream};
 
-type Driver = http1::Connection<TokioIo<InstanceStream>, RequestBody>;
-type Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+pub(crate) use self::fault::Fault;
 
-pub(crate) struct Upstream {
-    sender: http1::SendRequest<RequestBody>,
-    fate: Arc<Fate>,
-    /// `None` once it has ended.
-    driver: Option<Box<dyn Drive>>,
-    /// Since when it idles in the pool; `None` for a connection that was never used.
-    pub(crate) idle_since: Option<Instant>,
+/// Bytes that the head of an answer may always have, and that are read at once at most.
+const LEAST_HEAD: usize = 64 << 10;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// Nothing of the request was written.
+    Unsent(Fault),
+    /// It was, or a part of it, but not a byte has come back.
+    Silent(Fault),
+    Broken(Fault),
+}
+
+impl Unanswered {
+    pub(crate) fn fault(self) -> Fault {
+        match self {
+            Self::Unsent(fault) | Self::Silent(fault) | Self::Broken(fault) => fault,
+        }
+    }
+}
+
+/// Boxed, since it goes from the pool to the request, to the answer's body and back.
+pub(crate) struct Upstream<S = TcpStream>(Box<Connection<S>>);
+
+struct Connection<S> {
+    stream: S,
+    reading: Reading,
+    writing: Writing,
+    /// The request is written, or is being written.
+    begun: bool,
+    /// Something went wrong, or the request says that it is the last.
+    last: bool,
+    /// It has served a request.
+    used: bool,
     /// Of its one instance.
     dead: Option<Seldom<WaitForCancellationFutureOwned>>,
 }
 
-/// hyper's connection, with upgrades, whose type can't be named.
-trait Drive: Future<Output = Result<(), hyper::Error>> + Send + Unpin {}
-impl<F: Future<Output = Result<(), hyper::Error>> + Send + Unpin> Drive for F {}
-
-impl fmt::Debug for Upstream {
+impl<S> fmt::Debug for Upstream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream")
-            .field("open", &self.driver.is_some())
+            .field("used", &self.0.used)
+            .field("begun", &self.0.begun)
             .finish_non_exhaustive()
     }
 }
 
-impl Upstream {
+impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
     /// Speaks HTTP/1.1 over `stream` from now on. Nothing is sent yet.
-    pub(crate) async fn handshake(
-        stream: TcpStream,
-        max_header_bytes: usize,
-    ) -> Result<Self, ConnectFailure> {
-        let (stream, fate) = InstanceStream::new(stream);
-        let (sender, driver): (_, Driver) = http1::Builder::new()
-            .max_buf_size(max_header_bytes.max(64 << 10))
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(ConnectFailure::Handshake)?;
-        Ok(Self {
-            sender,
-            fate,
-            driver: Some(Box::new(driver.with_upgrades())),
-            idle_since: None,
+    pub(crate) fn new(stream: S, max_header_bytes: usize) -> Self {
+        Self(Box::new(Connection {
+            stream,
+            reading: Reading::new(max_header_bytes.max(LEAST_HEAD)),
+            writing: Writing::new(),
+            begun: false,
+            last: false,
+            used: false,
             dead: None,
-        })
+        }))
     }
 
-    /// Whether a request may be sent, as far as is known. A close by the app that was not seen yet is seen before anything is
-    /// written, and the request comes back unsent.
-    pub(crate) fn is_open(&self) -> bool {
-        self.driver.is_some() && !self.sender.is_closed()
+    #[cfg(test)]
+    pub(crate) fn socket(&mut self) -> &mut S {
+        &mut self.0.stream
+    }
+
+    /// Whether it has served a request.
+    pub(crate) fn was_used(&self) -> bool {
+        self.0.used
     }
 
     /// Ready when the instance, whose token `dead` is, has died. It costs next to nothing while it lives: a connection keeps
@@ -96,77 +119,137 @@ impl Upstream {
         context: &mut Context<'_>,
     ) -> Poll<()> {
         let listen = || Seldom::new(dead.clone().cancelled_owned());
-        Pin::new(self.dead.get_or_insert_with(listen)).poll(context)
+        Pin::new(self.0.dead.get_or_insert_with(listen)).poll(context)
     }
 
-    /// Whether its last message is over on both sides, so that it may be kept for another.
-    pub(crate) fn is_reusable(&mut self) -> bool {
-        if !self.sender.is_ready() {
-            self.drive(&mut Context::from_waker(Waker::noop()));
-        }
-        self.driver.is_some() && self.sender.is_ready() && !self.fate.broken.load(Ordering::Relaxed)
-    }
-
-    /// Begins to send. The answer comes from [`Upstream::poll_answer`].
-    pub(crate) fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
-        Box::pin(unconstrained(self.sender.try_send_request(request)))
-    }
-
-    /// Drives the connection until `answer` is there.
+    /// Sends `request` and waits for the head of its answer; `heard` is told what is said before it. To be called with the same
+    /// request until it is ready. Unless nothing was sent the body is gone then, and with an answer the headers are.
     pub(crate) fn poll_answer(
         &mut self,
-        answer: &mut Pin<Box<dyn Future<Output = Answer> + Send>>,
+        request: &mut Request<RequestBody>,
+        heard: impl FnMut(StatusCode, &HeaderMap),
         context: &mut Context<'_>,
-    ) -> Poll<Answer> {
-        self.drive(context);
-        // With the driver gone, what was not sent comes back in an error.
-        answer
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()))
+    ) -> Poll<Result<Response<()>, Unanswered>> {
+        let connection = &mut *self.0;
+        if !connection.begun {
+            // An app that closed while it idled is seen before anything is written. The waker stays for the answer.
+            // tokio's task budget is kept out of it: used up, it would hide the close.
+            let Connection {
+                stream, reading, ..
+            } = &mut *connection;
+            let idle = poll_fn(|context| reading.poll_idle(stream, context));
+            if let Poll::Ready(fault) = pin!(unconstrained(idle)).poll(context) {
+                connection.last = true;
+                return Poll::Ready(Err(Unanswered::Unsent(fault)));
+            }
+            connection.begun = true;
+            connection.last |= head::closes(request.headers());
+            connection.reading.expect();
+            connection.writing.begin(request);
+            return match connection.poll_write(context) {
+                Err(fault) => Poll::Ready(Err(connection.unanswered(fault))),
+                Ok(()) => Poll::Pending,
+            };
+        }
+        let to_head = *request.method() == Method::HEAD;
+        let Connection {
+            stream, reading, ..
+        } = connection;
+        // First what was said: an answer that came is worth more than an upload that broke.
+        let head = match reading.poll_head(stream, (request.headers_mut(), to_head), heard, context)
+        {
+            Poll::Ready(head) => head,
+            Poll::Pending => match connection.poll_write(context) {
+                Ok(()) => return Poll::Pending,
+                Err(fault) => Err(fault),
+            },
+        };
+        Poll::Ready(match head {
+            Ok(head) => {
+                let mut response = Response::new(());
+                *response.status_mut() = head.status;
+                *response.headers_mut() = head.headers;
+                Ok(response)
+            }
+            Err(fault) => Err(connection.unanswered(fault)),
+        })
     }
 
-    /// Drives the connection until `body` has a frame.
+    /// The next frame of the answer's body.
     pub(crate) fn poll_frame(
         &mut self,
-        body: &mut Incoming,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let look = |body: &mut Incoming| {
-            let frame = unconstrained(poll_fn(|context| Pin::new(&mut *body).poll_frame(context)));
-            pin!(frame).poll(&mut Context::from_waker(Waker::noop()))
-        };
-        // The first look says that a frame is wanted; without it the connection would not read on.
-        match look(body) {
-            Poll::Ready(frame) => Poll::Ready(frame),
-            Poll::Pending => {
-                self.drive(context);
-                look(body)
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let connection = &mut *self.0;
+        if !connection.reading.is_over()
+            && let Err(fault) = connection.poll_write(context)
+        {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        connection
+            .reading
+            .poll_frame(&mut connection.stream, context)
+    }
+
+    /// Whether the answer's body is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.reading.is_over()
+    }
+
+    /// What is left of the answer's body, where that is known.
+    pub(crate) fn left(&self) -> SizeHint {
+        self.0.reading.left()
+    }
+
+    /// Makes it ready for another request. `None`: its last message isn't over on both sides, or was the last one.
+    pub(crate) fn rest(mut self) -> Option<Self> {
+        let connection = &mut *self.0;
+        if !connection.writing.is_over() {
+            // The end of a body that was sent before its answer came may not have been asked for yet.
+            let noop = &mut Context::from_waker(Waker::noop());
+            connection.poll_write(noop).ok()?;
+        }
+        let clean =
+            !connection.last && connection.reading.is_clean() && connection.writing.is_clean();
+        connection.begun = false;
+        connection.used = true;
+        connection.reading.rest();
+        clean.then_some(self)
+    }
+
+    /// Leaves HTTP: the socket, and what came over it behind the answer's head. What is left of the request is written first.
+    pub(crate) async fn leave(mut self) -> Result<(S, Bytes), Fault> {
+        let connection = &mut *self.0;
+        poll_fn(|context| connection.writing.poll(&mut connection.stream, context))
+            .await
+            .map_err(Fault::Request)?;
+        let Connection {
+            stream, reading, ..
+        } = *self.0;
+        Ok((stream, reading.into_rest()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Connection<S> {
+    /// Goes on with the request; an error is the body's.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
+        if self.writing.is_over() {
+            return Ok(());
+        }
+        match self.writing.poll(&mut self.stream, context) {
+            Poll::Ready(Err(error)) => {
+                self.last = true;
+                Err(Fault::Request(error))
             }
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
         }
     }
 
-    /// Drives the connection to its end, as an upgrade needs.
-    pub(crate) async fn finish(mut self) {
-        self.fate.strict.store(true, Ordering::Relaxed);
-        if let Some(driver) = self.driver.take()
-            && let Err(error) = driver.await
-        {
-            tracing::debug!(%error, "connection to an instance ended");
-        }
-    }
-
-    fn drive(&mut self, context: &mut Context<'_>) {
-        if let Some(driver) = self.driver.as_mut()
-            && let Poll::Ready(ended) = Pin::new(driver).poll(context)
-        {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "connection to an instance ended");
-            }
-            // Dropping it hands back a request that was not yet taken up, and fails a body that is not complete.
-            self.driver = None;
+    fn unanswered(&mut self, fault: Fault) -> Unanswered {
+        self.last = true;
+        match fault {
+            Fault::Closed | Fault::Socket(_) if !self.reading.answers => Unanswered::Silent(fault),
+            fault => Unanswered::Broken(fault),
         }
     }
 }

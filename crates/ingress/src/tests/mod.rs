@@ -1,6 +1,7 @@
 //! The data path in one process: real loopback sockets, scripted apps, no container anywhere.
 
 mod affinity;
+mod answers;
 mod app;
 mod bodies;
 mod containers;
@@ -23,3 +24,5 @@ mod sleepers;
 mod smuggling;
 mod startup;
 mod tls;
+
+pub(crate) use answers::Script;

@@ -103,7 +103,7 @@ const NASTY: &[u8] = b"\r\n\0 \t:;,0159afAFxX+-_\x0b\x0c\x7f\x80\xff/\\@#?*\"'";
 
 /// A change to a message.
 #[derive(Debug, Clone)]
-enum Change {
+pub(crate) enum Change {
     Insert(usize, u8),
     Replace(usize, u8),
     Remove(usize, usize),
@@ -111,7 +111,7 @@ enum Change {
 }
 
 impl Change {
-    fn apply(&self, bytes: &mut Vec<u8>) {
+    pub(crate) fn apply(&self, bytes: &mut Vec<u8>) {
         let length = bytes.len();
         match *self {
             Self::Insert(at, byte) => bytes.insert(at % (length + 1), byte),
@@ -130,7 +130,7 @@ impl Change {
     }
 }
 
-fn change() -> impl Strategy<Value = Change> {
+pub(crate) fn change() -> impl Strategy<Value = Change> {
     let byte = || proptest::sample::select(NASTY);
     prop_oneof![
         (0..4096_usize, byte()).prop_map(|(at, byte)| Change::Insert(at, byte)),
@@ -238,7 +238,7 @@ async fn converse(
 }
 
 /// How long one fuzzer runs.
-pub(super) fn seconds() -> u64 {
+pub(crate) fn seconds() -> u64 {
     std::env::var_os("UTSUWA_FUZZ_SECONDS")
         .and_then(|text| text.to_str()?.parse().ok())
         .unwrap_or(SECONDS)

@@ -6,7 +6,7 @@ mod peers;
 mod recorder;
 mod reference;
 
-mod fuzz;
+pub(crate) mod fuzz;
 mod fuzz_frames;
 mod http2;
 
