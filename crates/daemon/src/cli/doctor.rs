@@ -13,6 +13,7 @@ use utsuwa_runtime::sandbox::probe::{CgroupMode, probe};
 use utsuwa_runtime::sandbox::reclaim::swap;
 
 use super::ClientArgs;
+use super::words::shell_quote;
 use crate::client::Failure;
 use crate::output::{Format, items, line};
 
@@ -126,9 +127,20 @@ fn trust(data: &Data) -> Option<Finding> {
         finding(
             "note",
             "https",
-            "served with a local authority that this machine doesn't trust: sudo utsuwa trust",
+            format!(
+                "served with a local authority that this machine doesn't trust: {}",
+                trust_command(&data.dir)
+            ),
         )
     })
+}
+
+/// With the directory always: without it the command takes its own configuration's, which under sudo may be another server's.
+fn trust_command(data: &Path) -> String {
+    format!(
+        "sudo utsuwa trust --data-dir {}",
+        shell_quote(&data.display().to_string())
+    )
 }
 
 fn finding(state: &'static str, what: &str, says: impl Into<String>) -> Finding {
@@ -333,6 +345,14 @@ fn files() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_authority_that_was_looked_for_is_the_one_to_be_trusted() {
+        assert_eq!(
+            trust_command(Path::new("/srv/my data")),
+            "sudo utsuwa trust --data-dir '/srv/my data'"
+        );
+    }
 
     #[test]
     fn the_running_servers_directory_is_looked_at_unless_one_is_named() {

@@ -169,6 +169,9 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
     if args.image.is_none() && new {
         return Err(no_image(&api, &args.name).await);
     }
+    if let Some(refused) = without_traffic(args, new) {
+        return Err(refused);
+    }
     if new {
         // Before the question, so that nobody opens what goes to the wrong place.
         first_of_region(&api).await?;
@@ -229,6 +232,17 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
         return Err(after_failure(failure, &args.name, existing.as_ref()));
     }
     report(&api, args, client).await
+}
+
+/// The refusal of `--no-traffic` for a `new` service, as gcloud's: nothing else could take the requests.
+fn without_traffic(args: &DeployArgs, new: bool) -> Option<Failure> {
+    (args.no_traffic && new).then(|| {
+        Failure::usage(format!(
+            "--no-traffic: service [{}] is not there yet, and the first revision of a new service takes its traffic",
+            args.name
+        ))
+        .hint("deploy it without --no-traffic; --no-allow-unauthenticated keeps it closed to callers meanwhile")
+    })
 }
 
 /// The service, if there is one of that name.
@@ -361,6 +375,23 @@ mod tests {
         );
         let deleted = failed("NOT_FOUND");
         assert_eq!((deleted.message.as_str(), deleted.hint), ("no", None));
+    }
+
+    #[test]
+    fn a_new_service_can_not_go_without_traffic() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            deploy: DeployArgs,
+        }
+        let args = |words: &[&str]| Line::try_parse_from(words).unwrap().deploy;
+        let without = args(&["deploy", "web", "--no-traffic"]);
+        let refused = without_traffic(&without, true).unwrap();
+        assert_eq!(refused.status, 2);
+        assert!(refused.message.starts_with("--no-traffic: service [web]"));
+        assert!(without_traffic(&without, false).is_none());
+        assert!(without_traffic(&args(&["deploy", "web"]), true).is_none());
     }
 
     #[test]

@@ -88,11 +88,24 @@ pub(super) async fn report(
                     .as_array()
                     .is_some_and(|m| m.contains(&json!("allUsers")))
         });
-    for text in after_address(&args.name, uri, public) {
+    if service["ingress"] == json!("INGRESS_TRAFFIC_INTERNAL_ONLY") {
+        note(INTERNAL);
+        return Ok(());
+    }
+    // A name alone would mean the service of the server's own region.
+    let name = match api.region == api.home {
+        true => args.name.clone(),
+        false => format!("{} --region {}", args.name, api.region),
+    };
+    for text in after_address(&name, uri, public) {
         note(&text);
     }
     Ok(())
 }
+
+/// Instead of a call from here, which would be answered 404.
+const INTERNAL: &str = "Its ingress is internal: only other instances of this server reach it; to callers from elsewhere there is nothing under \
+     this address. `--ingress all` opens it.";
 
 /// What follows the address: whether a caller gets in, and how to call it.
 fn after_address(name: &str, uri: &str, public: bool) -> Vec<String> {

@@ -17,10 +17,20 @@ pub(super) fn body(
 ) -> Result<Value, Failure> {
     let new = existing.is_none();
     let mut service = existing.unwrap_or_else(|| json!({"template": {"containers": [{}]}}));
-    let latest_ready = service["latestReadyRevision"]
+    // In JSON a 64-bit number is text.
+    let generation: u64 = service["generation"]
         .as_str()
-        .and_then(|n| n.rsplit('/').next())
-        .map(str::to_owned);
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
+    let last = |key: &str| {
+        let name = service[key].as_str()?.rsplit('/').next()?;
+        Some(name.to_owned())
+    };
+    let latest_ready = last("latestReadyRevision");
+    let failed = last("latestCreatedRevision")
+        .filter(|created| Some(created) != latest_ready.as_ref())
+        .filter(|_| service["reconciling"] != json!(true));
+    let inherited = tags_of(&service, failed.as_deref());
     if let Some(object) = service.as_object_mut() {
         object.retain(|key, _| INPUT_FIELDS.contains(&key.as_str()));
     }
@@ -46,6 +56,11 @@ pub(super) fn body(
     template["labels"]["client.knative.dev/nonce"] = json!(nonce());
     if let Some(suffix) = &args.revision_suffix {
         template["revision"] = json!(format!("{}-{suffix}", args.name));
+    } else if args.tag.is_some() || !inherited.is_empty() {
+        // The tag shall stay with what is deployed now, whatever comes later; so that has to have a name already.
+        let letters: String = nonce().chars().take(3).collect();
+        let name = format!("{}-{:05}-{letters}", args.name, generation + 1);
+        template["revision"] = json!(name);
     }
     set(template, "maxInstanceRequestConcurrency", args.concurrency);
     set(
@@ -90,8 +105,17 @@ pub(super) fn body(
     }
     let ingress = ingress_index(template);
     container(&mut template["containers"][ingress], args, image, new)?;
-    traffic(&mut service, args, latest_ready.as_deref());
+    traffic(&mut service, args, latest_ready.as_deref(), inherited);
     Ok(service)
+}
+
+/// The tags of a revision that will never serve. As long as they name it all traffic is held, so the next deploy takes them over.
+fn tags_of(service: &Value, failed: Option<&str>) -> Vec<String> {
+    let targets = service["traffic"].as_array().into_iter().flatten();
+    targets
+        .filter(|t| failed.is_some() && t["revision"].as_str() == failed)
+        .filter_map(|t| t["tag"].as_str().map(str::to_owned))
+        .collect()
 }
 
 /// What a PATCH may send back; the rest is the server's.
@@ -186,9 +210,16 @@ fn environment_of(container: &Value, args: &DeployArgs) -> Result<Value, Failure
     Ok(Value::Array(env))
 }
 
-/// `--no-traffic` pins what takes requests now; `--tag` adds an address for the new revision.
-fn traffic(service: &mut Value, args: &DeployArgs, latest_ready: Option<&str>) {
+/// `--no-traffic` pins what takes requests now; `--tag` adds an address for the new revision, by its name: as the newest one, the
+/// tag (and a share that was given by it) would go over to the next deploy's.
+fn traffic(
+    service: &mut Value,
+    args: &DeployArgs,
+    latest_ready: Option<&str>,
+    mut new_tags: Vec<String>,
+) {
     const LATEST: &str = "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST";
+    const REVISION: &str = "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION";
     let mut targets: Vec<Value> = service["traffic"].as_array().cloned().unwrap_or_default();
     if targets.is_empty() && (args.no_traffic || args.tag.is_some()) {
         targets.push(json!({"type": LATEST, "percent": 100}));
@@ -197,13 +228,19 @@ fn traffic(service: &mut Value, args: &DeployArgs, latest_ready: Option<&str>) {
         && let Some(ready) = latest_ready
     {
         for target in targets.iter_mut().filter(|t| t["type"] == json!(LATEST)) {
-            target["type"] = json!("TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION");
+            target["type"] = json!(REVISION);
             target["revision"] = json!(ready);
         }
     }
-    if let Some(tag) = &args.tag {
+    if let Some(tag) = &args.tag
+        && !new_tags.contains(tag)
+    {
+        new_tags.push(tag.clone());
+    }
+    for tag in new_tags {
         targets.retain(|t| t["tag"] != json!(tag));
-        targets.push(json!({"type": LATEST, "tag": tag}));
+        let revision = service["template"]["revision"].clone();
+        targets.push(json!({"type": REVISION, "revision": revision, "tag": tag}));
     }
     if !targets.is_empty() {
         service["traffic"] = Value::Array(targets);
@@ -256,5 +293,49 @@ fn environment(text: &str) -> Result<String, Failure> {
         _ => Err(Failure::usage(
             "--execution-environment: must be gen1 or gen2",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        deploy: DeployArgs,
+    }
+
+    fn args(text: &str) -> DeployArgs {
+        let words = ["deploy"].into_iter().chain(text.split(' '));
+        Line::try_parse_from(words).unwrap().deploy
+    }
+
+    #[test]
+    fn a_tag_stays_with_the_revision_it_was_deployed_with() {
+        let old = json!({"generation": "6", "template": {"containers": [{"image": "i"}]}});
+        let first = body(&args("web --tag green"), None, Some(old)).unwrap();
+        let name = first["template"]["revision"].as_str().unwrap().to_owned();
+        assert!(name.starts_with("web-00007-") && name.len() == 13, "{name}");
+        let tag = json!({"type": "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION", "revision": name, "tag": "green"});
+        assert_eq!(first["traffic"][1], tag);
+
+        let next = body(&args("web --cpu 2"), None, Some(first)).unwrap();
+        assert_eq!(next["template"]["revision"], Value::Null);
+        assert_eq!(next["traffic"][1], tag);
+
+        let mut failed = next.clone();
+        failed["latestCreatedRevision"] = json!(format!("services/web/revisions/{name}"));
+        failed["latestReadyRevision"] = json!("services/web/revisions/web-00001-abc");
+        failed["generation"] = json!("7");
+        let after = body(&args("web --cpu 2"), None, Some(failed)).unwrap();
+        let over = after["traffic"][1]["revision"].as_str().unwrap();
+        assert!(over.starts_with("web-00008-"), "{over}");
+
+        let named = args("web --tag green --revision-suffix two");
+        let named = body(&named, None, Some(next)).unwrap();
+        assert_eq!(named["traffic"][1]["revision"], json!("web-two"));
     }
 }

@@ -130,6 +130,10 @@ impl TrafficArgs {
 /// The new list of targets: percentages first, then tags.
 fn new_traffic(old: Vec<Value>, args: &TrafficArgs) -> Result<Vec<Value>, Failure> {
     let (mut shares, tags) = parted(old);
+    if shares.is_empty() && tags.is_empty() {
+        // Never set: the newest ready revision has everything, and a list that says less would be refused.
+        shares = vec![share("LATEST", 100)];
+    }
     let tags = new_tags(tags, args)?;
     if args.to_latest {
         shares = vec![share("LATEST", 100)];

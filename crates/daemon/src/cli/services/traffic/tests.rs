@@ -39,6 +39,27 @@ fn after(text: &str) -> Result<String, Failure> {
 }
 
 #[test]
+fn traffic_that_was_never_set_is_all_the_newest_ones() {
+    for (text, expected) in [
+        (
+            "s --update-tags blue=a",
+            json!([{"type": LATEST, "percent": 100}, {"type": REVISION, "revision": "a", "tag": "blue"}]),
+        ),
+        (
+            "s --set-tags blue=LATEST",
+            json!([{"type": LATEST, "percent": 100}, {"type": LATEST, "tag": "blue"}]),
+        ),
+        (
+            "s --to-revisions a=10",
+            json!([{"type": REVISION, "revision": "a", "percent": 10}, {"type": LATEST, "percent": 90}]),
+        ),
+    ] {
+        let new = new_traffic(Vec::new(), &args(text)).unwrap();
+        assert_eq!(json!(new), expected, "{text}");
+    }
+}
+
+#[test]
 fn each_flag_does_what_gclouds_does() {
     for (text, expected) in [
         ("s --to-latest", "LATEST=100 old:a new:LATEST"),
