@@ -61,6 +61,9 @@ pub trait Logs: fmt::Debug + Send + Sync + 'static {
     fn lines(&self, service: &ServiceKey, wanted: Wanted) -> BoxStream<'static, LogLine>;
 }
 
+/// The header of a log stream that tells [`Wanted::new_from`]: a reader who comes again asks from there.
+pub const NEW_FROM_HEADER: &str = "utsuwa-new-from";
+
 /// Which lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
@@ -72,6 +75,8 @@ pub struct Wanted {
     pub since: Timestamp,
     /// What was written before is left out.
     pub from: Timestamp,
+    /// When following: what was written from then on is new, and `tail` doesn't count it.
+    pub new_from: Timestamp,
 }
 
 /// One line of an instance. (`instance`, `container`, `stream`, `sequence`) is unique and the same whenever it is read; lines of our own are

@@ -170,8 +170,8 @@ pub fn condition(look: &Look<'_>) -> Condition {
             ConditionState::False,
             Severity::Info,
             "CertificateAuthorityNotAsked",
-            "Served over HTTPS with a certificate of the local authority, which clients elsewhere don't trust. Start the server \
-             with --acme-directory, or give it a certificate (certificates-file)."
+            "No client can trust HTTPS here yet: its certificate is of the local authority, which vouches for localhost alone. Give \
+             the server a certificate for the domain (certificates-file), or start it with --acme-directory to get one."
                 .to_owned(),
         ),
         (None, Some(trouble)) => shown(

@@ -135,10 +135,12 @@ async fn large_lines_are_read_whole_and_once() {
     let spec = world.spec("i=0; while [ $i -lt 60 ]; do i=$((i+1)); head -c $((i*i*55)) /dev/zero | tr '\\0' x; echo; sleep 0.01; done");
     server.driver.start(spec.clone()).await.unwrap();
     let options = ReadOptions {
-        tail: None,
         follow: true,
+        ..ReadOptions::default()
     };
-    let records = LogReader::new(&world.config.logs_dir()).read(&spec.revision.service, options);
+    let records = LogReader::new(&world.config.logs_dir())
+        .read(&spec.revision.service, options)
+        .filter(|record| std::future::ready(!matches!(record, Ok(LogRecord::Present))));
     tokio::pin!(records);
     for number in 1..=60_u64 {
         let record = tokio::time::timeout(keeper_world::PATIENCE, records.next())

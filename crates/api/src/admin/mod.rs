@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use utsuwa_model::{ServiceKey, Timestamp};
 
 use crate::error::Code;
-use crate::seam::{LoadError, Wanted};
+use crate::seam::{LoadError, NEW_FROM_HEADER, Wanted};
 use crate::{ApiError, ApiState, intent, progress};
 
 /// All of `/utsuwa/v1/…`.
@@ -181,13 +181,23 @@ async fn lines(
         follow: query.follow,
         since: service.meta.create_time,
         from: from.unwrap_or_default(),
+        new_from: state.now(),
     };
     let mut lines = state.logs.lines(&key, wanted);
     if query.follow {
         lines = logs::until_gone(&state, &service, lines);
     }
     Ok((
-        [(http::header::CONTENT_TYPE, "application/x-ndjson")],
+        [
+            (
+                http::header::CONTENT_TYPE,
+                "application/x-ndjson".to_owned(),
+            ),
+            (
+                http::HeaderName::from_static(NEW_FROM_HEADER),
+                json::time(wanted.new_from),
+            ),
+        ],
         Body::from_stream(logs::stream(lines)),
     )
         .into_response())

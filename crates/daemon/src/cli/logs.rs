@@ -11,6 +11,7 @@ use clap::Args;
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::time::Instant;
+use utsuwa_api::seam::NEW_FROM_HEADER;
 
 use self::seen::Seen;
 use super::{ClientArgs, suggest};
@@ -45,8 +46,9 @@ pub(crate) async fn run(args: &LogsArgs, client: &ClientArgs) -> Result<(), Fail
         Ok(service) => text_at(&service, "uid"),
         Err(failure) => return Err(suggest::service(&api, name, failure).await),
     };
-    let mut seen = Seen::new(jiff::Timestamp::now());
+    let now = jiff::Timestamp::now();
     let mut answer = api.stream(&path(&api, args, None)).await?;
+    let mut seen = Seen::new(new_from(&answer).unwrap_or(now), args.tail);
     loop {
         let ended = copy(answer, &mut seen, &client.format).await?;
         if is_unread() {
@@ -82,6 +84,12 @@ fn path(api: &Api, args: &LogsArgs, from: Option<&str>) -> String {
         args.name,
         args.follow
     )
+}
+
+/// From when on the server calls lines new, by its own clock. Servers of before don't say.
+fn new_from(answer: &reqwest::Response) -> Option<jiff::Timestamp> {
+    let told = answer.headers().get(NEW_FROM_HEADER)?;
+    told.to_str().ok()?.parse().ok()
 }
 
 /// Prints what comes and wasn't printed before, until the stream ends. The inner error says how it broke off.

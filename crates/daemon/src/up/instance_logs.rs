@@ -45,11 +45,11 @@ impl InstanceLogs {
 
     /// The line, unless it was written before `from`.
     fn line_from(&self, record: LogRecord, from: Timestamp) -> Option<LogLine> {
-        Some(self.instance_line(record)).filter(|line| is_of(line, from))
+        self.instance_line(record).filter(|line| is_of(line, from))
     }
 
-    fn instance_line(&self, record: LogRecord) -> LogLine {
-        match record {
+    fn instance_line(&self, record: LogRecord) -> Option<LogLine> {
+        Some(match record {
             LogRecord::Line(line) => LogLine {
                 revision: self.revisions.revision(&line.instance).unwrap_or_default(),
                 instance: Some(line.instance),
@@ -69,8 +69,28 @@ impl InstanceLogs {
                 lines,
                 ..
             } => dropped_line(instance, lines, bytes),
-        }
+            LogRecord::Present => return None,
+        })
     }
+}
+
+/// A line, and when it was written: a request's is placed where it began, and written when it ended.
+type Written = (Timestamp, LogLine);
+
+/// The last `tail` of what was there before `new_from`, and all that was written since: a stable sort, lines of one stream keep
+/// their order also where times are equal.
+fn last_lines(
+    past: Vec<Written>,
+    tail: usize,
+    new_from: Timestamp,
+) -> impl Iterator<Item = LogLine> {
+    let (mut old, mut new): (Vec<Written>, Vec<Written>) = past
+        .into_iter()
+        .partition(|(written, _)| *written < new_from);
+    old.sort_by_key(|(_, line)| line.at);
+    new.sort_by_key(|(_, line)| line.at);
+    let skip = old.len().saturating_sub(tail);
+    old.into_iter().skip(skip).chain(new).map(|(_, line)| line)
 }
 
 fn journal_line(shown: journal::Shown, sequence: u64) -> LogLine {
@@ -102,7 +122,7 @@ struct Place {
 
 impl Place {
     /// Reads whole lines from here on; a half line waits for its other half.
-    fn rest_of(&mut self, mut file: File) -> Vec<LogLine> {
+    fn rest_of(&mut self, mut file: File) -> Vec<Written> {
         let mut text = String::new();
         if file.seek(SeekFrom::Start(self.offset)).is_err()
             || file.read_to_string(&mut text).is_err()
@@ -127,7 +147,7 @@ impl Place {
             {
                 continue;
             }
-            lines.push(journal_line(shown, self.sequence));
+            lines.push((shown.written, journal_line(shown, self.sequence)));
         }
         lines
     }
@@ -140,7 +160,7 @@ fn open(path: &Path) -> Option<(File, u64)> {
 }
 
 /// What came since the last reading, also when the current file became the old one meanwhile.
-fn read_on(journal: &Journal, service: &ServiceKey, place: &mut Place) -> Vec<LogLine> {
+fn read_on(journal: &Journal, service: &ServiceKey, place: &mut Place) -> Vec<Written> {
     let [old, current] = journal.files(service);
     let mut lines = Vec::new();
     // The old one is looked for after the current one: in between, one may become the other.
@@ -163,7 +183,7 @@ fn read_on(journal: &Journal, service: &ServiceKey, place: &mut Place) -> Vec<Lo
 }
 
 /// The whole journal, old file first, and what it has lost.
-fn read_past(journal: &Journal, service: &ServiceKey, place: &mut Place) -> Vec<LogLine> {
+fn read_past(journal: &Journal, service: &ServiceKey, place: &mut Place) -> Vec<Written> {
     loop {
         let dropped = journal.dropped(service);
         *place = Place {
@@ -184,10 +204,11 @@ fn read_files(
     service: &ServiceKey,
     place: &mut Place,
     dropped: journal::Dropped,
-) -> Vec<LogLine> {
+) -> Vec<Written> {
     let mut lines = Vec::new();
     if dropped.lines > 0 {
-        lines.push(dropped_line(None, dropped.lines, dropped.bytes));
+        let line = dropped_line(None, dropped.lines, dropped.bytes);
+        lines.push((line.at, line));
     }
     let [old, _] = journal.files(service);
     if let Some((file, inode)) = open(&old) {
@@ -196,17 +217,6 @@ fn read_files(
     }
     lines.extend(read_on(journal, service, place));
     lines
-}
-
-/// Within which lines are numbered: instance, container, stream.
-type Source = (Option<InstanceId>, String, String);
-
-fn source_of(line: &LogLine) -> Source {
-    (
-        line.instance.clone(),
-        line.container.clone(),
-        line.stream.clone(),
-    )
 }
 
 /// It stands before everything else.
@@ -250,7 +260,6 @@ impl Logs for InstanceLogs {
 
 impl InstanceLogs {
     async fn send(self, service: ServiceKey, wanted: Wanted, sender: mpsc::Sender<LogLine>) {
-        let reader = LogReader::new(&self.root);
         // Subscribed before reading, so that nothing falls between past and present.
         let mut changes = self.journal.changes();
         changes.mark_unchanged();
@@ -259,30 +268,33 @@ impl InstanceLogs {
             ..Place::default()
         };
         let mut past = read_past(&self.journal, &service, &mut place);
-        let mut written = Box::pin(reader.read(
+        let new_from = if wanted.follow {
+            wanted.new_from
+        } else {
+            Timestamp(i64::MAX)
+        };
+        // One reading for past and present: what the tail leaves out is behind the reader, and never comes again.
+        let mut written = Box::pin(LogReader::new(&self.root).read(
             &service,
             ReadOptions {
                 tail: Some(wanted.tail),
-                follow: false,
+                new_from: Some(new_from),
+                follow: wanted.follow,
             },
         ));
         while let Some(record) = written.next().await {
             match record {
-                Ok(record) => past.extend(self.line_from(record, wanted.from)),
+                Ok(LogRecord::Present) => break,
+                Ok(record) => past.extend(
+                    self.line_from(record, wanted.from)
+                        .map(|line| (line.at, line)),
+                ),
                 Err(error) => tracing::warn!(%service, %error, "read instance logs"),
             }
         }
         // Before the tail is taken: what is left out anyway must not take its place.
-        past.retain(|line| is_of(line, wanted.since));
-        // A stable sort: lines of one stream keep their order also where times are equal.
-        past.sort_by_key(|line| line.at);
-        let seen: std::collections::BTreeMap<Source, u64> = past
-            .iter()
-            .filter(|l| l.stream != "utsuwa")
-            .map(|l| (source_of(l), l.sequence))
-            .collect();
-        let skip = past.len().saturating_sub(wanted.tail);
-        for line in past.into_iter().skip(skip) {
+        past.retain(|(_, line)| is_of(line, wanted.since));
+        for line in last_lines(past, wanted.tail, new_from) {
             if sender.send(line).await.is_err() {
                 return;
             }
@@ -290,14 +302,6 @@ impl InstanceLogs {
         if !wanted.follow {
             return;
         }
-        // Everything again, less what was sent: the reader numbers lines by content, so that this loses and doubles nothing.
-        let mut following = Box::pin(reader.read(
-            &service,
-            ReadOptions {
-                tail: None,
-                follow: true,
-            },
-        ));
         loop {
             let lines: Vec<LogLine> = tokio::select! {
                 () = sender.closed() => return,
@@ -305,20 +309,17 @@ impl InstanceLogs {
                     if changed.is_err() {
                         return;
                     }
-                    read_on(&self.journal, &service, &mut place)
+                    let new = read_on(&self.journal, &service, &mut place);
+                    new.into_iter().map(|(_, line)| line).collect()
                 }
-                record = following.next() => match record {
+                record = written.next() => match record {
                     None => return,
                     Some(Err(error)) => {
                         tracing::warn!(%service, %error, "follow instance logs");
                         return;
                     }
                     Some(Ok(LogRecord::Dropped { .. })) => Vec::new(),
-                    Some(Ok(record)) => {
-                        let Some(line) = self.line_from(record, wanted.from) else { continue };
-                        let known = seen.get(&source_of(&line)).copied().unwrap_or(0);
-                        if line.sequence > known { vec![line] } else { Vec::new() }
-                    }
+                    Some(Ok(record)) => self.line_from(record, wanted.from).into_iter().collect(),
                 },
             };
             for line in lines {
@@ -329,3 +330,6 @@ impl InstanceLogs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

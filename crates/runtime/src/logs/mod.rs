@@ -63,6 +63,8 @@ pub enum LogRecord {
         bytes: u64,
         lines: u64,
     },
+    /// Once, when following: what was there has been given, what comes from here on was found later.
+    Present,
 }
 
 impl LogRecord {
@@ -70,7 +72,7 @@ impl LogRecord {
     fn at(&self) -> Timestamp {
         match self {
             Self::Line(line) => line.at,
-            Self::Dropped { .. } => Timestamp(i64::MIN),
+            Self::Dropped { .. } | Self::Present => Timestamp(i64::MIN),
         }
     }
 }
@@ -80,6 +82,8 @@ impl LogRecord {
 pub struct ReadOptions {
     /// Only this many last lines; `None`: all that are kept.
     pub tail: Option<usize>,
+    /// Lines written from this time on are new: all are given, and `tail` doesn't count them.
+    pub new_from: Option<Timestamp>,
     /// Go on with lines that are written from now on.
     pub follow: bool,
 }
@@ -140,12 +144,13 @@ impl Reading {
         // Before the first look, so that nothing falls between the two.
         let mut notices = if options.follow { self.watch() } else { None };
         match options.tail {
-            Some(count) => self.tail(count, options.follow)?,
+            Some(count) => self.tail(count, options)?,
             None => self.everything()?,
         }
         if !options.follow {
             return Ok(());
         }
+        self.send(LogRecord::Present);
         while !self.sender.is_closed() {
             self.find_streams()?;
             if self.turn()? {
@@ -219,16 +224,17 @@ impl Reading {
     }
 
     /// The last `count` lines that are there now, and what is missing before them if that is all there is.
-    fn tail(&mut self, count: usize, follow: bool) -> io::Result<()> {
+    fn tail(&mut self, count: usize, options: ReadOptions) -> io::Result<()> {
         let mut missing: Vec<LogRecord> = self.service_marker().into_iter().collect();
         let mut kept: BTreeMap<(Timestamp, StreamKey, u64), LogLine> = BTreeMap::new();
+        let mut new = Vec::new();
         for (key, modified) in lines::streams(&self.directory)? {
             let modified = modified
                 .duration_since(std::time::UNIX_EPOCH)
                 .unwrap_or_default()
                 .as_micros();
             let oldest = kept.keys().next().map_or(i64::MIN, |(at, ..)| at.0);
-            if !follow
+            if !options.follow
                 && kept.len() >= count
                 && i64::try_from(modified).unwrap_or(i64::MAX) < oldest
             {
@@ -239,12 +245,16 @@ impl Reading {
             while lines.peek()?.is_some() {
                 let line = match lines.pop() {
                     Some(LogRecord::Line(line)) => line,
-                    Some(dropped) => {
+                    Some(dropped @ LogRecord::Dropped { .. }) => {
                         missing.push(dropped);
                         continue;
                     }
-                    None => break,
+                    Some(LogRecord::Present) | None => break,
                 };
+                if options.new_from.is_some_and(|from| line.at >= from) {
+                    new.push(line);
+                    continue;
+                }
                 kept.insert((line.at, key.clone(), line.sequence), line);
                 if kept.len() > count {
                     kept.pop_first();
@@ -255,7 +265,8 @@ impl Reading {
         if kept.len() >= count {
             missing.clear();
         }
-        let lines = kept.into_values().map(LogRecord::Line);
+        new.sort_by_key(|line| line.at);
+        let lines = kept.into_values().chain(new).map(LogRecord::Line);
         for record in missing.into_iter().chain(lines) {
             if !self.send(record) {
                 break;

@@ -58,7 +58,7 @@ impl Service {
     async fn read(&self, tail: Option<usize>) -> Vec<LogRecord> {
         let options = ReadOptions {
             tail,
-            follow: false,
+            ..ReadOptions::default()
         };
         let records = LogReader::new(self.root.path()).read(&self.key, options);
         records.map(Result::unwrap).collect().await
@@ -69,6 +69,7 @@ fn shown(records: &[LogRecord]) -> Vec<String> {
     let show = |record: &LogRecord| match record {
         LogRecord::Line(line) => format!("{} {} {}", line.at.0, line.sequence, line.text),
         LogRecord::Dropped { bytes, lines, .. } => format!("dropped {bytes} {lines}"),
+        LogRecord::Present => "present".to_owned(),
     };
     records.iter().map(show).collect()
 }
@@ -189,6 +190,7 @@ async fn following_shows_every_line_once_across_segments_and_instances() {
     let options = ReadOptions {
         tail: Some(1),
         follow: true,
+        ..ReadOptions::default()
     };
     let mut records = Box::pin(LogReader::new(service.root.path()).read(&service.key, options));
     let mut next = async || {
@@ -198,6 +200,7 @@ async fn following_shows_every_line_once_across_segments_and_instances() {
         shown(&[record.unwrap().unwrap()]).remove(0)
     };
     assert_eq!(next().await, "10 2 a2");
+    assert_eq!(next().await, "present");
     service.write(&b, 0, "b1\n", 20);
     assert_eq!(next().await, "20 1 b1");
     service.write(&a, 6, "a3\n", 30);

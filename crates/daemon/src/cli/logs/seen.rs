@@ -1,8 +1,7 @@
 //! Which lines of a log were printed, over several connections.
 //!
-//! Invariant: a line that a connection brings again is known by the number it has in its stream; one of a stream that was never
-//! printed is known by its time, since what the first connection left out (`--tail`) is older than all it brought. The app's
-//! streams come in the order of their numbers; lines of Utsuwa's own don't, since a request is placed where it began.
+//! Invariant: a line that a connection brings again is known by the number it has in its stream; what the first connection left
+//! out (`--tail`) was written before the time from which it called lines new, and is not asked for again. The app's streams come in the order of their numbers; lines of Utsuwa's own don't, since a request is placed where it began.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +12,12 @@ use crate::output::text_at;
 
 #[derive(Debug)]
 pub(super) struct Seen {
-    /// Nothing before it is wanted: the first line's time, or when the first connection was made if nothing was there yet.
-    floor: Timestamp,
+    /// Lines written from then on were new to the first connection.
+    new_from: Timestamp,
+    /// The first line's time.
+    oldest: Timestamp,
+    /// Lines of the past that may still come: as long as there are any, the first connection left nothing out.
+    past: usize,
     again: bool,
     /// The last number of each stream of each container: instance, container, stream.
     last: BTreeMap<(String, String, String), u64>,
@@ -23,17 +26,25 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) const fn new(now: Timestamp) -> Self {
+    /// Of a first connection that brings `tail` lines of the past, and those written from `new_from` on.
+    pub(super) const fn new(new_from: Timestamp, tail: usize) -> Self {
         Self {
-            floor: now,
+            new_from,
+            oldest: new_from,
+            past: tail,
             again: false,
             last: BTreeMap::new(),
             ours: BTreeMap::new(),
         }
     }
 
+    /// Nothing that was written before it is wanted. A connection that broke off within its past left the rest of it to come.
     pub(super) const fn floor(&self) -> Timestamp {
-        self.floor
+        if self.past > 0 {
+            self.oldest
+        } else {
+            self.new_from
+        }
     }
 
     /// What comes from now on may have been printed.
@@ -52,8 +63,10 @@ impl Seen {
         let at: Option<Timestamp> = text_at(record, "at").parse().ok();
         if !self.again
             && let Some(at) = at
+            && at < self.new_from
         {
-            self.floor = self.floor.min(at);
+            self.oldest = self.oldest.min(at);
+            self.past = self.past.saturating_sub(1);
         }
         if stream == "utsuwa" {
             return self.is_new_of_ours(sequence);
@@ -65,7 +78,7 @@ impl Seen {
         );
         let new = match self.last.get(&key) {
             Some(last) => sequence > *last,
-            None => !self.again || at.is_none_or(|at| at > self.floor),
+            None => !self.again || at.is_none_or(|at| at >= self.floor()),
         };
         if new {
             self.last.insert(key, sequence);
@@ -112,7 +125,7 @@ mod tests {
 
     #[test]
     fn containers_count_by_themselves() {
-        let mut seen = Seen::new(at(0));
+        let mut seen = Seen::new(at(0), 200);
         for container in ["side", "app"] {
             let line = json!({
                 "at": at(1).to_string(), "instance": "a", "container": container, "stream": "stdout", "sequence": 1,
@@ -124,7 +137,7 @@ mod tests {
 
     #[test]
     fn every_line_once_whatever_is_brought_again() {
-        let mut seen = Seen::new(at(30));
+        let mut seen = Seen::new(at(30), 200);
         // The marker of what was dropped, then the tail: the second of two lines of a, and one of b.
         assert!(new(&mut seen, "", "utsuwa", 0, 0));
         assert!(new(&mut seen, "a", "stdout", 2, 10));
@@ -161,11 +174,24 @@ mod tests {
 
     #[test]
     fn an_empty_past_begins_with_the_connection() {
-        let mut seen = Seen::new(at(30));
+        let mut seen = Seen::new(at(30), 200);
         assert!(new(&mut seen, "a", "stdout", 1, 33));
         seen.connection_ended();
         // On its way when the connection broke.
         assert!(new(&mut seen, "b", "stdout", 1, 32));
         assert!(!new(&mut seen, "gone", "stdout", 4, 29));
+    }
+
+    #[test]
+    fn what_the_tail_left_out_stays_out() {
+        let mut seen = Seen::new(at(30), 1);
+        assert!(new(&mut seen, "a", "stdout", 7, 20));
+        // A request that began long before.
+        assert!(new(&mut seen, "a", "utsuwa", 3, 5));
+        assert_eq!(seen.floor(), at(30));
+        seen.connection_ended();
+        assert!(!new(&mut seen, "b", "stdout", 4, 19), "left out");
+        assert!(!new(&mut seen, "a", "stdout", 6, 19), "left out");
+        assert!(new(&mut seen, "c", "stdout", 1, 30), "all of a new one");
     }
 }

@@ -75,7 +75,7 @@ impl World {
 fn numbers(records: &[LogRecord]) -> Vec<(u64, String)> {
     let line = |record: &LogRecord| match record {
         LogRecord::Line(line) => Some((line.sequence, line.text.clone())),
-        LogRecord::Dropped { .. } => None,
+        LogRecord::Dropped { .. } | LogRecord::Present => None,
     };
     records.iter().filter_map(line).collect()
 }
@@ -154,7 +154,7 @@ async fn a_service_stays_within_its_budget_and_says_what_is_missing() {
                 lines,
                 ..
             } => Some((instance.is_some(), *bytes, *lines)),
-            LogRecord::Line(_) => None,
+            LogRecord::Line(_) | LogRecord::Present => None,
         })
         .collect();
     assert!(
