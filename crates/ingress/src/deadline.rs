@@ -18,12 +18,13 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 tokio::task_local! {
@@ -218,7 +219,8 @@ fn due(timer: &mut Option<Pin<Box<Sleep>>>, ends: bool, context: &mut Context<'_
         if timer.deadline() > next || timer.is_elapsed() {
             timer.as_mut().reset(next);
         }
-        ready!(timer.as_mut().poll(context));
+        // tokio's task budget is kept out of it: who used it up by reading would not hear that his time is over.
+        ready!(pin!(unconstrained(timer.as_mut())).poll(context));
         let now = Instant::now();
         match TIMES.try_with(|times| times.strike(now, ends)) {
             Ok(Due::Nothing) => {}

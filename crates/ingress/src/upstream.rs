@@ -1,13 +1,15 @@
 //! One HTTP/1.1 connection to an instance, owned and driven by whoever holds the request's slot.
 //!
 //! There is no task behind it and no channel: first the handler, then the body of the response polls the connection, and whatever
-//! it reads and writes happens within that poll. A request and its answer go both ways at once: each poll goes on with both.
+//! it reads and writes happens within that poll. A request and its answer go both ways at once: each poll goes on with both. Nobody
+//! polls while the client doesn't read its answer: its upload stands still then, and an answer that is over ends it.
 //!
 //! Owns: the socket, and where in a request and its answer it is (`writing`, `reading`). Deliberately not here: which connection a
 //! request gets and whether it is sent again (`forward`), connections that idle (`instance`).
 //!
 //! Invariants:
-//! 1. A request is written only while nothing has come since the answer before: neither the app's close nor bytes nobody asked for.
+//! 1. A request is written only while nothing is known to have come since the answer before: neither the app's close nor bytes nobody
+//!    asked for.
 //! 2. A connection may serve another request only after its last message ended on both sides, to the byte, and neither side said
 //!    that it is the last.
 //! 3. Each poll that is pending has left the task's waker with all it waits for.
@@ -72,6 +74,8 @@ struct Connection<S> {
     begun: bool,
     /// Something went wrong, or the request says that it is the last.
     last: bool,
+    /// What broke the request's body, told as soon as nothing of the answer is there any more.
+    broken: Option<Fault>,
     /// It has served a request.
     used: bool,
     /// Of its one instance.
@@ -96,6 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
             writing: Writing::new(),
             begun: false,
             last: false,
+            broken: None,
             used: false,
             dead: None,
         }))
@@ -181,14 +186,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let connection = &mut *self.0;
-        if !connection.reading.is_over()
-            && let Err(fault) = connection.poll_write(context)
-        {
-            return Poll::Ready(Some(Err(fault)));
+        if !connection.reading.is_over() && connection.broken.is_none() {
+            connection.broken = connection.poll_write(context).err();
         }
-        connection
+        // What came of the answer is worth more than an upload that broke.
+        match connection
             .reading
             .poll_frame(&mut connection.stream, context)
+        {
+            Poll::Pending => match connection.broken.take() {
+                Some(fault) => Poll::Ready(Some(Err(fault))),
+                None => Poll::Pending,
+            },
+            frame => frame,
+        }
     }
 
     /// Whether the answer's body is over.
@@ -204,13 +215,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
     /// Makes it ready for another request. `None`: its last message isn't over on both sides, or was the last one.
     pub(crate) fn rest(mut self) -> Option<Self> {
         let connection = &mut *self.0;
+        if connection.last {
+            return None;
+        }
         if !connection.writing.is_over() {
             // The end of a body that was sent before its answer came may not have been asked for yet.
             let noop = &mut Context::from_waker(Waker::noop());
             connection.poll_write(noop).ok()?;
         }
-        let clean =
-            !connection.last && connection.reading.is_clean() && connection.writing.is_clean();
+        let clean = connection.reading.is_clean() && connection.writing.is_clean();
         connection.begun = false;
         connection.used = true;
         connection.reading.rest();

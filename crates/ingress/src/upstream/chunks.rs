@@ -12,6 +12,8 @@ use super::fault::Fault;
 
 /// Bytes of extensions that one answer may have. Nobody uses them.
 const EXTENSION_BYTES: u32 = 16 << 10;
+/// Leading zeros and blanks that one size may have: some servers fill it up to eight characters.
+const PADDING: u32 = 64;
 /// Bytes that all trailers of an answer may have, and how many they may be: hyper's limits.
 const TRAILER_BYTES: usize = 16 << 10;
 const TRAILER_FIELDS: usize = 100;
@@ -41,6 +43,8 @@ pub(super) struct Chunks {
     state: State,
     left: u64,
     extensions: u32,
+    /// Leading zeros and blanks of this chunk's size.
+    padding: u32,
     /// The trailers' lines, with the last, empty one.
     trailers: Vec<u8>,
     fields: usize,
@@ -60,6 +64,7 @@ impl Chunks {
             state: State::Size { digits: false },
             left: 0,
             extensions: 0,
+            padding: 0,
             trailers: Vec::new(),
             fields: 0,
         }
@@ -98,10 +103,16 @@ impl Chunks {
                     return wrong("its size is too large");
                 };
                 self.left = size + u64::from(digit);
+                if self.left == 0 {
+                    self.pad()?;
+                }
                 State::Size { digits: true }
             }
             (State::Size { digits: false }, _) => return wrong("it has no size"),
-            (State::Size { .. } | State::Blank, b' ' | b'\t') => State::Blank,
+            (State::Size { .. } | State::Blank, b' ' | b'\t') => {
+                self.pad()?;
+                State::Blank
+            }
             (State::Size { .. } | State::Blank, b';') => State::Extension,
             (State::Size { .. } | State::Blank | State::Extension, b'\r') => State::SizeEnd,
             (State::Size { .. } | State::Blank, _) => return wrong("its size is no number"),
@@ -116,7 +127,10 @@ impl Chunks {
             (State::SizeEnd, b'\n') if self.left == 0 => State::Line,
             (State::SizeEnd, b'\n') => State::Data,
             (State::DataReturn, b'\r') => State::DataEnd,
-            (State::DataEnd, b'\n') => State::Size { digits: false },
+            (State::DataEnd, b'\n') => {
+                self.padding = 0;
+                State::Size { digits: false }
+            }
             (State::Line, b'\r') => {
                 if !self.trailers.is_empty() {
                     self.trailer(byte)?;
@@ -157,6 +171,15 @@ impl Chunks {
         Ok(())
     }
 
+    /// One more character of a size that says nothing. Without an end they would keep a task from everything but reading.
+    fn pad(&mut self) -> Result<(), Fault> {
+        self.padding += 1;
+        if self.padding > PADDING {
+            return Err(Fault::Chunk("its size has too many zeros or blanks"));
+        }
+        Ok(())
+    }
+
     fn trailer(&mut self, byte: u8) -> Result<(), Fault> {
         self.trailers.push(byte);
         if self.trailers.len() >= TRAILER_BYTES {
@@ -187,5 +210,36 @@ impl Chunks {
             trailers.append(name, value);
         }
         Ok(trailers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The data of a body, or what is wrong with it.
+    fn read(body: &str) -> Result<String, String> {
+        let (mut chunks, mut read) = (Chunks::new(), BytesMut::from(body));
+        let mut data = String::new();
+        loop {
+            match chunks.next(&mut read).map_err(|fault| fault.to_string())? {
+                Some(Piece::Data(piece)) => data.push_str(std::str::from_utf8(&piece).unwrap()),
+                Some(Piece::End) => return Ok(data),
+                Some(Piece::Trailers(_)) | None => return Err("no end".to_owned()),
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_may_be_filled_up_but_not_without_end() {
+        let filled = "00000002      \r\nok\r\n".repeat(100);
+        assert_eq!(
+            read(&format!("{filled}0\r\n\r\n")).unwrap(),
+            "ok".repeat(100)
+        );
+        for endless in ["0".repeat(100), format!("2{}", " \t".repeat(50))] {
+            let wrong = read(&format!("{endless}\r\n")).unwrap_err();
+            assert!(wrong.contains("too many zeros or blanks"), "{wrong}");
+        }
     }
 }

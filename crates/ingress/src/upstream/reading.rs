@@ -20,6 +20,10 @@ use super::head::{self, Head, Length};
 /// What is asked of the socket at first. It doubles while that is used up, and halves when twice in a row it was far too much.
 const FIRST_READ: usize = 8 << 10;
 
+/// Bytes of all heads that may come before the one of an answer: `102 Processing` every second of an hour is a tenth of that. An app
+/// that sends nothing else would keep its task from everything but reading.
+const INTERIM_BYTES: usize = 1 << 20;
+
 /// What comes next.
 #[derive(Debug)]
 enum Place {
@@ -40,6 +44,8 @@ pub(super) struct Reading {
     place: Place,
     /// Bytes of `read` that had no whole head in them.
     seen: usize,
+    /// Bytes of the heads that came before this answer's.
+    interim: usize,
     /// Memory for reading heads.
     places: Vec<head::Place>,
     /// Bytes that a head may have, and that are read at once.
@@ -58,6 +64,7 @@ impl Reading {
             read: BytesMut::new(),
             place: Place::Head,
             seen: 0,
+            interim: 0,
             places: Vec::new(),
             most,
             next: FIRST_READ,
@@ -111,6 +118,7 @@ impl Reading {
     pub(super) fn expect(&mut self) {
         self.place = Place::Head;
         self.answers = false;
+        self.interim = 0;
     }
 
     /// The head of the answer; `heard` is told what comes before it. `to_head`: it answers HEAD. `headers` is where it is put.
@@ -126,6 +134,7 @@ impl Reading {
                 && (self.seen == 0 || head::may_be_whole(&self.read, self.seen))
             {
                 let space = (&mut *headers, &mut self.places);
+                let before = self.read.len();
                 match head::take(&mut self.read, space, to_head)? {
                     Some(head)
                         if head.status.is_informational()
@@ -134,6 +143,10 @@ impl Reading {
                         heard(head.status, &head.headers);
                         *headers = head.headers;
                         self.seen = 0;
+                        self.interim += before - self.read.len();
+                        if self.interim > INTERIM_BYTES {
+                            return Poll::Ready(Err(Fault::HeadTooLarge));
+                        }
                         continue;
                     }
                     Some(head) => {
@@ -251,5 +264,33 @@ impl Reading {
     /// What was read and is no part of the answer.
     pub(super) fn into_rest(self) -> Bytes {
         self.read.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    fn head_of(mut said: &[u8]) -> (Poll<Result<StatusCode, String>>, usize) {
+        let (mut headers, mut heard) = (HeaderMap::new(), 0);
+        let context = &mut Context::from_waker(Waker::noop());
+        let mut reading = Reading::new(16 << 10);
+        reading.expect();
+        let hear = |_, _: &HeaderMap| heard += 1;
+        let head = reading.poll_head(&mut said, (&mut headers, false), hear, context);
+        let head = head.map(|head| head.map(|head| head.status).map_err(|e| e.to_string()));
+        (head, heard)
+    }
+
+    #[test]
+    fn heads_before_an_answer_are_many_but_not_without_end() {
+        const EARLY: &str = "HTTP/1.1 102 Processing\r\n\r\n";
+        let said = EARLY.repeat(3_600) + "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let (head, heard) = head_of(said.as_bytes());
+        assert_eq!((head, heard), (Poll::Ready(Ok(StatusCode::OK)), 3_600));
+        let (head, _) = head_of(EARLY.repeat(INTERIM_BYTES / EARLY.len() + 1).as_bytes());
+        assert_eq!(head, Poll::Ready(Err(Fault::HeadTooLarge.to_string())));
     }
 }
