@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::ClientArgs;
+use super::super::services::callers::is_public;
 use super::DeployArgs;
 use crate::client::{Api, Failure};
 use crate::output::{Format, line, note, value};
@@ -75,19 +76,6 @@ pub(super) async fn report(
             line(&format!("Tag URL: {uri}"));
         }
     }
-    let policy = api
-        .get(&format!("{}:getIamPolicy", api.service(&args.name)))
-        .await?;
-    let public = policy["bindings"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|b| {
-            b["role"] == json!(utsuwa_model::iam::INVOKER)
-                && b["members"]
-                    .as_array()
-                    .is_some_and(|m| m.contains(&json!("allUsers")))
-        });
     if service["ingress"] == json!("INGRESS_TRAFFIC_INTERNAL_ONLY") {
         note(INTERNAL);
         return Ok(());
@@ -97,6 +85,7 @@ pub(super) async fn report(
         true => args.name.clone(),
         false => format!("{} --region {}", args.name, api.region),
     };
+    let public = is_public(api, &args.name, &service).await?;
     for text in after_address(&name, uri, public) {
         note(&text);
     }

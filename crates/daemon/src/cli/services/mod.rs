@@ -1,5 +1,6 @@
 //! `utsuwa services …`.
 
+pub(super) mod callers;
 mod container;
 pub(super) mod containers;
 pub(super) mod show;
@@ -91,7 +92,8 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
             if client.format == Format::Table {
                 Rewrites::of(&api).await.explain(&mut service);
                 let ran = may_have_run(&api, &service).await;
-                print_service(&service, ran);
+                let public = callers::is_public(&api, name, &service).await?;
+                print_service(&service, callers::words(public), ran);
                 Ok(())
             } else {
                 value(&client.format, &service)

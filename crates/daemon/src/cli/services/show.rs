@@ -102,14 +102,14 @@ pub(in crate::cli) fn repair(name: &str, ran: bool) -> String {
     )
 }
 
-/// `ran`: something of what failed may have run.
-pub(in crate::cli) fn print_service(service: &Value, ran: bool) {
-    for text in service_lines(service, ran) {
+/// `callers`: who may call it; `ran`: something of what failed may have run.
+pub(in crate::cli) fn print_service(service: &Value, callers: &str, ran: bool) {
+    for text in service_lines(service, callers, ran) {
         line(&text);
     }
 }
 
-fn service_lines(service: &Value, ran: bool) -> Vec<String> {
+fn service_lines(service: &Value, callers: &str, ran: bool) -> Vec<String> {
     let name = short(&text_at(service, "name"));
     let mut lines = vec![
         format!("Service {name} in {}", region(service)),
@@ -139,6 +139,7 @@ fn service_lines(service: &Value, ran: bool) -> Vec<String> {
         _ => "all",
     };
     lines.push(labelled("Ingress:", ingress));
+    lines.push(labelled("Callers:", callers));
     lines.extend(traffic_lines(service));
     lines.push(labelled("Scaling:", &scaling(&service["scaling"])));
     lines.extend(template_lines(&service["template"]));
@@ -331,7 +332,7 @@ mod tests {
                 }],
             },
         });
-        let text = service_lines(&service, true).join("\n");
+        let text = service_lines(&service, "everybody", true).join("\n");
         for part in [
             "Port:            9000 (HTTP/2)",
             "Memory:          512Mi",
@@ -353,7 +354,7 @@ mod tests {
         let mut bare = service.clone();
         bare["template"] =
             json!({"containers": [{"image": "x", "resources": {"limits": {"cpu": "500m"}}}]});
-        let text = service_lines(&bare, true).join("\n");
+        let text = service_lines(&bare, "everybody", true).join("\n");
         for part in [
             "Port:            8080",
             "Memory:          512Mi",
@@ -386,7 +387,7 @@ mod tests {
         };
         assert!(without_image(&revision("CONTAINER_MISSING")));
         assert!(!without_image(&revision("UNKNOWN")));
-        let text = service_lines(&service, false).join("\n");
+        let text = service_lines(&service, "everybody", false).join("\n");
         assert!(text.contains(&"x".repeat(80)), "described whole: {text}");
         assert!(text.contains("utsuwa services delete bad"), "{text}");
         assert!(text.contains("no revision of it ever became ready"));
@@ -400,7 +401,7 @@ mod tests {
             "Revision 'bad-2' is not ready and cannot serve traffic. The container exited.\n\nMore."
         );
         assert_eq!(reason(&service), "The container exited.");
-        let text = service_lines(&service, true).join("\n");
+        let text = service_lines(&service, "everybody", true).join("\n");
         assert!(text.contains("What served before still serves."), "{text}");
         service["terminalCondition"] = json!({"state": "CONDITION_SUCCEEDED"});
         assert_eq!(state(&service), "ready");
