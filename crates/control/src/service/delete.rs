@@ -38,6 +38,8 @@ impl Core {
             }
             self.env.before("remove revision").await;
             self.store.remove_revision(&revision.key).await?;
+            // Its last pass, after which nothing is said of it any more.
+            self.ask_revision(&revision.key);
             actions += 1;
         }
         if left > 0 {

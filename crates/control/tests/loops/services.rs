@@ -19,6 +19,10 @@ async fn delete_goes_from_hosts_to_the_row() {
     assert!(house.door.table().hosts.is_empty());
     assert!(house.driver.running().is_empty());
     assert!(house.store.revisions_of(&key).expect("store").is_empty());
+    house.rest().await;
+    let table = house.control.loops();
+    let left: Vec<_> = table.iter().filter(|l| l.key.contains("hello")).collect();
+    assert!(left.is_empty(), "said of what is gone: {left:?}");
     let (_, outcome) = house
         .store
         .operation("uid-hello-2")
