@@ -89,20 +89,8 @@ pub(crate) fn swallowed(words: impl Iterator<Item = String>) -> Option<Failure> 
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
+    use super::super::parsed as args;
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        deploy: DeployArgs,
-    }
-
-    fn args(words: &[&str]) -> Result<DeployArgs, clap::Error> {
-        let line = ["deploy", "web"].iter().chain(words);
-        Line::try_parse_from(line).map(|line| line.deploy)
-    }
 
     /// What gcloud 528 makes of each.
     #[test]

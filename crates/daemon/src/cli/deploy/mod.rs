@@ -352,6 +352,19 @@ fn wants_public(args: &DeployArgs, new: bool) -> Result<Option<bool>, Failure> {
     Ok(yes.then_some(true))
 }
 
+/// What `utsuwa deploy web` with these words asks for.
+#[cfg(test)]
+fn parsed(words: &[&str]) -> Result<DeployArgs, clap::Error> {
+    use clap::Parser;
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        deploy: DeployArgs,
+    }
+    let line = ["deploy", "web"].iter().chain(words);
+    Line::try_parse_from(line).map(|line| line.deploy)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -379,19 +392,12 @@ mod tests {
 
     #[test]
     fn a_new_service_can_not_go_without_traffic() {
-        use clap::Parser;
-        #[derive(Parser)]
-        struct Line {
-            #[command(flatten)]
-            deploy: DeployArgs,
-        }
-        let args = |words: &[&str]| Line::try_parse_from(words).unwrap().deploy;
-        let without = args(&["deploy", "web", "--no-traffic"]);
+        let without = parsed(&["--no-traffic"]).unwrap();
         let refused = without_traffic(&without, true).unwrap();
         assert_eq!(refused.status, 2);
         assert!(refused.message.starts_with("--no-traffic: service [web]"));
         assert!(without_traffic(&without, false).is_none());
-        assert!(without_traffic(&args(&["deploy", "web"]), true).is_none());
+        assert!(without_traffic(&parsed(&[]).unwrap(), true).is_none());
     }
 
     #[test]

@@ -298,31 +298,24 @@ fn environment(text: &str) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
+    use super::super::parsed;
     use super::*;
 
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        deploy: DeployArgs,
-    }
-
     fn args(text: &str) -> DeployArgs {
-        let words = ["deploy"].into_iter().chain(text.split(' '));
-        Line::try_parse_from(words).unwrap().deploy
+        let words: Vec<&str> = text.split(' ').collect();
+        parsed(&words).unwrap()
     }
 
     #[test]
     fn a_tag_stays_with_the_revision_it_was_deployed_with() {
         let old = json!({"generation": "6", "template": {"containers": [{"image": "i"}]}});
-        let first = body(&args("web --tag green"), None, Some(old)).unwrap();
+        let first = body(&args("--tag green"), None, Some(old)).unwrap();
         let name = first["template"]["revision"].as_str().unwrap().to_owned();
         assert!(name.starts_with("web-00007-") && name.len() == 13, "{name}");
         let tag = json!({"type": "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION", "revision": name, "tag": "green"});
         assert_eq!(first["traffic"][1], tag);
 
-        let next = body(&args("web --cpu 2"), None, Some(first)).unwrap();
+        let next = body(&args("--cpu 2"), None, Some(first)).unwrap();
         assert_eq!(next["template"]["revision"], Value::Null);
         assert_eq!(next["traffic"][1], tag);
 
@@ -330,11 +323,11 @@ mod tests {
         failed["latestCreatedRevision"] = json!(format!("services/web/revisions/{name}"));
         failed["latestReadyRevision"] = json!("services/web/revisions/web-00001-abc");
         failed["generation"] = json!("7");
-        let after = body(&args("web --cpu 2"), None, Some(failed)).unwrap();
+        let after = body(&args("--cpu 2"), None, Some(failed)).unwrap();
         let over = after["traffic"][1]["revision"].as_str().unwrap();
         assert!(over.starts_with("web-00008-"), "{over}");
 
-        let named = args("web --tag green --revision-suffix two");
+        let named = args("--tag green --revision-suffix two");
         let named = body(&named, None, Some(next)).unwrap();
         assert_eq!(named["traffic"][1]["revision"], json!("web-two"));
     }
