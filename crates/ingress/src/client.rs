@@ -29,6 +29,10 @@ pub(crate) struct Client {
     pub(crate) switched: AtomicBool,
     /// It will end soon: nothing more should be sent on its connection.
     pub(crate) leaving: AtomicBool,
+    /// Its connection goes on with the next server: no further request is read from it.
+    pub(crate) goes: AtomicBool,
+    /// Nothing of a further request was read, nor will be.
+    pub(crate) parted: AtomicBool,
     /// While it leaves: bytes had come, when its connection was last read, that the connection did not get yet.
     pub(crate) crossing: AtomicBool,
     /// Over HTTP/2: it has sent something since it was told to end.
@@ -61,6 +65,8 @@ impl Client {
             answered: AtomicU64::new(0),
             switched: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            goes: AtomicBool::new(false),
+            parted: AtomicBool::new(false),
             crossing: AtomicBool::new(false),
             spoke: AtomicBool::new(false),
             flushed: AtomicBool::new(true),
@@ -111,6 +117,11 @@ impl Client {
     pub(crate) fn may_rest(&self) -> bool {
         self.own.stay.as_ref().is_some_and(|stay| !stay.is_busy())
             && self.flushed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the next server may have its socket: all answers are with it, and nothing was read since.
+    pub(crate) fn may_go(&self) -> bool {
+        self.parted.load(Ordering::Relaxed) && self.may_rest()
     }
 
     /// What serves it is made anew, and counts from the beginning.

@@ -5,6 +5,7 @@
 //! The server leaves: HTTP/2 says so at once (`farewell`) and takes what crosses that; HTTP/1.1 says so with its next answer.
 //! After the last words the connection ends as soon as nothing is under way. Asked to close while idle it is the same, but that
 //! HTTP/1.1, which has no word for it, closes as it does when it was idle for too long. What turns out not to be idle stays.
+//! Where the next server can have the socket, HTTP/1.1 isn't closed when the server leaves, but goes on there once it is idle.
 //!
 //! Invariants:
 //! 1. Nothing that has begun is cut off by a wish for room, as long as its client is there: who still has something to take
@@ -12,9 +13,11 @@
 //!    nobody can be let in.
 //! 2. Bytes that have reached the kernel are read before a connection is closed over them.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
@@ -52,6 +55,8 @@ pub(crate) enum Step {
     Cut,
     /// It goes on, and has been idle for so long that it should cost nothing but its socket.
     Rest,
+    /// It goes on with the next server.
+    Go,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +73,7 @@ enum Event {
     Called,
     Strikes,
     Rests,
+    Parted,
 }
 
 /// The end of one connection.
@@ -75,6 +81,8 @@ pub(crate) struct Ending<'a> {
     door: &'a Door,
     client: &'a Arc<Client>,
     http2: bool,
+    /// When the server leaves, the next one may have its socket.
+    goes: bool,
     closing: Seldom<WaitForCancellationFuture<'a>>,
     cut: Seldom<WaitForCancellationFuture<'a>>,
     /// Given back when no request can come any more.
@@ -102,6 +110,7 @@ impl<'a> Ending<'a> {
             door,
             client,
             http2,
+            goes: !http2 && door.hands_over,
             closing: Seldom::new(door.closing.cancelled()),
             cut: Seldom::new(door.cut.cancelled()),
             early: Some(early),
@@ -128,6 +137,7 @@ impl<'a> Ending<'a> {
                 biased;
                 () = &mut self.closing, if !self.leaves => Event::Leaves,
                 () = self.client.called(), if self.stage == Stage::Open => Event::Called,
+                () = may_go(self.client), if self.leaves && self.goes => Event::Parted,
                 () = strikes(&mut self.timer) => Event::Strikes,
                 () = strikes(&mut self.look), if self.stage == Stage::Open => Event::Rests,
                 () = &mut self.cut => return Step::Cut,
@@ -144,6 +154,7 @@ impl<'a> Ending<'a> {
             (Event::Leaves, stage) => {
                 self.leaves = true;
                 self.door.is_closing.store(true, Ordering::Relaxed);
+                self.client.goes.store(self.goes, Ordering::Relaxed);
                 if stage == Stage::Open {
                     return Some(self.say(LAST_WORDS));
                 }
@@ -154,6 +165,7 @@ impl<'a> Ending<'a> {
                 // A moment, so that the connection is polled once more with an eye on what crosses.
                 return Some(self.say(if self.http2 { LAST_WORDS } else { CROSSING }));
             }
+            (Event::Parted, _) => return Some(Step::Go),
             (Event::Strikes, Stage::Open) => self.timer = None,
             (Event::Rests, _) => {
                 self.look = Some(look());
@@ -185,6 +197,10 @@ impl<'a> Ending<'a> {
                         self.strike_in(GRACE);
                     } else {
                         self.timer = None;
+                        if self.goes {
+                            // Its answer ends first, or it is cut.
+                            return None;
+                        }
                     }
                     return Some(Step::Shut);
                 }
@@ -227,6 +243,15 @@ impl<'a> Ending<'a> {
 
 fn look() -> Deadline {
     Deadline::new(Instant::now() + LOOK)
+}
+
+/// Looks whenever the connection was polled: it is only then that this changes.
+async fn may_go(client: &Client) {
+    poll_fn(|_| match client.may_go() {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
 }
 
 async fn strikes<F: Future<Output = ()> + Unpin>(timer: &mut Option<F>) {

@@ -4,6 +4,9 @@
 //! [`Ingress::retire`]'s future.
 
 use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -23,6 +26,7 @@ use utsuwa_model::route::{
 };
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 
+use crate::handover::Taking;
 use crate::instance::{Ending, Instance};
 use crate::leaving::Leaving;
 use crate::metrics::{self, Series};
@@ -144,6 +148,23 @@ impl Ingress {
     pub async fn serve(&self, listener: TcpListener, scheme: Scheme, shutdown: CancellationToken) {
         let places = self.shared.places.for_public();
         serve::serve(self.clone(), listener, scheme, places, shutdown).await;
+    }
+
+    /// Serves what the server before put into `queue`, the other end of its own ([`queue`](crate::queue)), until `shutdown`, then
+    /// drains. Only connections that were accepted where this server listens are taken. Must be called inside
+    /// [`Ingress::runtime`].
+    ///
+    /// # Errors
+    /// The queue can't be watched.
+    pub async fn serve_handed(
+        &self,
+        queue: OwnedFd,
+        listens: Vec<SocketAddr>,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
+        let taking = Taking::new(queue, listens)?;
+        serve::serve_handed(self.clone(), taking, shutdown).await;
+        Ok(())
     }
 
     /// The same for a listener that only one instance reaches. It may have `settings.max_connections_per_instance`

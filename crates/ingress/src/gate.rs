@@ -92,6 +92,11 @@ impl Gate {
         self.heads
     }
 
+    /// Whether what was passed on ends with a whole message.
+    pub(crate) fn is_between(&self) -> bool {
+        self.place == Place::Head
+    }
+
     /// Whether it waits for the answer to a request that asks to switch protocols.
     pub(crate) fn is_asking(&self) -> bool {
         self.place == Place::Asked

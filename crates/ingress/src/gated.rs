@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! 1. What hyper reads is a prefix of what the client sent, or that and [`REFUSED`].
-//! 2. Bytes wait here only while a head is unfinished or an answer decides what they are; never more than [`WAITING`] and a head.
+//! 2. From a connection that goes on with the next server nothing is read between two messages.
+//! 3. Bytes wait here only while a head is unfinished or an answer decides what they are; never more than [`WAITING`] and a head.
 
 use std::io;
 use std::pin::Pin;
@@ -195,6 +196,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
                 return Poll::Pending;
             }
             if this.held.is_empty() && !this.gate.is_asking() {
+                if this.client.goes.load(Ordering::Relaxed)
+                    && this.gate.is_between()
+                    && !this.client.is_busy()
+                {
+                    // What comes is left in the socket, for the next server.
+                    this.client.parted.store(true, Ordering::Relaxed);
+                    return Poll::Pending;
+                }
                 if ready!(this.fast(context, buffer))?.is_some() {
                     return Poll::Ready(Ok(()));
                 }

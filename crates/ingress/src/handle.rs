@@ -126,7 +126,7 @@ pub(crate) async fn handle(
         websocket::to_http2(&mut response);
     }
     let ends = version < Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS;
-    if ends && door.is_closing() {
+    if ends && door.is_closing() && !door.hands_over {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }

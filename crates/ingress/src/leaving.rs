@@ -3,7 +3,8 @@
 //! Owns: the three moments of an end (nothing new, nothing waits, everything is cut), and what a server that has made place
 //! still has inside instances. Deliberately not here: who takes the place and how it is told (`daemon`).
 //!
-//! The order, for the one that leaves: listeners stop; a kept-alive client gets its last words in; what waits for an instance
+//! The order, for the one that leaves: listeners stop; idle connections go on with the next server (`handover`), and where they
+//! can't, a kept-alive client gets its last words in; what waits for an instance
 //! goes on waiting, since instances can still be started and reached. Then it is *settled*: every request under way has been
 //! sent. From there on nothing but the sockets it has is needed, so that the next server may begin while streams go on.
 //!
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use utsuwa_model::InstanceId;
 
 use crate::Ingress;
+use crate::handover::Giving;
 use crate::instance::Instance;
 use crate::revision::Revision;
 
@@ -33,6 +35,8 @@ pub(crate) struct Leaving {
     pub(crate) in_vain: CancellationToken,
     /// The end, finished or not.
     pub(crate) cut: CancellationToken,
+    /// Where idle connections go.
+    pub(crate) giving: Giving,
     /// Requests of the server before, by the instance they are in.
     held: Mutex<BTreeMap<InstanceId, u32>>,
     /// Told of every change of `held`.
@@ -68,6 +72,13 @@ impl Ingress {
         let early = &self.shared.leaving.early;
         early.close();
         early.wait().await;
+        self.shared.leaving.giving.flush();
+    }
+
+    /// Idle connections are put into `queue` when this server leaves, one end of [`queue`](crate::queue). Said before listeners
+    /// are served.
+    pub fn hand_over(&self, queue: std::os::fd::OwnedFd) {
+        self.shared.leaving.giving.set(queue);
     }
 
     /// Answers 503 to whoever still waits for an instance.

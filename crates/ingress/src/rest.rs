@@ -14,6 +14,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -54,14 +55,24 @@ impl Rest {
     }
 }
 
-/// Waits until something has come, until `until` at most; `false`: the connection was closed instead. Only an answer makes that
+/// What became of a connection that rested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rested {
+    /// Something has come.
+    More,
+    Closed,
+    /// It goes on with the next server.
+    Goes,
+}
+
+/// Waits until something has come, until `until` at most; then the connection is closed. Only an answer makes that
 /// `patience` from now on: an empty line and a TLS record without content give no more time.
 pub(crate) async fn until_more(
     wire: &mut Wire,
     client: &Arc<Client>,
     ending: &mut Ending<'_>,
     (until, patience): (&mut Instant, Duration),
-) -> bool {
+) -> Rested {
     if client.answered.load(Ordering::Acquire) > 0 {
         *until = Instant::now() + patience;
     }
@@ -71,6 +82,11 @@ pub(crate) async fn until_more(
     let mut until = Deadline::new(*until);
     loop {
         let more = poll_fn(|context| {
+            if client.goes.load(Ordering::Relaxed) {
+                // What has come is for the next server to read.
+                client.parted.store(true, Ordering::Relaxed);
+                return Poll::Pending;
+            }
             let more = wire.poll_readable(context);
             if more.is_pending() && client.leaving.load(Ordering::Acquire) {
                 client.crossing.store(wire.has_unread(), Ordering::Release);
@@ -81,10 +97,11 @@ pub(crate) async fn until_more(
             biased;
             more = more => {
                 ending.goes_on();
-                return more.is_ok();
+                return if more.is_ok() { Rested::More } else { Rested::Closed };
             }
             step = ending.next() => match step {
                 Step::Poll | Step::Rest => {}
+                Step::Go => return Rested::Goes,
                 Step::Shut | Step::Cut => break,
             },
             () = &mut until => break,
@@ -92,5 +109,5 @@ pub(crate) async fn until_more(
     }
     // It is closed, whatever its client says to that.
     let _gone: Result<io::Result<()>, _> = tokio::time::timeout(LAST, wire.shutdown()).await;
-    false
+    Rested::Closed
 }

@@ -1,4 +1,7 @@
-//! The listening sockets: had from the keeper, told of, served.
+//! The listening sockets: had from the keeper, told of, served. And the queue through which idle connections go from server to
+//! server, which the keeper holds like them.
+
+use std::os::fd::OwnedFd;
 
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
@@ -12,8 +15,13 @@ use super::ports::addresses_here;
 use super::prepare::Ground;
 use crate::config::{Config, Layers, Listen, Source};
 
+/// Under these names the keeper holds the two ends of the queue of idle connections.
+const QUEUE: [(&str, &str); 2] = [("idle", "in"), ("idle", "out")];
+
 /// All sockets that clients connect to.
 pub(super) struct Doors {
+    /// Where this server puts idle connections when it leaves, and where those of the one before are.
+    idle: (OwnedFd, OwnedFd),
     http: Vec<TcpListener>,
     https: Vec<TcpListener>,
     api: Vec<TcpListener>,
@@ -34,12 +42,19 @@ impl Doors {
                 all.iter()
                     .filter_map(move |l| Some((name.to_owned(), l.local_addr().ok()?.to_string())))
             })
+            .chain(QUEUE.map(|(name, end)| (name.to_owned(), end.to_owned())))
             .collect();
+        let idle = queue(driver).await?;
         driver
             .retain_listeners(&keep)
             .await
             .context("let go of addresses no longer listened on")?;
-        Ok(Self { http, https, api })
+        Ok(Self {
+            idle,
+            http,
+            https,
+            api,
+        })
     }
 
     /// Serves what leads to services until `stop`; answers the API's sockets.
@@ -49,6 +64,16 @@ impl Doors {
         tracker: &TaskTracker,
         stop: &CancellationToken,
     ) -> Vec<TcpListener> {
+        let (leaving, coming) = self.idle;
+        ingress.hand_over(leaving);
+        let listens = self.http.iter().filter_map(|l| l.local_addr().ok());
+        let (handed, listens, until) = (ingress.clone(), listens.collect(), stop.clone());
+        let serving = async move {
+            if let Err(error) = handed.serve_handed(coming, listens, until).await {
+                tracing::warn!(%error, "watch the queue of idle connections; those of the server before stand still");
+            }
+        };
+        tracker.spawn_on(serving, ingress.runtime());
         for (scheme, listeners) in [(Scheme::Http, self.http), (Scheme::Https, self.https)] {
             for listener in listeners {
                 let (ingress, stop) = (ingress.clone(), stop.clone());
@@ -61,6 +86,22 @@ impl Doors {
         }
         self.api
     }
+}
+
+/// The keeper's queue of idle connections: made by the first server.
+async fn queue(driver: &SandboxDriver) -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    let [into, out] = QUEUE;
+    let held = (
+        driver.take_listener(into.0, into.1).await?,
+        driver.take_listener(out.0, out.1).await?,
+    );
+    if let (Some(into), Some(out)) = held {
+        return Ok((into, out));
+    }
+    let ends = utsuwa_ingress::queue().context("make the queue of idle connections")?;
+    driver.give_listener(into.0, into.1, &ends.0).await?;
+    driver.give_listener(out.0, out.1, &ends.1).await?;
+    Ok(ends)
 }
 
 /// The keeper's sockets for an address; both loopbacks for `localhost`, where the machine has both.

@@ -9,6 +9,7 @@ mod crowd;
 mod edges;
 mod errors;
 mod floods;
+mod handover;
 mod health;
 mod idle;
 mod leaving;

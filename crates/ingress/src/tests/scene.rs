@@ -208,6 +208,15 @@ impl Scene {
     }
 
     pub(super) async fn with(route: RevisionRoute, settings: IngressSettings) -> Self {
+        Self::prepared(route, settings, |_| {}).await
+    }
+
+    /// The same; `prepare` is told of the ingress before it serves.
+    pub(super) async fn prepared(
+        route: RevisionRoute,
+        settings: IngressSettings,
+        prepare: impl FnOnce(&Ingress),
+    ) -> Self {
         let loops = Arc::new(Loops::default());
         let records = Arc::new(Records::default());
         let addresses = Arc::new(Addresses::default());
@@ -218,6 +227,7 @@ impl Scene {
             Arc::new(WallClock(tokio::time::Instant::now())),
             settings,
         );
+        prepare(&ingress);
         ingress.publish(vec![change(table(route, Access::Public))]);
         // The default backlog of 256 drops packets when hundreds connect at once; each costs its client a second.
         let socket = TcpSocket::new_v4().unwrap();
