@@ -1,5 +1,8 @@
 //! What happens while one server makes place for the next: nothing of it is lost, and nothing stays.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::{Server, can_run, kill_9, try_exchange, until};
@@ -81,4 +84,75 @@ fn what_goes_on_in_an_earlier_server_ends_with_down() {
         let answer = waits.join().unwrap();
         assert!(answer.is_err() || answer.unwrap().0 != 200, "it was cut");
     });
+}
+
+/// One connection of a client that asks now and then, through every way a server makes place: the client never connects anew.
+#[test]
+fn a_kept_connection_outlives_its_servers() {
+    if !can_run("handover::a_kept_connection_outlives_its_servers") {
+        return;
+    }
+    let mut server = Server::start(&["--idle-timeout", "1s"]);
+    server.deploy("kept", &[]);
+    let mut stream = BufReader::new(TcpStream::connect(server.http).unwrap());
+    let patience = Duration::from_secs(20);
+    stream.get_ref().set_read_timeout(Some(patience)).unwrap();
+    ask(&mut stream);
+    answer(&mut stream);
+    // Another takes the place.
+    for _ in 0..2 {
+        assert!(server.replace().success());
+        ask(&mut stream);
+        answer(&mut stream);
+    }
+    // It ends, nobody comes for a while, and the client asks meanwhile.
+    let ends = Command::new("kill").arg(server.pid().to_string()).status();
+    assert!(ends.unwrap().success());
+    server.wait_end();
+    ask(&mut stream);
+    server.up();
+    answer(&mut stream);
+    // The queue is the keeper's, and a killed keeper leaves it to the next one.
+    let keeper = server.keeper_pid().unwrap();
+    server.expect_warning("keeper");
+    kill_9(keeper);
+    until("another keeper", patience, || {
+        server.keeper_pid().filter(|pid| *pid != keeper)
+    });
+    until("the service to answer", patience, || {
+        (server.get("kept", "/").0 == 200).then_some(())
+    });
+    assert!(server.replace().success());
+    ask(&mut stream);
+    answer(&mut stream);
+    // With everything it ends, too.
+    server.finish();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+}
+
+fn ask(stream: &mut BufReader<TcpStream>) {
+    let ask = "GET /env HTTP/1.1\r\nhost: kept.localhost\r\n\r\n";
+    stream.get_mut().write_all(ask.as_bytes()).unwrap();
+}
+
+/// Reads one answer, which leaves the connection as it is.
+fn answer(stream: &mut BufReader<TcpStream>) {
+    let mut length = None;
+    loop {
+        let mut line = String::new();
+        assert!(stream.read_line(&mut line).unwrap() > 0, "it was closed");
+        let line = line.trim_end().to_lowercase();
+        if line.starts_with("http/") {
+            assert!(line.ends_with("200 ok"), "{line}");
+        }
+        assert_ne!(line, "connection: close");
+        if let Some(value) = line.strip_prefix("content-length: ") {
+            length = Some(value.parse().unwrap());
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length.expect("a length")];
+    stream.read_exact(&mut body).unwrap();
 }
