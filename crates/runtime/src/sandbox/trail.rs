@@ -52,27 +52,40 @@ const LIST: OFlags = OFlags::RDONLY
 /// # Errors
 /// There is no such process any more, its root file system isn't `owner`'s, or it may not be looked into.
 pub fn of(pid: u32, owner: u32) -> Result<String, Errno> {
-    enter(pid, owner).map(|root| learn(root.as_fd()))
+    at(&root_of(pid), owner)
 }
 
-/// Looks up everything on `trail` in the root file system of `pid`. What isn't there is passed by. Takes file system rights from
-/// the calling thread.
+/// The same of the root file system that `/proc` shows at `root`.
 ///
 /// # Errors
 /// As [`of`].
-pub(crate) fn walk(pid: u32, owner: u32, trail: &str) -> Result<(), Errno> {
-    let root = enter(pid, owner)?;
+pub fn at(root: &str, owner: u32) -> Result<String, Errno> {
+    enter(root, owner).map(|root| learn(root.as_fd()))
+}
+
+/// Where the root file system of a process is found.
+pub(crate) fn root_of(pid: u32) -> String {
+    format!("/proc/{pid}/root")
+}
+
+/// Looks up everything on `trail` in the root file system that `/proc` shows at `root`. What isn't there is passed by. Takes file
+/// system rights from the calling thread.
+///
+/// # Errors
+/// As [`of`].
+pub(crate) fn walk(root: &str, owner: u32, trail: &str) -> Result<(), Errno> {
+    let root = enter(root, owner)?;
     follow(root.as_fd(), trail);
     Ok(())
 }
 
-/// The root file system of a process, and from now on no more rights in it than its owner has. Those are needed, too: the kernel
+/// A root file system, and from now on no more rights in it than its owner has. Those are needed, too: the kernel
 /// says what it knows of an idmapped layer to owners only, for others it would have to read access lists.
 ///
-/// One that isn't `owner`'s is another process's, which has got the number of one that ended.
-fn enter(pid: u32, owner: u32) -> Result<OwnedFd, Errno> {
+/// One that isn't `owner`'s is another one, of a process or a file that has got the number of one that ended.
+fn enter(root: &str, owner: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty())?;
+    let root = rustix::fs::open(root, flags, Mode::empty())?;
     let found = rustix::fs::fstat(&root)?;
     if found.st_uid != owner {
         return Err(Errno::SRCH);
@@ -184,10 +197,10 @@ fn said(trail: &str) -> impl Iterator<Item = Said<'_>> {
     })
 }
 
-/// Whether a trail has more than so many names.
-pub(crate) fn is_longer_than(trail: &str, names: usize) -> bool {
-    let names_of = said(trail).filter(|said| matches!(said, Said::Name(_)));
-    names_of.take(names + 1).count() > names
+/// How many names a trail has.
+pub(crate) fn length(trail: &str) -> usize {
+    let names = said(trail).filter(|said| matches!(said, Said::Name(_)));
+    names.count()
 }
 
 /// The paths of a trail, relative to the root.
@@ -252,6 +265,6 @@ mod tests {
         }
         let trail = learn(open(folder.path()).as_fd());
         assert_eq!(paths(&trail).count(), NAMES);
-        assert!(is_longer_than(&trail, NAMES - 1) && !is_longer_than(&trail, NAMES));
+        assert_eq!(length(&trail), NAMES);
     }
 }

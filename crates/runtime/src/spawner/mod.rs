@@ -20,6 +20,7 @@ mod joining;
 mod making;
 mod pending;
 pub mod protocol;
+mod roots;
 mod shared;
 mod starter;
 mod trails;

@@ -15,6 +15,7 @@ use utsuwa_model::instance::{InstanceSpec, Kernel};
 
 use super::pending::Pending;
 use super::protocol::{Channel, Member, Op, Reply, Request, SpawnError};
+use super::roots::{Kind, Roots};
 use super::shared::{self, Shared};
 use super::trails::{Start, Trails};
 use super::uppers::Uppers;
@@ -26,7 +27,8 @@ use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::inside::{Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
 use crate::sandbox::probe::Features;
-use crate::sandbox::rootfs::{self, Marks};
+use crate::sandbox::rootfs::{self, Marks, Rootfs, Upper};
+use crate::sandbox::trail;
 use crate::sandbox::walls::Wall;
 use crate::sandbox::zygote::Ear;
 use crate::sandbox::{gvisor, host_dirs, process};
@@ -61,6 +63,7 @@ pub(super) struct Starter {
     uppers: Uppers,
     shared: Shared,
     trails: Trails,
+    roots: Roots,
     /// For a successor, and which starts were not finished.
     held: Held,
     ids: Ids,
@@ -89,6 +92,7 @@ impl Starter {
             uppers: Uppers::default(),
             shared: Shared::default(),
             trails: Trails::default(),
+            roots: Roots::here(),
             held: Held::default(),
             ids: Ids::here(),
         })
@@ -107,6 +111,48 @@ impl Starter {
             });
         }
         self.layers.ensure(&spec.rootfs)
+    }
+
+    /// Mounts a root over the mounts `names` of its layers.
+    fn mount(
+        &mut self,
+        names: &[String],
+        uid_base: u32,
+        upper: Upper,
+    ) -> Result<Rootfs, SpawnError> {
+        let marks = if self.ids == Ids::OfEachService {
+            Marks::OfRoot
+        } else {
+            Marks::OfUsers
+        };
+        let root = rootfs::mount(names, uid_base, upper, marks)?;
+        // Whatever becomes of it, this is let go of in its turn.
+        self.attached.push_back(root.upper.clone());
+        Ok(root)
+    }
+
+    /// Makes the next of the roots that are expected to be needed.
+    fn make_root(&mut self) {
+        let Some(kind) = self.roots.next() else {
+            return;
+        };
+        // For a program that looks up little it gains less than it disturbs others who start.
+        let Some(names) = self.trails.length(&kind.start) else {
+            return;
+        };
+        let owner = self.ids.of_service(kind.start.uid_base());
+        let made = self.layers.ensure(&kind.start.rootfs()).and_then(|names| {
+            let upper = self.uppers.make(kind.memory_bytes)?;
+            self.mount(&names, owner, upper)
+        });
+        match made {
+            Ok(root) => {
+                let start = kind.start.clone();
+                let path = self.roots.put(kind, root, names);
+                self.trails.lead(&start, &path, owner);
+            }
+            Err(error) => tracing::debug!(%error, "the root of a start isn't made ahead of it"),
+        }
     }
 
     /// `names` are the mounts of its layers.
@@ -154,16 +200,22 @@ impl Starter {
         // Before there is a root that would have to go again.
         let trees = host_dirs::trees(&self.host_dirs, &spec.host_dirs, uid_base)?;
         let overlay_began = Instant::now();
-        let marks = if self.ids == Ids::OfEachService {
-            Marks::OfRoot
-        } else {
-            Marks::OfUsers
+        let kind = Kind {
+            start: Start::of(spec),
+            memory_bytes: spec.limits.memory.0,
         };
-        let upper = self.uppers.take(spec.limits.memory.0)?;
-        let root = rootfs::mount(names, uid_base, upper, marks)?;
+        let ahead = (spec.kernel == Kernel::Host && spec.zygote.is_none())
+            .then(|| self.roots.take(&kind))
+            .flatten();
+        let led = ahead.is_some();
+        let root = match ahead {
+            Some(root) => root,
+            None => {
+                let upper = self.uppers.take(kind.memory_bytes)?;
+                self.mount(names, uid_base, upper)?
+            }
+        };
         let overlay = overlay_began.elapsed();
-        // Whatever fails from here on, it is let go of in its turn.
-        self.attached.push_back(root.upper.clone());
         let shared = self.shared.mounts(member, &spec.volumes, uid_base)?;
         let seen_at = spec.host_dirs.iter().flat_map(|dir| &dir.mounts);
         let launch = ToSandbox::Launch(Box::new(Launch {
@@ -207,7 +259,7 @@ impl Starter {
             sandbox: asked.sandbox,
             control,
             began: asked.began,
-            memory_limit: spec.limits.memory.0,
+            memory_limit: kind.memory_bytes,
             cgroup,
             overlay,
             executing: None,
@@ -216,7 +268,8 @@ impl Starter {
             upper: root.upper,
             ear,
             parking: false,
-            alike: Start::of(spec),
+            alike: kind.start,
+            led,
             pid: asked.pid,
         });
         Ok(())
@@ -260,15 +313,18 @@ impl Worker for Starter {
             Op::Prepare { rootfs } => self.layers.ensure(&rootfs).map(|_| Reply::Done),
             Op::RemoveLayer { diff_id } => {
                 self.trails.forget(|start| start.has_layer(&diff_id));
+                self.roots.forget(|start| start.has_layer(&diff_id));
                 self.layers.forget_layer(&diff_id).map(|()| Reply::Done)
             }
             Op::ReleaseIds { uid_base } => {
                 self.layers.forget_ids(uid_base);
                 self.trails.forget(|start| start.has_ids(uid_base));
+                self.roots.forget(|start| start.has_ids(uid_base));
                 Ok(Reply::Done)
             }
             Op::Learn { start, pid } => {
                 let owner = self.ids.of_service(start.uid_base());
+                self.roots.expect(&start);
                 return self.trails.learn(start, pid, owner);
             }
             Op::Hold { name } => {
@@ -343,8 +399,15 @@ impl Worker for Starter {
             learning.as_slice(),
         );
         if leads {
-            let owner = self.ids.of_service(done.alike.uid_base());
-            self.trails.lead(&done.alike, done.pid, owner);
+            if !done.led {
+                let owner = self.ids.of_service(done.alike.uid_base());
+                let root = trail::root_of(done.pid);
+                self.trails.lead(&done.alike, &root, owner);
+            }
+            self.roots.started(Kind {
+                start: done.alike,
+                memory_bytes: done.memory_limit,
+            });
         }
     }
 
@@ -355,7 +418,8 @@ impl Worker for Starter {
             return Some(Duration::ZERO);
         }
         let unmounts = !self.attached.is_empty() || self.layers.has_too_many();
-        if (unmounts || self.uppers.are_wanting()) && self.pending.is_empty() {
+        let roots = self.roots.are_wanting() && !self.trails.are_busy();
+        if (unmounts || roots || self.uppers.are_wanting()) && self.pending.is_empty() {
             return Some(IDLE);
         }
         self.pending
@@ -386,6 +450,9 @@ impl Worker for Starter {
         }
         if self.attached.is_empty() && self.pending.is_empty() {
             self.attached.extend(self.uppers.replenish());
+            if self.attached.is_empty() && !self.trails.are_busy() {
+                self.make_root();
+            }
         }
         let late: Vec<usize> = (0..self.pending.len())
             .rev()

@@ -13,7 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use utsuwa_model::instance::InstanceSpec;
+use utsuwa_model::instance::{InstanceSpec, RootfsSpec};
 
 use super::child::Child;
 use super::error::SpawnError;
@@ -37,12 +37,20 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// What starts alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
-    layers: Vec<String>,
+    // First: it tells most of them apart.
     uid_base: u32,
+    layers: Vec<String>,
     args: Vec<String>,
 }
 
 impl Start {
+    pub(super) fn rootfs(&self) -> RootfsSpec {
+        RootfsSpec {
+            layers: self.layers.clone(),
+            uid_base: self.uid_base,
+        }
+    }
+
     pub(super) fn uid_base(&self) -> u32 {
         self.uid_base
     }
@@ -64,6 +72,17 @@ impl Start {
     }
 }
 
+#[cfg(test)]
+impl Start {
+    pub(super) fn of_ids(uid_base: u32) -> Self {
+        Self {
+            layers: vec!["sha256:1".to_owned()],
+            uid_base,
+            args: vec!["/app".to_owned()],
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Known {
     start: Start,
@@ -73,6 +92,10 @@ struct Known {
 }
 
 impl Known {
+    fn is_worth_it(&self) -> bool {
+        trail::length(&self.trail) > WORTH_IT
+    }
+
     fn bytes(&self) -> usize {
         let words = self.start.layers.iter().chain(&self.start.args);
         self.trail.len() + words.map(String::len).sum::<usize>()
@@ -130,26 +153,38 @@ impl Trails {
         }
     }
 
-    /// Goes ahead of the program `pid` that has just begun.
-    pub(super) fn lead(&mut self, start: &Start, pid: u32, owner: u32) {
+    /// Whether a child is at work.
+    pub(super) fn are_busy(&self) -> bool {
+        self.learning.is_some() || !self.ahead.is_empty()
+    }
+
+    /// How many names somebody who goes ahead of such a start looks up; `None`: it isn't worth it.
+    pub(super) fn length(&self, start: &Start) -> Option<usize> {
+        let known = &self.known[self.find(start)?];
+        known.is_worth_it().then(|| trail::length(&known.trail))
+    }
+
+    /// Goes ahead of a program that has just begun, or will begin, in the root file system that `/proc` shows at `root`.
+    pub(super) fn lead(&mut self, start: &Start, root: &str, owner: u32) {
         let Some(index) = self.find(start).filter(|_| self.ahead.len() < AT_ONCE) else {
             return;
         };
-        let Some(known) = self.known.remove(index) else {
+        // It is the one used last.
+        if let Some(known) = self.known.remove(index) {
+            self.known.push_back(known);
+        }
+        let Some(known) = self.known.back().filter(|known| known.is_worth_it()) else {
             return;
         };
-        if trail::is_longer_than(&known.trail, WORTH_IT) {
-            let turn = precedence::goes_on_with_others;
-            let child = Child::fork("go ahead of a program", turn, || {
-                trail::walk(pid, owner, &known.trail)
-                    .map_err(|e| SpawnError::sys("open", e, format!("/proc/{pid}/root")))
-            });
-            match child {
-                Ok(child) => self.ahead.push(child),
-                Err(error) => tracing::debug!(%error, "nobody goes ahead of a program"),
-            }
+        let turn = precedence::goes_on_with_others;
+        let child = Child::fork("go ahead of a program", turn, || {
+            trail::walk(root, owner, &known.trail)
+                .map_err(|e| SpawnError::sys("open", e, root.to_owned()))
+        });
+        match child {
+            Ok(child) => self.ahead.push(child),
+            Err(error) => tracing::debug!(%error, "nobody goes ahead of a program"),
         }
-        self.known.push_back(known);
     }
 
     /// No service has these ids any more, or there is no such layer.
@@ -225,11 +260,7 @@ mod tests {
     use super::*;
 
     fn start(uid_base: u32) -> Start {
-        Start {
-            layers: vec!["sha256:1".to_owned()],
-            uid_base,
-            args: vec!["/app".to_owned()],
-        }
+        Start::of_ids(uid_base)
     }
 
     #[test]
@@ -300,7 +331,7 @@ mod tests {
             trails.keep(start(uid_base), long.clone());
         }
         // Used: not the oldest any more.
-        trails.lead(&start(0), u32::MAX, 0);
+        trails.lead(&start(0), "/proc/0/root", 0);
         trails.keep(start(4), long.clone());
         let kept: Vec<u32> = trails
             .known
@@ -335,7 +366,7 @@ mod tests {
     fn a_start_of_another_service_knows_nothing_of_it() {
         let mut trails = Trails::default();
         trails.keep(start(1), "a\0".repeat(1_000));
-        trails.lead(&start(2), u32::MAX, 0);
+        trails.lead(&start(2), "/proc/0/root", 0);
         assert!(trails.ahead.is_empty());
     }
 }

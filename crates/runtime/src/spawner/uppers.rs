@@ -50,7 +50,11 @@ impl Uppers {
         other.map(Upper::into_name)
     }
 
-    fn make(&mut self, memory_bytes: u64) -> Result<Upper, SpawnError> {
+    /// One more, whatever stands ready.
+    ///
+    /// # Errors
+    /// [`SpawnError::Sys`] naming the step.
+    pub(super) fn make(&mut self, memory_bytes: u64) -> Result<Upper, SpawnError> {
         self.made += 1;
         Upper::make(format!("_{}", self.made), memory_bytes)
     }

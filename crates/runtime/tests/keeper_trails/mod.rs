@@ -123,3 +123,66 @@ async fn what_an_instance_looked_up_is_learnt_when_it_is_stopped_without_ever_be
     .await;
     scene.world.down();
 }
+
+/// The numbers of the mounts that the descriptors of a process lead to.
+fn mounts_held(pid: u32) -> Vec<String> {
+    let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let texts = infos.filter_map(|info| fs::read_to_string(info.ok()?.path()).ok());
+    let number = |text: String| {
+        let line = text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
+        Some(line.trim().to_owned())
+    };
+    texts.filter_map(number).collect()
+}
+
+/// The number of the mount that is the root of a process.
+fn root_mount(pid: u32) -> String {
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let fields = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>());
+    let mut roots = fields.filter(|fields| fields[4] == "/");
+    roots.next_back().unwrap()[0].to_owned()
+}
+
+/// The root of the next start is mounted and walked when an instance sleeps or ends, and the next start takes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_awake_finds_its_root_ready() {
+    if !possible("who_was_awake_finds_its_root_ready") {
+        return;
+    }
+    let mut scene = Scene::new().await;
+    let id = scene.one_that_looked(UID_BASE).await;
+    scene.server.driver.stop(id, PATIENCE).await.unwrap();
+    let spawners = scene.server.driver.status().await.unwrap().spawner_pids;
+    let held = || -> Vec<String> { spawners.iter().flat_map(|pid| mounts_held(*pid)).collect() };
+    // Nothing that starts meanwhile: it is made while nothing does. That nobody looks at it says that it was walked.
+    let owner = UID_BASE;
+    let walked = || {
+        spawners.iter().any(|pid| {
+            let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+            files.flatten().any(|file| {
+                let path = file.path().to_string_lossy().into_owned();
+                let looking = std::thread::Builder::new().spawn(move || {
+                    let known = trail::at(&path, owner).unwrap_or_default();
+                    trail::paths(&known)
+                        .filter(|path| path.starts_with("many/file-"))
+                        .count()
+                });
+                looking.unwrap().join().unwrap() >= FILES - MISSED
+            })
+        })
+    };
+    until("a root stands ready", async || walked()).await;
+    let ready = held();
+    let (_, pid) = scene.start(UID_BASE, false).await;
+    assert!(ready.contains(&root_mount(pid)), "{ready:?}");
+    assert!(are_known(pid, UID_BASE), "at once");
+    // It is taken once, and by no other service.
+    assert!(!held().contains(&root_mount(pid)));
+    for owner in [UID_BASE, UID_BASE + 0x1_0000] {
+        let (_, pid) = scene.start(owner, false).await;
+        assert!(!ready.contains(&root_mount(pid)), "{ready:?}");
+    }
+    scene.world.down();
+}
