@@ -31,6 +31,8 @@ pub(crate) struct Client {
     pub(crate) leaving: AtomicBool,
     /// Its connection goes on with the next server: no further request is read from it.
     pub(crate) goes: AtomicBool,
+    /// A part of a head has come.
+    pub(crate) part: AtomicBool,
     /// Nothing of a further request was read, nor will be.
     pub(crate) parted: AtomicBool,
     /// While it leaves: bytes had come, when its connection was last read, that the connection did not get yet.
@@ -66,6 +68,7 @@ impl Client {
             switched: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             goes: AtomicBool::new(false),
+            part: AtomicBool::new(false),
             parted: AtomicBool::new(false),
             crossing: AtomicBool::new(false),
             spoke: AtomicBool::new(false),

@@ -25,7 +25,7 @@ use crate::deadline;
 use crate::ending::{Ending, Step};
 use crate::gate::Limits;
 use crate::gated::Gated;
-use crate::hall::Arrival;
+use crate::hall::{Arrival, Open};
 use crate::handle::handle;
 use crate::handover::Handed;
 use crate::meter::Metered;
@@ -49,15 +49,29 @@ pub(crate) async fn accepted(
 ) {
     // Boxed, as what follows: it is large, and over long before the connection is.
     let first = Box::pin(first(&ingress, &door, entered, stream, peer)).await;
-    let Some((client, wire, http2)) = first else {
-        return;
-    };
-    let mut ending = Ending::new(&door, &client, http2, early);
-    let whose = (&ingress, &door, &client);
-    if http2 {
-        serve_http2(whose, wire, &mut ending, peer).await;
-    } else {
-        by_turns(whose, (wire, false), &mut ending, peer).await;
+    if let Some(first) = first {
+        serve_from(&ingress, &door, early, first, peer).await;
+    }
+}
+
+/// What a connection that is handed over comes in with.
+#[derive(Debug)]
+pub(crate) enum Room {
+    /// One that had no request yet is served as if it had just been accepted.
+    New(Arrival),
+    /// One that had is idle, and has no place among those that aren't.
+    Idle(Open),
+}
+
+impl Room {
+    /// Waits for it.
+    pub(crate) async fn wait(ingress: &Ingress, new: bool) -> Self {
+        let hall = &ingress.shared.places.hall;
+        if new {
+            Self::New(hall.enter().await)
+        } else {
+            Self::Idle(hall.enter_idle().await)
+        }
     }
 }
 
@@ -65,38 +79,47 @@ pub(crate) async fn accepted(
 pub(crate) async fn handed_over(
     ingress: Ingress,
     door: Arc<Door>,
-    (arrival, early): (Arrival, TaskTrackerToken),
+    (room, early): (Room, TaskTrackerToken),
     one: Handed<TcpStream>,
 ) {
-    let Handed {
-        socket,
-        remote,
-        new,
-    } = one;
+    let Handed { socket, remote, .. } = one;
     let Ok(peer) = socket.peer_addr() else {
         return; // its client has left
     };
-    let Some(own) = own(&ingress, &door, remote, arrival).await else {
-        return;
-    };
-    let (client, wire, http2) = if new {
-        let first = Box::pin(speaks(&ingress, &door, (remote, own), socket, peer)).await;
-        match first {
-            Some(first) => first,
-            None => return,
+    match room {
+        Room::New(arrival) => {
+            let first = async {
+                let own = own(&ingress, &door, remote, arrival).await?;
+                speaks(&ingress, &door, (remote, own), socket, peer).await
+            };
+            if let Some(first) = Box::pin(first).await {
+                serve_from(&ingress, &door, early, first, peer).await;
+            }
         }
-    } else {
-        let client = client(remote, own, &socket);
-        // It is idle: the place it came in with is free again.
-        drop(client.begin());
-        (client, Wire::Plain(socket), false)
-    };
-    let mut ending = Ending::new(&door, &client, http2, early);
-    let whose = (&ingress, &door, &client);
+        Room::Idle(open) => {
+            let own = ingress.shared.places.idle_client(remote, open);
+            let client = client(remote, own, &socket);
+            let mut ending = Ending::new(&door, &client, false, early);
+            let rests = (Wire::Plain(socket), true);
+            by_turns((&ingress, &door, &client), rests, &mut ending, peer).await;
+        }
+    }
+}
+
+/// Serves a connection from its first request on.
+async fn serve_from(
+    ingress: &Ingress,
+    door: &Arc<Door>,
+    early: TaskTrackerToken,
+    (client, wire, http2): (Arc<Client>, Wire, bool),
+    peer: SocketAddr,
+) {
+    let mut ending = Ending::new(door, &client, http2, early);
+    let whose = (ingress, door, &client);
     if http2 {
         serve_http2(whose, wire, &mut ending, peer).await;
     } else {
-        by_turns(whose, (wire, !new), &mut ending, peer).await;
+        by_turns(whose, (wire, false), &mut ending, peer).await;
     }
 }
 
@@ -229,6 +252,8 @@ async fn speaks(
         Ok::<_, io::Error>(Some(http2))
     };
     let first = tokio::select! {
+        // In this order: there is nothing to hand over before it was looked at.
+        biased;
         first = first => Some(first),
         // Nothing was read from it.
         () = door.closing.cancelled(), if door.hands_over => None,

@@ -1,6 +1,6 @@
 //! How one client's connection comes to its end: because the server leaves, or because its open file is wanted.
 //!
-//! Owns: the steps and their times, and when a connection may rest until its next request. Deliberately not here: driving the connection (`serve`), who is asked to close (`hall`).
+//! Owns: the steps and their times, and when a connection may rest until its next request. Deliberately not here: driving the connection (`connection`), who is asked to close (`hall`).
 //!
 //! The server leaves: HTTP/2 says so at once (`farewell`) and takes what crosses that; HTTP/1.1 says so with its next answer.
 //! After the last words the connection ends as soon as nothing is under way. Asked to close while idle it is the same, but that
@@ -181,6 +181,9 @@ impl<'a> Ending<'a> {
                 // The connection has just been polled: if its next request is in the kernel already, it is answered.
                 if self.client.crossing.swap(false, Ordering::AcqRel) {
                     self.strike_in(CROSSING);
+                } else if self.goes && self.client.part.load(Ordering::Relaxed) {
+                    // Its request is still to be sent to an instance. It has its time, as every head.
+                    self.strike_in(LAST_WORDS);
                 } else if self.called && !self.leaves && !self.http2 && !self.client.is_called() {
                     // said → open, because its next request came first
                     self.client.leaving.store(false, Ordering::Release);

@@ -4,9 +4,6 @@
 //! [`Ingress::retire`]'s future.
 
 use std::collections::HashMap;
-use std::io;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,10 +12,8 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use utsuwa_model::demand::RevisionDemand;
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{
@@ -26,17 +21,15 @@ use utsuwa_model::route::{
 };
 use utsuwa_model::{InstanceId, RevisionKey, ServiceKey};
 
-use crate::handover::Taking;
 use crate::instance::{Ending, Instance};
 use crate::leaving::Leaving;
 use crate::metrics::{self, Series};
 use crate::outside::Outside;
-use crate::places::{self, Crowded};
+use crate::places;
 use crate::probe;
 use crate::revision::Revision;
 use crate::revisions::Revisions;
 use crate::seam::{Clock, Connect, RequestLog, Wake};
-use crate::serve::{self, Scheme};
 use crate::settings::IngressSettings;
 use crate::table::Table;
 use crate::tls::Tls;
@@ -140,45 +133,6 @@ impl Ingress {
                 "certificates were handed over twice; the first ones stay. This is a bug"
             );
         }
-    }
-
-    /// Serves `listener` until `shutdown` is cancelled, then drains: what is in flight or waits for an instance has
-    /// `settings.drain` to end, unless it is told otherwise before ([`Ingress::refuse_waiting`], [`Ingress::cut`]). Returns when
-    /// every connection is closed. May be called for several listeners.
-    pub async fn serve(&self, listener: TcpListener, scheme: Scheme, shutdown: CancellationToken) {
-        let places = self.shared.places.for_public();
-        serve::serve(self.clone(), listener, scheme, places, shutdown).await;
-    }
-
-    /// Serves what the server before put into `queue`, the other end of its own ([`queue`](crate::queue)), until `shutdown`, then
-    /// drains. Only connections that were accepted where this server listens are taken. Must be called inside
-    /// [`Ingress::runtime`].
-    ///
-    /// # Errors
-    /// The queue can't be watched.
-    pub async fn serve_handed(
-        &self,
-        queue: OwnedFd,
-        listens: Vec<SocketAddr>,
-        shutdown: CancellationToken,
-    ) -> io::Result<()> {
-        let taking = Taking::new(queue, listens)?;
-        serve::serve_handed(self.clone(), taking, shutdown).await;
-        Ok(())
-    }
-
-    /// The same for a listener that only one instance reaches. It may have `settings.max_connections_per_instance`
-    /// connections; `crowded` is called when it wanted more, at most once a minute.
-    pub async fn serve_instance(
-        &self,
-        listener: TcpListener,
-        scheme: Scheme,
-        crowded: Crowded,
-        shutdown: CancellationToken,
-    ) {
-        let settings = &self.shared.outside.settings;
-        let places = self.shared.places.for_instance(settings, crowded);
-        serve::serve(self.clone(), listener, scheme, places, shutdown).await;
     }
 
     /// Replaces the routes of each of these services whole. Requests see all of it or nothing of it.

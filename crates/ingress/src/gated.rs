@@ -161,6 +161,7 @@ impl<S: AsyncRead + Unpin> Gated<S> {
                 io::Error::other("no more connections than there are may have a part of a head")
             };
             self.part = Some(self.client.begin().map_err(full)?);
+            self.client.part.store(true, Ordering::Relaxed);
         }
         let mut piece = [std::mem::MaybeUninit::uninit(); PIECE];
         let mut piece = ReadBuf::uninit(&mut piece);
@@ -170,7 +171,13 @@ impl<S: AsyncRead + Unpin> Gated<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
+/// Something whose end can be seen without reading what comes before it.
+pub(crate) trait Ends {
+    /// Ready at the end, if nothing is unread.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl<S: AsyncRead + Ends + Unpin> AsyncRead for Gated<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -183,6 +190,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
         if this.held.is_empty() {
             // Only now: the request that was given last time has begun by itself, so that nobody gets its place in between.
             this.part = None;
+            this.client.part.store(false, Ordering::Relaxed);
         }
         loop {
             if this.give(buffer).is_some() {
@@ -196,11 +204,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
                 return Poll::Pending;
             }
             if this.held.is_empty() && !this.gate.is_asking() {
-                if this.client.goes.load(Ordering::Relaxed)
-                    && this.gate.is_between()
-                    && !this.client.is_busy()
-                {
-                    // What comes is left in the socket, for the next server.
+                if this.client.goes.load(Ordering::Relaxed) && this.gate.is_between() {
+                    // What comes is left in the socket, for the next server. Whoever waits for an answer may still leave.
+                    if this.client.is_busy() {
+                        return this.stream.poll_end(context);
+                    }
                     this.client.parted.store(true, Ordering::Relaxed);
                     return Poll::Pending;
                 }

@@ -142,6 +142,14 @@ impl Hall {
         arrival
     }
 
+    /// The same for one that is idle: it takes no place among the busy ones.
+    pub(crate) async fn enter_idle(self: &Arc<Self>) -> Open {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        let open = Open(Arc::clone(self));
+        self.room().await;
+        open
+    }
+
     /// Waits for something that is given back.
     pub(crate) async fn until<T>(&self, look: impl FnMut() -> Option<T>) -> T {
         self.bell.until(look).await

@@ -72,12 +72,12 @@ impl Ingress {
         let early = &self.shared.leaving.early;
         early.close();
         early.wait().await;
-        self.shared.leaving.giving.flush();
     }
 
     /// Idle connections are put into `queue` when this server leaves, one end of [`queue`](crate::queue). Said before listeners
     /// are served.
     pub fn hand_over(&self, queue: std::os::fd::OwnedFd) {
+        let _inside = self.runtime().enter();
         self.shared.leaving.giving.set(queue);
     }
 

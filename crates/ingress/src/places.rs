@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use crate::answer::ANSWERED_BY;
 use crate::budget::{Bell, Budget, Refused, Share};
-use crate::hall::{Arrival, Hall, Others};
+use crate::hall::{Arrival, Hall, Open, Others};
 use crate::outside::Outside;
 use crate::settings::IngressSettings;
 use crate::stay::Stay;
@@ -118,17 +118,7 @@ impl Shared {
     /// What a connection of this client draws on; `None` when it has as many busy connections as are left for all others. Waits
     /// while there are no more for anybody.
     pub(crate) async fn client(&self, address: IpAddr, arrival: Arrival) -> Option<Own> {
-        let new = || {
-            Arc::new(ClientShares {
-                connections: self.public_connections.share(),
-                requests: self.public_requests.share(),
-            })
-        };
-        let shares = if address.is_loopback() {
-            new()
-        } else {
-            self.clients.lock().of(address, new)
-        };
+        let shares = self.shares_of(address);
         let enter = || {
             // Entering in vain rings: who waits would wake itself for ever.
             if self.public_connections.is_full() {
@@ -156,6 +146,31 @@ impl Shared {
             );
         }
         None
+    }
+
+    /// What one draws on that is idle. Its next request takes a place, if its client may have one.
+    pub(crate) fn idle_client(&self, address: IpAddr, open: Open) -> Own {
+        let shares = self.shares_of(address);
+        let requests = Arc::clone(&shares.requests);
+        Own {
+            requests,
+            stay: Some(Stay::idle_one(open, shares)),
+            _place: None,
+        }
+    }
+
+    fn shares_of(&self, address: IpAddr) -> Arc<ClientShares> {
+        let new = || {
+            Arc::new(ClientShares {
+                connections: self.public_connections.share(),
+                requests: self.public_requests.share(),
+            })
+        };
+        if address.is_loopback() {
+            new()
+        } else {
+            self.clients.lock().of(address, new)
+        }
     }
 
     pub(crate) fn for_instance(&self, settings: &IngressSettings, tell: Crowded) -> Places {

@@ -7,6 +7,9 @@
 //! 1. Want of descriptors neither ends a listener nor makes it spin: connections wait meanwhile.
 //! 2. After the shutdown token nothing is accepted; what waits or is in flight has `drain` to end (`leaving`).
 
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Ingress;
-use crate::connection::{accepted, handed_over};
+use crate::connection::{Room, accepted, handed_over};
 use crate::deadline;
 use crate::handover::Taking;
-use crate::places::Places;
+use crate::places::{Crowded, Places};
 use crate::proxied::Network;
 use crate::settings::IngressSettings;
 
@@ -95,8 +98,49 @@ impl Door {
     }
 }
 
+impl Ingress {
+    /// Serves `listener` until `shutdown` is cancelled, then drains: what is in flight or waits for an instance has
+    /// `settings.drain` to end, unless it is told otherwise before ([`Ingress::refuse_waiting`], [`Ingress::cut`]). Returns when
+    /// every connection is closed. May be called for several listeners.
+    pub async fn serve(&self, listener: TcpListener, scheme: Scheme, shutdown: CancellationToken) {
+        let places = self.shared.places.for_public();
+        serve(self.clone(), listener, scheme, places, shutdown).await;
+    }
+
+    /// Serves what the server before put into `queue`, the other end of its own ([`queue`](crate::queue)), until `shutdown`, then
+    /// drains. Only connections that were accepted where this server listens are taken. Must be called inside
+    /// [`Ingress::runtime`].
+    ///
+    /// # Errors
+    /// The queue can't be watched.
+    pub async fn serve_handed(
+        &self,
+        queue: OwnedFd,
+        listens: Vec<SocketAddr>,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
+        let taking = Taking::new(queue, listens)?;
+        serve_handed(self.clone(), taking, shutdown).await;
+        Ok(())
+    }
+
+    /// The same for a listener that only one instance reaches. It may have `settings.max_connections_per_instance`
+    /// connections; `crowded` is called when it wanted more, at most once a minute.
+    pub async fn serve_instance(
+        &self,
+        listener: TcpListener,
+        scheme: Scheme,
+        crowded: Crowded,
+        shutdown: CancellationToken,
+    ) {
+        let settings = &self.shared.outside.settings;
+        let places = self.shared.places.for_instance(settings, crowded);
+        serve(self.clone(), listener, scheme, places, shutdown).await;
+    }
+}
+
 /// Accepts until `shutdown`, then drains.
-pub(crate) async fn serve(
+async fn serve(
     ingress: Ingress,
     listener: TcpListener,
     scheme: Scheme,
@@ -105,13 +149,16 @@ pub(crate) async fn serve(
 ) {
     let door = Door::open(&ingress, scheme, places.inside(), &shutdown);
     loop {
+        // What is not accepted is the next server's.
         let before = tokio::select! {
-            before = places.before_accept() => before,
+            biased;
             () = shutdown.cancelled() => break,
+            before = places.before_accept() => before,
         };
         let came = tokio::select! {
-            came = listener.accept() => came,
+            biased;
             () = shutdown.cancelled() => break,
+            came = listener.accept() => came,
         };
         let (stream, peer) = match came {
             Ok(came) => came,
@@ -139,12 +186,13 @@ pub(crate) async fn serve(
 }
 
 /// Serves the connections that the server before handed over, until `shutdown`, then drains.
-pub(crate) async fn serve_handed(ingress: Ingress, taking: Taking, shutdown: CancellationToken) {
+async fn serve_handed(ingress: Ingress, taking: Taking, shutdown: CancellationToken) {
     let door = Door::open(&ingress, Scheme::Http, false, &shutdown);
     loop {
         let handed = tokio::select! {
-            handed = taking.next() => handed,
+            biased;
             () = shutdown.cancelled() => break,
+            handed = taking.next() => handed,
         };
         let handed = match handed {
             Ok(handed) => handed,
@@ -155,10 +203,19 @@ pub(crate) async fn serve_handed(ingress: Ingress, taking: Taking, shutdown: Can
             }
         };
         for one in handed {
-            // Each gets a place, however long that takes: they have left the queue.
-            let arrival = ingress.shared.places.hall.enter().await;
+            let room = Room::wait(&ingress, one.new);
+            let room = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => None,
+                room = room => Some(room),
+            };
+            let Some(room) = room else {
+                // It goes on at once, with the rest.
+                ingress.shared.leaving.giving.give(one);
+                continue;
+            };
             let early = ingress.shared.leaving.early.token();
-            let connection = handed_over(ingress.clone(), Arc::clone(&door), (arrival, early), one);
+            let connection = handed_over(ingress.clone(), Arc::clone(&door), (room, early), one);
             door.tasks.spawn(deadline::with_times(connection));
         }
     }
@@ -189,8 +246,9 @@ impl Door {
         let drain = ingress.shared.outside.settings.drain;
         self.is_closing.store(true, Ordering::Relaxed);
         self.tasks.close();
+        let giving = &ingress.shared.leaving.giving;
         tokio::select! {
-            () = self.tasks.wait() => return,
+            () = giving.until(self.tasks.wait()) => return,
             () = self.cut.cancelled() => {}
             () = tokio::time::sleep(drain) => {
                 tracing::warn!(
@@ -201,6 +259,7 @@ impl Door {
             }
         }
         self.tasks.wait().await;
+        giving.end();
     }
 }
 

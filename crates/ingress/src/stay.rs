@@ -46,13 +46,23 @@ pub(crate) struct Stay {
 impl Stay {
     /// A connection that has just got a place of its client's share.
     pub(crate) fn new(open: Open, shares: Arc<ClientShares>) -> Arc<Self> {
+        Self::made(open, shares, true)
+    }
+
+    /// One that is idle, and has none.
+    pub(crate) fn idle_one(open: Open, shares: Arc<ClientShares>) -> Arc<Self> {
+        Self::made(open, shares, false)
+    }
+
+    fn made(open: Open, shares: Arc<ClientShares>, new: bool) -> Arc<Self> {
         let hall = Arc::clone(open.hall());
+        let turn = hall.turn();
         hall.receive(|number| Self {
             number,
             shares,
-            new: AtomicBool::new(true),
-            under_way: AtomicU32::new(1),
-            since: AtomicU64::new(0),
+            new: AtomicBool::new(new),
+            under_way: AtomicU32::new(u32::from(new)),
+            since: AtomicU64::new(turn),
             called: AtomicU8::new(LEFT),
             task: AtomicWaker::new(),
             open,

@@ -16,6 +16,7 @@ use tokio::time::Sleep;
 
 use crate::client::Client;
 use crate::deadline;
+use crate::gated::Ends;
 use crate::serve::STALL;
 use crate::tls::Wire;
 
@@ -91,6 +92,16 @@ impl Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         self.client.rest.leave(&mut self.stream);
+    }
+}
+
+impl Ends for Watched {
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        std::task::ready!(self.stream.poll_readable(context))?;
+        if self.stream.is_at_end() {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -198,12 +199,8 @@ async fn a_queue_keeps_who_is_who() {
         });
         clients.push((client, remote, new));
     }
-    giving.flush();
-    let mut taken = Vec::new();
-    while taken.len() < clients.len() {
-        let next = tokio::time::timeout(PATIENCE, taking.next());
-        taken.extend(next.await.unwrap().unwrap());
-    }
+    giving.until(std::future::ready(())).await;
+    let taken = take(&taking, clients.len()).await;
     for (one, (client, remote, new)) in taken.iter().zip(&clients) {
         let peer = one.socket.peer_addr().unwrap();
         assert_eq!(
@@ -211,6 +208,141 @@ async fn a_queue_keeps_who_is_who() {
             (client.local_addr().unwrap(), *remote, *new)
         );
     }
+}
+
+async fn take(taking: &Taking, count: usize) -> Vec<Handed<TcpStream>> {
+    let mut taken = Vec::new();
+    while taken.len() < count {
+        let next = tokio::time::timeout(PATIENCE, taking.next());
+        taken.extend(next.await.unwrap().unwrap());
+    }
+    taken
+}
+
+/// A queue that takes two messages, and how it is to give sockets of one connection.
+async fn narrow() -> (Giving, Taking, impl Fn(&Giving, usize)) {
+    let (into, out) = queue().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&into, 1).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let client = TcpStream::connect(address).await.unwrap();
+    let (socket, peer) = listener.accept().await.unwrap();
+    let socket = socket.into_std().unwrap();
+    let giving = Giving::default();
+    giving.set(into);
+    let give = move |giving: &Giving, count| {
+        let _open = &client;
+        for _ in 0..count {
+            let socket = TcpStream::from_std(socket.try_clone().unwrap()).unwrap();
+            let (remote, new) = (peer.ip(), false);
+            giving.give(Handed {
+                socket,
+                remote,
+                new,
+            });
+        }
+    };
+    let taking = Taking::new(out, vec![address]).unwrap();
+    (giving, taking, give)
+}
+
+#[tokio::test]
+async fn who_leaves_waits_for_room_in_the_queue() {
+    let (giving, taking, give) = narrow().await;
+    give(&giving, 600);
+    {
+        let mut sending = Box::pin(giving.until(std::future::ready(())));
+        assert!((&mut sending).now_or_never().is_none(), "it is full");
+        // Given up, and begun anew: nothing is lost, and nothing comes twice.
+    }
+    let sending = giving.until(std::future::ready(()));
+    let ((), taken) = tokio::join!(sending, take(&taking, 600));
+    assert_eq!(taken.len(), 600);
+    let more = taking.next();
+    assert!(more.now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn what_has_no_room_at_the_end_is_closed() {
+    let (giving, taking, give) = narrow().await;
+    give(&giving, 600);
+    giving.end();
+    let first = take(&taking, 1).await;
+    assert!(!first.is_empty() && first.len() < 600);
+    giving.until(std::future::ready(())).await;
+}
+
+/// What is sent in the moment in which the server is told to leave is answered by it or by the next one, once.
+#[tokio::test]
+async fn nothing_sent_at_the_moment_of_leaving_is_lost() {
+    let (mut scene, app, queue) = leaving().await;
+    let address = scene.address;
+    let mut streams = Vec::new();
+    for number in 0..40 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        if number % 2 == 0 {
+            ask(&mut stream).await;
+        }
+        streams.push(stream);
+    }
+    let arrived = || (scene.ingress.shared.places.hall.open() > 40).then_some(());
+    eventually(arrived, || "not accepted".to_owned()).await;
+    let whole = hello();
+    for (number, stream) in streams.iter().enumerate() {
+        if number == 20 {
+            // Nothing is awaited here: all of it is there when the next task looks.
+            scene.shutdown.cancel();
+        }
+        assert_eq!(stream.try_write(&whole).unwrap(), whole.len());
+    }
+    leave(&mut scene).await;
+    let next = next(&app, queue, address).await;
+    for stream in &mut streams {
+        read_until(stream, "hello").await;
+        ask(stream).await;
+    }
+    let all = scene.records(20).await.len() + next.records(1).await.len();
+    assert_eq!(all, 20 + 40 + 40);
+}
+
+/// A request behind one that is still answered goes, too: it wasn't read.
+#[tokio::test]
+async fn a_request_behind_an_unfinished_answer_is_the_next_servers() {
+    let (mut scene, app, queue) = leaving().await;
+    let address = scene.address;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let gate = format!("GET /gate HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+    stream.write_all(gate.as_bytes()).await.unwrap();
+    scene.until(|demand| demand.in_flight == 1).await;
+    scene.shutdown.cancel();
+    let settled = scene.ingress.settled();
+    tokio::time::timeout(PATIENCE, settled).await.unwrap();
+    stream.write_all(&hello()).await.unwrap();
+    app.gate.add_permits(1);
+    read_until(&mut stream, "through").await;
+    scene.close().await;
+    assert_eq!(scene.records(1).await.len(), 1);
+    let next = next(&app, queue, address).await;
+    read_until(&mut stream, "hello").await;
+    ask(&mut stream).await;
+    assert_eq!(next.records(2).await.len(), 2);
+}
+
+/// Whoever waits for an answer and leaves is noticed, though nothing is read from it.
+#[tokio::test]
+async fn a_client_that_leaves_a_leaving_server_is_seen() {
+    let (mut scene, app, _queue) = leaving().await;
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
+    let gate = format!("GET /gate HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+    stream.write_all(gate.as_bytes()).await.unwrap();
+    scene.until(|demand| demand.in_flight == 1).await;
+    scene.shutdown.cancel();
+    let settled = scene.ingress.settled();
+    tokio::time::timeout(PATIENCE, settled).await.unwrap();
+    drop(stream);
+    scene.until(|demand| demand.in_flight == 0).await;
+    scene.close().await;
+    drop(app);
 }
 
 /// Their files are the queue's until somebody takes them; with it they end.

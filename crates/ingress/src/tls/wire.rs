@@ -46,15 +46,26 @@ impl Wire {
 
     /// Whether something has come that nobody was woken for yet: asked of the kernel, which knows first.
     pub(crate) fn has_unread(&self) -> bool {
-        let socket = match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
-            Self::Gone => return false,
-        };
         let mut byte = [MaybeUninit::uninit()];
-        SockRef::from(socket)
-            .peek(&mut byte)
-            .is_ok_and(|seen| seen > 0)
+        let socket = self.socket().map(SockRef::from);
+        socket.is_some_and(|socket| socket.peek(&mut byte).is_ok_and(|seen| seen > 0))
+    }
+
+    /// Whether nothing is unread, and nothing more will come.
+    pub(crate) fn is_at_end(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        match self.socket() {
+            Some(socket) => matches!(SockRef::from(socket).peek(&mut byte), Ok(0)),
+            None => true,
+        }
+    }
+
+    fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Gone => None,
+        }
     }
 
     /// Ready when something can be read from the network, if only its end; it stays there.

@@ -101,7 +101,7 @@ impl Keeper {
         }
         if first {
             // Before the signal: some programs end within milliseconds of it.
-            self.learn_from(id);
+            self.learn_from(id, true);
             for sandbox in left.iter().filter_map(|number| self.sandboxes.get(number)) {
                 let signal = if minds(sandbox) {
                     Signal::TERM

@@ -59,7 +59,7 @@ impl Keeper {
         }
         match frozen {
             Ok(()) => {
-                self.learn_from(id);
+                self.learn_from(id, false);
                 Ok(Reply::Done)
             }
             Err(FreezeError::Impossible(why)) => Err(KeeperError::Refused(why)),
@@ -67,8 +67,8 @@ impl Keeper {
         }
     }
 
-    /// At rest, and before it ends, it has looked up what a start and its requests need. Nobody starts any more while all ends.
-    pub(super) fn learn_from(&mut self, id: &InstanceId) {
+    /// At rest, and before it `ends`, it has looked up what a start and its requests need. Nobody starts any more while all ends.
+    pub(super) fn learn_from(&mut self, id: &InstanceId, ends: bool) {
         let Some(instance) = self.instances.get(id).filter(|_| self.ending.is_none()) else {
             return;
         };
@@ -76,7 +76,7 @@ impl Keeper {
         if record.spec.kernel == Kernel::Host && record.spec.group.is_none() && record.is_whole() {
             let start = Start::of(&record.spec);
             let pid = record.process.pid;
-            self.tell(STARTER, SpawnOp::Learn { start, pid }, Vec::new());
+            self.tell(STARTER, SpawnOp::Learn { start, pid, ends }, Vec::new());
         }
     }
 

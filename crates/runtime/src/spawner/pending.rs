@@ -28,8 +28,6 @@ pub(super) struct Pending {
     /// Of a zygote.
     pub(super) ear: Option<Ear>,
     pub(super) alike: Start,
-    /// Its root stood ready, and was walked.
-    pub(super) led: bool,
     /// Of its first process.
     pub(super) pid: u32,
     /// Its program runs; it is waited for until it is parked.

@@ -77,7 +77,12 @@ pub enum Op {
     RefusalSockets,
     /// Learns what an instance's program has looked up by now, to look it up ahead of the next that starts alike. No reply. Starter
     /// only.
-    Learn { start: Start, pid: u32 },
+    Learn {
+        start: Start,
+        pid: u32,
+        /// It is about to end: what starts alike is likely to be the next to be woken.
+        ends: bool,
+    },
     /// Keeps the descriptors that come along under `name` (a name held before is replaced), in a
     /// [`Held`](crate::keeper::held::Held), so that they outlive a keeper that is killed. No reply. Starter only: when the
     /// channel ends it calls `crate::keeper::become_keeper(&config.on_keeper_gone, held)`.

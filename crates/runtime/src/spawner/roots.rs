@@ -1,7 +1,7 @@
 //! Root file systems of starts that are expected, mounted before anybody needs them.
 //!
 //! An overlay knows no name at first: a program that begins by reading a thousand files has each looked up anew, at some 10 µs. So a
-//! service of such a program that was awake a moment ago has the root of its next instance mounted while nothing starts, and
+//! service of such a program whose instance ends has the root of its next instance mounted while nothing starts, and
 //! walked as its last one walked (`trails`). What stands ready is a cache of the kernel's, which takes it back when memory is short.
 //!
 //! Owns: which starts are expected, and what stands ready for them. Doesn't: mount (`sandbox::rootfs`), or walk.
@@ -103,7 +103,7 @@ impl Roots {
         }
     }
 
-    /// An instance sleeps or ends: the next one of its kind is to find its root.
+    /// An instance ends: the next one of its kind is to find its root.
     pub(super) fn expect(&mut self, start: &Start) {
         let ready = self.ready.iter().map(|ready| &ready.kind);
         let mut those = ready.chain(&self.wanted);
@@ -119,10 +119,17 @@ impl Roots {
         !self.wanted.is_empty() || !self.gone.is_empty()
     }
 
-    /// Lets go of what nobody will use, and answers whose root is to be made next.
+    /// Lets go of one that nobody will use, or answers whose root is to be made next.
     pub(super) fn next(&mut self) -> Option<Kind> {
-        self.gone.clear();
-        self.wanted.pop_front()
+        match self.gone.pop() {
+            Some(_unmounted) => None,
+            None => self.wanted.pop_front(),
+        }
+    }
+
+    /// Whether one with so many names may stand ready at all.
+    pub(super) fn have_room_for(&self, names: usize) -> bool {
+        bytes_of(names) <= self.most_bytes
     }
 
     /// `root` stands ready from now on, with `names` in it that are about to be looked up. Answers where others find it as long
@@ -132,7 +139,7 @@ impl Roots {
         self.ready.push_back(Ready {
             kind,
             root,
-            bytes: BYTES_OF_ROOT + names as u64 * BYTES_OF_NAME,
+            bytes: bytes_of(names),
         });
         let mut bytes: u64 = self.ready.iter().map(|ready| ready.bytes).sum();
         while (bytes > self.most_bytes || self.ready.len() > self.most)
@@ -155,6 +162,10 @@ impl Roots {
         self.gone
             .extend(forgotten.into_iter().map(|ready| ready.root));
     }
+}
+
+const fn bytes_of(names: usize) -> u64 {
+    BYTES_OF_ROOT + names as u64 * BYTES_OF_NAME
 }
 
 #[cfg(test)]
@@ -221,6 +232,18 @@ mod tests {
         assert_eq!(roots.gone.len(), 1);
         assert!(roots.are_wanting());
         assert!(roots.next().is_none() && roots.gone.is_empty());
+        // One unmount at a time, and nothing made with it.
+        for number in 1..=2 {
+            roots.put(kind(number), root("a"), 0);
+        }
+        roots.started(kind(3));
+        roots.expect(&kind(3).start);
+        roots.forget(|start| start.has_ids(1) || start.has_ids(2));
+        for left in [1, 0] {
+            assert!(roots.next().is_none());
+            assert_eq!(roots.gone.len(), left);
+        }
+        assert!(roots.next().is_some());
     }
 
     #[test]
@@ -234,8 +257,7 @@ mod tests {
         let names = usize::try_from(BYTES_OF_ROOT / BYTES_OF_NAME).unwrap();
         roots.put(kind(5), root("a"), names);
         assert!(roots.take(&kind(3)).is_none() && roots.take(&kind(5)).is_some());
-        roots.put(kind(6), root("a"), 4 * names);
-        assert!(roots.ready.is_empty());
+        assert!(roots.have_room_for(2 * names) && !roots.have_room_for(3 * names));
         let mut few = Roots::of(u64::MAX, 2 * 2 * SHARE_OF_FILES);
         for number in 1..=3 {
             few.put(kind(number), root("a"), 0);

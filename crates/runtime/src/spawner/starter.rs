@@ -1,8 +1,11 @@
 //! The starter: turns pooled sandboxes into instances.
 //!
-//! Owns: when layer mounts go, overlays, ids and limits of a start; starts under way. Doesn't: make sandboxes or wait for exits.
+//! Owns: ids and limits of a start; starts under way. Doesn't: make sandboxes or wait for exits. What it does while nothing starts
+//! is in `idle`.
 //!
 //! Each start is driven by its control socket: `Executing`, then end of file (exec happened) or `Failed`.
+
+mod idle;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,7 +30,6 @@ use crate::sandbox::cgroup::Cgroups;
 use crate::sandbox::inside::{Launch, ToSandbox};
 use crate::sandbox::layers::{Layers, Method};
 use crate::sandbox::probe::Features;
-use crate::sandbox::rootfs::{self, Marks, Rootfs, Upper};
 use crate::sandbox::trail;
 use crate::sandbox::walls::Wall;
 use crate::sandbox::zygote::Ear;
@@ -35,10 +37,6 @@ use crate::sandbox::{gvisor, host_dirs, process};
 
 /// A start that takes longer is given up: a thousand times what it should take.
 const START_DEADLINE: Duration = Duration::from_secs(10);
-/// Uppers that are still attached here are let go when nothing else is to do, but never more than this many at once.
-const ATTACHED_LIMIT: usize = 64;
-/// Nothing came for this long: time for the unmounts, each of which waits for the kernel's RCU.
-const IDLE: Duration = Duration::from_millis(20);
 
 /// One request to start.
 struct Asked {
@@ -113,48 +111,6 @@ impl Starter {
         self.layers.ensure(&spec.rootfs)
     }
 
-    /// Mounts a root over the mounts `names` of its layers.
-    fn mount(
-        &mut self,
-        names: &[String],
-        uid_base: u32,
-        upper: Upper,
-    ) -> Result<Rootfs, SpawnError> {
-        let marks = if self.ids == Ids::OfEachService {
-            Marks::OfRoot
-        } else {
-            Marks::OfUsers
-        };
-        let root = rootfs::mount(names, uid_base, upper, marks)?;
-        // Whatever becomes of it, this is let go of in its turn.
-        self.attached.push_back(root.upper.clone());
-        Ok(root)
-    }
-
-    /// Makes the next of the roots that are expected to be needed.
-    fn make_root(&mut self) {
-        let Some(kind) = self.roots.next() else {
-            return;
-        };
-        // For a program that looks up little it gains less than it disturbs others who start.
-        let Some(names) = self.trails.length(&kind.start) else {
-            return;
-        };
-        let owner = self.ids.of_service(kind.start.uid_base());
-        let made = self.layers.ensure(&kind.start.rootfs()).and_then(|names| {
-            let upper = self.uppers.make(kind.memory_bytes)?;
-            self.mount(&names, owner, upper)
-        });
-        match made {
-            Ok(root) => {
-                let start = kind.start.clone();
-                let path = self.roots.put(kind, root, names);
-                self.trails.lead(&start, &path, owner);
-            }
-            Err(error) => tracing::debug!(%error, "the root of a start isn't made ahead of it"),
-        }
-    }
-
     /// `names` are the mounts of its layers.
     fn start(
         &mut self,
@@ -207,7 +163,6 @@ impl Starter {
         let ahead = (spec.kernel == Kernel::Host && spec.zygote.is_none())
             .then(|| self.roots.take(&kind))
             .flatten();
-        let led = ahead.is_some();
         let root = match ahead {
             Some(root) => root,
             None => {
@@ -269,7 +224,6 @@ impl Starter {
             ear,
             parking: false,
             alike: kind.start,
-            led,
             pid: asked.pid,
         });
         Ok(())
@@ -322,9 +276,11 @@ impl Worker for Starter {
                 self.roots.forget(|start| start.has_ids(uid_base));
                 Ok(Reply::Done)
             }
-            Op::Learn { start, pid } => {
+            Op::Learn { start, pid, ends } => {
                 let owner = self.ids.of_service(start.uid_base());
-                self.roots.expect(&start);
+                if ends {
+                    self.roots.expect(&start);
+                }
                 return self.trails.learn(start, pid, owner);
             }
             Op::Hold { name } => {
@@ -399,61 +355,31 @@ impl Worker for Starter {
             learning.as_slice(),
         );
         if leads {
-            if !done.led {
-                let owner = self.ids.of_service(done.alike.uid_base());
-                let root = trail::root_of(done.pid);
-                self.trails.lead(&done.alike, &root, owner);
-            }
+            // Also where its root stood ready: the kernel may have taken back what it knew there, and says what it knows at once.
+            let owner = self.ids.of_service(done.alike.uid_base());
+            let root = trail::root_of(done.pid);
+            self.trails.lead(&done.alike, &root, owner);
             self.roots.started(Kind {
                 start: done.alike,
                 memory_bytes: done.memory_limit,
             });
+        } else if zygote {
+            // The next ones of its kind are copies, and mount nothing.
+            self.roots.forget(|start| *start == done.alike);
         }
     }
 
     fn next_tick(&self) -> Option<Duration> {
-        // Uppers of starts under way can't go yet: looking again and again would only take time from them.
-        let too_many = self.attached.len() > ATTACHED_LIMIT.max(self.pending.len());
-        if too_many || self.layers.is_behind() {
-            return Some(Duration::ZERO);
-        }
-        let unmounts = !self.attached.is_empty() || self.layers.has_too_many();
-        let roots = self.roots.are_wanting() && !self.trails.are_busy();
-        if (unmounts || roots || self.uppers.are_wanting()) && self.pending.is_empty() {
-            return Some(IDLE);
-        }
-        self.pending
-            .iter()
-            .map(|pending| START_DEADLINE.saturating_sub(pending.began.elapsed()))
-            .min()
+        self.next_chore().or_else(|| {
+            self.pending
+                .iter()
+                .map(|pending| START_DEADLINE.saturating_sub(pending.began.elapsed()))
+                .min()
+        })
     }
 
     fn tick(&mut self, channel: &Channel) {
-        let at_once = if self.attached.len() > ATTACHED_LIMIT {
-            ATTACHED_LIMIT / 2
-        } else {
-            1
-        };
-        for _ in 0..at_once {
-            // One at a time: a request that comes meanwhile waits for one unmount only. Uppers of starts under way stay.
-            let free = self
-                .attached
-                .iter()
-                .position(|upper| self.pending.iter().all(|pending| pending.upper != *upper));
-            let Some(upper) = free.and_then(|index| self.attached.remove(index)) else {
-                break;
-            };
-            rootfs::release(&upper);
-        }
-        if self.attached.is_empty() || self.layers.is_behind() {
-            self.layers.let_go();
-        }
-        if self.attached.is_empty() && self.pending.is_empty() {
-            self.attached.extend(self.uppers.replenish());
-            if self.attached.is_empty() && !self.trails.are_busy() {
-                self.make_root();
-            }
-        }
+        self.chores();
         let late: Vec<usize> = (0..self.pending.len())
             .rev()
             .filter(|index| self.pending[*index].began.elapsed() >= START_DEADLINE)
