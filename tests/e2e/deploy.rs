@@ -179,9 +179,18 @@ fn a_failed_deploy_changes_nothing_that_serves() {
     for word in [
         "/no/such/program",
         "what served before still serves",
+        "the next deploy begins from there",
+        "utsuwa deploy steady --command='' --update-env-vars=V=good",
         "hint: `utsuwa logs steady`",
     ] {
         assert!(said.contains(word), "{word} is missing in: {said}");
+    }
+    let shown = server.ok(&["services", "describe", "steady"]);
+    for word in [
+        "which failed and does not serve)",
+        "utsuwa deploy steady --command=''",
+    ] {
+        assert!(shown.contains(word), "{word} is missing in: {shown}");
     }
     let (status, body) = server.get("steady", "/env");
     assert_eq!(status, 200, "{body}");
@@ -196,6 +205,8 @@ fn a_failed_deploy_changes_nothing_that_serves() {
         described["latestReadyRevision"],
         described["latestCreatedRevision"]
     );
+    // What was proposed leads back.
+    server.deploy("steady", &["--command=", "--update-env-vars=V=good"]);
     server.finish();
 }
 

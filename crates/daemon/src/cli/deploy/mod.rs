@@ -17,6 +17,7 @@ use self::report::{report, set_public};
 use self::service::body;
 use super::progress::Progress;
 use super::rewrites::Rewrites;
+use super::services::back::Back;
 use super::services::show::{can_serve, repair};
 use super::{ClientArgs, overtaken, suggest};
 use crate::client::{Api, Failure};
@@ -229,7 +230,20 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
     let waited = super::wait::wait_shown(&api, &operation, &args.name, &progress).await;
     drop(progress);
     if let Err(failure) = waited {
-        return Err(after_failure(failure, &args.name, existing.as_ref()));
+        if failure.status != 1 {
+            return Err(failure);
+        }
+        let failed = there(&api, &args.name).await.ok().flatten();
+        let way = match &failed {
+            Some(service) => Back::of(&api, service).await.words(&args.name),
+            None => None,
+        };
+        return Err(after_failure(
+            failure,
+            &args.name,
+            existing.as_ref(),
+            way.as_deref(),
+        ));
     }
     report(&api, args, client).await
 }
@@ -285,18 +299,24 @@ fn half_done(mut failure: Failure, name: &str, new: bool, public: bool) -> Failu
     ))
 }
 
-/// Says how the service stands now that its deploy failed, and what can be done about one that serves nothing.
-fn after_failure(failure: Failure, name: &str, existing: Option<&Value>) -> Failure {
-    if failure.status != 1 {
+/// Says how the service stands now that its deploy failed, what of it stays, and what can be done about one that serves nothing.
+fn after_failure(
+    failure: Failure,
+    name: &str,
+    existing: Option<&Value>,
+    way: Option<&str>,
+) -> Failure {
+    let serves = existing.is_some_and(can_serve);
+    note(&match serves {
+        true => "The deploy failed; what served before still serves.".to_owned(),
+        false => format!("The deploy failed; service [{name}] exists, but serves nothing."),
+    });
+    if let Some(way) = way {
+        note(way);
+    }
+    if serves {
         return failure;
     }
-    if existing.is_some_and(can_serve) {
-        note("The deploy failed; what served before still serves.");
-        return failure;
-    }
-    note(&format!(
-        "The deploy failed; service [{name}] exists, but serves nothing."
-    ));
     let ran = !failure.without_image;
     failure.hint(repair(name, ran))
 }
@@ -350,6 +370,13 @@ fn wants_public(args: &DeployArgs, new: bool) -> Result<Option<bool>, Failure> {
     }
     let yes = ask(&format!("Allow everybody to call [{}]", args.name))?;
     Ok(yes.then_some(true))
+}
+
+/// What `utsuwa deploy web` with these words sends for `existing`.
+#[cfg(test)]
+pub(super) fn sent(words: &[&str], existing: Value) -> Result<Value, Failure> {
+    let args = parsed(words).map_err(|error| Failure::usage(error.to_string()))?;
+    body(&args, args.image.clone(), Some(existing))
 }
 
 /// What `utsuwa deploy web` with these words asks for.

@@ -1,5 +1,6 @@
 //! `utsuwa services …`.
 
+pub(super) mod back;
 pub(super) mod callers;
 mod container;
 pub(super) mod containers;
@@ -11,7 +12,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 pub(super) use self::container::probe_limit;
-use self::show::{print_service, ready_mark, ready_word, region};
+use self::show::{About, print_service, ready_mark, ready_word, region};
 use self::traffic::TrafficArgs;
 use self::why::print_why;
 use super::rewrites::Rewrites;
@@ -93,7 +94,18 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                 Rewrites::of(&api).await.explain(&mut service);
                 let ran = may_have_run(&api, &service).await;
                 let public = callers::is_public(&api, name, &service).await?;
-                print_service(&service, callers::words(public), ran);
+                let way = match ready_word(&service).as_str() {
+                    "failed" => back::Back::of(&api, &service).await.words(name),
+                    _ => None,
+                };
+                print_service(
+                    &service,
+                    &About {
+                        callers: callers::words(public),
+                        ran,
+                        way,
+                    },
+                );
                 Ok(())
             } else {
                 value(&client.format, &service)

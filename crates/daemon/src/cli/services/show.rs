@@ -102,14 +102,24 @@ pub(in crate::cli) fn repair(name: &str, ran: bool) -> String {
     )
 }
 
-/// `callers`: who may call it; `ran`: something of what failed may have run.
-pub(in crate::cli) fn print_service(service: &Value, callers: &str, ran: bool) {
-    for text in service_lines(service, callers, ran) {
+/// What a description tells besides what the service itself says.
+#[derive(Debug, Default)]
+pub(in crate::cli) struct About<'a> {
+    /// Who may call it.
+    pub callers: &'a str,
+    /// Something of what failed may have run.
+    pub ran: bool,
+    /// The way back from what failed.
+    pub way: Option<String>,
+}
+
+pub(in crate::cli) fn print_service(service: &Value, about: &About<'_>) {
+    for text in service_lines(service, about) {
         line(&text);
     }
 }
 
-fn service_lines(service: &Value, callers: &str, ran: bool) -> Vec<String> {
+fn service_lines(service: &Value, about: &About<'_>) -> Vec<String> {
     let name = short(&text_at(service, "name"));
     let mut lines = vec![
         format!("Service {name} in {}", region(service)),
@@ -130,7 +140,10 @@ fn service_lines(service: &Value, callers: &str, ran: bool) -> Vec<String> {
             below("What served before still serves.");
         } else {
             below("It serves nothing: no revision of it ever became ready.");
-            below(&repair(&name, ran));
+            below(&repair(&name, about.ran));
+        }
+        if let Some(way) = &about.way {
+            below(way);
         }
     }
     let ingress = match text_at(service, "ingress").as_str() {
@@ -139,9 +152,10 @@ fn service_lines(service: &Value, callers: &str, ran: bool) -> Vec<String> {
         _ => "all",
     };
     lines.push(labelled("Ingress:", ingress));
-    lines.push(labelled("Callers:", callers));
+    lines.push(labelled("Callers:", about.callers));
     lines.extend(traffic_lines(service));
     lines.push(labelled("Scaling:", &scaling(&service["scaling"])));
+    lines.push(format!("Template:{}", not_serving(service)));
     lines.extend(template_lines(&service["template"]));
     let by = format!(
         "{} by {}",
@@ -152,11 +166,29 @@ fn service_lines(service: &Value, callers: &str, ran: bool) -> Vec<String> {
     lines
 }
 
+/// Which revision the template is of, where that isn't what serves.
+fn not_serving(service: &Value) -> String {
+    let newest = short(&text_at(service, "latestCreatedRevision"));
+    let targets = || service["trafficStatuses"].as_array().into_iter().flatten();
+    let serves = |target: &Value| target["percent"].as_u64().unwrap_or(0) > 0;
+    let mine = |target: &&Value| short(&text_at(target, "revision")) == newest;
+    // While a deploy goes on, its revision may not be there yet.
+    let settled = service["reconciling"] != json!(true) && !newest.is_empty();
+    if !settled || !targets().any(serves) || targets().filter(mine).any(serves) {
+        return String::new();
+    }
+    let why = match ready_word(service).as_str() {
+        "failed" => "failed and does not serve",
+        _ => "gets no part of the traffic",
+    };
+    format!(" (of {newest}, which {why})")
+}
+
 /// What the next revision has, as gcloud shows it: with the defaults of what isn't written.
 fn template_lines(template: &Value) -> Vec<String> {
     let ingress = ingress_index(template);
     let container = &template["containers"][ingress];
-    let mut lines = vec!["Template:".to_owned()];
+    let mut lines = Vec::new();
     let mut add = |label: &str, text: String| {
         if !text.is_empty() {
             lines.push(format!("  {label:<16} {text}"));
@@ -309,6 +341,52 @@ fn traffic_lines(service: &Value) -> Vec<String> {
 mod tests {
     use super::*;
 
+    fn about(ran: bool) -> About<'static> {
+        About {
+            callers: "everybody",
+            ran,
+            way: None,
+        }
+    }
+
+    #[test]
+    fn a_template_that_does_not_serve_says_so() {
+        let head = |service: &Value| {
+            let lines = service_lines(service, &about(true));
+            let found = lines.into_iter().find(|l| l.starts_with("Template:"));
+            found.unwrap()
+        };
+        let mut service = json!({
+            "latestCreatedRevision": "s/revisions/web-2",
+            "terminalCondition": {"state": "CONDITION_SUCCEEDED"},
+            "trafficStatuses": [
+                {"revision": "s/revisions/web-1", "percent": 100},
+                {"revision": "s/revisions/web-2", "tag": "next"},
+            ],
+        });
+        assert_eq!(
+            head(&service),
+            "Template: (of web-2, which gets no part of the traffic)"
+        );
+        service["terminalCondition"]["state"] = json!("CONDITION_FAILED");
+        assert_eq!(
+            head(&service),
+            "Template: (of web-2, which failed and does not serve)"
+        );
+        let way = Some("Back: so".to_owned());
+        let lines = service_lines(&service, &About { way, ..about(true) });
+        assert!(lines.iter().any(|l| l.ends_with("Back: so")), "{lines:?}");
+        for (key, value) in [
+            ("latestCreatedRevision", json!("s/revisions/web-1")),
+            ("reconciling", json!(true)),
+            ("trafficStatuses", json!([])),
+        ] {
+            let mut fine = service.clone();
+            fine[key] = value;
+            assert_eq!(head(&fine), "Template:", "{key}");
+        }
+    }
+
     #[test]
     fn a_service_is_described_as_gcloud_would() {
         let service = json!({
@@ -332,7 +410,7 @@ mod tests {
                 }],
             },
         });
-        let text = service_lines(&service, "everybody", true).join("\n");
+        let text = service_lines(&service, &about(true)).join("\n");
         for part in [
             "Port:            9000 (HTTP/2)",
             "Memory:          512Mi",
@@ -354,7 +432,7 @@ mod tests {
         let mut bare = service.clone();
         bare["template"] =
             json!({"containers": [{"image": "x", "resources": {"limits": {"cpu": "500m"}}}]});
-        let text = service_lines(&bare, "everybody", true).join("\n");
+        let text = service_lines(&bare, &about(true)).join("\n");
         for part in [
             "Port:            8080",
             "Memory:          512Mi",
@@ -387,7 +465,7 @@ mod tests {
         };
         assert!(without_image(&revision("CONTAINER_MISSING")));
         assert!(!without_image(&revision("UNKNOWN")));
-        let text = service_lines(&service, "everybody", false).join("\n");
+        let text = service_lines(&service, &about(false)).join("\n");
         assert!(text.contains(&"x".repeat(80)), "described whole: {text}");
         assert!(text.contains("utsuwa services delete bad"), "{text}");
         assert!(text.contains("no revision of it ever became ready"));
@@ -401,7 +479,7 @@ mod tests {
             "Revision 'bad-2' is not ready and cannot serve traffic. The container exited.\n\nMore."
         );
         assert_eq!(reason(&service), "The container exited.");
-        let text = service_lines(&service, "everybody", true).join("\n");
+        let text = service_lines(&service, &about(true)).join("\n");
         assert!(text.contains("What served before still serves."), "{text}");
         service["terminalCondition"] = json!({"state": "CONDITION_SUCCEEDED"});
         assert_eq!(state(&service), "ready");

@@ -1,0 +1,379 @@
+//! The way back from a deploy that failed: its settings stay in the service's template, as on Cloud Run, and the next deploy begins
+//! from them. Which flags lead back to what serves, or to a deploy without any.
+//!
+//! Owns: settings that a flag of `utsuwa deploy` has, of the container that takes the requests. Deliberately not here: what only the
+//! API has (probes, volumes, sidecars), and annotations that were added, which no flag takes away.
+
+use serde_json::{Value, json};
+use utsuwa_model::quantity::MilliCpu;
+use utsuwa_model::scaling::DEFAULT_MAX_INSTANCES;
+use utsuwa_model::service::{REFUSE_SCANNERS, WAITING_PAGE, ZYGOTE, defaults};
+
+use super::containers::ingress_index;
+use crate::cli::short;
+use crate::cli::words::shell_quote;
+use crate::client::Api;
+use crate::output::text_at;
+
+/// The way back of one service.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(in crate::cli) struct Back {
+    /// The revision that they lead to; `None`: none ever served, and they lead to the defaults.
+    to: Option<String>,
+    flags: Vec<String>,
+}
+
+impl Back {
+    /// From what `service` last deployed to what it last had ready; empty where nothing is to be said.
+    pub(in crate::cli) async fn of(api: &Api, service: &Value) -> Self {
+        let (newest, ready) = (
+            text_at(service, "latestCreatedRevision"),
+            text_at(service, "latestReadyRevision"),
+        );
+        if newest.is_empty() || newest == ready {
+            return Self::default();
+        }
+        let Ok(failed) = api.get(&format!("/run/v2/{newest}")).await else {
+            return Self::default();
+        };
+        if ready.is_empty() {
+            return Self::to_defaults(&failed);
+        }
+        match api.get(&format!("/run/v2/{ready}")).await {
+            Ok(serving) => Self {
+                to: Some(short(&ready)),
+                flags: flags(&failed, &serving),
+            },
+            Err(_) => Self::default(),
+        }
+    }
+
+    fn to_defaults(failed: &Value) -> Self {
+        // As the command line makes a new service.
+        let bare =
+            json!({"containers": [{"resources": {"cpuIdle": true, "startupCpuBoost": true}}]});
+        let mut flags = flags(failed, &bare);
+        // There is no image to go back to.
+        flags.retain(|flag| !flag.starts_with("--image"));
+        Self { to: None, flags }
+    }
+
+    /// What stays of the deploy that failed and the command that undoes it; `None`: no flag has anything to undo.
+    pub(in crate::cli) fn words(&self, name: &str) -> Option<String> {
+        if self.flags.is_empty() {
+            return None;
+        }
+        let flags = self.flags.join(" ");
+        Some(match &self.to {
+            Some(revision) => format!(
+                "What it set stays in the service, and the next deploy begins from there. Back to what {revision} has: utsuwa deploy {name} \
+                 {flags}"
+            ),
+            None => format!(
+                "What it set stays in the service, and the next deploy begins from there; what leads back to the defaults: {flags}"
+            ),
+        })
+    }
+}
+
+/// The flags that lead from one revision to another.
+fn flags(from: &Value, to: &Value) -> Vec<String> {
+    let mut all = Vec::new();
+    for setting in SETTINGS {
+        let (now, then) = (setting(from), setting(to));
+        if now != then && !then.is_empty() {
+            all.push(then);
+        }
+    }
+    all.extend(variables(from, to));
+    all.extend(annotations(from, to));
+    all
+}
+
+/// How a revision's setting is written as a flag; empty where that isn't known.
+type Setting = fn(&Value) -> String;
+
+const SETTINGS: &[Setting] = &[
+    |revision| match text_at(container(revision), "image") {
+        none if none.is_empty() => none,
+        image => format!("--image {}", quoted(&image)),
+    },
+    |revision| {
+        let port = or(
+            text_at(container(revision), "ports.0.containerPort"),
+            &defaults::PORT,
+        );
+        format!("--port {port}")
+    },
+    |revision| {
+        let http2 = text_at(container(revision), "ports.0.name") == "h2c";
+        switch("use-http2", http2)
+    },
+    |revision| list("command", &container(revision)["command"]),
+    |revision| list("args", &container(revision)["args"]),
+    |revision| {
+        let memory = text_at(container(revision), "resources.limits.memory");
+        format!("--memory {}", or(memory, &defaults::MEMORY))
+    },
+    |revision| format!("--cpu {}", cpu(revision)),
+    |revision| {
+        let small = cpu(revision)
+            .parse()
+            .is_ok_and(|cpu: MilliCpu| cpu < defaults::CPU);
+        let usual = if small { 1 } else { defaults::CONCURRENCY };
+        let own = or(text_at(revision, "maxInstanceRequestConcurrency"), &usual);
+        match own == usual.to_string() {
+            true => "--concurrency default".to_owned(),
+            false => format!("--concurrency {own}"),
+        }
+    },
+    |revision| {
+        let own = text_at(revision, "timeout");
+        let own = or(
+            own.trim_end_matches('s').to_owned(),
+            &defaults::TIMEOUT_SECS,
+        );
+        format!("--timeout {own}")
+    },
+    |revision| {
+        let own = or(text_at(revision, "scaling.minInstanceCount"), &0);
+        format!("--min-instances {own}")
+    },
+    |revision| {
+        let usual = DEFAULT_MAX_INSTANCES.to_string();
+        match or(text_at(revision, "scaling.maxInstanceCount"), &usual) {
+            own if own == usual => "--max-instances default".to_owned(),
+            own => format!("--max-instances {own}"),
+        }
+    },
+    |revision| match text_at(revision, "executionEnvironment").as_str() {
+        "EXECUTION_ENVIRONMENT_GEN1" => "--execution-environment gen1".to_owned(),
+        _ => "--execution-environment gen2".to_owned(),
+    },
+    |revision| {
+        let idle = text_at(container(revision), "resources.cpuIdle") != "false";
+        switch("cpu-throttling", idle)
+    },
+    |revision| {
+        let boost = text_at(container(revision), "resources.startupCpuBoost") == "true";
+        switch("cpu-boost", boost)
+    },
+    |revision| {
+        let sticky = text_at(revision, "sessionAffinity") == "true";
+        switch("session-affinity", sticky)
+    },
+    |revision| annotated(revision, ZYGOTE, "zygote"),
+    |revision| annotated(revision, REFUSE_SCANNERS, "refuse-scanners"),
+    |revision| annotated(revision, WAITING_PAGE, "waiting-page"),
+];
+
+fn container(revision: &Value) -> &Value {
+    &revision["containers"][ingress_index(revision)]
+}
+
+fn cpu(revision: &Value) -> String {
+    let own = text_at(container(revision), "resources.limits.cpu");
+    or(own, &defaults::CPU)
+}
+
+fn or(written: String, default: &dyn std::fmt::Display) -> String {
+    match written.as_str() {
+        "" | "0" => default.to_string(),
+        _ => written,
+    }
+}
+
+fn switch(flag: &str, on: bool) -> String {
+    match on {
+        true => format!("--{flag}"),
+        false => format!("--no-{flag}"),
+    }
+}
+
+fn annotated(revision: &Value, annotation: &str, flag: &str) -> String {
+    switch(flag, revision["annotations"][annotation] == json!("true"))
+}
+
+/// A list flag; one without parts says so: it resets.
+fn list(flag: &str, words: &Value) -> String {
+    let words = words.as_array().into_iter().flatten();
+    let words: Vec<&str> = words.filter_map(Value::as_str).collect();
+    match words.is_empty() {
+        true => format!("--{flag}=''"),
+        false => format!("--{flag}={}", quoted(&delimited(&words))),
+    }
+}
+
+/// `a,b`, or with another delimiter where a part has a comma.
+fn delimited(words: &[&str]) -> String {
+    const OTHERS: [&str; 5] = ["@", ";", "|", "#", "::"];
+    let free = |delimiter: &&str| !words.iter().any(|word| word.contains(*delimiter));
+    let plain = free(&",") && !words.iter().any(|word| word.starts_with('^'));
+    // The one after the last delimiter counts for nothing, so an empty last part needs one more.
+    let end = words.last().is_some_and(|last| last.is_empty());
+    let joined = |delimiter: &str| {
+        let tail = if end { delimiter } else { "" };
+        format!("{}{tail}", words.join(delimiter))
+    };
+    match OTHERS.iter().find(|other| free(other)) {
+        Some(other) if !plain => format!("^{other}^{}", joined(other)),
+        _ => joined(","),
+    }
+}
+
+/// Readable where a shell takes it as it is.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:,=@".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => shell_quote(text),
+    }
+}
+
+/// Variables with a value of their own; those of secrets have no flag here.
+fn variables(from: &Value, to: &Value) -> Vec<String> {
+    let of = |revision: &Value| -> Vec<(String, String)> {
+        let all = container(revision)["env"].as_array().into_iter().flatten();
+        all.filter(|one| one["valueSource"].is_null())
+            .map(|one| (text_at(one, "name"), text_at(one, "value")))
+            .collect()
+    };
+    let (from, to) = (of(from), of(to));
+    let mut all = Vec::new();
+    let lost: Vec<String> = to
+        .iter()
+        .filter(|one| !from.contains(one))
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let lost: Vec<&str> = lost.iter().map(String::as_str).collect();
+    if !lost.is_empty() {
+        all.push(format!("--update-env-vars={}", quoted(&delimited(&lost))));
+    }
+    let new: Vec<&str> = from
+        .iter()
+        .filter(|(name, _)| !to.iter().any(|(known, _)| known == name))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if !new.is_empty() {
+        all.push(format!("--remove-env-vars={}", quoted(&delimited(&new))));
+    }
+    all
+}
+
+/// Annotations that `to` has otherwise, but those that have a flag of their own.
+fn annotations(from: &Value, to: &Value) -> Vec<String> {
+    let all = to["annotations"].as_object().into_iter().flatten();
+    let other = all.filter(|(key, value)| {
+        ![ZYGOTE, REFUSE_SCANNERS, WAITING_PAGE].contains(&key.as_str())
+            && from["annotations"][key.as_str()] != **value
+    });
+    let other: Vec<String> = other
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
+    let other: Vec<&str> = other.iter().map(String::as_str).collect();
+    match other.is_empty() {
+        true => Vec::new(),
+        false => vec![format!("--annotations={}", quoted(&delimited(&other)))],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn revision(container: &Value) -> Value {
+        json!({"containers": [container], "timeout": "300s", "maxInstanceRequestConcurrency": 80,
+            "scaling": {"maxInstanceCount": 100}})
+    }
+
+    #[test]
+    fn each_setting_that_differs_has_its_flag_and_no_other() {
+        let good = revision(&json!({
+            "image": "r.example/x@sha256:1", "ports": [{"name": "http1", "containerPort": 8080}],
+            "resources": {"limits": {"cpu": "1", "memory": "512Mi"}, "cpuIdle": true, "startupCpuBoost": true},
+            "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "x,y"}],
+        }));
+        assert!(flags(&good, &good).is_empty());
+        let bad = json!({
+            "containers": [{
+                "image": "r.example/y@sha256:2", "ports": [{"name": "h2c", "containerPort": 9}], "command": ["/no"], "args": ["a"],
+                "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}, "cpuIdle": false},
+                "env": [{"name": "A", "value": "1"}, {"name": "C", "value": "3"}],
+            }],
+            "timeout": "5s", "maxInstanceRequestConcurrency": 1, "sessionAffinity": true,
+            "scaling": {"minInstanceCount": 2, "maxInstanceCount": 3}, "executionEnvironment": "EXECUTION_ENVIRONMENT_GEN1",
+            "annotations": {ZYGOTE: "true", "autoscaling.knative.dev/window": "6s"},
+        });
+        assert_eq!(
+            flags(&bad, &good),
+            [
+                "--image r.example/x@sha256:1",
+                "--port 8080",
+                "--no-use-http2",
+                "--command=''",
+                "--args=''",
+                "--memory 512Mi",
+                "--cpu 1",
+                "--timeout 300",
+                "--min-instances 0",
+                "--max-instances default",
+                "--execution-environment gen2",
+                "--cpu-throttling",
+                "--cpu-boost",
+                "--no-session-affinity",
+                "--no-zygote",
+                "--update-env-vars='^@^B=x,y'",
+                "--remove-env-vars=C",
+            ]
+        );
+        assert!(flags(&good, &bad).contains(&"--command=/no".to_owned()));
+        assert!(
+            flags(&good, &bad)
+                .contains(&"--annotations=autoscaling.knative.dev/window=6s".to_owned())
+        );
+    }
+
+    /// A flag that is proposed and refused would be worse than none.
+    #[test]
+    fn what_is_proposed_can_be_typed_and_leads_back() {
+        let good = revision(
+            &json!({"image": "a", "resources": {"cpuIdle": true, "startupCpuBoost": true},
+            "env": [{"name": "A", "value": "x,y"}, {"name": "B", "value": "@"}, {"name": "E", "value": ""}]}),
+        );
+        let bad = json!({"containers": [{"image": "b", "command": ["/no"], "args": ["-c", "a,b"],
+            "ports": [{"name": "h2c", "containerPort": 9}], "env": [{"name": "C", "value": "3"}],
+            "resources": {"limits": {"cpu": "2", "memory": "64Mi"}, "cpuIdle": false}}],
+            "timeout": "5s", "maxInstanceRequestConcurrency": 7, "scaling": {"minInstanceCount": 2, "maxInstanceCount": 3}});
+        for (from, to) in [(&bad, &good), (&good, &bad)] {
+            let flags = flags(from, to).join("\n");
+            let words: Vec<String> = flags
+                .split('\n')
+                .flat_map(|flag| flag.splitn(2, ' '))
+                .map(|word| word.replace('\'', ""))
+                .collect();
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let service = json!({"template": from});
+            let sent = crate::cli::deploy::sent(&words, service).unwrap();
+            let left = super::flags(&sent["template"], to);
+            assert!(left.is_empty(), "{flags}\nleaves {left:?}");
+        }
+    }
+
+    #[test]
+    fn the_way_back_names_where_it_leads() {
+        let failed = json!({"containers": [{"image": "x", "command": ["/no"], "resources": {"startupCpuBoost": true}}]});
+        let fresh = Back::to_defaults(&failed);
+        let said = fresh.words("web").unwrap();
+        assert!(said.ends_with("defaults: --command=''"), "{said}");
+        let back = Back {
+            to: Some("web-00001-abc".to_owned()),
+            flags: vec!["--memory 1Gi".to_owned()],
+        };
+        let said = back.words("web").unwrap();
+        assert!(
+            said.ends_with("what web-00001-abc has: utsuwa deploy web --memory 1Gi"),
+            "{said}"
+        );
+        assert_eq!(Back::default().words("web"), None);
+    }
+}
