@@ -10,8 +10,6 @@ use utsuwa_model::service::{RevisionTemplate, ScalingMode, ServiceScaling};
 
 use crate::kpa::ceil_count;
 
-const PREFIX: &str = "autoscaling.knative.dev/";
-
 /// The settings of a revision that gets `percent` of its service's traffic. `idle` is the server's idle timeout.
 #[must_use]
 pub fn scaling_settings(
@@ -20,26 +18,21 @@ pub fn scaling_settings(
     percent: u32,
     idle: Duration,
 ) -> ScalingSettings {
-    let annotation = |names: &[&str]| -> Option<&str> {
-        names
-            .iter()
-            .find_map(|name| template.annotations.get(&format!("{PREFIX}{name}")))
-            .map(String::as_str)
-    };
+    let annotation = |name: &str| template.autoscaling(name);
     let number = |name: &str| {
-        annotation(&[name])
+        annotation(name)
             .and_then(|v| v.trim().parse::<f64>().ok())
             .filter(|v| v.is_finite())
     };
-    let count = |names: &[&str]| annotation(names).and_then(|v| v.trim().parse::<u32>().ok());
-    let time = |name: &str| annotation(&[name]).and_then(parse_duration);
+    let count = |name: &str| annotation(name).and_then(|v| v.trim().parse::<u32>().ok());
+    let time = |name: &str| annotation(name).and_then(parse_duration);
 
     let concurrency = template.effective_concurrency();
     let mut settings = ScalingSettings::for_concurrency(concurrency, idle);
 
     // The target: an annotation is taken as it is (never above what one instance may hold), a utilization as its share.
     let utilization = number("target-utilization-percentage").map(|percent| percent / 100.0);
-    let by_rate = annotation(&["metric"]) == Some("rps");
+    let by_rate = annotation("metric") == Some("rps");
     if by_rate {
         settings.metric = Metric::RequestsPerSecond;
         let total = number("target").unwrap_or(200.0);
@@ -76,10 +69,10 @@ pub fn scaling_settings(
     if let Some(delay) = time("scale-down-delay") {
         settings.scale_down_delay = delay;
     }
-    if let Some(initial) = count(&["initial-scale", "initialScale"]).filter(|n| *n > 0) {
+    if let Some(initial) = count("initial-scale").filter(|n| *n > 0) {
         settings.initial_scale = initial;
     }
-    if let Some(activation) = count(&["activation-scale", "activationScale"]) {
+    if let Some(activation) = count("activation-scale") {
         settings.activation_scale = activation;
     }
     bounds(&mut settings, template, &count, service, percent);
@@ -90,18 +83,18 @@ pub fn scaling_settings(
 fn bounds(
     settings: &mut ScalingSettings,
     template: &RevisionTemplate,
-    count: &dyn Fn(&[&str]) -> Option<u32>,
+    count: &dyn Fn(&str) -> Option<u32>,
     service: &ServiceScaling,
     percent: u32,
 ) {
     let share = |whole: u32| f64::from(whole) * f64::from(percent.min(100)) / 100.0;
     settings.min = template
         .min_instances
-        .or_else(|| count(&["min-scale", "minScale"]))
+        .or_else(|| count("min-scale"))
         .unwrap_or(0);
     settings.max = match (
         template.max_instances.filter(|max| *max > 0),
-        count(&["max-scale", "maxScale"]),
+        count("max-scale"),
     ) {
         (Some(max), _) => Ceiling::AtMost(max),
         (None, Some(0)) => Ceiling::Unlimited,

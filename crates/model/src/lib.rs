@@ -20,6 +20,7 @@ pub mod iam;
 pub mod image;
 pub mod instance;
 pub mod name;
+pub mod nearest;
 pub mod operation;
 pub mod quantity;
 pub mod revision;

@@ -1,4 +1,5 @@
 use utsuwa_model::service::Container;
+use utsuwa_model::service::autoscaling::AUTOSCALING as PREFIX;
 
 use super::*;
 
@@ -161,5 +162,37 @@ fn durations_in_go_spelling() {
     }
     for bad in ["", "6", "s", "-1s", "6 s", "1d", "1s2"] {
         assert_eq!(parse_duration(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn both_of_knatives_spellings_say_the_same() {
+    for (kebab, camel, value) in [
+        (
+            "target-utilization-percentage",
+            "targetUtilizationPercentage",
+            "20",
+        ),
+        ("target-burst-capacity", "targetBurstCapacity", "7"),
+        ("panic-window-percentage", "panicWindowPercentage", "20"),
+        (
+            "panic-threshold-percentage",
+            "panicThresholdPercentage",
+            "300",
+        ),
+        (
+            "scale-to-zero-pod-retention-period",
+            "scaleToZeroPodRetentionPeriod",
+            "10m",
+        ),
+        ("scale-down-delay", "scaleDownDelay", "30s"),
+        ("initial-scale", "initialScale", "3"),
+        ("activation-scale", "activationScale", "3"),
+        ("min-scale", "minScale", "3"),
+        ("max-scale", "maxScale", "3"),
+    ] {
+        let found = settings(&[(camel, value)]);
+        assert_eq!(found, settings(&[(kebab, value)]), "{camel}");
+        assert_ne!(found, settings(&[]), "{camel}");
     }
 }

@@ -1,5 +1,6 @@
 //! A service: what the user asked for (`spec`) and what became of it (`status`). Shape: v2's Service (§1.2), v1's extras kept.
 
+pub mod autoscaling;
 pub mod defaults;
 mod group;
 mod spec;

@@ -88,7 +88,11 @@ pub(super) fn body(
         template["scaling"]["maxInstanceCount"] = json!(max);
     }
     for (key, value) in pairs("--annotations", &args.annotations)? {
-        template["annotations"][&key] = json!(value);
+        if !value.is_empty() {
+            template["annotations"][&key] = json!(value);
+        } else if let Some(annotations) = template["annotations"].as_object_mut() {
+            annotations.remove(&key);
+        }
     }
     for (annotation, on, off) in [
         (ZYGOTE, args.zygote, args.no_zygote),
@@ -304,6 +308,13 @@ mod tests {
     fn args(text: &str) -> DeployArgs {
         let words: Vec<&str> = text.split(' ').collect();
         parsed(&words).unwrap()
+    }
+
+    #[test]
+    fn an_annotation_without_a_value_goes() {
+        let old = json!({"template": {"containers": [{}], "annotations": {"a.dev/x": "1", "a.dev/y": "2"}}});
+        let sent = body(&args("--annotations a.dev/x=,a.dev/none="), None, Some(old)).unwrap();
+        assert_eq!(sent["template"]["annotations"], json!({"a.dev/y": "2"}));
     }
 
     #[test]

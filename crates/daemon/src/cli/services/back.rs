@@ -2,7 +2,9 @@
 //! from them. Which flags lead back to what serves, or to a deploy without any.
 //!
 //! Owns: settings that a flag of `utsuwa deploy` has, of the container that takes the requests. Deliberately not here: what only the
-//! API has (probes, volumes, sidecars), and annotations that were added, which no flag takes away.
+//! API has (probes, volumes, sidecars).
+
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use utsuwa_model::quantity::MilliCpu;
@@ -260,16 +262,22 @@ fn variables(from: &Value, to: &Value) -> Vec<String> {
     all
 }
 
-/// Annotations that `to` has otherwise, but those that have a flag of their own.
+/// Annotations that `to` has otherwise or not at all, but those that have a flag of their own.
 fn annotations(from: &Value, to: &Value) -> Vec<String> {
-    let all = to["annotations"].as_object().into_iter().flatten();
-    let other = all.filter(|(key, value)| {
+    let of = |revision: &Value| {
+        revision["annotations"]
+            .as_object()
+            .cloned()
+            .unwrap_or_default()
+    };
+    let (from, to) = (of(from), of(to));
+    let keys: BTreeSet<&String> = from.keys().chain(to.keys()).collect();
+    let other = keys.into_iter().filter(|key| {
         ![ZYGOTE, REFUSE_SCANNERS, WAITING_PAGE].contains(&key.as_str())
-            && from["annotations"][key.as_str()] != **value
+            && from.get(*key) != to.get(*key)
     });
-    let other: Vec<String> = other
-        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
-        .collect();
+    let then = |key: &String| to.get(key).and_then(Value::as_str).unwrap_or_default();
+    let other: Vec<String> = other.map(|key| format!("{key}={}", then(key))).collect();
     let other: Vec<&str> = other.iter().map(String::as_str).collect();
     match other.is_empty() {
         true => Vec::new(),
@@ -324,6 +332,7 @@ mod tests {
                 "--no-zygote",
                 "--update-env-vars='^@^B=x,y'",
                 "--remove-env-vars=C",
+                "--annotations=autoscaling.knative.dev/window=",
             ]
         );
         assert!(flags(&good, &bad).contains(&"--command=/no".to_owned()));
@@ -343,7 +352,8 @@ mod tests {
         let bad = json!({"containers": [{"image": "b", "command": ["/no"], "args": ["-c", "a,b"],
             "ports": [{"name": "h2c", "containerPort": 9}], "env": [{"name": "C", "value": "3"}],
             "resources": {"limits": {"cpu": "2", "memory": "64Mi"}, "cpuIdle": false}}],
-            "timeout": "5s", "maxInstanceRequestConcurrency": 7, "scaling": {"minInstanceCount": 2, "maxInstanceCount": 3}});
+            "timeout": "5s", "maxInstanceRequestConcurrency": 7, "scaling": {"minInstanceCount": 2, "maxInstanceCount": 3},
+            "annotations": {"autoscaling.knative.dev/window": "6s", "a.dev/x": "a,b"}});
         for (from, to) in [(&bad, &good), (&good, &bad)] {
             let flags = flags(from, to).join("\n");
             let words: Vec<String> = flags

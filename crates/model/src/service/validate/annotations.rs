@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use super::{ANNOTATIONS, not_built};
 use crate::Violations;
+use crate::nearest::nearest;
 use crate::scaling::DEFAULT_MAX_INSTANCES;
+use crate::service::autoscaling::{AUTOSCALING, KNOWN, camel, known};
 use crate::service::{REFUSE_SCANNERS, RevisionTemplate, WAITING_PAGE, ZYGOTE};
 
-const AUTOSCALING: &str = "autoscaling.knative.dev/";
 const RUN: &str = "run.googleapis.com/";
 
 /// Annotations of a service that ask for something we don't do yet: acting as if we did would mislead.
@@ -98,12 +99,16 @@ fn size(field: &str, annotations: &BTreeMap<String, String>, found: &mut Violati
 
 /// The value of one autoscaling annotation; names in both of Knative's spellings.
 fn autoscaling(name: &str, value: &str) -> Result<(), String> {
-    match name {
-        "min-scale" | "minScale" | "max-scale" | "maxScale" => whole(value, 0),
+    // The namespace is the autoscaler's alone: what it doesn't know is mistyped, and would have no effect without a word.
+    let Some(setting) = known(name) else {
+        return Err(unknown(name));
+    };
+    match setting {
+        "min-scale" | "max-scale" => whole(value, 0),
         // Zero would be a revision that is ready without ever having run: Knative takes it only where `allow-zero` is set
         // (§3.1, false by default), Cloud Run never.
-        "initial-scale" | "initialScale" => whole(value, 1),
-        "activation-scale" | "activationScale" => whole(value, 2),
+        "initial-scale" => whole(value, 1),
+        "activation-scale" => whole(value, 2),
         "class" => match value {
             "kpa.autoscaling.knative.dev" => Ok(()),
             "hpa.autoscaling.knative.dev" => {
@@ -123,17 +128,15 @@ fn autoscaling(name: &str, value: &str) -> Result<(), String> {
             )),
         },
         "target" => decimal(value, 0.01, f64::MAX),
-        "target-utilization-percentage" | "targetUtilizationPercentage" => {
-            decimal(value, 1.0, 100.0)
-        }
-        "target-burst-capacity" | "targetBurstCapacity" => match value.trim().parse::<f64>() {
+        "target-utilization-percentage" => decimal(value, 1.0, 100.0),
+        "target-burst-capacity" => match value.trim().parse::<f64>() {
             Ok(number) if number >= 0.0 || number.to_bits() == (-1.0_f64).to_bits() => Ok(()),
             _ => Err(format!(
                 "invalid value: {value:?}: write -1 or a number from 0"
             )),
         },
-        "panic-window-percentage" | "panicWindowPercentage" => decimal(value, 1.0, 100.0),
-        "panic-threshold-percentage" | "panicThresholdPercentage" => decimal(value, 110.0, 1000.0),
+        "panic-window-percentage" => decimal(value, 1.0, 100.0),
+        "panic-threshold-percentage" => decimal(value, 110.0, 1000.0),
         "window" => duration(value, 6).and_then(|whole| {
             if whole {
                 Ok(())
@@ -141,11 +144,23 @@ fn autoscaling(name: &str, value: &str) -> Result<(), String> {
                 Err(format!("invalid value: {value:?}: must be whole seconds"))
             }
         }),
-        "scale-down-delay" | "scaleDownDelay" | "scale-to-zero-pod-retention-period" => {
-            duration(value, 0).map(|_| ())
-        }
-        // Others (and those of later versions of Knative) are kept as written.
+        "scale-down-delay" | "scale-to-zero-pod-retention-period" => duration(value, 0).map(|_| ()),
         _ => Ok(()),
+    }
+}
+
+/// `windw` or `Min-Scale`: what was meant, as it is spelt there.
+fn unknown(name: &str) -> String {
+    let spellings: Vec<String> = KNOWN.iter().map(|known| camel(known)).collect();
+    let all = KNOWN
+        .into_iter()
+        .chain(spellings.iter().map(String::as_str));
+    match nearest(name, all) {
+        Some(meant) => format!("there is no such setting: did you mean {AUTOSCALING}{meant}?"),
+        None => format!(
+            "there is no such setting; those there are: {}",
+            KNOWN.join(", ")
+        ),
     }
 }
 
@@ -208,11 +223,8 @@ fn go_millis(text: &str) -> Option<u64> {
 }
 
 /// A count as an annotation in either spelling.
-fn count(template: &RevisionTemplate, names: [&str; 2]) -> Option<u32> {
-    names
-        .iter()
-        .find_map(|n| template.annotations.get(&format!("{AUTOSCALING}{n}")))
-        .and_then(|v| v.trim().parse::<u32>().ok())
+fn count(template: &RevisionTemplate, name: &str) -> Option<u32> {
+    template.autoscaling(name)?.trim().parse().ok()
 }
 
 /// The maximum as written, field before annotation; an annotation of zero means none.
@@ -220,7 +232,7 @@ fn written_max(template: &RevisionTemplate) -> Option<u32> {
     template
         .max_instances
         .filter(|max| *max > 0)
-        .or_else(|| count(template, ["max-scale", "maxScale"]))
+        .or_else(|| count(template, "max-scale"))
 }
 
 /// Instances a revision of `template` may have; `None`: as many as it likes.
@@ -250,17 +262,14 @@ fn bounds(template: &RevisionTemplate, found: &mut Violations) {
     };
     let min = template
         .min_instances
-        .or_else(|| count(template, ["min-scale", "minScale"]));
+        .or_else(|| count(template, "min-scale"));
     least(
         "template.scaling.minInstanceCount",
         "min-scale",
         min.unwrap_or(0),
     );
-    for (kind, names) in [
-        ("initial-scale", ["initial-scale", "initialScale"]),
-        ("activation-scale", ["activation-scale", "activationScale"]),
-    ] {
+    for kind in ["initial-scale", "activation-scale"] {
         let field = format!("template.annotations[{AUTOSCALING}{kind}]");
-        least(&field, kind, count(template, names).unwrap_or(0));
+        least(&field, kind, count(template, kind).unwrap_or(0));
     }
 }

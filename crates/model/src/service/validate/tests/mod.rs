@@ -125,7 +125,7 @@ fn a_plain_service_is_fine() {
         },
         |s| note(s, "window", "6s"),
         |s| note(s, "target-burst-capacity", "-1"),
-        |s| note(s, "something-new", "kept as written"),
+        |s| note(s, "metric-aggregation-algorithm", "weightedExponential"),
         |s| {
             s.spec.template.annotations.extend([(
                 "run.googleapis.com/vpc-access-egress".to_owned(),

@@ -103,6 +103,19 @@ fn counts_times_and_annotations() {
             s.spec.scaling.min = Some(150);
             s.spec.template.max_instances = Some(150);
         },
+        |s| note(s, "scaleToZeroPodRetentionPeriod", "10m"),
+        |s| note(s, "metricAggregationAlgorithm", "weightedExponential"),
+        // Keys that clients of Google's send, and later ones of theirs.
+        |s| {
+            for key in [
+                "client.knative.dev/nonce",
+                "run.googleapis.com/later",
+                "my.dev/x",
+            ] {
+                let notes = &mut s.spec.template.annotations;
+                notes.insert(key.to_owned(), "x".to_owned());
+            }
+        },
     ]);
     for (name, value, expected) in [
         ("window", "5s", "expected 6s <= 5s <= 1h"),
@@ -144,6 +157,21 @@ fn counts_times_and_annotations() {
         ("class", "mine", "invalid value"),
         ("metric", "cpu", "metric \"cpu\" needs"),
         ("metric", "luck", "invalid value"),
+        (
+            "windw",
+            "6s",
+            "there is no such setting: did you mean autoscaling.knative.dev/window?",
+        ),
+        (
+            "minscale",
+            "1",
+            "there is no such setting: did you mean autoscaling.knative.dev/min-scale?",
+        ),
+        (
+            "weather",
+            "fine",
+            "there is no such setting; those there are: activation-scale, class,",
+        ),
     ] {
         let mut service = good();
         note(&mut service, name, value);
