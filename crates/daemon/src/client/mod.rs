@@ -17,6 +17,8 @@ pub(crate) struct Failure {
     pub status: u8,
     /// The image of a deploy could not be had: nothing of it ran.
     pub without_image: bool,
+    /// Which fields of what was sent are wrong, and why.
+    pub violations: Vec<(String, String)>,
     /// Google's word for it (`NOT_FOUND`), when the server refused.
     code: Option<String>,
 }
@@ -28,6 +30,7 @@ impl Failure {
             hint: None,
             status: 1,
             without_image: false,
+            violations: Vec::new(),
             code: None,
         }
     }
@@ -38,6 +41,7 @@ impl Failure {
             hint: None,
             status: 2,
             without_image: false,
+            violations: Vec::new(),
             code: None,
         }
     }
@@ -54,6 +58,7 @@ impl Failure {
             hint: None,
             status: 3,
             without_image: false,
+            violations: Vec::new(),
             code: None,
         }
     }
@@ -76,6 +81,18 @@ impl Failure {
     /// Whether the server has something of that name already.
     pub(crate) fn is_already_there(&self) -> bool {
         self.code.as_deref() == Some("ALREADY_EXISTS")
+    }
+
+    /// The same, with one line per wrong field. The message of a single one says it all.
+    pub(crate) fn with_violations(mut self, violations: Vec<(String, String)>) -> Self {
+        if violations.len() > 1 {
+            for (field, description) in &violations {
+                self.message
+                    .push_str(&format!("\n  {field}: {description}"));
+            }
+        }
+        self.violations = violations;
+        self
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -307,25 +324,21 @@ fn refusal(status: reqwest::StatusCode, body: &str) -> Failure {
         return Failure::failed(format!("{status}: {}", body.trim()));
     };
     let error = &json["error"];
-    let mut message = error["message"].as_str().unwrap_or(body).trim().to_owned();
-    let violations: Vec<&Value> = error["details"]
-        .as_array()
-        .into_iter()
+    let message = error["message"].as_str().unwrap_or(body).trim();
+    let details = error["details"].as_array().into_iter().flatten();
+    let violations = details
+        .filter_map(|detail| detail["fieldViolations"].as_array())
         .flatten()
-        .filter_map(|d| d["fieldViolations"].as_array())
-        .flatten()
-        .collect();
-    // The message of a single violation says it all.
-    if violations.len() > 1 {
-        for violation in violations {
+        .map(|violation| {
             let text = |key: &str| violation[key].as_str().unwrap_or("?").to_owned();
-            message.push_str(&format!("\n  {}: {}", text("field"), text("description")));
-        }
-    }
-    Failure {
+            (text("field"), text("description"))
+        })
+        .collect();
+    let failure = Failure {
         code: error["status"].as_str().map(str::to_owned),
         ..Failure::failed(message)
-    }
+    };
+    failure.with_violations(violations)
 }
 
 /// A refusal with Google's word `code`, for tests.

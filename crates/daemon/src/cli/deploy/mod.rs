@@ -3,6 +3,7 @@
 
 mod counts;
 mod lists;
+mod named;
 mod report;
 mod service;
 
@@ -138,7 +139,7 @@ pub(crate) struct DeployArgs {
     /// KEY=VALUE,…: labels on service and revision. Repeatable.
     #[arg(long, value_name = "LIST")]
     labels: Vec<String>,
-    /// KEY=VALUE,…: template annotations such as autoscaling.knative.dev/window=6s. Repeatable.
+    /// KEY=VALUE,…: template annotations such as autoscaling.knative.dev/window=6s; without a value one is removed. Repeatable.
     #[arg(long, value_name = "LIST")]
     annotations: Vec<String>,
     /// Name of the revision: SERVICE-SUFFIX.
@@ -203,11 +204,12 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
                         return Err(failure);
                     }
                 }
-                made => return Ok((made?, None)),
+                made => return Ok((made.map_err(named::flags)?, None)),
             }
         }
         let body = body(args, image.clone(), existing.clone())?;
-        Ok((api.patch(&path, &body).await?, existing))
+        let changed = api.patch(&path, &body).await;
+        Ok((changed.map_err(named::flags)?, existing))
     })
     .await?;
     if let Some(public) = public {
