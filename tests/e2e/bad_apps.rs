@@ -112,6 +112,18 @@ fn apps_that_can_not_be_reached() {
         &hello(&[("HELLO_START", "never-listen")]),
         &[NOT_LISTENING],
     );
+    let mut http2 = hello(&[]);
+    http2["containers"][0]["ports"] = json!([{"name": "h2c", "containerPort": 8080}]);
+    fails(
+        &server,
+        "app",
+        &http2,
+        &[
+            "answers in HTTP/1.1",
+            "its port is named h2c",
+            "deploy it with --no-use-http2",
+        ],
+    );
     // Slow, but in time: that is no failure.
     let operation = change(
         &server,

@@ -297,6 +297,10 @@ async fn explain(
         }
         Failure::Connect(error) => format!("({})", chain(error)),
     };
+    let message = match instance.greeting.advice() {
+        Some(advice) => format!("{advice} {message}"),
+        None => message,
+    };
     // The connection breaks a moment before we are told how the instance ended.
     drop(tokio::time::timeout(CAUSE, instance.dead.cancelled()).await);
     match instance.ending() {

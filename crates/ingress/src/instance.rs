@@ -17,6 +17,7 @@ use std::time::Duration;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -27,6 +28,7 @@ use utsuwa_model::{InstanceId, RevisionKey};
 use crate::body::RequestBody;
 use crate::budget::{Place, Share};
 use crate::failing::Failing;
+use crate::greeting::{Greeting, Listened};
 use crate::outside::Outside;
 use crate::seam::Connecting;
 use crate::upstream::Upstream;
@@ -60,6 +62,8 @@ pub(crate) struct Instance {
     pub(crate) probed: AtomicBool,
     /// What its probes complain of.
     pub(crate) failing: Failing,
+    /// What it says first where it is to speak HTTP/2.
+    pub(crate) greeting: Arc<Greeting>,
     /// Told when it is known to run again after it might have been frozen.
     pub(crate) roused: Notify,
     ending: OnceLock<Ending>,
@@ -93,6 +97,7 @@ impl Instance {
             dead,
             probed: AtomicBool::new(false),
             failing: Failing::default(),
+            greeting: Arc::default(),
             roused: Notify::new(),
             ending: OnceLock::new(),
             outside,
@@ -201,13 +206,17 @@ impl Instance {
 
     /// Speaks HTTP/2 over `stream` from now on.
     pub(crate) async fn adopt_http2(&self, stream: TcpStream) -> Result<Http2, ConnectFailure> {
+        let stream = Listened::new(stream, Arc::clone(&self.greeting));
         let sender = self.handshake_http2(stream).await?;
         *self.http2.lock() = Some(sender.clone());
         Ok(sender)
     }
 
     /// An HTTP/2 connection of its own, as for a health check on another port.
-    pub(crate) async fn handshake_http2(&self, stream: TcpStream) -> Result<Http2, ConnectFailure> {
+    pub(crate) async fn handshake_http2<S>(&self, stream: S) -> Result<Http2, ConnectFailure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             // Streaming of large messages must not be slowed by the 64 KiB the protocol starts with.

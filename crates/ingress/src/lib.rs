@@ -30,6 +30,7 @@ mod forward;
 mod front;
 mod gate;
 mod gated;
+mod greeting;
 mod grpc;
 mod grpc_edge;
 mod hall;

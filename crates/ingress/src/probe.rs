@@ -27,6 +27,7 @@ use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
 
 use crate::body::RequestBody;
+use crate::greeting::Greeted;
 use crate::health;
 use crate::instance::Instance;
 use crate::outside::Outside;
@@ -70,7 +71,10 @@ pub(crate) async fn run(
             health::watch(outside, revision, instance, route).await;
         }
         Err(tried) => {
-            let elsewhere = misplaced::words(outside, instance, route.port);
+            let elsewhere = match instance.greeting.advice() {
+                Some(advice) => Some(advice.to_owned()),
+                None => misplaced::words(outside, instance, route.port),
+            };
             let message = words(route, &tried, elsewhere);
             tracing::info!(revision = %revision.key, instance = %instance.id, %tried, "startup probe failed");
             revision.set_failed(&instance.id, message);
@@ -110,7 +114,13 @@ pub(crate) async fn check(
     let what = match &probe.check {
         StartupCheck::None | StartupCheck::Tcp { .. } => {
             keep(outside, instance, protocol, port, stream).await;
-            return Ok(());
+            return match protocol {
+                // A start that went well before is not made to wait.
+                Protocol::H2c if port == instance.port && usual.is_none() => {
+                    greeted(instance).await
+                }
+                _ => Ok(()),
+            };
         }
         StartupCheck::Http { path, .. } => format!("GET {path} on port {port}"),
         StartupCheck::Grpc { service, .. } => {
@@ -262,6 +272,21 @@ async fn keep(
         }
         // A failure here shows with the first request, which makes its own connection.
         Protocol::H2c => drop(instance.adopt_http2(stream).await),
+    }
+}
+
+/// How long an app that is to speak HTTP/2 is listened to: one that does greets as soon as it is connected to.
+const GREETING: Duration = Duration::from_secs(1);
+
+/// Whether the app may speak HTTP/2. One that answers in HTTP/1.1 never will, so its revision fails here and not with each request;
+/// one that says nothing yet, or closes while it begins, may later.
+async fn greeted(instance: &Instance) -> Result<(), String> {
+    match timeout(GREETING, instance.greeting.first()).await {
+        Ok(Greeted::Http1) => Err(format!(
+            "speaking HTTP/2 on port {}; the answer was in HTTP/1.1",
+            instance.port
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use utsuwa_model::demand::Reach;
-use utsuwa_model::route::{RevisionRoute, StartupProbe};
+use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::app::*;
 use super::queue::many;
@@ -136,4 +138,74 @@ async fn the_deadline_counts_from_the_start_of_one_that_was_found_running() {
         let said = format!("had been running for {age} s");
         assert_eq!(failed.contains(&said), age > 0, "{failed}");
     }
+}
+
+fn h2c(startup: StartupProbe) -> RevisionRoute {
+    RevisionRoute {
+        protocol: Protocol::H2c,
+        startup,
+        ..route()
+    }
+}
+
+/// Each request would fail with words of HTTP/2's own, and its deploy would have gone well.
+#[tokio::test]
+async fn an_app_of_http1_whose_port_is_named_h2c_fails_with_the_flag() {
+    let probes = [
+        StartupProbe::tcp(8080),
+        StartupProbe {
+            check: StartupCheck::Grpc {
+                port: 8080,
+                service: String::new(),
+            },
+            period: Duration::from_millis(20),
+            failure_threshold: 2,
+            ..StartupProbe::tcp(8080)
+        },
+    ];
+    for startup in probes {
+        let (address, _app) = raw_app(|_, mut stream| async move {
+            let mut bytes = [0; 4096];
+            if stream.read(&mut bytes).await.unwrap_or(0) > 0 {
+                let answer =
+                    b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+                drop(stream.write_all(answer).await);
+                // Closed over unread bytes the answer could be lost.
+                while stream.read(&mut bytes).await.unwrap_or(0) > 0 {}
+            }
+        })
+        .await;
+        let scene = Scene::new(h2c(startup)).await;
+        let id = scene.admit();
+        scene.listen(&id, address);
+        let demand = scene
+            .until(|demand| matches!(demand.instances[0].reach, Reach::Failed { .. }))
+            .await;
+        let Reach::Failed { message } = &demand.instances[0].reach else {
+            panic!("{demand:?}")
+        };
+        for part in ["answers in HTTP/1.1", "named h2c", "--no-use-http2"] {
+            assert!(message.contains(part), "{part:?} in {message}");
+        }
+        assert!(!message.contains("0.0.0.0"), "{message}");
+    }
+}
+
+/// It may be one that isn't ready for more than connections yet: it gets the requests, and the log says what they met.
+#[tokio::test]
+async fn a_request_that_an_app_without_http2_closes_upon_names_the_flag() {
+    let (address, _app) = raw_app(|_, mut stream| async move {
+        let mut bytes = [0; 4096];
+        drop(stream.read(&mut bytes).await);
+    })
+    .await;
+    let scene = Scene::new(h2c(StartupProbe::tcp(8080))).await;
+    scene.ready_at(address).await;
+    assert_eq!(scene.get("/hello").await.status, 503);
+    let record = scene.records(1).await.remove(0);
+    let told = format!("{record:?}");
+    assert!(
+        told.contains("--no-use-http2") && told.contains("h2c"),
+        "{told}"
+    );
 }
