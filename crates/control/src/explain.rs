@@ -3,7 +3,7 @@
 use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::standing::{self, Household, Standing, Subject};
 use utsuwa_model::demand::{FailingProbe, InstanceLoad, Reach, RevisionDemand};
-use utsuwa_model::instance::Tier;
+use utsuwa_model::instance::{Kernel, Tier};
 use utsuwa_model::{Because, InstanceId, RevisionKey, ServiceKey, Timestamp};
 
 use crate::core::Core;
@@ -67,6 +67,8 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
             .cloned()
             .collect()
     });
+    // Asked for before the world is locked: it may look at the host.
+    let machine = [Kernel::Host, Kernel::Gvisor].map(|kernel| (kernel, core.driver.barred(kernel)));
     keys.into_iter()
         .filter_map(|key| {
             let demand = core.door.demand(&key).unwrap_or_default();
@@ -75,7 +77,7 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
                 percent: state.percent,
                 in_flight: demand.in_flight,
                 queued: demand.queued,
-                instances: instances(state, &demand, now)
+                instances: instances(state, &demand, &machine, now)
                     .into_iter()
                     .map(|one| one.shown(&shown))
                     .collect(),
@@ -87,9 +89,13 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
         .collect()
 }
 
+/// What each kernel's instances can't reach on this machine, and why.
+type Machine = [(Kernel, Option<(Tier, String)>)];
+
 fn instances(
     state: &RevisionState,
     demand: &RevisionDemand,
+    machine: &Machine,
     now: Timestamp,
 ) -> Vec<InstanceExplained> {
     let views = state.views(demand);
@@ -106,23 +112,36 @@ fn instances(
     let one = |view: InstanceView| {
         let record = state.instances.get(&view.id)?;
         let load = demand.instances.iter().find(|load| load.id == view.id);
-        Some(instance(state, record, view, load, &household, now))
+        let kernel = state.plan.kernel;
+        let machine = machine.iter().find(|(on, _)| *on == kernel);
+        let barred = machine.and_then(|(_, barred)| barred.as_ref());
+        Some(instance(
+            (state, record, barred),
+            view,
+            load,
+            &household,
+            now,
+        ))
     };
     views.into_iter().filter_map(one).collect()
 }
 
 fn instance(
-    state: &RevisionState,
-    record: &Record,
+    (state, record, barred): (&RevisionState, &Record, Option<&(Tier, String)>),
     view: InstanceView,
     load: Option<&InstanceLoad>,
     household: &Household<'_>,
     now: Timestamp,
 ) -> InstanceExplained {
     let failing = load.map_or_else(Vec::new, |load| load.failing.clone());
+    let mut tier = tiers::seen(state, record, &view);
+    // What was tried with it counts; before that, what would be answered is told, not what would be tried.
+    if tier.barred.is_none() {
+        tier.barred = barred.filter(|(first, _)| *first > tier.tier).cloned();
+    }
     let subject = Subject {
         view: &view,
-        tier: &tiers::seen(state, record, &view),
+        tier: &tier,
         tier_since: record.rest.since,
         ready_since: record.ready_since,
         leaving_since: record.leaving_since,

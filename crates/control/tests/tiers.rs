@@ -410,3 +410,37 @@ async fn who_is_frozen_and_not_ready_is_thawed_and_asked() {
     assert_eq!(tier(&house, &id), Tier::Awake);
     assert!(house.door.asks(&id));
 }
+
+/// What is told ahead is what will happen on this machine, and not what would on another. Paused time.
+#[tokio::test(start_paused = true)]
+async fn what_a_machine_can_not_do_is_not_foretold() {
+    let (house, key, id) = one(template("hello:1")).await;
+    let standing = |house: &House| {
+        house.control.explain(&key.service)[0].instances[0]
+            .standing
+            .clone()
+    };
+    assert_eq!(standing(&house).next[0].0, "it is frozen");
+    house
+        .driver
+        .bars(Some((Tier::Frozen, "there is no freezer")));
+    let told = standing(&house);
+    assert_eq!(told.because, "it can't be frozen: there is no freezer");
+    assert_eq!(told.next, []);
+
+    house
+        .driver
+        .bars(Some((Tier::Reclaimed, "there is no swap")));
+    assert_eq!(standing(&house).next[0].0, "it is frozen");
+    house.pass_time(Duration::from_secs(3)).await;
+    assert_eq!(tier(&house, &id), Tier::Frozen);
+    let told = standing(&house);
+    assert!(
+        told.because
+            .ends_with("its memory is kept: there is no swap"),
+        "{told:?}"
+    );
+    assert_eq!(told.next, []);
+    house.driver.bars(None);
+    assert_eq!(standing(&house).next[0].0, "its memory is given back");
+}

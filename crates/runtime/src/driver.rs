@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
-use utsuwa_model::instance::{Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::instance::{
+    Exit, InstanceObservation, InstanceSpec, Kernel, RootfsSpec, StartPhases, Tier,
+};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, Timestamp};
 
@@ -84,6 +86,13 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Gives back the memory of a frozen instance, and answers what it has kept. [`DriverError::Refused`] where there is nothing
     /// that may hold it, with the reason. A thaw doesn't wait for it.
     fn reclaim(&self, id: &InstanceId) -> BoxFuture<'_, Result<Reclaimed, DriverError>>;
+
+    /// The first tier that an instance on `kernel` can't reach on this machine as it is now, and why: what [`Driver::freeze`] or
+    /// [`Driver::reclaim`] would be refused with. For showing, never for acting. `None`: nothing is known against any.
+    fn barred(&self, kernel: Kernel) -> Option<(Tier, String)> {
+        let _ = kernel;
+        None
+    }
 
     /// What the instance uses now.
     fn usage(&self, id: &InstanceId) -> BoxFuture<'_, Result<Usage, DriverError>>;

@@ -21,7 +21,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use utsuwa_model::instance::{
-    Exit, InstanceObservation, InstanceSpec, RootfsSpec, StartPhases, Tier,
+    Exit, InstanceObservation, InstanceSpec, Kernel, RootfsSpec, StartPhases, Tier,
 };
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, Timestamp};
@@ -69,6 +69,7 @@ struct World {
     stop_takes: Duration,
     exit_at_start: Option<(Exit, Vec<String>)>,
     learnt: Option<Result<Vec<String>, String>>,
+    barred: Option<(Tier, String)>,
     log: Vec<String>,
     next_pid: u32,
     gate: Option<Gate>,
@@ -193,6 +194,10 @@ impl Driver for FakeDriver {
             Ok(())
         }
         .boxed()
+    }
+
+    fn barred(&self, _: Kernel) -> Option<(Tier, String)> {
+        self.inner.world.lock().barred.clone()
     }
 
     fn start_container(

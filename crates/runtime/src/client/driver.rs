@@ -13,7 +13,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use utsuwa_model::InstanceId;
-use utsuwa_model::instance::{InstanceObservation, InstanceSpec, RootfsSpec, StartPhases};
+use utsuwa_model::instance::{
+    InstanceObservation, InstanceSpec, Kernel, RootfsSpec, StartPhases, Tier,
+};
 use utsuwa_model::quantity::MilliCpu;
 
 use super::connection::Connection;
@@ -23,6 +25,7 @@ use super::shared::{Answer, Call, Shared, superseded, unexpected};
 use super::sockets::{Found, SocketCache};
 use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
 use crate::keeper::protocol::{Op, Reply, Status};
+use crate::sandbox::reclaim;
 
 /// Requests that may wait for the connection's task.
 const CALLS: usize = 1024;
@@ -67,6 +70,7 @@ impl SandboxDriver {
             leave: AtomicBool::new(false),
             superseded_wake: Notify::new(),
             gave_place: AtomicBool::new(false),
+            never_freezes: Mutex::new(link.never_freezes.clone()),
             sockets: SocketCache::default(),
             listeners: Mutex::new(HashMap::new()),
         });
@@ -231,6 +235,18 @@ impl Driver for SandboxDriver {
 
     fn pid(&self, id: &InstanceId) -> Option<u32> {
         self.shared.sockets.pids.lock().get(id).copied()
+    }
+
+    fn barred(&self, kernel: Kernel) -> Option<(Tier, String)> {
+        let never = self.shared.never_freezes.lock().clone();
+        if !never.is_empty() {
+            return Some((Tier::Frozen, never));
+        }
+        let kept = match kernel {
+            Kernel::Gvisor => Err(reclaim::GVISOR.to_owned()),
+            Kernel::Host => reclaim::swap().map(drop),
+        };
+        kept.err().map(|why| (Tier::Reclaimed, why))
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<InstanceObservation>, DriverError>> {

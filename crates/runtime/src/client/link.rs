@@ -44,6 +44,8 @@ impl AsRawFd for Registered {
 pub(super) struct KeeperLink {
     channel: AsyncFd<Registered>,
     pub(super) keeper_pid: u32,
+    /// Why no instance can be frozen; empty where they can.
+    pub(super) never_freezes: String,
 }
 
 impl KeeperLink {
@@ -59,6 +61,7 @@ impl KeeperLink {
         let mut link = Self {
             channel: register(Channel::from(fd))?,
             keeper_pid: 0,
+            never_freezes: String::new(),
         };
         let hello: ToKeeper = ToKeeper::Hello {
             version: VERSION,
@@ -71,7 +74,12 @@ impl KeeperLink {
         link.send(&hello, &[]).await?;
         let answer = tokio::time::timeout(GREETING, link.receive()).await;
         match answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
-            (FromKeeper::Welcome { pid, .. }, _) => link.keeper_pid = pid,
+            (
+                FromKeeper::Welcome {
+                    pid, never_freezes, ..
+                },
+                _,
+            ) => (link.keeper_pid, link.never_freezes) = (pid, never_freezes),
             (FromKeeper::Refused { reason }, _) => return Err(ConnectError::Refused(reason)),
             _ => {
                 return Err(ConnectError::Refused(

@@ -37,6 +37,8 @@ pub(super) struct Shared {
     pub(super) superseded_wake: Notify,
     /// This server has made place: it must not come back as the server, whatever its connection does.
     pub(super) gave_place: AtomicBool,
+    /// As the keeper said at last: why no instance can be frozen; empty where they can.
+    pub(super) never_freezes: parking_lot::Mutex<String>,
     pub(super) sockets: SocketCache,
     /// Copies of what an earlier keeper may have lost.
     pub(super) listeners: parking_lot::Mutex<HashMap<(String, String), OwnedFd>>,

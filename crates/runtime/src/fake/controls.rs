@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use utsuwa_model::instance::Exit;
+use utsuwa_model::instance::{Exit, Tier};
 
 use super::{Call, FakeDriver, Gate};
 use crate::driver::DriverError;
@@ -32,6 +32,12 @@ impl FakeDriver {
     /// Programs end like this as soon as they were started; `None`: they run.
     pub fn exit_at_start(&self, exit: Option<(Exit, Vec<String>)>) {
         self.inner.world.lock().exit_at_start = exit;
+    }
+
+    /// What the machine lacks: the first tier that can't be reached, and why. Calls don't fail for it ([`FakeDriver::fail_next`]).
+    pub fn bars(&self, barred: Option<(Tier, &str)>) {
+        let barred = barred.map(|(tier, why)| (tier, why.to_owned()));
+        self.inner.world.lock().barred = barred;
     }
 
     /// Sets or clears the gate before calls.

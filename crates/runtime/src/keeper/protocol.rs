@@ -219,6 +219,9 @@ pub enum FromKeeper {
         version: u32,
         build: String,
         pid: u32,
+        /// Why no instance can be frozen; empty where they can, and from a keeper that doesn't say.
+        #[serde(default)]
+        never_freezes: String,
     },
     /// Instead of [`FromKeeper::Welcome`]; the connection ends.
     Refused {

@@ -228,6 +228,7 @@ impl Keeper {
                 version,
                 build: self.config.build.clone(),
                 pid,
+                never_freezes: self.never_freezes().to_owned(),
             },
             Vec::new(),
         );

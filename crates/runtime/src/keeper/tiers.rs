@@ -29,7 +29,17 @@ pub(crate) struct Reclaim {
     before_bytes: u64,
 }
 
+const NO_CGROUPS: &str = "this host has no cgroups";
+
 impl Keeper {
+    /// Why nothing can be frozen here; empty where it can.
+    pub(crate) fn never_freezes(&self) -> &'static str {
+        match &self.cgroups {
+            Some(cgroups) => cgroups.never_freezes().unwrap_or_default(),
+            None => NO_CGROUPS,
+        }
+    }
+
     pub(crate) fn freeze(&mut self, id: &InstanceId) -> Result<Reply, KeeperError> {
         let instance = self
             .instances
@@ -48,7 +58,7 @@ impl Keeper {
             return Err(KeeperError::Internal(text));
         }
         if self.cgroups.is_none() {
-            return Err(KeeperError::Refused("this host has no cgroups".to_owned()));
+            return Err(KeeperError::Refused(NO_CGROUPS.to_owned()));
         }
         let frozen = self
             .cgroups_of(instance)
@@ -112,9 +122,7 @@ impl Keeper {
     ) -> Result<(), KeeperError> {
         let before_bytes = self.frozen_bytes(id)?;
         if self.runs_on(id, Kernel::Gvisor) {
-            // Its pages are those of one file in memory that several processes share: they would stay.
-            let why = "gVisor keeps the memory of its programs where it can't be written out";
-            return Err(KeeperError::Refused(why.to_owned()));
+            return Err(KeeperError::Refused(reclaim::GVISOR.to_owned()));
         }
         reclaim::swap().map_err(KeeperError::Refused)?;
         let pending = Pending::Reclaim(Reclaim {

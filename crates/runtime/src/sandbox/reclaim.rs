@@ -20,6 +20,10 @@ const STRIDE_BYTES: u64 = 4 << 20;
 /// Mappings of the kernel's own, which it refuses to write out.
 const KERNELS: [&str; 4] = ["[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]"];
 
+/// Why memory of gVisor's is kept: its pages are those of one file in memory that several processes share, and would stay.
+pub(crate) const GVISOR: &str =
+    "gVisor keeps the memory of its programs where it can't be written out";
+
 /// The swap that takes memory of the idle, in words.
 ///
 /// # Errors

@@ -140,6 +140,10 @@ impl Connection {
     /// Goes on over `link`, if it stays.
     async fn resume(&mut self, link: KeeperLink) {
         let pid = link.keeper_pid;
+        self.shared
+            .never_freezes
+            .lock()
+            .clone_from(&link.never_freezes);
         if self.pace.regained(Instant::now()) {
             tracing::info!(pid, "connected to the keeper again");
         } else {
@@ -266,6 +270,7 @@ mod tests {
                 version: VERSION,
                 build: "test".to_owned(),
                 pid: 1,
+                never_freezes: String::new(),
             };
             client.send(&welcome, &[]).unwrap();
         }

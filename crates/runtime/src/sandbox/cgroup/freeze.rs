@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use super::{SandboxCgroup, Tree, hierarchies};
+use super::{Cgroups, SandboxCgroup, Tree, hierarchies};
 use crate::sandbox::process::write_file;
 use crate::spawner::SpawnError;
 
@@ -47,6 +47,23 @@ const NO_FREEZER: &str = "this host has no cgroup freezer beside its other v1 co
 const NO_CGROUP: &str =
     "instances have no cgroup, because none was delegated to the user whose server this is";
 
+/// What `tree` lacks to freeze anything.
+fn lack(tree: &Tree) -> Option<&'static str> {
+    match tree {
+        Tree::V2 { .. } => None,
+        Tree::V1 { freezer, .. } => freezer.is_none().then_some(NO_FREEZER),
+        Tree::None => Some(NO_CGROUP),
+    }
+}
+
+impl Cgroups {
+    /// Why none of its sandboxes can be frozen.
+    #[must_use]
+    pub fn never_freezes(&self) -> Option<&'static str> {
+        lack(&self.tree)
+    }
+}
+
 impl SandboxCgroup {
     /// Takes the CPU away from everything in it. Freezing the frozen changes nothing.
     ///
@@ -54,10 +71,7 @@ impl SandboxCgroup {
     /// [`FreezeError::Impossible`] on a host without a freezer, and for a sandbox that was made before there was one.
     pub fn freeze(&self) -> Result<(), FreezeError> {
         let Some((file, words)) = self.freezer() else {
-            let why = match self.tree {
-                Tree::None => NO_CGROUP,
-                _ => NO_FREEZER,
-            };
+            let why = lack(&self.tree).unwrap_or(NO_FREEZER);
             return Err(FreezeError::Impossible(why.to_owned()));
         };
         write_file(&file, words.frozen).map_err(|error| {
