@@ -272,6 +272,12 @@ pub(super) fn running_data_dir(client: &ClientArgs) -> Option<PathBuf> {
     server(client).1
 }
 
+/// The directory that is looked at where `named` was typed and the server that answers has its data in `running`.
+#[cfg(test)]
+pub(super) fn looked_at(named: Option<&Path>, running: Option<PathBuf>) -> PathBuf {
+    Data::choose(named, running).dir
+}
+
 /// Whether the server answers, and its data directory.
 fn server(client: &ClientArgs) -> (Finding, Option<PathBuf>) {
     let runtime = tokio::runtime::Builder::new_current_thread()

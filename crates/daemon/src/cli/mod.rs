@@ -321,7 +321,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Up(args) => return crate::up::main(&args.server.given(&client), args.replace),
         Command::Down(args) => down::run(&args, &client),
         Command::Doctor(args) => doctor::run(&args, &client),
-        Command::Trust(args) => trust::run(&args),
+        Command::Trust(args) => trust::run(&args, &client),
         Command::Unit(args) => unit::run(&args, &client),
         Command::Config(command) => block_on(config::run(&command, &client)),
         Command::Completions { shell } => {

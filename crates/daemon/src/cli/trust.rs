@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use utsuwa_ingress::tls::CERTIFICATE_FILE;
 
+use super::ClientArgs;
 use super::words::shell_quote;
 use crate::client::Failure;
 use crate::output::{line, note};
@@ -26,7 +27,7 @@ pub(crate) struct TrustArgs {
     /// Print the certificate (PEM) and change nothing.
     #[arg(long, conflicts_with = "remove")]
     print: bool,
-    /// Data directory of the server; default: the configured one.
+    /// Data directory of the server; default: the configured one, which must be the running server's.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// The only domain that the authority may sign for; default: the configured one.
@@ -90,10 +91,13 @@ fn store() -> Option<&'static Store> {
     STORES.iter().find(|store| Path::new(store.folder).is_dir())
 }
 
-pub(crate) fn run(args: &TrustArgs) -> Result<(), Failure> {
-    let data = match &args.data_dir {
-        Some(data) => data.clone(),
-        None => super::configured(None)?.data_dir,
+pub(crate) fn run(args: &TrustArgs, client: &ClientArgs) -> Result<(), Failure> {
+    let data = match named(args) {
+        Some(data) => data,
+        None => {
+            let running = super::doctor::running_data_dir(client);
+            chosen(super::configured(None)?.data_dir, running, &again(args))?
+        }
     };
     if args.remove {
         let name = name(&data)?;
@@ -117,11 +121,46 @@ pub(crate) fn run(args: &TrustArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The directory that was named, by flag or by variable: that is meant, whatever runs.
+fn named(args: &TrustArgs) -> Option<PathBuf> {
+    let variable = || crate::environment::variables(std::iter::once("data-dir"));
+    let variable = || variable().into_values().next().map(PathBuf::from);
+    args.data_dir.clone().or_else(variable)
+}
+
+/// The configured directory, unless the server that answers has another, which `utsuwa doctor` speaks of. That one isn't taken without
+/// being named: while no server runs, anybody may answer in its place, and root would install what they like.
+fn chosen(configured: PathBuf, running: Option<PathBuf>, again: &str) -> Result<PathBuf, Failure> {
+    let same = |one: &Path, other: &Path| {
+        one == other
+            || one
+                .canonicalize()
+                .is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
+    };
+    let Some(running) = running.filter(|running| !same(running, &configured)) else {
+        return Ok(configured);
+    };
+    let quoted = |dir: &Path| shell_quote(&dir.display().to_string());
+    Err(Failure::usage(format!(
+        "nothing was changed: the server that answers has its data in {}, and the configuration here names {}",
+        running.display(),
+        configured.display()
+    ))
+    .hint(format!(
+        "say which is meant: {again} --data-dir {} or {again} --data-dir {}",
+        quoted(&running),
+        quoted(&configured)
+    )))
+}
+
 /// What is to be typed once more, without the domain.
 fn again(args: &TrustArgs) -> String {
     let mut command = "utsuwa trust".to_owned();
     if args.print {
         command.push_str(" --print");
+    }
+    if args.remove {
+        command.push_str(" --remove");
     }
     if let Some(data) = &args.data_dir {
         let data = shell_quote(&data.display().to_string());
@@ -270,7 +309,7 @@ fn system(name: &str, pem: Option<&str>) -> Result<usize, Failure> {
     let changed = |result: std::io::Result<()>, what: &str| {
         result.map_err(|error| {
             Failure::failed(format!("{what} {}: {error}", file.display()))
-                .hint("the store is root's: sudo utsuwa trust")
+                .hint("the store is root's: repeat the command with sudo")
         })
     };
     match (pem, there) {
@@ -424,6 +463,33 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(!said.contains("secret"), "{said}");
+    }
+
+    /// Or another authority would be installed than the one that was looked at. Both name the running server's.
+    #[test]
+    fn doctor_and_trust_mean_the_same_directory() {
+        let (one, other) = (data(), data());
+        let dir = |data: &tempfile::TempDir| data.path().to_owned();
+        let running = Some(dir(&other));
+        let looked_at = super::super::doctor::looked_at(None, running.clone());
+        let refused = chosen(dir(&one), running, "utsuwa trust").unwrap_err();
+        assert_eq!(refused.status, 2);
+        let named = format!("utsuwa trust --data-dir {}", looked_at.display());
+        let hint = refused.hint.unwrap();
+        assert!(hint.contains(&named), "{named} in {hint}");
+        assert!(hint.contains(&one.path().display().to_string()), "{hint}");
+
+        // Where there is nothing to choose, it is the one.
+        let link = one.path().join("link");
+        symlink(other.path(), &link).unwrap();
+        for (configured, running) in [
+            (dir(&one), None),
+            (dir(&one), Some(dir(&one))),
+            (link, Some(dir(&other))),
+        ] {
+            let chosen = chosen(configured.clone(), running, "utsuwa trust").unwrap();
+            assert_eq!(chosen, configured);
+        }
     }
 
     /// Or another authority would be looked for than the one that is installed.
