@@ -9,7 +9,8 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 out=$1
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-key=$(cat "$here/tests/images/flask-chat.sh" "$here"/examples/flask-chat/* | sha256sum | cut -c1-16)
+app=$here/examples/flask-chat
+key=$(cat "$here/tests/images/flask-chat.sh" "$app/.dockerignore" "$app/Dockerfile" "$app/main.py" "$app/requirements.txt" | sha256sum | cut -c1-16)
 if [ -f "$out/flask-chat.tar" ] && [ "$(cat "$out/flask-chat.key" 2>/dev/null)" = "$key" ]; then
   exit 0
 fi
