@@ -49,10 +49,10 @@ pub(crate) struct DeployArgs {
     /// Speak HTTP/1.1 to the container (default).
     #[arg(long)]
     no_use_http2: bool,
-    /// Memory limit, for example 512Mi or 1Gi.
+    /// Memory limit, for example 512Mi or 1Gi [default: 512Mi]
     #[arg(long)]
     memory: Option<String>,
-    /// CPU limit, for example 1, 0.5 or 500m.
+    /// CPU limit, for example 1, 0.5 or 500m [default: 1]
     #[arg(long)]
     cpu: Option<String>,
     /// Requests in flight per instance: 1 to 1000, or default (80; 1 below one CPU).

@@ -68,11 +68,11 @@ impl Back {
         let flags = self.flags.join(" ");
         Some(match &self.to {
             Some(revision) => format!(
-                "What it set stays in the service, and the next deploy begins from there. Back to what {revision} has: utsuwa deploy {name} \
+                "What the failed deploy set stays in the service, and the next deploy begins from there. Back to what {revision} has: utsuwa deploy {name} \
                  {flags}"
             ),
             None => format!(
-                "What it set stays in the service, and the next deploy begins from there; what leads back to the defaults: {flags}"
+                "What the failed deploy set stays in the service, and the next deploy begins from there; what leads back to the defaults: {flags}"
             ),
         })
     }
