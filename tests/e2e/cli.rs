@@ -223,7 +223,7 @@ fn mistakes_are_told_with_what_was_meant() {
         &server,
         1,
         &["deploy", "hello", "--labels", "Team=x"],
-        &["labels[Team]", "lower-case"],
+        &["error: --labels Team: only", "lower-case"],
     );
     let here = server.ok(&["services", "list", "--region", "asia-northeast1"]);
     assert!(!here.contains("afar"), "{here}");

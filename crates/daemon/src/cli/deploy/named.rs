@@ -13,6 +13,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("template.executionEnvironment", "--execution-environment"),
     ("template.sessionAffinity", "--session-affinity"),
     ("template.revision", "--revision-suffix"),
+    ("template.labels", "--labels"),
     ("template.containers.image", "--image"),
     ("template.containers.command", "--command"),
     ("template.containers.args", "--args"),
@@ -24,6 +25,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("scaling.maxInstanceCount", "--max"),
     ("description", "--description"),
     ("ingress", "--ingress"),
+    ("labels", "--labels"),
 ];
 
 /// Annotations that a flag sets.
@@ -66,11 +68,18 @@ pub(super) fn flags(mut failure: Failure) -> Failure {
     {
         return failure;
     }
-    let mut all = failure.violations.clone();
-    for (field, description) in &mut all {
-        if let Some((flag, instead)) = named(field) {
-            *description = instead.unwrap_or_else(|| in_flags(field, description));
-            *field = flag;
+    let mut all: Vec<(String, String)> = Vec::new();
+    for (field, description) in &failure.violations {
+        let told = match named(field) {
+            Some((flag, instead)) => {
+                let said = instead.unwrap_or_else(|| in_flags(field, description));
+                (flag, said)
+            }
+            None => (field.clone(), description.clone()),
+        };
+        // One flag may set two fields: labels are the service's and the revision's.
+        if !all.contains(&told) {
+            all.push(told);
         }
     }
     failure.message = match all.as_slice() {
@@ -95,11 +104,21 @@ fn named(field: &str) -> Option<(String, Option<String>)> {
         return Some(("--tag".to_owned(), None));
     }
     let plain = without_index(field);
-    let (_, flag) = FIELDS.iter().find(|(begin, _)| {
-        let rest = plain.strip_prefix(begin);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    let (flag, rest) = FIELDS.iter().find_map(|(begin, flag)| {
+        let rest = plain.strip_prefix(begin)?;
+        (rest.is_empty() || rest.starts_with(['.', '['])).then_some((*flag, rest))
     })?;
-    Some(((*flag).to_owned(), None))
+    // Which of several it is.
+    let one = rest.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let which = match (flag, one) {
+        ("--labels", Some((key, _))) => format!(" {key}"),
+        ("--set-env-vars", Some((index, _))) => match index.parse::<usize>() {
+            Ok(index) => format!(", variable {} of all", index + 1),
+            Err(_) => String::new(),
+        },
+        _ => String::new(),
+    };
+    Some((format!("{flag}{which}"), None))
 }
 
 /// `template.containers[0].image` → `template.containers.image`.
@@ -178,6 +197,12 @@ mod tests {
                 "--port: no",
             ),
             ("traffic[1].tag", "no", "--tag: no"),
+            ("template.labels[Team]", "no", "--labels Team: no"),
+            (
+                "template.containers[0].env[1].name",
+                "missing",
+                "--set-env-vars, variable 2 of all: missing",
+            ),
             // What has no flag keeps its name.
             (
                 "template.volumes[0].name",
@@ -188,6 +213,15 @@ mod tests {
         ] {
             assert_eq!(refused(&[(field, description)]).message, said);
         }
+    }
+
+    #[test]
+    fn what_one_flag_sets_twice_is_told_once() {
+        let labels = refused(&[
+            ("labels[A]", "lower case"),
+            ("template.labels[A]", "lower case"),
+        ]);
+        assert_eq!(labels.message, "--labels A: lower case");
     }
 
     #[test]
