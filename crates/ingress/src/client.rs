@@ -122,6 +122,12 @@ impl Client {
             && self.flushed.load(Ordering::Relaxed)
     }
 
+    /// Whether a part of a head is all that keeps it busy.
+    pub(crate) fn has_part_alone(&self) -> bool {
+        let under_way = self.own.stay.as_ref().map(|stay| stay.under_way());
+        self.part.load(Ordering::Relaxed) && under_way.is_some_and(|count| count <= 1)
+    }
+
     /// Whether the next server may have its socket: all answers are with it, and nothing was read since.
     pub(crate) fn may_go(&self) -> bool {
         self.parted.load(Ordering::Relaxed) && self.may_rest()

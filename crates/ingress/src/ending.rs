@@ -27,7 +27,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::client::{Client, UnderWay};
 use crate::deadline::Deadline;
 use crate::seldom::Seldom;
-use crate::serve::Door;
+use crate::serve::{Door, FIRST_BYTES};
 
 /// After the shutdown a client that keeps a connection may have a request on its way: it is answered, as the last one. Whoever
 /// sends more seldom is not likely to send just when its connection is closed.
@@ -90,6 +90,8 @@ pub(crate) struct Ending<'a> {
     stage: Stage,
     leaves: bool,
     called: bool,
+    /// A head that has come in part when the server left has had its time.
+    waited: bool,
     timer: Option<Pin<Box<Sleep>>>,
     /// It was asked to close and can't yet.
     stays: Option<UnderWay>,
@@ -117,6 +119,7 @@ impl<'a> Ending<'a> {
             stage: Stage::Open,
             leaves: false,
             called: false,
+            waited: false,
             timer: None,
             stays: None,
             look: (!http2 && client.is_public()).then(look),
@@ -181,9 +184,10 @@ impl<'a> Ending<'a> {
                 // The connection has just been polled: if its next request is in the kernel already, it is answered.
                 if self.client.crossing.swap(false, Ordering::AcqRel) {
                     self.strike_in(CROSSING);
-                } else if self.goes && self.client.part.load(Ordering::Relaxed) {
-                    // Its request is still to be sent to an instance. It has its time, as every head.
-                    self.strike_in(LAST_WORDS);
+                } else if self.goes && !self.waited && self.client.has_part_alone() {
+                    // The rest of its head is on its way: as long as first bytes are waited for.
+                    self.waited = true;
+                    self.strike_in(FIRST_BYTES.saturating_sub(LAST_WORDS));
                 } else if self.called && !self.leaves && !self.http2 && !self.client.is_called() {
                     // said → open, because its next request came first
                     self.client.leaving.store(false, Ordering::Release);
@@ -200,7 +204,7 @@ impl<'a> Ending<'a> {
                         self.strike_in(GRACE);
                     } else {
                         self.timer = None;
-                        if self.goes {
+                        if self.goes && !self.client.has_part_alone() {
                             // Its answer ends first, or it is cut.
                             return None;
                         }

@@ -209,11 +209,11 @@ impl Ingress {
             instances.insert(id, Arc::clone(&made));
             made
         };
-        let revision = shared.revisions.of_instance(&key, &shared.outside);
+        let (revision, nudge) = shared.revisions.seat(&instance, &shared.outside);
         if age.is_zero() {
             revision.meters.started();
         }
-        revision.add(Arc::clone(&instance));
+        revision.tell(nudge);
         shared.leaving.apply(&revision, &instance);
         start_probe(shared, &revision, &instance);
     }

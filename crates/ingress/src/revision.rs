@@ -155,7 +155,9 @@ impl Revision {
     }
 
     /// Takes an instance in, not yet to be chosen.
-    pub(crate) fn add(&self, instance: Arc<Instance>) {
+    /// Answers what is to be told ([`Revision::tell`]), once nothing is locked.
+    #[must_use]
+    pub(crate) fn add(&self, instance: Arc<Instance>) -> Nudge {
         let mut inner = self.inner.lock();
         inner.short_of = None;
         inner.seats.push(Seat {
@@ -169,9 +171,7 @@ impl Revision {
             rests: 0,
             drained: Vec::new(),
         });
-        let nudge = inner.weigh();
-        drop(inner);
-        self.tell(nudge);
+        inner.weigh()
     }
 
     /// Out of choice at once. `None`: nothing is in flight; else the receiver fires when the last request has ended.
@@ -380,7 +380,7 @@ impl Revision {
         inner.weigh()
     }
 
-    fn tell(&self, nudge: Nudge) {
+    pub(crate) fn tell(&self, nudge: Nudge) {
         for instance in nudge.thaw {
             self.outside.wake.thaw(&self.key, &instance.id);
         }

@@ -1,6 +1,7 @@
 //! All revisions the ingress knows of, by name.
 //!
-//! Invariant: a revision that no published route knows is in `unpublished`, and forgotten once nothing uses it.
+//! Invariant: a revision that no published route knows is in `unpublished`, and forgotten once nothing uses it. Nobody is told of
+//! anything while the lock is held.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,6 +9,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use utsuwa_model::RevisionKey;
 
+use crate::counts::Nudge;
+use crate::instance::Instance;
 use crate::outside::Outside;
 use crate::revision::Revision;
 
@@ -26,14 +29,24 @@ impl Revisions {
         self.0.lock().all.get(key).cloned()
     }
 
-    /// The revision of an instance that was handed over, perhaps before its settings.
-    pub(crate) fn of_instance(&self, key: &RevisionKey, outside: &Arc<Outside>) -> Arc<Revision> {
+    /// Gives an instance that was handed over, perhaps before the settings of its revision, a seat there. In one step: a revision
+    /// without seats may be forgotten at any moment, and whoever had it from here would be seated in one that nobody asks.
+    pub(crate) fn seat(
+        &self,
+        instance: &Arc<Instance>,
+        outside: &Arc<Outside>,
+    ) -> (Arc<Revision>, Nudge) {
         let mut known = self.0.lock();
-        if let Some(revision) = known.all.get(key) {
-            return Arc::clone(revision);
-        }
-        known.unpublished.insert(key.clone());
-        known.make(key, outside)
+        let key = &instance.revision;
+        let revision = match known.all.get(key) {
+            Some(revision) => Arc::clone(revision),
+            None => {
+                known.unpublished.insert(key.clone());
+                known.make(key, outside)
+            }
+        };
+        let nudge = revision.add(Arc::clone(instance));
+        (revision, nudge)
     }
 
     /// The revision of a route.

@@ -34,7 +34,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection that was accepted before the end may have its request on the way: it is waited for this long, since the next
 /// server can't answer it any more.
-const FIRST_BYTES: Duration = Duration::from_millis(500);
+pub(crate) const FIRST_BYTES: Duration = Duration::from_millis(500);
 /// Over TLS a client needs up to three round trips before it can send the first byte of a request.
 const FIRST_BYTES_TLS: Duration = FIRST_BYTES.saturating_mul(3);
 

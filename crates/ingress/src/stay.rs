@@ -98,7 +98,12 @@ impl Stay {
     }
 
     pub(crate) fn is_busy(&self) -> bool {
-        self.under_way.load(Ordering::Acquire) > 0
+        self.under_way() > 0
+    }
+
+    /// How many things keep it busy.
+    pub(crate) fn under_way(&self) -> u32 {
+        self.under_way.load(Ordering::Acquire)
     }
 
     /// Whose it is and since when it has been idle, unless it is busy or was asked already.

@@ -97,11 +97,7 @@ impl Drop for Watched {
 
 impl Ends for Watched {
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        std::task::ready!(self.stream.poll_readable(context))?;
-        if self.stream.is_at_end() {
-            return Poll::Ready(Ok(()));
-        }
-        Poll::Pending
+        self.stream.poll_end(context).map(Ok)
     }
 }
 

@@ -10,7 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use utsuwa_model::demand::Reach;
-use utsuwa_model::route::{Access, RevisionRoute, RouteTable};
+use utsuwa_model::instance::StartPhases;
+use utsuwa_model::route::{Access, InstanceRoute, RevisionRoute, RouteTable};
+use utsuwa_model::{InstanceId, RevisionKey};
 
 use super::app::*;
 use super::scene::*;
@@ -301,4 +303,40 @@ async fn after_a_storm_everything_adds_up() {
     assert!(arrived > 500, "{demand:?}");
     let records = scene.records(arrived).await;
     assert_eq!(records.len(), arrived);
+}
+
+/// While other services' routes change, revisions that nothing uses are forgotten. One that gets its first instance just then, and its
+/// settings later, as a deploy may, keeps it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_comes_before_its_settings_is_not_forgotten() {
+    let scene = Scene::new(route()).await;
+    let (ingress, done) = (scene.ingress.clone(), Arc::new(AtomicBool::new(false)));
+    let until = Arc::clone(&done);
+    let others = std::thread::Builder::new().spawn(move || {
+        while !until.load(Ordering::Relaxed) {
+            ingress.publish(Vec::new());
+        }
+    });
+    let lost: Vec<u32> = (0..20_000)
+        .filter(|number| {
+            let key: RevisionKey = format!("demo/here/new/new-{number:05}-abc")
+                .parse()
+                .unwrap();
+            let id: InstanceId = format!("{number:032x}").parse().unwrap();
+            let instance = InstanceRoute {
+                id: id.clone(),
+                revision: key.clone(),
+                port: 8080,
+                age: Duration::ZERO,
+            };
+            scene.ingress.admit(instance, StartPhases::default());
+            let demand = scene.ingress.demand(&key).unwrap_or_default();
+            let there = demand.instances.iter().any(|load| load.id == id);
+            scene.ingress.forget(&id, false);
+            !there
+        })
+        .collect();
+    done.store(true, Ordering::Relaxed);
+    others.unwrap().join().unwrap();
+    assert_eq!(lost, Vec::<u32>::new());
 }

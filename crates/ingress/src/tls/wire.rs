@@ -3,10 +3,10 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -51,12 +51,25 @@ impl Wire {
         socket.is_some_and(|socket| socket.peek(&mut byte).is_ok_and(|seen| seen > 0))
     }
 
-    /// Whether nothing is unread, and nothing more will come.
-    pub(crate) fn is_at_end(&self) -> bool {
+    /// Ready when nothing is unread and nothing more will come: the client has closed the connection, or broken it. What is unread
+    /// stays; an end behind it isn't seen.
+    pub(crate) fn poll_end(&self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(socket) = self.socket() else {
+            return Poll::Ready(());
+        };
         let mut byte = [MaybeUninit::uninit()];
-        match self.socket() {
-            Some(socket) => matches!(SockRef::from(socket).peek(&mut byte), Ok(0)),
-            None => true,
+        loop {
+            if ready!(socket.poll_read_ready(context)).is_err() {
+                return Poll::Ready(());
+            }
+            let peek = || SockRef::from(socket).peek(&mut byte);
+            match socket.try_io(Interest::READABLE, peek) {
+                Ok(0) => return Poll::Ready(()),
+                Ok(_) => return Poll::Pending,
+                // Then it is waited for anew.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(()),
+            }
         }
     }
 
