@@ -2,7 +2,8 @@
 //!
 //! Owns: when layer mounts, uppers and roots go, and when the next ones are made. Doesn't: know which (`uppers`, `roots`).
 //!
-//! Invariant: a request that comes waits for one unmount only, each of which waits for the kernel's RCU.
+//! Invariant: a request that comes waits for one unmount only, each of which waits for the kernel's RCU; for more of them only
+//! where so many have piled up that the next starts would suffer from it.
 
 use std::time::Duration;
 
