@@ -30,6 +30,13 @@ pub(super) fn known(name: &str) -> Option<&'static str> {
     KNOWN.iter().find(spelt).copied()
 }
 
+/// Whether `annotation` is in the autoscaler's namespace and none of its settings.
+#[must_use]
+pub fn is_unknown(annotation: &str) -> bool {
+    let name = annotation.strip_prefix(AUTOSCALING);
+    name.is_some_and(|name| known(name).is_none())
+}
+
 /// `min-scale` → `minScale`.
 pub(super) fn camel(name: &str) -> String {
     let mut parts = name.split('-');

@@ -6,7 +6,7 @@ use super::{ANNOTATIONS, not_built};
 use crate::Violations;
 use crate::nearest::nearest;
 use crate::scaling::DEFAULT_MAX_INSTANCES;
-use crate::service::autoscaling::{AUTOSCALING, KNOWN, camel, known};
+use crate::service::autoscaling::{AUTOSCALING, KNOWN, camel, is_unknown, known};
 use crate::service::{REFUSE_SCANNERS, RevisionTemplate, WAITING_PAGE, ZYGOTE};
 
 const RUN: &str = "run.googleapis.com/";
@@ -54,8 +54,14 @@ pub(super) fn of_service(annotations: &BTreeMap<String, String>, found: &mut Vio
     }
 }
 
-pub(super) fn of_template(template: &RevisionTemplate, found: &mut Violations) {
+/// `old`: as the service had it before.
+pub(super) fn of_template(
+    template: &RevisionTemplate,
+    old: Option<&RevisionTemplate>,
+    found: &mut Violations,
+) {
     let annotations = &template.annotations;
+    let before = |key| old.and_then(|old| old.annotations.get(key));
     size("template.annotations", annotations, found);
     for (key, value) in annotations {
         if let Some(name) = key.strip_prefix(RUN)
@@ -67,6 +73,8 @@ pub(super) fn of_template(template: &RevisionTemplate, found: &mut Violations) {
                 not_built(&format!("{key} is")),
             );
         } else if let Some(name) = key.strip_prefix(AUTOSCALING)
+            // One of a time when unknown ones were taken must not stand in the way of other changes.
+            && !(is_unknown(key) && before(key) == Some(value))
             && let Err(problem) = autoscaling(name, value)
         {
             found.add(format!("template.annotations[{key}]"), problem);

@@ -17,7 +17,8 @@ pub(super) fn check(service: &Service, context: &Context<'_>, found: &mut Violat
     let template = &service.spec.template;
     name(service, context, found);
     labels("template.labels", &template.labels, found);
-    annotations::of_template(template, found);
+    let old = context.old.map(|old| &old.spec.template);
+    annotations::of_template(template, old, found);
     if let Some(seconds) = template.timeout_secs
         && seconds > TIMEOUT_SECS
     {

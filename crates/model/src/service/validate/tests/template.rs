@@ -184,6 +184,25 @@ fn counts_times_and_annotations() {
     }
 }
 
+/// Stored when every name was taken, it would hold the whole service fast, its traffic included.
+#[test]
+fn an_unknown_setting_that_was_there_before_stands_in_nobody_s_way() {
+    let mut old = good();
+    note(&mut old, "windw", "6s");
+    let mut changed = old.clone();
+    changed.spec.traffic = vec![target(None, Some(100), Some("live"))];
+    let context = Context {
+        old: Some(&old),
+        ..Context::default()
+    };
+    assert_eq!(said(&changed, &context), Vec::<String>::new());
+    note(&mut changed, "widow", "6s");
+    assert_eq!(said(&changed, &context).len(), 1, "a new one");
+    let mut other = old.clone();
+    note(&mut other, "windw", "7s");
+    assert_eq!(said(&other, &context).len(), 1, "another value");
+}
+
 #[test]
 fn traffic() {
     refused(&[
