@@ -97,7 +97,16 @@ async fn with_meant(api: &Api, name: &str, failure: Failure, targets: &Value) ->
     let path = format!("{}/revisions", api.service(name));
     let there = api.list(&path, "revisions").await.unwrap_or_default();
     let there: Vec<String> = there.iter().map(|r| short(&text_at(r, "name"))).collect();
-    let hint = match meant(targets, &there) {
+    hinted(name, failure, targets, &there)
+}
+
+/// Nothing is meant by what is wrong elsewhere in the service, which is checked as a whole.
+fn hinted(name: &str, failure: Failure, targets: &Value, there: &[String]) -> Failure {
+    let of_traffic = |(field, _): &(String, String)| field.starts_with("traffic");
+    if !failure.violations.iter().any(of_traffic) {
+        return failure;
+    }
+    let hint = match meant(targets, there) {
         Some((wrong, right)) => format!("there is no revision {wrong}; did you mean {right}?"),
         None => format!("`utsuwa revisions list --service {name}` shows the revisions there are"),
     };

@@ -171,3 +171,21 @@ fn the_revision_that_was_meant_is_named() {
     assert_eq!(found, Some(("s-00001".to_owned(), "s-00001-abc")));
     assert_eq!(meant(&json!([{"revision": "other"}]), &there), None);
 }
+
+#[test]
+fn revisions_are_spoken_of_only_where_the_traffic_is_wrong() {
+    let there = ["s-00001-abc".to_owned()];
+    let hint = |field: &str, revision: &str| {
+        let refused = Failure::failed("no");
+        let refused = refused.with_violations(vec![(field.to_owned(), "no".to_owned())]);
+        hinted("s", refused, &json!([{"revision": revision}]), &there).hint
+    };
+    let all = "`utsuwa revisions list --service s` shows the revisions there are";
+    assert_eq!(hint("traffic", "s-00001-abc").as_deref(), Some(all));
+    let meant = "there is no revision s-00001; did you mean s-00001-abc?";
+    assert_eq!(
+        hint("traffic[0].revision", "s-00001").as_deref(),
+        Some(meant)
+    );
+    assert_eq!(hint("template.annotations[a/b]", "s-00001-abc"), None);
+}
