@@ -80,7 +80,8 @@ pub enum Op {
     Learn {
         start: Start,
         pid: u32,
-        /// It is about to end: what starts alike is likely to be the next to be woken.
+        /// It is about to end: what starts alike is likely to be the next to be woken. A keeper from before this field doesn't say.
+        #[serde(default)]
         ends: bool,
     },
     /// Keeps the descriptors that come along under `name` (a name held before is replaced), in a
@@ -135,4 +136,21 @@ pub enum Reply {
         skipped: Vec<String>,
     },
     Done,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An upgraded spawner may be asked by the keeper of before.
+    #[test]
+    fn a_keeper_that_does_not_say_whether_a_program_ends_is_understood() {
+        let start = serde_json::json!({"uid_base": 1, "layers": [], "args": []});
+        let asked = serde_json::json!({"id": 0, "op": {"op": "learn", "start": start, "pid": 7}});
+        let request: Request = serde_json::from_value(asked).unwrap();
+        let Op::Learn { pid, ends, .. } = request.op else {
+            panic!("{request:?}")
+        };
+        assert_eq!((pid, ends), (7, false));
+    }
 }
