@@ -56,8 +56,13 @@ impl Greeting {
     }
 
     fn hear(&self, greeted: Greeted) {
-        if self.heard() != Greeted::Http2 {
-            self.heard.store(greeted as u8, Ordering::Release);
+        // In one step: two connections may hear at once.
+        let known = |heard| (heard != Greeted::Http2 as u8).then_some(greeted as u8);
+        let heard = &self.heard;
+        if heard
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, known)
+            .is_ok()
+        {
             self.told.notify_waiters();
         }
     }
@@ -70,8 +75,8 @@ impl Greeting {
                  --no-use-http2, or let it serve HTTP/2 without TLS.",
             ),
             Greeted::Otherwise => Some(
-                "The app did not answer in HTTP/2, which its port's name h2c (--use-http2) asks for: if it speaks HTTP/1.1 alone, deploy \
-                 it with --no-use-http2.",
+                "The app did not answer in HTTP/2, which its port's name h2c (--use-http2) asks for: if it serves TLS, let it serve \
+                 without (TLS ends before the container); if it speaks HTTP/1.1 alone, deploy it with --no-use-http2.",
             ),
             Greeted::Http2 | Greeted::Nothing => None,
         }
@@ -227,6 +232,9 @@ mod tests {
                 }
                 assert_eq!((all.as_slice(), greeting.heard()), (said, heard));
                 assert_eq!(greeting.advice().is_some(), heard != Greeted::Http2);
+                // What answers so may serve TLS, which another protocol would not mend.
+                let otherwise = heard == Greeted::Otherwise;
+                assert!(!otherwise || greeting.advice().unwrap().contains("if it serves TLS"));
             }
         }
     }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use http::header::{HOST, USER_AGENT};
 use http::{HeaderName, HeaderValue, Request};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use utsuwa_model::instance::StartPhases;
 use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
 
@@ -117,7 +117,7 @@ pub(crate) async fn check(
             return match protocol {
                 // A start that went well before is not made to wait.
                 Protocol::H2c if port == instance.port && usual.is_none() => {
-                    greeted(instance).await
+                    greeted(instance, end).await
                 }
                 _ => Ok(()),
             };
@@ -275,13 +275,15 @@ async fn keep(
     }
 }
 
-/// How long an app that is to speak HTTP/2 is listened to: one that does greets as soon as it is connected to.
-const GREETING: Duration = Duration::from_secs(1);
+/// How long an app that is to speak HTTP/2 is listened to. One that does greets as soon as it accepts, so only those wait that listen
+/// before they can: gunicorn binds before its workers have imported the app.
+const GREETING: Duration = Duration::from_secs(10);
 
 /// Whether the app may speak HTTP/2. One that answers in HTTP/1.1 never will, so its revision fails here and not with each request;
-/// one that says nothing yet, or closes while it begins, may later.
-async fn greeted(instance: &Instance) -> Result<(), String> {
-    match timeout(GREETING, instance.greeting.first()).await {
+/// one that says nothing yet, or closes while it begins, may later. Ends with the probe.
+async fn greeted(instance: &Instance, end: Instant) -> Result<(), String> {
+    let until = end.min(Instant::now() + GREETING);
+    match timeout_at(until, instance.greeting.first()).await {
         Ok(Greeted::Http1) => Err(format!(
             "speaking HTTP/2 on port {}; the answer was in HTTP/1.1",
             instance.port

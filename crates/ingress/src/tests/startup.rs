@@ -1,5 +1,6 @@
 //! The startup probe: what it is content with, when it gives up, and what its owner is told meanwhile.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use utsuwa_model::demand::Reach;
 use utsuwa_model::route::{Protocol, RevisionRoute, StartupCheck, StartupProbe};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
 
 use super::app::*;
 use super::queue::many;
@@ -188,6 +190,45 @@ async fn an_app_of_http1_whose_port_is_named_h2c_fails_with_the_flag() {
             assert!(message.contains(part), "{part:?} in {message}");
         }
         assert!(!message.contains("0.0.0.0"), "{message}");
+    }
+}
+
+/// As gunicorn does: it listens, and its workers take seconds until they answer what they were asked.
+#[tokio::test]
+async fn an_app_that_answers_late_is_heard_until_its_probe_ends() {
+    let short = StartupProbe {
+        period: Duration::from_secs(3),
+        failure_threshold: 1,
+        ..StartupProbe::tcp(8080)
+    };
+    for (startup, heard) in [(StartupProbe::tcp(8080), true), (short, false)] {
+        let (asked, answers) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (app_asked, app_answers) = (Arc::clone(&asked), Arc::clone(&answers));
+        let (address, _app) = raw_app(move |_, mut stream| {
+            let (asked, answers) = (Arc::clone(&app_asked), Arc::clone(&app_answers));
+            async move {
+                let mut bytes = [0; 4096];
+                drop(stream.read(&mut bytes).await);
+                asked.notify_one();
+                answers.notified().await;
+                drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
+                while stream.read(&mut bytes).await.unwrap_or(0) > 0 {}
+            }
+        })
+        .await;
+        let scene = Scene::new(h2c(startup)).await;
+        let id = scene.admit();
+        scene.listen(&id, address);
+        asked.notified().await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        tokio::time::resume();
+        answers.notify_one();
+        let demand = scene
+            .until(|demand| demand.instances[0].reach != Reach::Starting)
+            .await;
+        let failed = matches!(demand.instances[0].reach, Reach::Failed { .. });
+        assert_eq!(failed, heard, "{demand:?}");
     }
 }
 
