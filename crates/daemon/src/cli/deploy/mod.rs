@@ -204,12 +204,18 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
                         return Err(failure);
                     }
                 }
-                made => return Ok((made.map_err(named::flags)?, None)),
+                made => {
+                    return Ok((
+                        made.map_err(|refused| named::flags(refused, &body["template"]))?,
+                        None,
+                    ));
+                }
             }
         }
         let body = body(args, image.clone(), existing.clone())?;
         let changed = api.patch(&path, &body).await;
-        Ok((changed.map_err(named::flags)?, existing))
+        let changed = changed.map_err(|refused| named::flags(refused, &body["template"]))?;
+        Ok((changed, existing))
     })
     .await?;
     if let Some(public) = public {
