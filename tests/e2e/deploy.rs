@@ -180,15 +180,18 @@ fn a_failed_deploy_changes_nothing_that_serves() {
         "/no/such/program",
         "what served before still serves",
         "the next deploy begins from there",
-        "utsuwa deploy steady --command='' --update-env-vars=V=good",
+        "How to put the variables V back: `utsuwa services describe steady`",
+        "has: utsuwa deploy steady --command=''",
         "hint: `utsuwa logs steady`",
     ] {
         assert!(said.contains(word), "{word} is missing in: {said}");
     }
+    // A value may be a key, and this a log that others read.
+    assert!(!said.contains("good"), "{said}");
     let shown = server.ok(&["services", "describe", "steady"]);
     for word in [
         "which failed and does not serve)",
-        "utsuwa deploy steady --command=''",
+        "utsuwa deploy steady --command='' --update-env-vars=V=good",
     ] {
         assert!(shown.contains(word), "{word} is missing in: {shown}");
     }

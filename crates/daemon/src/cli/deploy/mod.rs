@@ -243,7 +243,9 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
         }
         let failed = there(&api, &args.name).await.ok().flatten();
         let way = match &failed {
-            Some(service) => Back::of(&api, service).await.words(&args.name),
+            Some(service) => Back::of(&api, service)
+                .await
+                .words_without_values(&args.name),
             None => None,
         };
         return Err(after_failure(

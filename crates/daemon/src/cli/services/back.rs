@@ -3,12 +3,17 @@
 //!
 //! Owns: settings that a flag of `utsuwa deploy` has, of the container that takes the requests. Deliberately not here: what only the
 //! API has (probes, volumes, sidecars).
+//!
+//! Invariants:
+//! 1. Each flag can be typed as it is, and is taken.
+//! 2. Values of variables, which may be secrets, are told only to who asks for a description.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::scaling::DEFAULT_MAX_INSTANCES;
+use utsuwa_model::service::autoscaling::is_unknown;
 use utsuwa_model::service::{REFUSE_SCANNERS, WAITING_PAGE, ZYGOTE, defaults};
 
 use super::containers::ingress_index;
@@ -23,6 +28,7 @@ pub(in crate::cli) struct Back {
     /// The revision that they lead to; `None`: none ever served, and they lead to the defaults.
     to: Option<String>,
     flags: Vec<String>,
+    variables: Variables,
 }
 
 impl Back {
@@ -45,6 +51,7 @@ impl Back {
             Ok(serving) => Self {
                 to: Some(short(&ready)),
                 flags: flags(&failed, &serving),
+                variables: Variables::between(&failed, &serving),
             },
             Err(_) => Self::default(),
         }
@@ -57,23 +64,57 @@ impl Back {
         let mut flags = flags(failed, &bare);
         // There is no image to go back to.
         flags.retain(|flag| !flag.starts_with("--image"));
-        Self { to: None, flags }
+        Self {
+            to: None,
+            flags,
+            variables: Variables::between(failed, &bare),
+        }
     }
 
-    /// What stays of the deploy that failed and the command that undoes it; `None`: no flag has anything to undo.
+    /// What stays of the deploy that failed and the command that undoes it, with the values of variables; `None`: no flag has anything
+    /// to undo.
     pub(in crate::cli) fn words(&self, name: &str) -> Option<String> {
-        if self.flags.is_empty() {
+        self.told(&self.variables.put_back(), name, "")
+    }
+
+    /// The same for who didn't ask, such as a log of deploys: of variables whose values are needed the names alone.
+    pub(in crate::cli) fn words_without_values(&self, name: &str) -> Option<String> {
+        let names = self.variables.names();
+        let more = match names.is_empty() {
+            true => String::new(),
+            false => format!(
+                " How to put the variables {names} back: `utsuwa services describe {name}`."
+            ),
+        };
+        self.told(&None, name, &more)
+    }
+
+    /// The flags come last, where they are easy to copy.
+    fn told(&self, put_back: &Option<String>, name: &str, more: &str) -> Option<String> {
+        let all = [
+            &self.flags,
+            put_back.as_slice(),
+            self.variables.remove.as_slice(),
+        ]
+        .concat();
+        if all.is_empty() && more.is_empty() {
             return None;
         }
-        let flags = self.flags.join(" ");
+        let stays = format!(
+            "What the failed deploy set stays in the service, and the next deploy begins from there.{more}"
+        );
+        let flags = all.join(" ");
         Some(match &self.to {
-            Some(revision) => format!(
-                "What the failed deploy set stays in the service, and the next deploy begins from there. Back to what {revision} has: utsuwa deploy {name} \
-                 {flags}"
-            ),
-            None => format!(
-                "What the failed deploy set stays in the service, and the next deploy begins from there; what leads back to the defaults: {flags}"
-            ),
+            _ if all.is_empty() => stays,
+            Some(revision) => {
+                let what = if more.is_empty() {
+                    "what"
+                } else {
+                    "all else that"
+                };
+                format!("{stays} Back to {what} {revision} has: utsuwa deploy {name} {flags}")
+            }
+            None => format!("{stays} What leads back to the defaults: {flags}"),
         })
     }
 }
@@ -87,9 +128,29 @@ fn flags(from: &Value, to: &Value) -> Vec<String> {
             all.push(then);
         }
     }
-    all.extend(variables(from, to));
+    all.extend(concurrency(from, to));
     all.extend(annotations(from, to));
     all
+}
+
+/// Compared as numbers: the default is another one with less than a CPU, and what is one's default may be refused with the other's
+/// CPU.
+fn concurrency(from: &Value, to: &Value) -> Option<String> {
+    let usual = |revision: &Value| {
+        let small = cpu(revision)
+            .parse()
+            .is_ok_and(|cpu: MilliCpu| cpu < defaults::CPU);
+        if small { 1 } else { defaults::CONCURRENCY }
+    };
+    let own = |revision: &Value| {
+        let written = text_at(revision, "maxInstanceRequestConcurrency");
+        or(written, &usual(revision))
+    };
+    let then = own(to);
+    (own(from) != then).then(|| match then == usual(to).to_string() {
+        true => "--concurrency default".to_owned(),
+        false => format!("--concurrency {then}"),
+    })
 }
 
 /// How a revision's setting is written as a flag; empty where that isn't known.
@@ -118,17 +179,6 @@ const SETTINGS: &[Setting] = &[
         format!("--memory {}", or(memory, &defaults::MEMORY))
     },
     |revision| format!("--cpu {}", cpu(revision)),
-    |revision| {
-        let small = cpu(revision)
-            .parse()
-            .is_ok_and(|cpu: MilliCpu| cpu < defaults::CPU);
-        let usual = if small { 1 } else { defaults::CONCURRENCY };
-        let own = or(text_at(revision, "maxInstanceRequestConcurrency"), &usual);
-        match own == usual.to_string() {
-            true => "--concurrency default".to_owned(),
-            false => format!("--concurrency {own}"),
-        }
-    },
     |revision| {
         let own = text_at(revision, "timeout");
         let own = or(
@@ -232,34 +282,50 @@ fn quoted(text: &str) -> String {
     }
 }
 
-/// Variables with a value of their own; those of secrets have no flag here.
-fn variables(from: &Value, to: &Value) -> Vec<String> {
-    let of = |revision: &Value| -> Vec<(String, String)> {
-        let all = container(revision)["env"].as_array().into_iter().flatten();
-        all.filter(|one| one["valueSource"].is_null())
-            .map(|one| (text_at(one, "name"), text_at(one, "value")))
-            .collect()
-    };
-    let (from, to) = (of(from), of(to));
-    let mut all = Vec::new();
-    let lost: Vec<String> = to
-        .iter()
-        .filter(|one| !from.contains(one))
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
-    let lost: Vec<&str> = lost.iter().map(String::as_str).collect();
-    if !lost.is_empty() {
-        all.push(format!("--update-env-vars={}", quoted(&delimited(&lost))));
+/// What became of variables with a value of their own; those of secrets have no flag here.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Variables {
+    /// To be put back, each with its value.
+    lost: Vec<(String, String)>,
+    /// The flag that removes those that are new.
+    remove: Option<String>,
+}
+
+impl Variables {
+    fn between(from: &Value, to: &Value) -> Self {
+        let of = |revision: &Value| -> Vec<(String, String)> {
+            let all = container(revision)["env"].as_array().into_iter().flatten();
+            all.filter(|one| one["valueSource"].is_null())
+                .map(|one| (text_at(one, "name"), text_at(one, "value")))
+                .collect()
+        };
+        let (from, to) = (of(from), of(to));
+        let new: Vec<&str> = from
+            .iter()
+            .filter(|(name, _)| !to.iter().any(|(known, _)| known == name))
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let remove =
+            (!new.is_empty()).then(|| format!("--remove-env-vars={}", quoted(&delimited(&new))));
+        let lost = to.into_iter().filter(|one| !from.contains(one)).collect();
+        Self { lost, remove }
     }
-    let new: Vec<&str> = from
-        .iter()
-        .filter(|(name, _)| !to.iter().any(|(known, _)| known == name))
-        .map(|(name, _)| name.as_str())
-        .collect();
-    if !new.is_empty() {
-        all.push(format!("--remove-env-vars={}", quoted(&delimited(&new))));
+
+    fn names(&self) -> String {
+        let names: Vec<&str> = self.lost.iter().map(|(name, _)| name.as_str()).collect();
+        names.join(", ")
     }
-    all
+
+    /// The flag that puts them back.
+    fn put_back(&self) -> Option<String> {
+        let lost: Vec<String> = self
+            .lost
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let lost: Vec<&str> = lost.iter().map(String::as_str).collect();
+        (!lost.is_empty()).then(|| format!("--update-env-vars={}", quoted(&delimited(&lost))))
+    }
 }
 
 /// Annotations that `to` has otherwise or not at all, but those that have a flag of their own.
@@ -277,7 +343,11 @@ fn annotations(from: &Value, to: &Value) -> Vec<String> {
             && from.get(*key) != to.get(*key)
     });
     let then = |key: &String| to.get(key).and_then(Value::as_str).unwrap_or_default();
-    let other: Vec<String> = other.map(|key| format!("{key}={}", then(key))).collect();
+    let other: Vec<String> = other
+        // Of a time when the server took such; one goes, but none comes back.
+        .filter(|key| then(key).is_empty() || !is_unknown(key))
+        .map(|key| format!("{key}={}", then(key)))
+        .collect();
     let other: Vec<&str> = other.iter().map(String::as_str).collect();
     match other.is_empty() {
         true => Vec::new(),
@@ -286,104 +356,4 @@ fn annotations(from: &Value, to: &Value) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn revision(container: &Value) -> Value {
-        json!({"containers": [container], "timeout": "300s", "maxInstanceRequestConcurrency": 80,
-            "scaling": {"maxInstanceCount": 100}})
-    }
-
-    #[test]
-    fn each_setting_that_differs_has_its_flag_and_no_other() {
-        let good = revision(&json!({
-            "image": "r.example/x@sha256:1", "ports": [{"name": "http1", "containerPort": 8080}],
-            "resources": {"limits": {"cpu": "1", "memory": "512Mi"}, "cpuIdle": true, "startupCpuBoost": true},
-            "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "x,y"}],
-        }));
-        assert!(flags(&good, &good).is_empty());
-        let bad = json!({
-            "containers": [{
-                "image": "r.example/y@sha256:2", "ports": [{"name": "h2c", "containerPort": 9}], "command": ["/no"], "args": ["a"],
-                "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}, "cpuIdle": false},
-                "env": [{"name": "A", "value": "1"}, {"name": "C", "value": "3"}],
-            }],
-            "timeout": "5s", "maxInstanceRequestConcurrency": 1, "sessionAffinity": true,
-            "scaling": {"minInstanceCount": 2, "maxInstanceCount": 3}, "executionEnvironment": "EXECUTION_ENVIRONMENT_GEN1",
-            "annotations": {ZYGOTE: "true", "autoscaling.knative.dev/window": "6s"},
-        });
-        assert_eq!(
-            flags(&bad, &good),
-            [
-                "--image r.example/x@sha256:1",
-                "--port 8080",
-                "--no-use-http2",
-                "--command=''",
-                "--args=''",
-                "--memory 512Mi",
-                "--cpu 1",
-                "--timeout 300",
-                "--min-instances 0",
-                "--max-instances default",
-                "--execution-environment gen2",
-                "--cpu-throttling",
-                "--cpu-boost",
-                "--no-session-affinity",
-                "--no-zygote",
-                "--update-env-vars='^@^B=x,y'",
-                "--remove-env-vars=C",
-                "--annotations=autoscaling.knative.dev/window=",
-            ]
-        );
-        assert!(flags(&good, &bad).contains(&"--command=/no".to_owned()));
-        assert!(
-            flags(&good, &bad)
-                .contains(&"--annotations=autoscaling.knative.dev/window=6s".to_owned())
-        );
-    }
-
-    /// A flag that is proposed and refused would be worse than none.
-    #[test]
-    fn what_is_proposed_can_be_typed_and_leads_back() {
-        let good = revision(
-            &json!({"image": "a", "resources": {"cpuIdle": true, "startupCpuBoost": true},
-            "env": [{"name": "A", "value": "x,y"}, {"name": "B", "value": "@"}, {"name": "E", "value": ""}]}),
-        );
-        let bad = json!({"containers": [{"image": "b", "command": ["/no"], "args": ["-c", "a,b"],
-            "ports": [{"name": "h2c", "containerPort": 9}], "env": [{"name": "C", "value": "3"}],
-            "resources": {"limits": {"cpu": "2", "memory": "64Mi"}, "cpuIdle": false}}],
-            "timeout": "5s", "maxInstanceRequestConcurrency": 7, "scaling": {"minInstanceCount": 2, "maxInstanceCount": 3},
-            "annotations": {"autoscaling.knative.dev/window": "6s", "a.dev/x": "a,b"}});
-        for (from, to) in [(&bad, &good), (&good, &bad)] {
-            let flags = flags(from, to).join("\n");
-            let words: Vec<String> = flags
-                .split('\n')
-                .flat_map(|flag| flag.splitn(2, ' '))
-                .map(|word| word.replace('\'', ""))
-                .collect();
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let service = json!({"template": from});
-            let sent = crate::cli::deploy::sent(&words, service).unwrap();
-            let left = super::flags(&sent["template"], to);
-            assert!(left.is_empty(), "{flags}\nleaves {left:?}");
-        }
-    }
-
-    #[test]
-    fn the_way_back_names_where_it_leads() {
-        let failed = json!({"containers": [{"image": "x", "command": ["/no"], "resources": {"startupCpuBoost": true}}]});
-        let fresh = Back::to_defaults(&failed);
-        let said = fresh.words("web").unwrap();
-        assert!(said.ends_with("defaults: --command=''"), "{said}");
-        let back = Back {
-            to: Some("web-00001-abc".to_owned()),
-            flags: vec!["--memory 1Gi".to_owned()],
-        };
-        let said = back.words("web").unwrap();
-        assert!(
-            said.ends_with("what web-00001-abc has: utsuwa deploy web --memory 1Gi"),
-            "{said}"
-        );
-        assert_eq!(Back::default().words("web"), None);
-    }
-}
+mod tests;
