@@ -89,11 +89,12 @@ impl Served {
     }
 }
 
-/// The phases of the start this request waited for; `None` if its instance was there before it.
+/// The phases of the start this request waited for; `None` if its instance was there before it, or ran before this server did: then
+/// it waited to be reached again only.
 pub(crate) fn cold_start(slot: &Slot, exchange: &Exchange) -> Option<ColdStart> {
     let instance = slot.instance();
     let reached = *instance.reached.get()?;
-    if reached < exchange.arrived {
+    if reached < exchange.arrived || !instance.age.is_zero() {
         return None;
     }
     let start = instance.phases;

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use utsuwa_runtime::rootless::is_rootless;
 
 use super::Refusal;
-use crate::config::{Config, Listen};
+use crate::config::{Config, Layers, Listen, Source};
 
 /// Port 0 means any free one; it is chosen now because instances are told it.
 pub(super) fn choose(listen: &mut Listen) -> anyhow::Result<()> {
@@ -45,6 +45,52 @@ pub(super) fn check(config: &mut Config, held: &[(String, String)]) -> anyhow::R
         Some(https) => check_one("--listen-https", https, held),
         None => Ok(()),
     }
+}
+
+/// Refuses to leave addresses that the server to be replaced listens on only because nobody named them again: its clients would be
+/// refused. Where others are named, they are meant.
+pub(super) fn stay(
+    config: &Config,
+    layers: &Layers,
+    held: &[(String, String)],
+) -> anyhow::Result<()> {
+    let mut left = Vec::new();
+    for (name, option, listen) in [
+        ("api", "listen-api", Some(&config.listen_api)),
+        ("http", "listen-http", Some(&config.listen_http)),
+        ("https", "listen-https", config.listen_https.as_ref()),
+    ] {
+        let own: Vec<String> = listen
+            .map(addresses_here)
+            .unwrap_or_default()
+            .iter()
+            .map(SocketAddr::to_string)
+            .collect();
+        let those: Vec<&str> = held
+            .iter()
+            .filter(|(held, _)| held == name)
+            .map(|(_, address)| address.as_str())
+            .collect();
+        if *layers.source(option) == Source::Default
+            && let Some(first) = those.first()
+            && !those.iter().any(|address| own.iter().any(|o| o == address))
+        {
+            left.push(format!("--{option} {first}"));
+        }
+    }
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        format!(
+            "the server to be replaced was started with {}, and this one wasn't: its clients would be refused",
+            left.join(" ")
+        ),
+        format!(
+            "give the options of that server again (`utsuwa config show --running` shows all): utsuwa up --replace {}; or name other addresses, if they shall change",
+            left.join(" ")
+        ),
+    ))
 }
 
 fn check_one(flag: &str, listen: &Listen, held: &[(String, String)]) -> anyhow::Result<()> {
@@ -194,6 +240,37 @@ mod tests {
             );
             drop(socket);
             assert_eq!(holder(address), None);
+        }
+    }
+
+    #[test]
+    fn who_takes_a_place_stays_where_it_was_unless_told_otherwise() {
+        let refused = |flags: &[(&'static str, &str)], held: &[(&str, &str)]| {
+            let mut given = crate::config::Given::default();
+            for (name, value) in flags {
+                given.flags.insert(name, vec![(*value).to_owned()]);
+            }
+            let layers = Layers::read(&given).unwrap();
+            let config = layers.check().unwrap();
+            let held: Vec<(String, String)> = held
+                .iter()
+                .map(|(name, address)| ((*name).to_owned(), (*address).to_owned()))
+                .collect();
+            stay(&config, &layers, &held)
+                .err()
+                .map(|error| format!("{error:#}"))
+        };
+        let usual = [("api", "127.0.0.1:8787"), ("http", "127.0.0.1:8080")];
+        let queue = ("idle", "in");
+        assert_eq!(refused(&[], &[usual[0], usual[1], queue]), None);
+        assert_eq!(refused(&[], &[]), None, "nobody listens");
+        let other = ("http", "127.0.0.1:18080");
+        let said = refused(&[], &[usual[0], other, queue]).unwrap();
+        assert!(said.contains("--listen-http 127.0.0.1:18080"), "{said}");
+        assert!(!said.contains("listen-api"), "{said}");
+        for named in ["localhost:18080", "localhost:18081"] {
+            let flags = [("listen-http", named)];
+            assert_eq!(refused(&flags, &[usual[0], other]), None, "{named}");
         }
     }
 

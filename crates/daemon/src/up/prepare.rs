@@ -91,7 +91,11 @@ pub(super) fn prepare(
         ports::choose(listen)?;
     }
     let held = known.as_deref().map(keeper::held_listeners);
-    ports::check(&mut config, &held.unwrap_or_default())?;
+    let held = held.unwrap_or_default();
+    if replace {
+        ports::stay(&config, layers, &held)?;
+    }
+    ports::check(&mut config, &held)?;
     folders::can_be_entered(&config.data_dir, &user)?;
     if replace {
         // Not at every start: it takes two processes, and where nobody serves the start itself finds out soon enough.
@@ -230,7 +234,7 @@ fn refuse_second(id: &str, data_dir: &Path) -> anyhow::Result<()> {
     Err(Refusal::new(
         format!("another server (process {pid}) runs over the data directory {data}"),
         format!(
-            "`utsuwa up --replace` takes its place without refusing a request; `utsuwa down --data-dir {data}` ends it; \
+            "`utsuwa up --replace` with the same options takes its place without refusing a request; `utsuwa down --data-dir {data}` ends it; \
              --data-dir names another directory"
         ),
     ))

@@ -413,3 +413,18 @@ async fn bodies_of_requests_that_waited_arrive_whole() {
     sizes.sort_unstable();
     assert_eq!(sizes, [1, 1000, 16 << 10, (16 << 10) + 1, 1 << 20]);
 }
+
+/// After a change of servers a request may wait until an instance that runs is reached again: that is no start.
+#[tokio::test]
+async fn who_waits_for_one_that_ran_before_waits_for_no_start() {
+    let scene = Scene::new(route()).await;
+    let app = App::new().await;
+    let id = scene.admit_aged(Duration::from_secs(5));
+    let mut asked = many(&scene, 1, "/hello");
+    scene.until(|demand| demand.queued == 1).await;
+    scene.listen(&id, app.address);
+    assert_eq!(asked.join_next().await.unwrap().unwrap().text(), "hello");
+    let record = &scene.records(1).await[0];
+    assert_eq!(record.cold, None);
+    assert!(!record.queued.is_zero());
+}
