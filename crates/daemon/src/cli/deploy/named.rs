@@ -101,6 +101,10 @@ fn named(field: &str, description: &str, ingress: usize) -> Option<(String, Opti
                 .find(|(annotation, _)| *annotation == key)
         };
         let instead = match (own(key), meant(description).and_then(own)) {
+            // Ours are taken as they are written: it is the value that is wrong.
+            (Some((ours, flag)), _) if ours.starts_with("utsuwa.local/") => {
+                Some(format!("{description} (its flag: {flag})"))
+            }
             (Some((_, flag)), _) => Some(format!("has a flag of its own: {flag}")),
             // Not first to the annotation and then to the flag.
             (None, Some((_, flag))) => {

@@ -8,6 +8,32 @@ use crate::output::text_at;
 /// The startup probe where none is written: one attempt to connect that may take this long (`cloud-run-spec.md` §2).
 const DEFAULT_STARTUP_SECS: u64 = 240;
 
+/// Label and text of what was chosen beside the usual: how it is run, and what only this server knows.
+pub(super) fn chosen(container: &Value, template: &Value) -> Vec<(&'static str, String)> {
+    let mut all = Vec::new();
+    if text_at(template, "executionEnvironment") == "EXECUTION_ENVIRONMENT_GEN1" {
+        all.push(("Execution:", "gen1 (gVisor)".to_owned()));
+    }
+    if text_at(container, "resources.startupCpuBoost") != "true" {
+        all.push(("CPU boost:", "none at the start".to_owned()));
+    }
+    let annotations = template["annotations"].as_object().into_iter().flatten();
+    let own = annotations.filter_map(|(key, value)| {
+        let name = key.strip_prefix("utsuwa.local/")?;
+        Some(("Option:", format!("{name}={}", value.as_str()?)))
+    });
+    all.extend(own);
+    all
+}
+
+/// What is said behind the number of CPUs.
+pub(super) fn when(container: &Value) -> &'static str {
+    match text_at(container, "resources.cpuIdle").as_str() {
+        "false" => " (also between requests)",
+        _ => "",
+    }
+}
+
 /// Label and text of each probe; that of the start also where none is written. `port` is the container's, `checked` whether
 /// what isn't written is the default, and not nothing.
 pub(super) fn probes(container: &Value, port: &str, checked: bool) -> Vec<(&'static str, String)> {

@@ -163,6 +163,18 @@ fn service_lines(service: &Value, about: &About<'_>) -> Vec<String> {
         text_at(service, "lastModifier")
     );
     lines.push(labelled("Deployed:", &by));
+    let labels = service["labels"].as_object().into_iter().flatten();
+    let labels: Vec<String> = labels
+        .filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?)))
+        .collect();
+    for (label, text) in [
+        ("About:", text_at(service, "description")),
+        ("Labels:", labels.join(", ")),
+    ] {
+        if !text.is_empty() {
+            lines.push(labelled(label, &text));
+        }
+    }
     lines
 }
 
@@ -214,7 +226,10 @@ fn template_lines(template: &Value) -> Vec<String> {
         "Memory:",
         or(at("resources.limits.memory"), &defaults::MEMORY),
     );
-    add("CPU:", cpu);
+    add("CPU:", cpu + container::when(container));
+    for (label, text) in container::chosen(container, template) {
+        add(label, text);
+    }
     for (label, key) in [("Command:", "command"), ("Args:", "args")] {
         let words = container[key].as_array().into_iter().flatten();
         let words: Vec<&str> = words.filter_map(Value::as_str).collect();
@@ -428,6 +443,31 @@ mod tests {
             assert!(text.contains(part), "{part:?} in {text}");
         }
         assert!(!text.contains("serves"), "{text}");
+
+        assert!(
+            !text.contains("Execution:") && !text.contains("Labels:"),
+            "{text}"
+        );
+
+        let mut odd = service.clone();
+        odd["labels"] = json!({"team": "a", "tier": "b"});
+        odd["description"] = json!("what it is for");
+        odd["template"]["executionEnvironment"] = json!("EXECUTION_ENVIRONMENT_GEN1");
+        odd["template"]["annotations"] =
+            json!({"utsuwa.local/refuse-scanners": "true", "client.knative.dev/nonce": "x"});
+        odd["template"]["containers"][0]["resources"]["cpuIdle"] = json!(false);
+        let text = service_lines(&odd, &about(true)).join("\n");
+        for part in [
+            "CPU:             1 (also between requests)",
+            "CPU boost:       none at the start",
+            "Execution:       gen1 (gVisor)",
+            "Option:          refuse-scanners=true",
+            "Labels:   team=a, tier=b",
+            "About:    what it is for",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+        assert!(!text.contains("nonce"), "{text}");
 
         let mut bare = service.clone();
         bare["template"] =

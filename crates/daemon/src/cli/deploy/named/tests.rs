@@ -184,6 +184,18 @@ fn an_annotation_that_has_a_flag_is_told_of_by_it() {
     }
 }
 
+/// What only this server knows is taken as an annotation, too.
+#[test]
+fn one_of_ours_is_told_of_by_its_value() {
+    let field = "template.annotations[utsuwa.local/waiting-page]".to_owned();
+    let wrong = vec![(field, "write \"true\" or \"false\"".to_owned())];
+    let refused = flags(Failure::failed("no").with_violations(wrong), &Value::Null);
+    assert_eq!(
+        refused.message,
+        "--annotations utsuwa.local/waiting-page: write \"true\" or \"false\" (its flag: --waiting-page or --no-waiting-page)"
+    );
+}
+
 /// A flag that isn't there would send people on a search.
 #[test]
 fn each_flag_is_one_of_deploys() {
