@@ -41,7 +41,7 @@ pub(super) fn read(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
         .iter()
         .map(|(line, message)| format!("{shown}, line {line}: is not TOML: {message}"))
         .collect();
-    let mut values = Vec::new();
+    let mut values: Vec<Given> = Vec::new();
     for (key, value) in document.get_ref() {
         let line = line_of(&text, key.span().start);
         // What was made of a line that is no TOML is neither a name nor a value.
@@ -57,6 +57,16 @@ pub(super) fn read(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
             ));
             continue;
         };
+        // TOML knows only one spelling.
+        let twice = |(given, _, _): &&Given| given.name == option.name;
+        if let Some((_, _, other)) = values.iter().find(twice) {
+            let (first, last) = (line.min(*other), line.max(*other));
+            problems.push(format!(
+                "{shown}, line {last}: {}: is given in line {first}, too; remove one of the two",
+                option.name
+            ));
+            continue;
+        }
         match scalars(option, value.get_ref()) {
             Some(list) => values.push((option, list, line)),
             None => problems.push(format!(

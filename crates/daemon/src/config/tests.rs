@@ -100,6 +100,16 @@ fn a_file_tells_all_its_problems_in_one_go() {
     }
 }
 
+#[test]
+fn an_option_in_two_spellings_is_told() {
+    let file = "listen_api = \"localhost:1\"\n\nlisten-api = \"localhost:2\"\n";
+    let text = read(Some(file), &[], &[]).unwrap_err().to_string();
+    let told = "line 3: listen-api: is given in line 1, too";
+    assert!(text.contains(told), "{text}");
+    let other = "listen_api = \"localhost:1\"\nlisten-http = \"localhost:2\"\n";
+    assert!(read(Some(other), &[], &[]).is_ok());
+}
+
 /// What could never have the effect that was wanted is told, not taken.
 #[test]
 fn values_that_mean_nothing_are_refused() {
