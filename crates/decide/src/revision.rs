@@ -125,10 +125,9 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
             .to_owned(),
         ),
         (ImageState::There, ProofInstance::Reached) => (Outcome::Ready, "", String::new()),
-        (ImageState::There, ProofInstance::NotStarted { why }) => failed(
-            "HealthCheckContainerError",
-            format!("The user-provided container could not be started: {why}"),
-        ),
+        (ImageState::There, ProofInstance::NotStarted { why }) => {
+            failed("HealthCheckContainerError", format!("{NOT_STARTED} {why}"))
+        }
         (ImageState::There, ProofInstance::NotMade { why }) => {
             failed("ProgressDeadlineExceeded", never_achieved(Some(why)))
         }
@@ -148,6 +147,9 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
         }
     }
 }
+
+/// How the message of a revision begins whose program could not even be started: it wrote nothing.
+pub const NOT_STARTED: &str = "The user-provided container could not be started:";
 
 /// Google's words for a deploy whose first instance never came, and why, where that is known.
 #[must_use]
@@ -169,11 +171,12 @@ fn exit_reason(exit: &Exit) -> String {
 
 /// What we know first; then Google's sentence, since people and scripts look for it.
 fn exit_message(container: &str, exit: &Exit, last_lines: &[String], port: u16) -> String {
-    let how = exit.describe();
     let mut cause = if container.is_empty() {
-        format!("The container {how} before it listened.")
+        let how = exit.describe_when("before it listened");
+        format!("The container {how}.")
     } else {
-        format!("The container {container:?} {how} before the instance was ready.")
+        let how = exit.describe_when("before the instance was ready");
+        format!("The container {container:?} {how}.")
     };
     if *exit == Exit::Code(0) {
         cause.push_str(" A service's program must keep running and answer requests.");
@@ -224,6 +227,8 @@ pub fn backoff_summary(crashes: u32, wait: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use utsuwa_model::quantity::MemoryBytes;
+
     use super::*;
 
     fn proof(instance: ProofInstance) -> Proof {
@@ -275,7 +280,20 @@ mod tests {
                     last_lines: vec![],
                 },
                 "ExitCode0",
-                vec!["must keep running"],
+                vec![
+                    "exited with status 0 before it listened. A service's program must keep running",
+                ],
+            ),
+            (
+                ProofInstance::Ended {
+                    container: String::new(),
+                    exit: Exit::OutOfMemory {
+                        limit: MemoryBytes(128 << 20),
+                    },
+                    last_lines: vec![],
+                },
+                "HealthCheckContainerError",
+                vec!["of 128Mi and was ended before it listened; raise it with --memory.\n\n"],
             ),
             (
                 ProofInstance::NotListening {

@@ -147,13 +147,25 @@ impl Exit {
     /// In the user's words.
     #[must_use]
     pub fn describe(&self) -> String {
+        self.told("")
+    }
+
+    /// The same with when it was (`before it listened`), before what there is to say or do about it.
+    #[must_use]
+    pub fn describe_when(&self, when: &str) -> String {
+        self.told(&format!(" {when}"))
+    }
+
+    fn told(&self, when: &str) -> String {
         match self {
-            Self::Code(code) => format!("exited with status {code}"),
-            Self::Signal(signal) => format!("was ended by signal {signal}{}", signal_name(*signal)),
+            Self::Code(code) => format!("exited with status {code}{when}"),
+            Self::Signal(signal) => {
+                format!("was ended by signal {signal}{}{when}", signal_name(*signal))
+            }
             Self::OutOfMemory { limit } => format!(
-                "used more than its memory limit of {limit} and was ended; raise it with --memory"
+                "used more than its memory limit of {limit} and was ended{when}; raise it with --memory"
             ),
-            Self::Unknown { why } => format!("ended, and how could not be learned: {why}"),
+            Self::Unknown { why } => format!("ended{when}, and how could not be learned: {why}"),
         }
     }
 }
@@ -263,5 +275,25 @@ mod tests {
             Exit::Code(7).log_line("side"),
             "The container \"side\" exited with status 7; its instance has ended with it."
         );
+    }
+
+    #[test]
+    fn when_it_ended_comes_before_what_to_do() {
+        let limit = MemoryBytes(128 << 20);
+        let why = "its keeper was gone".to_owned();
+        for (exit, said) in [
+            (Exit::Code(3), "exited with status 3 at once"),
+            (Exit::Signal(9), "was ended by signal 9 (SIGKILL) at once"),
+            (
+                Exit::OutOfMemory { limit },
+                "used more than its memory limit of 128Mi and was ended at once; raise it with --memory",
+            ),
+            (
+                Exit::Unknown { why },
+                "ended at once, and how could not be learned: its keeper was gone",
+            ),
+        ] {
+            assert_eq!(exit.describe_when("at once"), said);
+        }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::ClientArgs;
 use super::progress::Progress;
+use super::rewrites::Rewrites;
 use crate::client::{Api, Failure};
 use crate::output::{line, note, text_at};
 
@@ -30,7 +31,7 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
     body["template"]["annotations"] = json!({"autoscaling.knative.dev/window": "6s"});
     let operation = match api.get(&path).await {
         Ok(service) => {
-            refuse_foreign(&service, &args.name)?;
+            refuse_foreign(&service, &args.name, &Rewrites::of(&api).await)?;
             api.patch(&path, &body).await?
         }
         Err(failure) if failure.is_not_found() => {
@@ -96,16 +97,23 @@ fn normal() -> Value {
     json!({"template": {"containers": [{"image": SAMPLE}]}})
 }
 
-/// A service of the user's own, that happens to have the name, is not overwritten, nor one that would never sleep.
-fn refuse_foreign(service: &Value, name: &str) -> Result<(), Failure> {
+/// A service of the user's own, that happens to have the name, is not overwritten, nor one that would never sleep. One that runs the
+/// sample by another of its names was begun with it and may be shown.
+fn refuse_foreign(service: &Value, name: &str, rewrites: &Rewrites) -> Result<(), Failure> {
     let image = text_at(service, "template.containers.0.image");
-    let sleeps = |field: &Value| field["minInstanceCount"].as_u64().unwrap_or(0) == 0;
-    if image == SAMPLE && sleeps(&service["template"]["scaling"]) && sleeps(&service["scaling"]) {
+    let least = |at: &str| -> u64 {
+        let count = service.pointer(at).and_then(Value::as_u64);
+        count.unwrap_or(0)
+    };
+    let least = least("/template/scaling/minInstanceCount").max(least("/scaling/minInstanceCount"));
+    let why = if !rewrites.is_sample(&image) {
+        format!("it runs {image}, not the sample {SAMPLE}")
+    } else if least > 0 {
+        format!("it never sleeps: its minimum of instances is {least}")
+    } else {
         return Ok(());
-    }
-    let why = format!(
-        "service [{name}] exists and is not the quickstart's: it runs {image} or never sleeps"
-    );
+    };
+    let why = format!("service [{name}] exists and is not the quickstart's: {why}");
     Err(Failure::failed(why).hint("`utsuwa quickstart --name quickstart` uses another name"))
 }
 
@@ -197,5 +205,39 @@ async fn wait_for_instances(api: &Api, name: &str, wanted: usize) -> Result<(), 
             )));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_is_shown_by_each_of_its_names_and_nothing_else() {
+        let rewrites = Rewrites::from_options(&json!({}));
+        let digest = format!("{SAMPLE}@sha256:{}", "a".repeat(64));
+        for image in [
+            SAMPLE,
+            &digest,
+            "gcr.io/cloudrun/hello",
+            "us-docker.pkg.dev/cloudrun/container/hello:latest",
+        ] {
+            let mut service = json!({"template": {"containers": [{"image": image}]}});
+            assert!(
+                refuse_foreign(&service, "hello", &rewrites).is_ok(),
+                "{image}"
+            );
+            service["template"]["scaling"] = json!({"minInstanceCount": 2});
+            let said = refuse_foreign(&service, "hello", &rewrites).unwrap_err();
+            assert!(said.message.contains("never sleeps"), "{said}");
+            assert!(said.message.contains("instances is 2"), "{said}");
+            assert!(!said.message.contains("it runs"), "{said}");
+        }
+        for image in ["r.example/hello", "utsuwa.local/hello:job", ""] {
+            let service = json!({"template": {"containers": [{"image": image}]}});
+            let said = refuse_foreign(&service, "hello", &rewrites).unwrap_err();
+            assert!(said.message.contains(&format!("it runs {image},")));
+            assert!(!said.message.contains("sleeps"), "{said}");
+        }
     }
 }

@@ -19,7 +19,7 @@ impl Rewrites {
         }
     }
 
-    fn from_options(answer: &Value) -> Self {
+    pub(super) fn from_options(answer: &Value) -> Self {
         let options = answer["options"].as_array();
         let given = options
             .into_iter()
@@ -49,6 +49,15 @@ impl Rewrites {
             format!("the built-in sample {HELLO} here (image-rewrites)")
         } else {
             format!("{meant} here (image-rewrites)")
+        })
+    }
+
+    /// Whether `image` is the built-in sample here, in whatever version; another tag of its name is another program.
+    pub(super) fn is_sample(&self, image: &str) -> bool {
+        let meant = Reference::parse(image).and_then(|named| rewrite(&named, &self.0));
+        meant.is_ok_and(|meant| {
+            let latest = meant.tag.as_deref().is_none_or(|tag| tag == "latest");
+            meant.name() == HELLO && (latest || meant.digest.is_some())
         })
     }
 
@@ -119,5 +128,7 @@ mod tests {
     fn the_operator_may_have_googles_own() {
         let rewrites = rewrites("gcr.io/cloudrun/hello=gcr.io/cloudrun/hello");
         assert_eq!(rewrites.here("gcr.io/cloudrun/hello"), None);
+        assert!(!rewrites.is_sample("gcr.io/cloudrun/hello"));
+        assert!(rewrites.is_sample(HELLO));
     }
 }

@@ -180,16 +180,33 @@ pub(crate) fn misplaced(
     if let Some((_, _, what)) = known {
         return Some(failure.hint(*what));
     }
-    if !group.is_empty() {
-        // A slip within a group is clap's to tell: what another group has of that name does something else.
-        return None;
-    }
-    let groups = program.get_subcommands();
+    // What another group has of that name does something else.
+    let groups = program.get_subcommands().filter(|_| group.is_empty());
     let found: Vec<String> = groups
         .filter(|group| group.find_subcommand(word).is_some())
         .map(|group| format!("`utsuwa {} {word}`", group.get_name()))
         .collect();
-    (!found.is_empty()).then(|| failure.hint(format!("did you mean {}?", found.join(" or "))))
+    if !found.is_empty() {
+        return Some(failure.hint(format!("did you mean {}?", found.join(" or "))));
+    }
+    misspelt(word, group, program).map(|what| failure.hint(what))
+}
+
+/// What to do instead of what `word` is a slip of. A slip of a command there is, or its beginning, is clap's to tell.
+fn misspelt(word: &str, group: &str, program: &clap::Command) -> Option<&'static str> {
+    let at = program.find_subcommand(group).unwrap_or(program);
+    let real: Vec<&str> = at.get_subcommands().map(clap::Command::get_name).collect();
+    if real.iter().any(|name| name.starts_with(word)) {
+        return None;
+    }
+    let places = ELSEWHERE.iter().filter(|(place, ..)| *place == group);
+    let of_others = places.flat_map(|(_, names, what)| names.iter().map(|name| (*name, *what)));
+    // Of two letters every other word is a slip.
+    let of_others: Vec<(&str, &str)> = of_others.filter(|(name, _)| name.len() > 3).collect();
+    let names = of_others.iter().map(|(name, _)| *name);
+    let meant = nearest(word, names.chain(real))?;
+    let (_, what) = of_others.iter().find(|(name, _)| *name == meant)?;
+    Some(what)
 }
 
 /// The group that `words` lead to; empty: none.
@@ -249,6 +266,21 @@ mod tests {
         assert!(list.contains("`utsuwa services list` or `utsuwa revisions list`"));
         assert_eq!(hint("utsuwa nonsense"), None);
         assert_eq!(hint("utsuwa services lst"), None);
+        // A slip leads where the word leads; one of a command there is, is clap's.
+        assert_eq!(hint("utsuwa stauts"), hint("utsuwa status"));
+        assert!(hint("utsuwa stauts").unwrap().contains("services list"));
+        assert_eq!(
+            hint("utsuwa domains delte www.example.test"),
+            hint("utsuwa domains delete www.example.test")
+        );
+        for of_clap in [
+            "utsuwa serv",
+            "utsuwa deplyo",
+            "utsuwa trsut",
+            "utsuwa services upd",
+        ] {
+            assert_eq!(hint(of_clap), None, "{of_clap}");
+        }
     }
 
     /// Deleting a service for a domain that was to go would be a bad hint.

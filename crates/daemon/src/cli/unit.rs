@@ -4,6 +4,7 @@ use std::path::Path;
 
 use utsuwa_runtime::privilege::is_root;
 
+use super::words::shell_quote;
 use super::{ClientArgs, ServerArgs};
 use crate::client::Failure;
 use crate::config::Layers;
@@ -18,9 +19,9 @@ pub(crate) fn run(args: &ServerArgs, client: &ClientArgs) -> Result<(), Failure>
         .map_err(usage)?;
     let program =
         std::env::current_exe().map_err(|e| Failure::failed(format!("find this program: {e}")))?;
-    let mut command = format!("{} up", quote(&program.display().to_string()));
+    let mut flags: Vec<(&str, String)> = Vec::new();
     if let Some(file) = &args.config {
-        command.push_str(&format!(" --config {}", quote(&file.display().to_string())));
+        flags.push(("config", file.display().to_string()));
     }
     for (name, values) in &given.flags {
         let flag = match *name {
@@ -28,28 +29,38 @@ pub(crate) fn run(args: &ServerArgs, client: &ClientArgs) -> Result<(), Failure>
             "image-rewrites" => "image-rewrite",
             other => other,
         };
-        for value in values {
-            command.push_str(&format!(" --{flag} {}", quote(value)));
-        }
+        flags.extend(values.iter().map(|value| (flag, value.clone())));
     }
+    let program = quote(&program.display().to_string());
+    let command = with_flags(&format!("{program} up"), &flags, quote);
     let data = given.flags.get("data-dir").and_then(|dirs| dirs.first());
     let down = data.map_or_else(
         || "utsuwa down".to_owned(),
         |dir| super::down_command(Path::new(dir)),
     );
     let common = common(&command, &down);
+    // Without the flags it would print, and install, another unit than this one.
+    let unit = with_flags("utsuwa unit", &flags, shell_quote);
     line(&if is_root() {
-        of_system(&common)
+        of_system(&unit, &common)
     } else {
-        of_user(&common)
+        of_user(&unit, &common)
     });
     Ok(())
 }
 
+/// `command` with flags, their values quoted for who reads it.
+fn with_flags(command: &str, flags: &[(&str, String)], quoted: fn(&str) -> String) -> String {
+    let flags = flags
+        .iter()
+        .map(|(flag, value)| format!(" --{flag} {}", quoted(value)));
+    format!("{command}{}", flags.collect::<String>())
+}
+
 /// For a server that root starts.
-fn of_system(common: &str) -> String {
+fn of_system(unit: &str, common: &str) -> String {
     format!(
-        "# Install: utsuwa unit > /etc/systemd/system/utsuwa.service && systemctl daemon-reload && systemctl enable --now utsuwa\n\
+        "# Install: {unit} > /etc/systemd/system/utsuwa.service && systemctl daemon-reload && systemctl enable --now utsuwa\n\
          [Unit]\n\
          Description=Utsuwa: Cloud Run that you own\n\
          Wants=network-online.target\n\
@@ -68,9 +79,9 @@ fn of_system(common: &str) -> String {
 }
 
 /// For an ordinary user's own manager, which delegates them a cgroup.
-fn of_user(common: &str) -> String {
+fn of_user(unit: &str, common: &str) -> String {
     format!(
-        "# Install: mkdir -p ~/.config/systemd/user && utsuwa unit > ~/.config/systemd/user/utsuwa.service &&\n\
+        "# Install: mkdir -p ~/.config/systemd/user && {unit} > ~/.config/systemd/user/utsuwa.service &&\n\
          #          systemctl --user daemon-reload && systemctl --user enable --now utsuwa\n\
          # To have it run while you are not logged in: loginctl enable-linger\n\
          [Unit]\n\
@@ -111,5 +122,30 @@ fn quote(text: &str) -> String {
         text
     } else {
         format!("\"{}\"", text.replace('"', "\\\""))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_that_installs_a_unit_prints_the_same_unit() {
+        let flags = [
+            ("domain", "run.example.com".to_owned()),
+            ("image-rewrite", "docker.io/=mirror.example/50%/".to_owned()),
+        ];
+        let unit = with_flags("utsuwa unit", &flags, shell_quote);
+        assert_eq!(
+            unit,
+            "utsuwa unit --domain run.example.com --image-rewrite 'docker.io/=mirror.example/50%/'"
+        );
+        let command = with_flags("/bin/utsuwa up", &flags, quote);
+        assert!(command.ends_with("--image-rewrite docker.io/=mirror.example/50%%/"));
+        for text in [of_system(&unit, ""), of_user(&unit, "")] {
+            let install = text.lines().next().unwrap();
+            assert!(install.contains(&format!("{unit} > ")), "{install}");
+        }
+        assert_eq!(with_flags("utsuwa unit", &[], shell_quote), "utsuwa unit");
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use utsuwa_decide::revision::NOT_STARTED;
 
 use super::progress::Progress;
 use crate::client::{Api, Failure};
@@ -82,12 +83,12 @@ fn failed(message: &str, operation: &Value) -> Failure {
         let all = details.into_iter().flatten();
         all.filter_map(|detail| detail["reason"].as_str())
     };
-    failure.without_image =
-        reasons().any(|r| ["ContainerMissing", "ContainerImageUnauthorized"].contains(&r));
+    failure.nothing_ran = message.contains(NOT_STARTED)
+        || reasons().any(|r| ["ContainerMissing", "ContainerImageUnauthorized"].contains(&r));
     let of_the_program = reasons()
         .any(|reason| reason == "HealthCheckContainerError" || reason.starts_with("ExitCode"));
     let service = super::short(operation["metadata"]["name"].as_str().unwrap_or_default());
-    if of_the_program && !service.is_empty() {
+    if of_the_program && !failure.nothing_ran && !service.is_empty() {
         failure.hint(format!("`utsuwa logs {service}` shows what it wrote"))
     } else {
         failure
@@ -113,6 +114,9 @@ mod tests {
         );
         assert!(crashed.hint.unwrap().contains("utsuwa logs web"));
         let missing = failed("Image 'x' not found.", &operation("ContainerMissing"));
-        assert!(missing.without_image && missing.hint.is_none());
+        assert!(missing.nothing_ran && missing.hint.is_none());
+        let message = format!("Revision 'web-1' is not ready. {NOT_STARTED} no /app");
+        let unstarted = failed(&message, &operation("HealthCheckContainerError"));
+        assert!(unstarted.nothing_ran && unstarted.hint.is_none());
     }
 }

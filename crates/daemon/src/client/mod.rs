@@ -15,8 +15,8 @@ pub(crate) struct Failure {
     pub message: String,
     pub hint: Option<String>,
     pub status: u8,
-    /// The image of a deploy could not be had: nothing of it ran.
-    pub without_image: bool,
+    /// A deploy whose image could not be had, or its program not be started: it wrote nothing.
+    pub nothing_ran: bool,
     /// Which fields of what was sent are wrong, and why.
     pub violations: Vec<(String, String)>,
     /// Google's word for it (`NOT_FOUND`), when the server refused.
@@ -29,7 +29,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             status: 1,
-            without_image: false,
+            nothing_ran: false,
             violations: Vec::new(),
             code: None,
         }
@@ -40,7 +40,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             status: 2,
-            without_image: false,
+            nothing_ran: false,
             violations: Vec::new(),
             code: None,
         }
@@ -57,7 +57,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             status: 3,
-            without_image: false,
+            nothing_ran: false,
             violations: Vec::new(),
             code: None,
         }

@@ -327,7 +327,7 @@ fn after_failure(
     if serves {
         return failure;
     }
-    let ran = !failure.without_image;
+    let ran = !failure.nothing_ran;
     failure.hint(repair(name, ran))
 }
 

@@ -76,17 +76,16 @@ pub(super) async fn report(
             line(&format!("Tag URL: {uri}"));
         }
     }
-    if service["ingress"] == json!("INGRESS_TRAFFIC_INTERNAL_ONLY") {
-        note(INTERNAL);
-        return Ok(());
-    }
     // A name alone would mean the service of the server's own region.
     let name = match api.region == api.home {
         true => args.name.clone(),
         false => format!("{} --region {}", args.name, api.region),
     };
-    let public = is_public(api, &args.name, &service).await?;
-    for text in after_address(&name, uri, public) {
+    let callers = Callers {
+        public: is_public(api, &args.name, &service).await?,
+        internal: is_internal(&service),
+    };
+    for text in after_address(&name, uri, callers) {
         note(&text);
     }
     Ok(())
@@ -96,18 +95,45 @@ pub(super) async fn report(
 const INTERNAL: &str = "Its ingress is internal: only other instances of this server reach it; to callers from elsewhere there is nothing under \
      this address. `--ingress all` opens it.";
 
+/// Who gets in: by the invokers, and by the ingress.
+#[derive(Debug, Clone, Copy)]
+struct Callers {
+    public: bool,
+    internal: bool,
+}
+
+/// Only other instances come in; there is no load balancer that the second of them could mean.
+fn is_internal(service: &Value) -> bool {
+    let ingress = service["ingress"].as_str().unwrap_or_default();
+    [
+        "INGRESS_TRAFFIC_INTERNAL_ONLY",
+        "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER",
+    ]
+    .contains(&ingress)
+}
+
 /// What follows the address: whether a caller gets in, and how to call it.
-fn after_address(name: &str, uri: &str, public: bool) -> Vec<String> {
+fn after_address(name: &str, uri: &str, callers: Callers) -> Vec<String> {
     let mut lines = Vec::new();
-    if !public {
+    if callers.internal {
+        lines.push(INTERNAL.to_owned());
+    }
+    if !callers.public {
+        let all = match callers.internal {
+            true => "lets everybody call it who reaches it",
+            false => "lets everybody call it",
+        };
         lines.push(format!(
             "The service is private: a caller needs the role {} and an identity token, and gets 403 without.",
             utsuwa_model::iam::INVOKER
         ));
         // Tokens are not checked yet, so nobody but everybody can be let in.
         lines.push(format!(
-            "hint: identity tokens are not built yet; `utsuwa deploy {name} --allow-unauthenticated` lets everybody call it"
+            "hint: identity tokens are not built yet; `utsuwa deploy {name} --allow-unauthenticated` {all}"
         ));
+    }
+    if callers.internal {
+        return lines;
     }
     if let Some((host, at)) = host_and_address(uri) {
         lines.push(format!(
@@ -131,12 +157,37 @@ mod tests {
     #[test]
     fn a_private_service_says_what_a_caller_needs_before_how_to_call_it() {
         let uri = "http://web.localhost:8080";
-        let private = after_address("web", uri, false);
+        let callers = |public, internal| Callers { public, internal };
+        let private = after_address("web", uri, callers(false, false));
         assert!(private[0].contains("roles/run.invoker"), "{private:?}");
         assert!(private[0].contains("403"), "{private:?}");
         assert!(private[1].contains("utsuwa deploy web --allow-unauthenticated"));
         assert!(private[2].contains("curl -H 'Host: web.localhost:8080'"));
-        assert_eq!(after_address("web", uri, true), private[2..]);
+        assert_eq!(
+            after_address("web", uri, callers(true, false)),
+            private[2..]
+        );
+
+        // An internal one is called from no shell, but whether it is private its callers must know.
+        let internal = after_address("web", uri, callers(false, true));
+        assert_eq!(internal[..2], [INTERNAL, private[0].as_str()]);
+        assert!(
+            internal[2].contains("--allow-unauthenticated` lets everybody call it who reaches it"),
+            "{internal:?}"
+        );
+        assert_eq!(internal.len(), 3);
+        assert_eq!(after_address("web", uri, callers(true, true)), [INTERNAL]);
+    }
+
+    #[test]
+    fn both_kinds_of_internal_are_internal() {
+        for (ingress, internal) in [
+            ("INGRESS_TRAFFIC_INTERNAL_ONLY", true),
+            ("INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER", true),
+            ("INGRESS_TRAFFIC_ALL", false),
+        ] {
+            assert_eq!(is_internal(&json!({"ingress": ingress})), internal);
+        }
     }
 
     #[test]

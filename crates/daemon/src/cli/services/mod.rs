@@ -134,7 +134,7 @@ async fn may_have_run(api: &Api, service: &Value) -> bool {
         return true;
     }
     match api.get(&format!("/run/v2/{newest}")).await {
-        Ok(revision) => !show::without_image(&revision),
+        Ok(revision) => !show::nothing_ran(&revision),
         Err(_) => true,
     }
 }

@@ -1,6 +1,7 @@
 //! Services and revisions for people.
 
 use serde_json::{Value, json};
+use utsuwa_decide::revision::NOT_STARTED;
 use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::scaling::DEFAULT_MAX_INSTANCES;
 use utsuwa_model::service::defaults;
@@ -79,14 +80,15 @@ pub(in crate::cli) fn reason(service: &Value) -> String {
 /// After the name of a revision, in Google's words.
 const NOT_READY: &str = "is not ready and cannot serve traffic.";
 
-/// Whether `revision` failed before anything of it ran: its image could not be had. Its service has no more than that it failed.
-pub(in crate::cli) fn without_image(revision: &Value) -> bool {
+/// Whether `revision` failed before anything of it ran: its image could not be had, or its program not be started. Its service has no more than that it failed.
+pub(in crate::cli) fn nothing_ran(revision: &Value) -> bool {
     let conditions = revision["conditions"].as_array().into_iter().flatten();
     conditions
         .filter(|condition| condition["state"] == json!("CONDITION_FAILED"))
-        .map(|condition| text_at(condition, "reason"))
-        .any(|reason| {
+        .any(|condition| {
+            let reason = text_at(condition, "reason");
             ["CONTAINER_MISSING", "CONTAINER_IMAGE_UNAUTHORIZED"].contains(&reason.as_str())
+                || text_at(condition, "message").contains(NOT_STARTED)
         })
 }
 
@@ -503,8 +505,12 @@ mod tests {
                 {"type": "Ready", "state": "CONDITION_FAILED", "reason": reason},
             ]})
         };
-        assert!(without_image(&revision("CONTAINER_MISSING")));
-        assert!(!without_image(&revision("UNKNOWN")));
+        assert!(nothing_ran(&revision("CONTAINER_MISSING")));
+        assert!(!nothing_ran(&revision("UNKNOWN")));
+        let mut unstarted = revision("HEALTH_CHECK_CONTAINER_ERROR");
+        assert!(!nothing_ran(&unstarted));
+        unstarted["conditions"][1]["message"] = json!(format!("{NOT_STARTED} no /app"));
+        assert!(nothing_ran(&unstarted));
         let text = service_lines(&service, &about(false)).join("\n");
         assert!(text.contains(&"x".repeat(80)), "described whole: {text}");
         assert!(text.contains("utsuwa services delete bad"), "{text}");
