@@ -192,6 +192,8 @@ fn on_a_disk_without_any_room_nothing_is_changed() {
     let image = large(dir.path());
     let (disk, mut server) = served(dir.path(), &[]);
     server.expect_warning("write the journal; entries are dropped");
+    // A pass that has something to write just then says so, and comes again.
+    server.expect_warning("the disk is full; nothing was written");
     let other = ["deploy", "hello", "--set-env-vars", "A=1"];
     let upload = [
         "deploy",
