@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::app::*;
+use super::leaving::read_until;
 use super::scene::*;
 use crate::IngressSettings;
 use crate::handover::{Giving, Handed, Taking, queue};
@@ -44,18 +45,6 @@ async fn leave(scene: &mut Scene) {
     let settled = scene.ingress.settled();
     tokio::time::timeout(PATIENCE, settled).await.unwrap();
     scene.close().await;
-}
-
-async fn read_until(stream: &mut TcpStream, end: &str) -> String {
-    let mut text = String::new();
-    let mut buffer = [0; 4096];
-    while !text.ends_with(end) {
-        let read = tokio::time::timeout(PATIENCE, stream.read(&mut buffer));
-        let read = read.await.unwrap().unwrap();
-        assert!(read > 0, "ended after {text:?}");
-        text.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
-    }
-    text
 }
 
 /// Waits for the end: how many bytes came before it.
@@ -312,18 +301,24 @@ async fn nothing_sent_at_the_moment_of_leaving_is_lost() {
     assert_eq!(all, 20 + 40 + 40);
 }
 
-/// A request behind one that is still answered goes, too: it wasn't read.
-#[tokio::test]
-async fn a_request_behind_an_unfinished_answer_is_the_next_servers() {
-    let (mut scene, app, queue) = leaving().await;
-    let address = scene.address;
-    let mut stream = TcpStream::connect(address).await.unwrap();
+/// Has the scene leave while a client waits for its answer.
+async fn waits_while_it_leaves(scene: &Scene) -> TcpStream {
+    let mut stream = TcpStream::connect(scene.address).await.unwrap();
     let gate = format!("GET /gate HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
     stream.write_all(gate.as_bytes()).await.unwrap();
     scene.until(|demand| demand.in_flight == 1).await;
     scene.shutdown.cancel();
     let settled = scene.ingress.settled();
     tokio::time::timeout(PATIENCE, settled).await.unwrap();
+    stream
+}
+
+/// A request behind one that is still answered goes, too: it wasn't read.
+#[tokio::test]
+async fn a_request_behind_an_unfinished_answer_is_the_next_servers() {
+    let (mut scene, app, queue) = leaving().await;
+    let address = scene.address;
+    let mut stream = waits_while_it_leaves(&scene).await;
     stream.write_all(&hello()).await.unwrap();
     app.gate.add_permits(1);
     read_until(&mut stream, "through").await;
@@ -340,13 +335,7 @@ async fn a_request_behind_an_unfinished_answer_is_the_next_servers() {
 async fn a_client_that_leaves_a_leaving_server_is_seen() {
     for breaks in [false, true] {
         let (mut scene, app, _queue) = leaving().await;
-        let mut stream = TcpStream::connect(scene.address).await.unwrap();
-        let gate = format!("GET /gate HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
-        stream.write_all(gate.as_bytes()).await.unwrap();
-        scene.until(|demand| demand.in_flight == 1).await;
-        scene.shutdown.cancel();
-        let settled = scene.ingress.settled();
-        tokio::time::timeout(PATIENCE, settled).await.unwrap();
+        let stream = waits_while_it_leaves(&scene).await;
         if breaks {
             stream.set_zero_linger().unwrap();
         }

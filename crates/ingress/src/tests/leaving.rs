@@ -28,7 +28,7 @@ use crate::tls::Wire;
 use crate::watched::Watched;
 
 /// Reads until the text ends so.
-async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+pub(super) async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut text = String::new();
     let mut buffer = [0; 4096];
     while !text.ends_with(end) {
