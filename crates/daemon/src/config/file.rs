@@ -5,8 +5,8 @@ use std::path::Path;
 
 use toml::de::DeValue;
 
-use super::ConfigError;
 use super::options::{OPTIONS, OptionDoc, find};
+use super::{ConfigError, Problem};
 
 pub(super) fn split_list(option: &OptionDoc, value: &str) -> Vec<String> {
     if option.list {
@@ -25,7 +25,7 @@ pub(super) fn split_list(option: &OptionDoc, value: &str) -> Vec<String> {
 type Given = (&'static OptionDoc, Vec<String>, usize);
 
 /// The options in a TOML file, and what is wrong with it apart from their values.
-pub(super) fn read(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError> {
+pub(super) fn read(path: &Path) -> Result<(Vec<Given>, Vec<Problem>), ConfigError> {
     let shown = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|e| ConfigError(vec![format!("{shown}: read the configuration file: {e}")]))?;
@@ -37,10 +37,13 @@ pub(super) fn read(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
         let line = error.span().map_or(1, |span| line_of(&text, span.start));
         told.entry(line).or_insert_with(|| error.message());
     }
-    let mut problems: Vec<String> = told
-        .iter()
-        .map(|(line, message)| format!("{shown}, line {line}: is not TOML: {message}"))
-        .collect();
+    let mut problems: Vec<Problem> = Vec::new();
+    let mut wrong = |line: usize, why: String| {
+        problems.push((Some(line), format!("{shown}, line {line}: {why}")));
+    };
+    for (line, message) in &told {
+        wrong(*line, format!("is not TOML: {message}"));
+    }
     let mut values: Vec<Given> = Vec::new();
     for (key, value) in document.get_ref() {
         let line = line_of(&text, key.span().start);
@@ -52,31 +55,28 @@ pub(super) fn read(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
         let Some(option) = find(name) else {
             let meant = crate::cli::nearest(name, OPTIONS.iter().map(|o| o.name));
             let meant = meant.map_or_else(String::new, |name| format!("did you mean {name}? "));
-            problems.push(format!(
-                "{shown}, line {line}: {name}: no such option; {meant}`utsuwa config show` lists them"
-            ));
+            let why = format!("{name}: no such option; {meant}`utsuwa config show` lists them");
+            wrong(line, why);
             continue;
         };
         // TOML knows only one spelling.
         let twice = |(given, _, _): &&Given| given.name == option.name;
         if let Some((_, _, other)) = values.iter().find(twice) {
             let (first, last) = (line.min(*other), line.max(*other));
-            problems.push(format!(
-                "{shown}, line {last}: {}: is given in line {first}, too; remove one of the two",
-                option.name
-            ));
+            let name = option.name;
+            let why = format!("{name}: is given in line {first}, too; remove one of the two");
+            wrong(last, why);
             continue;
         }
         match scalars(option, value.get_ref()) {
             Some(list) => values.push((option, list, line)),
-            None => problems.push(format!(
-                "{shown}, line {line}: {name}: must be {}",
-                if option.list {
-                    "a list of strings"
-                } else {
-                    "a string, number or boolean"
-                }
-            )),
+            None => {
+                let must = match option.list {
+                    true => "a list of strings",
+                    false => "a string, number or boolean",
+                };
+                wrong(line, format!("{name}: must be {must}"));
+            }
         }
     }
     if let Some((line, message)) = told.first_key_value()
@@ -84,9 +84,10 @@ pub(super) fn read(path: &Path) -> Result<(Vec<Given>, Vec<String>), ConfigError
         && told.len() > SLIPS
     {
         let more = problems.len() - 1;
-        problems = vec![format!(
+        let why = format!(
             "{shown}: is no configuration file: line {line} is not TOML: {message} (and {more} more problems)"
-        )];
+        );
+        problems = vec![(Some(*line), why)];
     }
     Ok((values, problems))
 }

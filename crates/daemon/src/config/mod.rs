@@ -54,8 +54,11 @@ impl fmt::Display for Source {
 pub(crate) struct Layers {
     values: BTreeMap<&'static str, (Vec<String>, Source)>,
     /// What is wrong with the file, apart from the values above.
-    problems: Vec<String>,
+    problems: Vec<Problem>,
 }
+
+/// What is wrong, in a sentence, and in which line of the file.
+type Problem = (Option<usize>, String);
 
 /// What is wrong with the configuration: every problem, each naming its option and source.
 #[derive(Debug, thiserror::Error)]

@@ -10,12 +10,12 @@ use utsuwa_model::quantity::MemoryBytes;
 use super::edge;
 use super::https;
 use super::registries::{self, Registries};
-use super::{Config, ConfigError, Layers, Listen, Source};
+use super::{Config, ConfigError, Layers, Listen, Problem, Source};
 
 /// Collects problems: all are told at once.
 pub(super) struct Checker<'a> {
     pub(super) layers: &'a Layers,
-    problems: Vec<String>,
+    problems: Vec<Problem>,
 }
 
 impl Checker<'_> {
@@ -23,10 +23,11 @@ impl Checker<'_> {
         let text = self.layers.list(name).join(",");
         self.problems.push(match self.layers.source(name) {
             // As what can't be read of a file is told, so that an editor finds both.
-            Source::File(path, line) => {
-                format!("{}, line {line}: {name} = {text:?}: {why}", path.display())
-            }
-            source => format!("{name} = {text:?} ({source}): {why}"),
+            Source::File(path, line) => (
+                Some(*line),
+                format!("{}, line {line}: {name} = {text:?}: {why}", path.display()),
+            ),
+            source => (None, format!("{name} = {text:?} ({source}): {why}")),
         });
     }
 
@@ -52,8 +53,14 @@ pub(super) fn check(layers: &Layers) -> Result<Config, ConfigError> {
     };
     match checker.config() {
         Some(config) if checker.problems.is_empty() => Ok(config),
-        _ => Err(ConfigError(checker.problems)),
+        _ => Err(ConfigError(in_order(checker.problems))),
     }
+}
+
+/// As whoever mends them goes through the file; what was said elsewhere comes after it, in the order of the options.
+fn in_order(mut problems: Vec<Problem>) -> Vec<String> {
+    problems.sort_by_key(|(line, _)| line.unwrap_or(usize::MAX));
+    problems.into_iter().map(|(_, why)| why).collect()
 }
 
 impl Checker<'_> {

@@ -100,6 +100,25 @@ fn a_file_tells_all_its_problems_in_one_go() {
     }
 }
 
+/// Whatever kind each is of, and whichever option is looked at first.
+#[test]
+fn problems_are_told_in_the_order_of_the_lines() {
+    let file = "user = 1.5\nregion = \"UPPER\"\nlog_level = \"loud\"\nlisten_http = \"here\"\ndomian = \"x\"\nproject = \"P\"\nuser = x\n";
+    let flags = [("listen-api", "0.0.0.0:1"), ("idle-timeout", "soon")];
+    let ConfigError(problems) = read(Some(file), &[], &flags).unwrap_err();
+    let line = |problem: &String| -> Option<usize> {
+        let rest = problem.split_once("line ")?.1;
+        rest.split_once(':')?.0.parse().ok()
+    };
+    let lines: Vec<_> = problems.iter().map(line).collect();
+    let of_file = (1..=7).map(Some);
+    assert_eq!(
+        lines,
+        of_file.chain([None, None]).collect::<Vec<_>>(),
+        "{problems:#?}"
+    );
+}
+
 #[test]
 fn an_option_in_two_spellings_is_told() {
     let file = "listen_api = \"localhost:1\"\n\nlisten-api = \"localhost:2\"\n";
