@@ -36,7 +36,7 @@ use crate::seam::{AnsweredBy, RequestRecord};
 use crate::serve::Door;
 use crate::served::{Served, cold_start};
 use crate::slot::Admitted;
-use crate::table::{HostTarget, Named};
+use crate::table::{self, HostTarget, Named};
 use crate::tls;
 use crate::trace::Trace;
 use crate::waiting;
@@ -53,8 +53,14 @@ pub(crate) async fn handle(
     let bridged = websocket::from_http2(&mut request, || shared.outside.dice());
     let (version, grpc) = (request.version(), grpc_edge::is_call(&request));
     let trace = Trace::of(request.headers(), || shared.outside.dice());
-    let host = examine::host(&request, &client)
-        .map(|host| host.map(|host| shared.table.load().named(host)));
+    let written = examine::host(&request, &client);
+    let port = written
+        .as_ref()
+        .ok()
+        .copied()
+        .flatten()
+        .and_then(table::port);
+    let host = written.map(|host| host.map(|host| shared.table.load().named(host)));
     let mut exchange = Exchange::new(
         Arc::clone(&shared.outside),
         arrived,
@@ -64,6 +70,7 @@ pub(crate) async fn handle(
                 Ok(Some((name, _))) => Arc::clone(name),
                 _ => Arc::default(),
             },
+            port,
             method: request.method().clone(),
             path: request
                 .uri()

@@ -86,6 +86,8 @@ pub struct RequestRecord {
     pub at: Timestamp,
     /// As it is looked up: lower case, without port.
     pub host: Arc<str>,
+    /// The port that the client named beside it: another than ours where something in between changes it.
+    pub port: Option<u16>,
     pub method: Method,
     pub path: String,
     pub status: u16,

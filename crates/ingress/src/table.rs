@@ -163,6 +163,16 @@ impl Host {
     }
 }
 
+/// The port that a host is written with.
+pub(crate) fn port(host: &str) -> Option<u16> {
+    let (name, port) = host.rsplit_once(':')?;
+    // Within brackets a colon is the address's own.
+    match name.starts_with('[') && !name.ends_with(']') {
+        true => None,
+        false => port.parse().ok(),
+    }
+}
+
 /// Lower case, without port and trailing dot. What is no host name stays as it is and is found nowhere.
 pub(crate) fn normalise(host: &str) -> Cow<'_, str> {
     let name = if host.starts_with('[') {
@@ -261,6 +271,21 @@ mod tests {
             table.host("a.localhost").map(|host| &host.service),
             Some(&new)
         );
+    }
+
+    #[test]
+    fn the_port_of_a_host_is_the_one_that_is_written() {
+        for (given, want) in [
+            ("hello.localhost:8443", Some(8443)),
+            ("hello.localhost.:80", Some(80)),
+            ("[::1]:8080", Some(8080)),
+            ("hello.localhost", None),
+            ("hello.localhost:", None),
+            ("[::1]", None),
+            ("hello.localhost:99999", None),
+        ] {
+            assert_eq!(port(given), want, "{given}");
+        }
     }
 
     #[test]

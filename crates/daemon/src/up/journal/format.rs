@@ -51,7 +51,7 @@ pub(super) fn request_line(out: &mut String, record: &RequestRecord) {
     text(out, record.method.as_str());
     out.push_str(",\"requestUrl\":");
     let scheme = record.scheme;
-    url(out, scheme, &record.host, &record.path);
+    url(out, scheme, (&record.host, record.port), &record.path);
     // 64-bit numbers are strings in Google's JSON.
     out.push_str(",\"requestSize\":\"");
     decimal(out, record.request_bytes);
@@ -158,9 +158,14 @@ fn text(out: &mut String, value: &str) {
     out.push('"');
 }
 
-fn url(out: &mut String, scheme: &str, host: &str, path: &str) {
+fn url(out: &mut String, scheme: &str, (host, port): (&str, Option<u16>), path: &str) {
     all(out, ["\"", scheme, "://"]);
     within(out, host);
+    let usual = if scheme == "https" { 443 } else { 80 };
+    if let Some(port) = port.filter(|port| *port != usual) {
+        out.push(':');
+        decimal(out, u64::from(port));
+    }
     within(out, path);
     out.push('"');
 }

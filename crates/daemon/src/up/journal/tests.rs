@@ -207,6 +207,7 @@ fn a_rejected_request_is_in_the_journal_of_its_service() {
         Box::new(RequestRecord {
             at: Timestamp(5),
             host: "hello.localhost".into(),
+            port: Some(80),
             method: Method::GET,
             path: "/".to_owned(),
             status: 403,
@@ -305,6 +306,7 @@ fn served() -> RequestRecord {
     RequestRecord {
         at: Timestamp(1_700_000_000_000_000),
         host: "hello.localhost".into(),
+        port: None,
         method: Method::GET,
         path: "/a?q=\"x\\y\"".to_owned(),
         status: 200,
@@ -412,6 +414,28 @@ fn a_request_is_written_as_cloud_logging_has_it() {
         shown.at.plus(std::time::Duration::from_millis(1_234))
     );
     assert!(shown.request);
+}
+
+/// Followed as it is, it has to lead where the client was.
+#[test]
+fn the_address_of_a_request_has_the_port_that_was_asked_for() {
+    for (scheme, port, start) in [
+        ("https", Some(8443), "https://hello.localhost:8443/"),
+        ("https", Some(80), "https://hello.localhost:80/"),
+        ("https", Some(443), "https://hello.localhost/"),
+        ("http", Some(8080), "http://hello.localhost:8080/"),
+        ("http", Some(80), "http://hello.localhost/"),
+        ("http", None, "http://hello.localhost/"),
+    ] {
+        let record = RequestRecord {
+            scheme,
+            port,
+            ..served()
+        };
+        let shown = read(line_of(&record).trim()).unwrap();
+        let start = format!("GET {start}a?");
+        assert!(shown.text.starts_with(&start), "{start}: {}", shown.text);
+    }
 }
 
 /// What an older build wrote stays readable.
