@@ -278,7 +278,7 @@ fn issue_and_renew(name: &str, check: &str) {
     let issued = server.data_dir().join(format!("keys/issued/{DOMAIN}.pem"));
     let mode = std::fs::metadata(&issued).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
-    server.ok(&["domains", "unmap", DOMAIN]);
+    server.ok(&["domains", "unmap", DOMAIN, "--quiet"]);
     until("its end", Duration::from_secs(10), || {
         (!issued.exists()).then_some(())
     });
@@ -337,7 +337,7 @@ fn a_failure_is_told_in_words() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "200");
     // Nothing listens where this one looks. Mapped anew, it is asked at once.
     pebble.start(free_port(), free_port());
-    server.ok(&["domains", "unmap", DOMAIN]);
+    server.ok(&["domains", "unmap", DOMAIN, "--quiet"]);
     server.ok(&["domains", "map", DOMAIN, "--service", "hello"]);
     let mapping = told("did not find this server");
     let (_, message) = condition(&mapping, "CertificateProvisioned").unwrap();

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
+use super::services::confirm;
 use super::{ClientArgs, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{Format, items, line, note, text_at, value};
@@ -28,7 +29,12 @@ pub(crate) enum DomainsCommand {
     /// Describe one, with the DNS records that it needs.
     Describe { domain: String },
     /// Let it lead nowhere; its certificate goes with it.
-    Unmap { domain: String },
+    Unmap {
+        domain: String,
+        /// Never ask.
+        #[arg(long, short)]
+        quiet: bool,
+    },
 }
 
 pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result<(), Failure> {
@@ -86,12 +92,24 @@ pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result
         DomainsCommand::Describe { domain } => {
             show(client, &api.get(&format!("{all}/{domain}")).await?)
         }
-        DomainsCommand::Unmap { domain } => {
+        DomainsCommand::Unmap { domain, quiet } => {
+            let mapping = api.get(&format!("{all}/{domain}")).await?;
+            if !quiet {
+                confirm(&unmapping(domain, &mapping))?;
+            }
             api.delete(&format!("{all}/{domain}")).await?;
             note(&format!("Domain [{domain}] leads nowhere any more."));
             Ok(())
         }
     }
+}
+
+/// What comes of the end of a mapping.
+fn unmapping(domain: &str, mapping: &Value) -> String {
+    format!(
+        "Domain [{domain}] will no longer lead to service [{}], and its certificate goes with it.",
+        text_at(mapping, "spec.routeName")
+    )
 }
 
 /// What to do about a domain that is taken; `mapping`: by what, unless that is in another region, or is a service's own address, which
