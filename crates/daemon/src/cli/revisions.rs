@@ -137,14 +137,15 @@ impl Routes {
     }
 }
 
-/// A revision by its id alone, as gcloud takes it.
+/// A revision by its id alone, as gcloud takes it, or by its full name, as `revisions list --format 'value(name)'` prints it.
 async fn find(api: &Api, name: &str) -> Result<Value, Failure> {
     let all = api
         .list(&format!("{}/revisions", api.service("-")), "revisions")
         .await?;
     let names: Vec<String> = all.iter().map(|r| short(&text_at(r, "name"))).collect();
-    match names.iter().position(|n| n == name) {
-        Some(at) => Ok(all[at].clone()),
+    let is_it = |r: &&Value| short(&text_at(r, "name")) == name || text_at(r, "name") == name;
+    match all.iter().find(is_it) {
+        Some(found) => Ok(found.clone()),
         None => Err(Failure::failed(format!(
             "revision [{name}] does not exist in project [{}] region [{}]",
             api.project, api.region

@@ -16,7 +16,7 @@ use super::show::print_traffic;
 use crate::client::{Api, Failure};
 use crate::output::{Format, note, text_at, value};
 
-pub(super) const LATEST: &str = "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST";
+pub(in crate::cli) const LATEST: &str = "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST";
 const REVISION: &str = "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION";
 
 #[derive(Debug, Default, Args)]
@@ -58,10 +58,11 @@ pub(super) async fn run(args: &TrafficArgs, api: &Api, client: &ClientArgs) -> R
     }
     let name = &args.name;
     let path = api.service(name);
+    let own = path.trim_start_matches("/run/v2/");
     let operation = overtaken::again(&format!("service [{name}]"), async || {
         let mut service = existing(api, name).await?;
         let old = service["traffic"].as_array().cloned().unwrap_or_default();
-        let targets = new_traffic(old, args)?;
+        let targets = new_traffic(old, args, own)?;
         let body = json!({"traffic": targets, "etag": service["etag"].take()});
         let patched = api
             .patch(&format!("{path}?updateMask=traffic"), &body)
@@ -136,23 +137,25 @@ impl TrafficArgs {
     }
 }
 
-/// The new list of targets: percentages first, then tags.
-fn new_traffic(old: Vec<Value>, args: &TrafficArgs) -> Result<Vec<Value>, Failure> {
+/// The new list of targets: percentages first, then tags. `own`: the full name of the service.
+fn new_traffic(old: Vec<Value>, args: &TrafficArgs, own: &str) -> Result<Vec<Value>, Failure> {
     let (mut shares, tags) = parted(old);
     if shares.is_empty() && tags.is_empty() {
         // Never set: the newest ready revision has everything, and a list that says less would be refused.
         shares = vec![share("LATEST", 100)];
     }
-    let tags = new_tags(tags, args)?;
+    let tags = new_tags(tags, args, own)?;
     if args.to_latest {
         shares = vec![share("LATEST", 100)];
     } else if let Some(list) = &args.to_revisions {
-        let named = percentages("--to-revisions", "REVISION", list)?
+        const FLAG: &str = "--to-revisions";
+        let by_id = |name: &str| revision_id(FLAG, name, own);
+        let named = percentages(FLAG, "REVISION", list, by_id)?
             .into_iter()
             .map(|(revision, percent)| share(&revision, percent));
-        shares = spread("--to-revisions", shares, named.collect())?;
+        shares = spread(FLAG, shares, named.collect())?;
     } else if let Some(list) = &args.to_tags {
-        let named = percentages("--to-tags", "TAG", list)?
+        let named = percentages("--to-tags", "TAG", list, |tag| Ok(tag.to_owned()))?
             .into_iter()
             .map(|(tag, percent)| {
                 let mut target = tagged(&tags, &tag, &args.name)?.clone();
@@ -194,7 +197,7 @@ fn parted(old: Vec<Value>) -> (Vec<Value>, Vec<Value>) {
     (merged(shares), tags)
 }
 
-fn new_tags(mut tags: Vec<Value>, args: &TrafficArgs) -> Result<Vec<Value>, Failure> {
+fn new_tags(mut tags: Vec<Value>, args: &TrafficArgs, own: &str) -> Result<Vec<Value>, Failure> {
     if args.clear_tags || args.set_tags.is_some() {
         tags.clear();
     }
@@ -227,7 +230,7 @@ fn new_tags(mut tags: Vec<Value>, args: &TrafficArgs) -> Result<Vec<Value>, Fail
         if !named.insert(tag) {
             return Err(Failure::usage(format!("{flag}: names tag {tag:?} twice")));
         }
-        let mut target = target(revision);
+        let mut target = target(&revision_id(flag, revision, own)?);
         target["tag"] = json!(tag);
         tags.retain(|t| t["tag"] != json!(tag));
         tags.push(target);
@@ -249,6 +252,21 @@ fn tagged<'a>(tags: &'a [Value], tag: &str, service: &str) -> Result<&'a Value, 
         };
         Failure::usage(format!("--to-tags: [{service}] has no tag {tag:?}")).hint(hint)
     })
+}
+
+/// The id of a revision that is named by it, or in full, as `revisions list --format 'value(name)'` prints it, within the service `own`.
+fn revision_id(flag: &str, name: &str, own: &str) -> Result<String, Failure> {
+    let id = match name.strip_prefix(own) {
+        Some(below) => below.strip_prefix("/revisions/").unwrap_or(name),
+        None => name,
+    };
+    if id.is_empty() || id.contains('/') {
+        return Err(
+            Failure::usage(format!("{flag}: {name} is no revision of {own}"))
+                .hint("a revision's id alone will do, the last part of its full name; --project and --region say where the service is"),
+        );
+    }
+    Ok(id.to_owned())
 }
 
 fn target(revision: &str) -> Value {
@@ -275,8 +293,13 @@ fn pair<'a>(flag: &str, form: &str, part: &'a str) -> Result<(&'a str, &'a str),
         .ok_or_else(|| Failure::usage(format!("{flag}: {part:?} must be {form}")))
 }
 
-/// `NAME=PERCENT,…`, each name once.
-fn percentages(flag: &str, what: &str, list: &str) -> Result<Vec<(String, u64)>, Failure> {
+/// `NAME=PERCENT,…`, each `named` thing once.
+fn percentages(
+    flag: &str,
+    what: &str,
+    list: &str,
+    named: impl Fn(&str) -> Result<String, Failure>,
+) -> Result<Vec<(String, u64)>, Failure> {
     let mut all: Vec<(String, u64)> = Vec::new();
     for part in parts(list) {
         let (name, percent) = pair(flag, &format!("{what}=PERCENT"), part)?;
@@ -285,10 +308,11 @@ fn percentages(flag: &str, what: &str, list: &str) -> Result<Vec<(String, u64)>,
                 "{flag}: the percentage in {part:?} must be a whole number from 0 to 100"
             ))
         })?;
-        if all.iter().any(|(known, _)| known == name) {
+        let name = named(name)?;
+        if all.iter().any(|(known, _)| *known == name) {
             return Err(Failure::usage(format!("{flag}: names {name} twice")));
         }
-        all.push((name.to_owned(), percent));
+        all.push((name, percent));
     }
     if all.is_empty() {
         return Err(Failure::usage(format!(

@@ -14,6 +14,8 @@ fn args(text: &str) -> TrafficArgs {
     Line::try_parse_from(words).unwrap().traffic
 }
 
+const OWN: &str = "projects/p/locations/r/services/s";
+
 /// `a` has 40 percent, the newest 60; `a` is tagged `old`, the newest `new`.
 fn before() -> Vec<Value> {
     vec![
@@ -34,7 +36,7 @@ fn after(text: &str) -> Result<String, Failure> {
             _ => format!("odd {t}"),
         }
     };
-    let new = new_traffic(before(), &args(text))?;
+    let new = new_traffic(before(), &args(text), OWN)?;
     Ok(new.iter().map(word).collect::<Vec<_>>().join(" "))
 }
 
@@ -54,7 +56,7 @@ fn traffic_that_was_never_set_is_all_the_newest_ones() {
             json!([{"type": REVISION, "revision": "a", "percent": 10}, {"type": LATEST, "percent": 90}]),
         ),
     ] {
-        let new = new_traffic(Vec::new(), &args(text)).unwrap();
+        let new = new_traffic(Vec::new(), &args(text), OWN).unwrap();
         assert_eq!(json!(new), expected, "{text}");
     }
 }
@@ -155,7 +157,9 @@ fn what_is_wrong_is_said_with_its_flag() {
 #[test]
 fn an_entry_with_both_becomes_two() {
     let both = vec![json!({"type": LATEST, "percent": 100, "tag": "live"})];
-    let new = new_traffic(both, &args("s --clear-tags")).ok().unwrap();
+    let new = new_traffic(both, &args("s --clear-tags"), OWN)
+        .ok()
+        .unwrap();
     assert_eq!(new, [json!({"type": LATEST, "percent": 100})]);
 }
 
@@ -188,4 +192,40 @@ fn revisions_are_spoken_of_only_where_the_traffic_is_wrong() {
         Some(meant)
     );
     assert_eq!(hint("template.annotations[a/b]", "s-00001-abc"), None);
+}
+
+#[test]
+fn a_revision_may_be_named_in_full_within_its_service() {
+    let full = format!("{OWN}/revisions/b");
+    assert_eq!(
+        after(&format!("s --to-revisions {full}=100")).unwrap(),
+        after("s --to-revisions b=100").unwrap()
+    );
+    assert_eq!(
+        after(&format!("s --update-tags old={full}")).unwrap(),
+        after("s --update-tags old=b").unwrap()
+    );
+    let refused = |text: &str| after(text).unwrap_err();
+    let twice = refused(&format!("s --to-revisions {full}=50,b=50"));
+    assert!(twice.message.contains("names b twice"), "{twice}");
+    for other in [
+        "projects/p/locations/r/services/other/revisions/b",
+        "projects/p/locations/there/services/s/revisions/b",
+        "projects/q/locations/r/services/s/revisions/b",
+        "projects/p/locations/r/services/s2/revisions/b",
+        "projects/p/locations/r/services/s/revisions/",
+        "projects/p/locations/r/services/s",
+        "revisions/b",
+    ] {
+        for flag in ["--to-revisions", "--set-tags"] {
+            let list = match flag {
+                "--set-tags" => format!("t={other}"),
+                _ => format!("{other}=100"),
+            };
+            let said = refused(&format!("s {flag} {list}"));
+            assert_eq!(said.status, 2);
+            let wanted = format!("{flag}: {other} is no revision of {OWN}");
+            assert!(said.message.contains(&wanted), "{said}");
+        }
+    }
 }
