@@ -31,9 +31,8 @@ pub(super) fn service(service: &Service, operation: Option<&str>) -> Value {
         "run.googleapis.com/ingress-status".to_owned(),
         annotation::ingress_name(service.spec.ingress).to_owned(),
     );
-    if !service.status.url.is_empty() {
-        let mut urls = vec![service.status.url.clone()];
-        urls.extend(service.status.other_urls.iter().cloned());
+    let urls = service.status.urls();
+    if !urls.is_empty() {
         let urls = Value::from(urls).to_string();
         annotations.insert("run.googleapis.com/urls".to_owned(), urls);
     }

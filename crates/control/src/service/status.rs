@@ -102,8 +102,8 @@ fn status(picture: &Picture, settings: &ControlSettings, now: Timestamp) -> Serv
     let traffic = picture
         .routing
         .as_ref()
-        .map(|r| traffic::traffic_status(&picture.service.key, r, settings));
-    let host = traffic::host(&picture.service.key, settings);
+        .map(|r| traffic::traffic_status(&picture.service, r, settings));
+    let (own, own_https) = traffic::own_urls(&picture.service, settings);
     ServiceStatus {
         observed_generation: picture.service.meta.generation,
         conditions,
@@ -116,9 +116,8 @@ fn status(picture: &Picture, settings: &ControlSettings, now: Timestamp) -> Serv
         latest_ready: picture.latest.as_ref().map(|latest| latest.id.clone()),
         latest_ready_generation: picture.latest.as_ref().map_or(0, |l| l.generation),
         traffic: traffic.unwrap_or_default(),
-        url: settings.url(&host),
-        other_urls: settings
-            .other_url(&host)
+        url: own.unwrap_or_default(),
+        other_urls: own_https
             .into_iter()
             .chain(picture.domains.iter().map(|d| d.status.url.clone()))
             .filter(|url| !url.is_empty())

@@ -128,13 +128,28 @@ pub(crate) fn routes(
     }
 }
 
+/// The addresses under the service's own host: over what is shown, and over HTTPS where that is another one. None where it is
+/// switched off: what is shown as an address serves (`urls` of the API).
+pub(crate) fn own_urls(
+    service: &Service,
+    settings: &ControlSettings,
+) -> (Option<String>, Option<String>) {
+    if service.spec.default_uri_disabled {
+        return (None, None);
+    }
+    let host = host(&service.key, settings);
+    (Some(settings.url(&host)), settings.other_url(&host))
+}
+
 /// What is shown as really routed, in the user's order.
 pub(crate) fn traffic_status(
-    key: &ServiceKey,
+    service: &Service,
     routing: &Routing,
     settings: &ControlSettings,
 ) -> Vec<TrafficStatus> {
-    let own = host(key, settings);
+    let own = host(&service.key, settings);
+    // The address of a tag is switched off with the service's own.
+    let shown = |_: &&String| !service.spec.default_uri_disabled;
     routing
         .targets
         .iter()
@@ -146,6 +161,7 @@ pub(crate) fn traffic_status(
             url: target
                 .tag
                 .as_ref()
+                .filter(shown)
                 .map_or_else(String::new, |tag| settings.url(&tag_host(tag, &own))),
         })
         .collect()

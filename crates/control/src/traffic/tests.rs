@@ -122,8 +122,13 @@ fn hosts_of_the_default_place_and_of_others() {
         "{host}"
     );
 
-    let status = traffic_status(&"demo/here/a".parse().unwrap(), &routing, &settings());
+    let mut own = service("demo/here/a");
+    let status = traffic_status(&own, &routing, &settings());
     assert_eq!(status[0].url, "http://next---a.localhost");
+    own.spec.default_uri_disabled = true;
+    let off = traffic_status(&own, &routing, &settings());
+    assert_eq!((off[0].url.as_str(), &off[0].tag), ("", &status[0].tag));
+    assert_eq!(own_urls(&own, &settings()), (None, None));
     assert_eq!(
         routing_of(&status, |_| true),
         Some(routing),

@@ -64,6 +64,9 @@ async fn a_domain_leads_where_its_service_does() {
     let table = house.door.table();
     assert_eq!(table.hosts[NAME].access, Access::Public);
     assert_eq!(table.hosts["hello.localhost"].access, Access::Closed);
+    let shown = house.service(&key).status;
+    assert_eq!(shown.url, "", "nothing answers under it");
+    assert_eq!(shown.other_urls, ["http://www.example.com:8080"]);
 
     house.unmap(NAME).await;
     house.until("no route", |h| h.routed(NAME).is_none()).await;

@@ -19,11 +19,23 @@ pub struct ServiceStatus {
     pub latest_ready_generation: u64,
     /// What is really routed, `latest` resolved.
     pub traffic: Vec<TrafficStatus>,
-    /// `http(s)://HOST[:PORT]`, no trailing slash.
+    /// `http(s)://HOST[:PORT]`, no trailing slash. Empty where the service's own address is switched off.
     pub url: String,
     /// Other addresses that lead to it: the same host over HTTPS, its own domains.
     #[serde(default)]
     pub other_urls: Vec<String>,
+}
+
+impl ServiceStatus {
+    /// All addresses that lead to it, its own first.
+    #[must_use]
+    pub fn urls(&self) -> Vec<String> {
+        std::iter::once(&self.url)
+            .filter(|url| !url.is_empty())
+            .chain(&self.other_urls)
+            .cloned()
+            .collect()
+    }
 }
 
 /// One routed share.
@@ -35,4 +47,24 @@ pub struct TrafficStatus {
     pub tag: Option<String>,
     /// Address of the tag, empty without one.
     pub url: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_switched_off_is_none_of_them() {
+        let mut status = ServiceStatus {
+            url: "http://a.localhost".to_owned(),
+            other_urls: vec!["https://www.example.com".to_owned()],
+            ..ServiceStatus::default()
+        };
+        assert_eq!(
+            status.urls(),
+            ["http://a.localhost", "https://www.example.com"]
+        );
+        status.url.clear();
+        assert_eq!(status.urls(), ["https://www.example.com"]);
+    }
 }

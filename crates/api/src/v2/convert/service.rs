@@ -211,11 +211,7 @@ pub(in crate::v2) fn service(service: &model::Service) -> v2::Service {
         scaling: write_scaling(&spec.scaling),
         invoker_iam_disabled: spec.invoker_iam_disabled,
         default_uri_disabled: spec.default_uri_disabled,
-        urls: (!status.url.is_empty())
-            .then(|| status.url.clone())
-            .into_iter()
-            .chain(status.other_urls.iter().cloned())
-            .collect(),
+        urls: status.urls(),
         custom_audiences: spec.custom_audiences.clone(),
         observed_generation: signed(status.observed_generation),
         terminal_condition: Some(terminal),

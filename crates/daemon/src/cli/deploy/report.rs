@@ -4,12 +4,13 @@ use serde_json::{Value, json};
 
 use super::super::ClientArgs;
 use super::super::services::callers::is_public;
+use super::super::services::show;
 use super::DeployArgs;
 use crate::client::{Api, Failure};
 use crate::output::{Format, line, note, value};
 
 /// Adds or removes `allUsers` as invoker, keeping every other binding.
-pub(super) async fn set_public(api: &Api, path: &str, public: bool) -> Result<(), Failure> {
+pub(crate) async fn set_public(api: &Api, path: &str, public: bool) -> Result<(), Failure> {
     let mut policy = api.get(&format!("{path}:getIamPolicy")).await?;
     let mut bindings: Vec<Value> = policy["bindings"].as_array().cloned().unwrap_or_default();
     for binding in bindings
@@ -65,7 +66,10 @@ pub(super) async fn report(
         ));
     }
     let uri = service["uri"].as_str().unwrap_or_default();
-    line(&format!("Service URL: {uri}"));
+    line(&format!("Service URL: {}", show::address(&service)));
+    if show::is_off(&service) {
+        note(&format!("Its own address is {}.", show::off(&service)));
+    }
     if let Some(tag) = &args.tag {
         let tagged = service["trafficStatuses"]
             .as_array()
@@ -103,7 +107,7 @@ struct Callers {
 }
 
 /// Only other instances come in; there is no load balancer that the second of them could mean.
-fn is_internal(service: &Value) -> bool {
+pub(crate) fn is_internal(service: &Value) -> bool {
     let ingress = service["ingress"].as_str().unwrap_or_default();
     [
         "INGRESS_TRAFFIC_INTERNAL_ONLY",

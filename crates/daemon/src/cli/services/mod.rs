@@ -13,6 +13,7 @@ use serde_json::Value;
 
 pub(super) use self::container::probe_limit;
 use self::show::{About, print_service, ready_mark, ready_word, region};
+pub(super) use self::traffic::LATEST;
 use self::traffic::TrafficArgs;
 use self::why::print_why;
 use super::rewrites::Rewrites;
@@ -55,7 +56,7 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                     ("", &ready_mark),
                     ("SERVICE", &|i| short(&text_at(i, "name"))),
                     ("REGION", &region),
-                    ("URL", &|i| text_at(i, "uri")),
+                    ("URL", &show::address),
                     ("LAST DEPLOYED BY", &|i| text_at(i, "lastModifier")),
                     ("LAST DEPLOYED AT", &|i| moment(&text_at(i, "updateTime"))),
                     ("STATE", &show::state),

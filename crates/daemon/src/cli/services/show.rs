@@ -48,6 +48,36 @@ pub(in crate::cli) fn region(item: &Value) -> String {
     name.split('/').nth(3).unwrap_or_default().to_owned()
 }
 
+/// Whether its own address is switched off: there is nothing under it, nor under those of its tags.
+pub(in crate::cli) fn is_off(service: &Value) -> bool {
+    service["defaultUriDisabled"] == json!(true)
+}
+
+/// What is said instead of that address.
+pub(in crate::cli) fn off(service: &Value) -> String {
+    format!(
+        "switched off (`gcloud run services update {} --region {} --default-url` switches it on)",
+        short(&text_at(service, "name")),
+        region(service)
+    )
+}
+
+/// All addresses that lead to it, the main one first.
+fn urls(service: &Value) -> Vec<String> {
+    let urls = service["urls"].as_array().into_iter().flatten();
+    urls.filter_map(|url| url.as_str().map(str::to_owned))
+        .collect()
+}
+
+/// The main one for a listing.
+pub(in crate::cli) fn address(service: &Value) -> String {
+    match urls(service).into_iter().next() {
+        Some(url) => url,
+        None if is_off(service) => "off".to_owned(),
+        None => String::new(),
+    }
+}
+
 /// Whether any revision of it ever became ready: without one there is nothing that could serve.
 pub(in crate::cli) fn can_serve(service: &Value) -> bool {
     !text_at(service, "latestReadyRevision").is_empty()
@@ -123,12 +153,17 @@ pub(in crate::cli) fn print_service(service: &Value, about: &About<'_>) {
 
 fn service_lines(service: &Value, about: &About<'_>) -> Vec<String> {
     let name = short(&text_at(service, "name"));
-    let mut lines = vec![
-        format!("Service {name} in {}", region(service)),
-        labelled("URL:", &text_at(service, "uri")),
-    ];
-    let others = service["urls"].as_array().into_iter().flatten().skip(1);
-    lines.extend(others.map(|url| labelled("", url.as_str().unwrap_or_default())));
+    let mut lines = vec![format!("Service {name} in {}", region(service))];
+    let mut addresses = urls(service);
+    if is_off(service) {
+        addresses.insert(0, format!("its own is {}", off(service)));
+    }
+    let labels = std::iter::once("URL:").chain(std::iter::repeat(""));
+    lines.extend(
+        labels
+            .zip(&addresses)
+            .map(|(label, url)| labelled(label, url)),
+    );
     lines.push(labelled("State:", &ready_word(service)));
     let mut below = |text: &str| lines.push(labelled("", text));
     for text in cause(&text_at(service, "terminalCondition.message"))
@@ -336,7 +371,10 @@ fn traffic_lines(service: &Value) -> Vec<String> {
             ""
         };
         let tag = match target["tag"].as_str() {
-            Some(tag) => format!("  tag {tag}: {}", text_at(target, "uri")),
+            Some(tag) => match text_at(target, "uri").as_str() {
+                "" => format!("  tag {tag}"),
+                uri => format!("  tag {tag}: {uri}"),
+            },
             None => String::new(),
         };
         let percent = match target["percent"].as_u64().unwrap_or(0) {

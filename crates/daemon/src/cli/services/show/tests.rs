@@ -47,6 +47,40 @@ fn a_template_that_does_not_serve_says_so() {
 }
 
 #[test]
+fn an_address_that_is_switched_off_is_said_to_be_and_not_shown() {
+    let mut service = json!({
+        "name": "projects/p/locations/r/services/web",
+        "uri": "http://web.localhost:8080",
+        "urls": ["http://web.localhost:8080", "https://web.localhost:8443"],
+    });
+    let head = |service: &Value| service_lines(service, &about(true))[1..3].join("\n");
+    assert_eq!(
+        head(&service),
+        "URL:      http://web.localhost:8080\n          https://web.localhost:8443"
+    );
+    assert_eq!(address(&service), "http://web.localhost:8080");
+
+    service = json!({
+        "name": "projects/p/locations/r/services/web",
+        "defaultUriDisabled": true,
+        "urls": ["https://www.example.com"],
+        "trafficStatuses": [{"revision": "s/revisions/web-2", "tag": "next"}],
+    });
+    let text = head(&service);
+    for part in [
+        "URL:      its own is switched off",
+        "--default-url`",
+        "\n          https://www.example.com",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(address(&service), "https://www.example.com");
+    assert!(traffic_lines(&service)[1].ends_with("web-2  tag next"));
+    service["urls"] = json!([]);
+    assert_eq!(address(&service), "off");
+}
+
+#[test]
 fn a_service_is_described_as_gcloud_would() {
     let service = json!({
         "name": "projects/p/locations/r/services/hello",
