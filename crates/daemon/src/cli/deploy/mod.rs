@@ -13,9 +13,9 @@ use clap::Args;
 use serde_json::Value;
 
 pub(crate) use self::lists::swallowed;
-pub(crate) use self::report::host_and_address;
-use self::report::{report, set_public};
-use self::service::body;
+use self::report::report;
+pub(crate) use self::report::{host_and_address, is_internal, set_public};
+use self::service::{body, nothing_to_remove};
 use super::progress::Progress;
 use super::rewrites::Rewrites;
 use super::services::back::Back;
@@ -167,7 +167,8 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
     }
     let api = client.connect().await?;
     let path = api.service(&args.name);
-    let new = there(&api, &args.name).await?.is_none();
+    let before = there(&api, &args.name).await?;
+    let new = before.is_none();
     if args.image.is_none() && new {
         return Err(no_image(&api, &args.name).await);
     }
@@ -179,6 +180,9 @@ pub(crate) async fn run(args: &DeployArgs, client: &ClientArgs) -> Result<(), Fa
         first_of_region(&api).await?;
     }
     let public = wants_public(args, new)?;
+    if let Some(text) = nothing_to_remove(args, before.as_ref())? {
+        note(&text);
+    }
     if let Some(reference) = &args.image
         && let Some(other) = Rewrites::of(&api).await.note(reference)
     {

@@ -8,6 +8,7 @@ use super::DeployArgs;
 use super::lists::{pairs, parts};
 use crate::cli::services::containers::ingress_index;
 use crate::client::Failure;
+use crate::output::text_at;
 
 /// The service to send: the existing one with the named changes.
 pub(super) fn body(
@@ -214,6 +215,34 @@ fn environment_of(container: &Value, args: &DeployArgs) -> Result<Value, Failure
     Ok(Value::Array(env))
 }
 
+/// What to say of variables to remove that aren't there. Not refused: gcloud doesn't either, and a script may run twice. Values are
+/// nobody's who reads over a shoulder.
+pub(super) fn nothing_to_remove(
+    args: &DeployArgs,
+    existing: Option<&Value>,
+) -> Result<Option<String>, Failure> {
+    const FLAG: &str = "--remove-env-vars";
+    let template = existing.map_or(&Value::Null, |service| &service["template"]);
+    let env = &template["containers"][ingress_index(template)]["env"];
+    let there: Vec<String> = (env.as_array().into_iter().flatten())
+        .map(|variable| text_at(variable, "name"))
+        .collect();
+    let mut missing = parts(FLAG, &args.remove_env_vars)?;
+    missing.retain(|name| !there.contains(name));
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    let has = match there.is_empty() {
+        true => "none".to_owned(),
+        false => there.join(", "),
+    };
+    Ok(Some(format!(
+        "note: {FLAG}: [{}] has no variable {}; it has {has}.",
+        args.name,
+        missing.join(", ")
+    )))
+}
+
 /// `--no-traffic` pins what takes requests now; `--tag` adds an address for the new revision, by its name: as the newest one, the
 /// tag (and a share that was given by it) would go over to the next deploy's.
 fn traffic(
@@ -315,6 +344,26 @@ mod tests {
         let old = json!({"template": {"containers": [{}], "annotations": {"a.dev/x": "1", "a.dev/y": "2"}}});
         let sent = body(&args("--annotations a.dev/x=,a.dev/none="), None, Some(old)).unwrap();
         assert_eq!(sent["template"]["annotations"], json!({"a.dev/y": "2"}));
+    }
+
+    #[test]
+    fn a_variable_to_remove_that_is_not_there_is_told_without_values() {
+        let env = json!([{"name": "A", "value": "secret"}, {"name": "B", "value": "x"}]);
+        let old = json!({"template": {"containers": [{"env": env}]}});
+        let said = |text: &str, old: &Value| {
+            let said = nothing_to_remove(&args(text), Some(old)).unwrap();
+            said.unwrap_or_default()
+        };
+        assert_eq!(
+            said("--remove-env-vars NOPE,A,NO2", &old),
+            "note: --remove-env-vars: [web] has no variable NOPE, NO2; it has A, B."
+        );
+        assert_eq!(said("--remove-env-vars A,B", &old), "");
+        assert_eq!(said("--cpu 2", &old), "");
+        let none = json!({"template": {"containers": [{}]}});
+        assert!(said("--remove-env-vars A", &none).ends_with("no variable A; it has none."));
+        let new = nothing_to_remove(&args("--remove-env-vars A"), None).unwrap();
+        assert!(new.unwrap().ends_with("it has none."));
     }
 
     #[test]
