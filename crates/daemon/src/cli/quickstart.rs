@@ -7,8 +7,12 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::ClientArgs;
+use super::deploy::is_internal;
 use super::progress::Progress;
 use super::rewrites::Rewrites;
+use super::services::LATEST;
+use super::services::callers::is_public;
+use super::services::show::is_off;
 use crate::client::{Api, Failure};
 use crate::output::{line, note, text_at};
 
@@ -26,27 +30,27 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
     let path = api.service(&args.name);
     let progress = Progress::new();
     let started = Instant::now();
-    let mut body = normal();
-    // Who watches shall not have to wait for a quarter of an hour.
-    body["template"]["annotations"] = json!({"autoscaling.knative.dev/window": "6s"});
-    let operation = match api.get(&path).await {
+    // Nothing else of a service is sent, so that all it has besides stays.
+    let template_of = format!("{path}?updateMask=template");
+    let (operation, normal) = match api.get(&path).await {
         Ok(service) => {
-            refuse_foreign(&service, &args.name, &Rewrites::of(&api).await)?;
-            api.patch(&path, &body).await?
+            let public = is_public(&api, &args.name, &service).await?;
+            refuse_foreign(&service, &args.name, public, &Rewrites::of(&api).await)?;
+            let normal = normal(service["template"].clone());
+            (api.patch(&template_of, &shown(&normal)).await?, normal)
         }
         Err(failure) if failure.is_not_found() => {
-            api.post(
-                &format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name),
-                &body,
-            )
-            .await?
+            let normal = normal(json!({"containers": [{"image": SAMPLE}]}));
+            let new = format!("/run/v2/{}/services?serviceId={}", api.parent(), args.name);
+            let operation = api.post(&new, &shown(&normal)).await?;
+            // Before anything is waited for: a quickstart that ends here can be run again.
+            super::deploy::set_public(&api, &path, true).await?;
+            (operation, normal)
         }
         Err(failure) => return Err(failure),
     };
     super::wait::wait_shown(&api, &operation, &args.name, &progress).await?;
     drop(progress);
-    let policy = json!({"policy": {"bindings": [{"role": utsuwa_model::iam::INVOKER, "members": ["allUsers"]}]}});
-    api.post(&format!("{path}:setIamPolicy"), &policy).await?;
     let service = api.get(&path).await?;
     let uri = text_at(&service, "uri");
     line(&format!(
@@ -78,11 +82,13 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
         "asleep     again after {:.1} s without a request",
         since.elapsed().as_secs_f64()
     ));
-    let operation = api.patch(&path, &normal()).await?;
+    let operation = api.patch(&template_of, &normal).await?;
     super::wait::wait(&api, &operation).await?;
-    line(
-        "normal     the 6 s were for show: from now on it stays as long as every other service (--idle-timeout, 15 minutes by default)",
-    );
+    let kept = match normal["template"]["annotations"][WINDOW].as_str() {
+        Some(own) => format!("it has its own {own} again"),
+        None => "from now on it stays as long as every other service (--idle-timeout, 15 minutes by default)".to_owned(),
+    };
+    line(&format!("normal     the 6 s were for show: {kept}"));
     line("");
     line(&format!("Open {uri} in a browser, or: {}", visitor.curl()));
     line(&format!(
@@ -92,14 +98,39 @@ pub(crate) async fn run(args: &QuickstartArgs, client: &ClientArgs) -> Result<()
     Ok(())
 }
 
-/// The template without the demonstration's window.
-fn normal() -> Value {
-    json!({"template": {"containers": [{"image": SAMPLE}]}})
+/// How long an instance is kept without requests.
+const WINDOW: &str = "autoscaling.knative.dev/window";
+/// Who watches shall not have to wait for a quarter of an hour.
+const SHOW: &str = "6s";
+
+/// The service with `template`, as it was before the demonstration and shall be after it.
+fn normal(mut template: Value) -> Value {
+    // A revision can't be made again.
+    template["revision"] = Value::Null;
+    // Left by a quickstart that was broken off.
+    if template["annotations"][WINDOW] == json!(SHOW)
+        && let Some(annotations) = template["annotations"].as_object_mut()
+    {
+        annotations.remove(WINDOW);
+    }
+    json!({"template": template})
 }
 
-/// A service of the user's own, that happens to have the name, is not overwritten, nor one that would never sleep. One that runs the
-/// sample by another of its names was begun with it and may be shown.
-fn refuse_foreign(service: &Value, name: &str, rewrites: &Rewrites) -> Result<(), Failure> {
+/// The same for as long as it is shown.
+fn shown(normal: &Value) -> Value {
+    let mut shown = normal.clone();
+    shown["template"]["annotations"][WINDOW] = json!(SHOW);
+    shown
+}
+
+/// A service of the user's own, that happens to have the name, is not overwritten, nor one that would never sleep; nor is one opened
+/// that callers shall not reach. One that runs the sample by another of its names was begun with it and may be shown.
+fn refuse_foreign(
+    service: &Value,
+    name: &str,
+    public: bool,
+    rewrites: &Rewrites,
+) -> Result<(), Failure> {
     let image = text_at(service, "template.containers.0.image");
     let least = |at: &str| -> u64 {
         let count = service.pointer(at).and_then(Value::as_u64);
@@ -110,11 +141,26 @@ fn refuse_foreign(service: &Value, name: &str, rewrites: &Rewrites) -> Result<()
         format!("it runs {image}, not the sample {SAMPLE}")
     } else if least > 0 {
         format!("it never sleeps: its minimum of instances is {least}")
+    } else if !public {
+        "it is private, and the quickstart calls it".to_owned()
+    } else if is_internal(service) || is_off(service) {
+        "its address is closed to callers from outside, and the quickstart calls it".to_owned()
+    } else if is_pinned(service) {
+        "its traffic goes to revisions by their names, and the quickstart makes a new one"
+            .to_owned()
     } else {
         return Ok(());
     };
     let why = format!("service [{name}] exists and is not the quickstart's: {why}");
     Err(Failure::failed(why).hint("`utsuwa quickstart --name quickstart` uses another name"))
+}
+
+/// Whether a new revision gets less than all requests.
+fn is_pinned(service: &Value) -> bool {
+    let mut targets = service["traffic"].as_array().into_iter().flatten();
+    targets.any(|target| {
+        target["percent"].as_u64().unwrap_or(0) > 0 && target["type"] != json!(LATEST)
+    })
 }
 
 /// Calls the service like a stranger would: by address, with the Host header.
@@ -224,20 +270,74 @@ mod tests {
         ] {
             let mut service = json!({"template": {"containers": [{"image": image}]}});
             assert!(
-                refuse_foreign(&service, "hello", &rewrites).is_ok(),
+                refuse_foreign(&service, "hello", true, &rewrites).is_ok(),
                 "{image}"
             );
             service["template"]["scaling"] = json!({"minInstanceCount": 2});
-            let said = refuse_foreign(&service, "hello", &rewrites).unwrap_err();
+            let said = refuse_foreign(&service, "hello", true, &rewrites).unwrap_err();
             assert!(said.message.contains("never sleeps"), "{said}");
             assert!(said.message.contains("instances is 2"), "{said}");
             assert!(!said.message.contains("it runs"), "{said}");
         }
         for image in ["r.example/hello", "utsuwa.local/hello:job", ""] {
             let service = json!({"template": {"containers": [{"image": image}]}});
-            let said = refuse_foreign(&service, "hello", &rewrites).unwrap_err();
+            let said = refuse_foreign(&service, "hello", true, &rewrites).unwrap_err();
             assert!(said.message.contains(&format!("it runs {image},")));
             assert!(!said.message.contains("sleeps"), "{said}");
         }
+    }
+
+    #[test]
+    fn a_service_that_can_not_be_called_or_shown_is_left_alone() {
+        let rewrites = Rewrites::from_options(&json!({}));
+        let sample = json!({"template": {"containers": [{"image": SAMPLE}]}});
+        let said = |service: &Value, public| {
+            let refused = refuse_foreign(service, "hello", public, &rewrites);
+            refused.err().map(|failure| failure.message)
+        };
+        assert!(said(&sample, false).unwrap().contains("it is private"));
+        for (key, value, why) in [
+            (
+                "ingress",
+                json!("INGRESS_TRAFFIC_INTERNAL_ONLY"),
+                "its address is closed",
+            ),
+            ("defaultUriDisabled", json!(true), "its address is closed"),
+            (
+                "traffic",
+                json!([{"type": "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION", "revision": "a", "percent": 100}]),
+                "by their names",
+            ),
+        ] {
+            let mut service = sample.clone();
+            service[key] = value;
+            let message = said(&service, true).unwrap();
+            assert!(message.contains(why), "{message}");
+        }
+        let mut fine = sample;
+        fine["traffic"] = json!([
+            {"type": LATEST, "percent": 100},
+            {"type": "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION", "revision": "a", "tag": "old"},
+        ]);
+        assert_eq!(said(&fine, true), None);
+    }
+
+    #[test]
+    fn what_a_service_has_of_its_own_is_there_again_after_the_show() {
+        let own = json!({
+            "revision": "hello-00001-abc",
+            "annotations": {"a.dev/x": "1", WINDOW: "2m"},
+            "containers": [{"image": SAMPLE, "env": [{"name": "A", "value": "1"}], "resources": {"limits": {"cpu": "2"}}}],
+        });
+        let before = normal(own.clone());
+        let mut expected = own;
+        expected["revision"] = Value::Null;
+        assert_eq!(before["template"], expected);
+        let during = shown(&before);
+        expected["annotations"][WINDOW] = json!(SHOW);
+        assert_eq!(during["template"], expected);
+        // Broken off in the middle of it.
+        let after = normal(during["template"].clone());
+        assert_eq!(after["template"]["annotations"], json!({"a.dev/x": "1"}));
     }
 }
