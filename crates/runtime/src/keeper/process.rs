@@ -19,6 +19,7 @@ use super::config::KeeperConfig;
 use super::core::{Keeper, Outcome, Parts, now};
 use super::held::Held;
 use crate::sandbox::sys;
+use crate::spawner::turn;
 use crate::{precedence, privilege};
 
 /// Said on standard output once the keeper answers.
@@ -180,6 +181,10 @@ fn run(arguments: &Arguments) -> io::Result<()> {
         listen: socket,
     })?;
     tracing::info!(build = %keeper.config.build, successor, "keeper started");
+    // What the one before us has begun would come to light after we have looked.
+    if let Err(error) = turn::end_earlier(&keeper.config.runtime_dir()) {
+        tracing::error!(%error, "an earlier keeper's housekeeper is in the way; what it makes may be left behind");
+    }
     let leftovers = keeper.adopt(held)?;
     keeper.start_spawners();
     for number in leftovers {

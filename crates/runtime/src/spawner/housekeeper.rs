@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::chores::{self, Chore, Ended};
 use super::making::Newborn;
 use super::protocol::{Channel, Op, Reply, Request, SpawnError};
+use super::turn::Turn;
 use super::unpacker::{Finished, Job};
 use super::{Role, SpawnerConfig, Worker, respond, wrong_role};
 use crate::keeper::held::Held;
@@ -38,6 +39,8 @@ pub(super) struct Removal {
 /// State of the housekeeper.
 #[derive(Debug)]
 pub(super) struct Housekeeper {
+    /// Until it ends, no other one makes anything.
+    _turn: Turn,
     pub(super) cgroups: Cgroups,
     pub(super) gateway: Option<Gateway>,
     pub(super) plan: Plan,
@@ -54,7 +57,11 @@ pub(super) struct Housekeeper {
 }
 
 impl Housekeeper {
-    pub(super) fn new(config: &SpawnerConfig, features: &Features) -> Result<Self, SpawnError> {
+    pub(super) fn new(
+        config: &SpawnerConfig,
+        features: &Features,
+        turn: Turn,
+    ) -> Result<Self, SpawnError> {
         let cgroups = Cgroups::open(&config.id)?;
         let v1_controllers = (!cgroups.is_v2()).then(|| {
             if !cgroups.limits() {
@@ -84,6 +91,7 @@ impl Housekeeper {
             filter_for_gvisor: seccomp::compile_for_gvisor(),
         };
         let mut housekeeper = Self {
+            _turn: turn,
             cgroups,
             gateway,
             plan,

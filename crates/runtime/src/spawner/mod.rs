@@ -24,6 +24,7 @@ mod roots;
 mod shared;
 mod starter;
 mod trails;
+pub(crate) mod turn;
 mod unpacker;
 mod upkeep;
 mod uppers;
@@ -37,6 +38,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};
 use utsuwa_model::host_dir::HostDir;
 
+use self::housekeeper::Housekeeper;
+use self::turn::Turn;
 use crate::keeper::held::Held;
 use crate::precedence;
 use crate::sandbox::{probe, sys};
@@ -164,19 +167,29 @@ trait Worker {
     fn end(self: Box<Self>) -> Held;
 }
 
-/// What can go wrong before the first request.
-fn begin(config: &SpawnerConfig) -> Result<Box<dyn Worker>, SpawnError> {
+/// What can go wrong before the first request. `None`: the keeper is gone already.
+fn begin(channel: &Channel, config: &SpawnerConfig) -> Result<Option<Box<dyn Worker>>, SpawnError> {
     own_mount_namespace()?;
     let features = probe::probe();
-    Ok(match config.role {
+    let worker: Box<dyn Worker> = match config.role {
         Role::Starter => Box::new(starter::Starter::new(config, &features)?),
-        Role::Housekeeper => Box::new(housekeeper::Housekeeper::new(config, &features)?),
-    })
+        Role::Housekeeper => {
+            let turn = Turn::wait(&config.runtime_dir, channel).map_err(|e| {
+                SpawnError::sys("fcntl", e, config.runtime_dir.display().to_string())
+            })?;
+            match turn {
+                Some(turn) => Box::new(Housekeeper::new(config, &features, turn)?),
+                None => return Ok(None),
+            }
+        }
+    };
+    Ok(Some(worker))
 }
 
 fn serve(channel: &Channel, config: &SpawnerConfig) -> Result<Held, SpawnError> {
-    let mut worker = match begin(config) {
-        Ok(worker) => worker,
+    let mut worker = match begin(channel, config) {
+        Ok(Some(worker)) => worker,
+        Ok(None) => return Ok(Held::default()),
         Err(error) => {
             // The keeper shows it to those who wait for a sandbox.
             respond(channel, protocol::NO_REQUEST, Err(error.clone()), &[]);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use utsuwa_model::instance::Exit;
 use utsuwa_runtime::{Driver, DriverError, InstanceEvent};
 
@@ -189,6 +190,36 @@ async fn a_keeper_killed_while_an_instance_stops() {
     );
     server.no_more_exits().await;
     assert!(server.driver.list().await.unwrap().is_empty());
+    world.down();
+}
+
+/// A keeper dies whose housekeeper stands still in the middle of something: it is ended before the next one begins, so that no two
+/// of them make the same things.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_housekeepers_one_works() {
+    if !possible("of_two_housekeepers_one_works") {
+        return;
+    }
+    let world = World::new();
+    let server = world.server().await;
+    full_pool(&server).await;
+    let before = server.driver.status().await.unwrap();
+    let housekeeper = pid(before.spawner_pids[1]);
+    let its_end = pidfd_open(housekeeper, PidfdFlags::empty()).unwrap();
+    kill_process(housekeeper, Signal::STOP).unwrap();
+    keeper_world::kill(before.pid);
+    until("another keeper", async || {
+        world.status().is_some_and(|now| now.pid != before.pid)
+    })
+    .await;
+    let mut polled = [PollFd::new(&its_end, PollFlags::IN)];
+    let ended = poll(&mut polled, Some(&Timespec::default())).unwrap();
+    assert_eq!(ended, 1, "it is there beside the next one");
+    until("a full pool of the next one", async || {
+        let status = world.status().unwrap();
+        status.pool_ready >= status.pool_target && status.pool_making == 0
+    })
+    .await;
     world.down();
 }
 
