@@ -16,6 +16,7 @@ const DEPLOYERS: usize = 4;
 const ROUNDS: usize = 8;
 /// Samples a round: pages listed, services deployed, and first requests, which the ten services of the small server limit.
 const LISTS: usize = 25;
+const WHOLE: usize = 5;
 const EACH: usize = 10;
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -27,6 +28,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
         few.until_asleep()?;
         many.until_asleep()?;
         in_turn(&mut few, &mut many, LISTS, |subject, _| subject.list())?;
+        in_turn(&mut few, &mut many, WHOLE, |subject, _| {
+            subject.list_default()
+        })?;
         in_turn(&mut few, &mut many, EACH, Subject::deploy)?;
         few.forget_deployed()?;
         many.forget_deployed()?;
@@ -47,6 +51,10 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<String> {
     let memory = (few.memory()?, many.memory()?);
     let rows = vec![
         row("list (one page of 10)", |s| &s.list),
+        row(
+            "list (a page as large as it comes: 10 against 100 services)",
+            |s| &s.page,
+        ),
         row("deploy until it serves", |s| &s.deploy),
         row("first request to a sleeping service", |s| &s.first),
         vec![
@@ -91,6 +99,7 @@ struct Subject {
     server: Server,
     names: Vec<String>,
     list: Series,
+    page: Series,
     deploy: Series,
     first: Series,
 }
@@ -111,6 +120,7 @@ impl Subject {
             server,
             names,
             list: Series::default(),
+            page: Series::default(),
             deploy: Series::default(),
             first: Series::default(),
         })
@@ -125,17 +135,25 @@ impl Subject {
     }
 
     fn list(&mut self) -> anyhow::Result<()> {
+        let took = self.list_with("?pageSize=10")?;
+        self.list.push(took);
+        Ok(())
+    }
+
+    fn list_default(&mut self) -> anyhow::Result<()> {
+        let took = self.list_with("")?;
+        self.page.push(took);
+        Ok(())
+    }
+
+    fn list_with(&self, query: &str) -> anyhow::Result<Duration> {
+        let path = format!("/run/v2/projects/demo/locations/asia-northeast1/services{query}");
         let started = Instant::now();
-        let (status, _) = http::get(
-            self.server.api,
-            "localhost",
-            "/run/v2/projects/demo/locations/asia-northeast1/services?pageSize=10",
-        )?;
+        let (status, _) = http::get(self.server.api, "localhost", &path)?;
         if status != 200 {
             bail!("list: {status}");
         }
-        self.list.push(started.elapsed());
-        Ok(())
+        Ok(started.elapsed())
     }
 
     fn deploy(&mut self, i: usize) -> anyhow::Result<()> {
