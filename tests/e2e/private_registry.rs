@@ -81,3 +81,83 @@ fn a_registry_with_a_password_and_an_authority_of_its_own() {
     assert!(!server.log().contains(PASSWORD) && !server.log().contains("wrong-word"));
     server.finish();
 }
+
+/// Starts the program with another home, as `sudo` and service managers do.
+fn program_at_home(dir: &Path, home: &Path) -> PathBuf {
+    let program = dir.join("utsuwa");
+    let script = format!(
+        "#!/bin/sh\nHOME='{}' exec '{}' \"$@\"\n",
+        home.display(),
+        env!("CARGO_BIN_EXE_utsuwa")
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
+#[test]
+fn what_docker_login_wrote_opens_a_registry() {
+    const NAME: &str = "private_registry::what_docker_login_wrote_opens_a_registry";
+    if !can_run(NAME) {
+        return;
+    }
+    let Some(registry) = Registry::start_closed() else {
+        return skip(NAME, "openssl is not installed");
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Layout::default().write(dir.path(), "app");
+    let image = registry.push(&archive, "team/app:v1");
+    let address = registry.address.to_string();
+    let authority = format!("[{address:?}]\nca-file = {:?}\n", registry.ca_file());
+    let registries = write_private(dir.path().join("registries.toml"), &authority);
+    let config = dir.path().join("config.toml");
+    std::fs::write(&config, format!("registries-file = {registries:?}\n")).unwrap();
+    let flag = config.to_string_lossy().into_owned();
+    let home = dir.path().join("home");
+    std::fs::create_dir_all(home.join(".docker")).unwrap();
+    // "deployer:s3cret-word".
+    let auths = format!(
+        "{{\"auths\":{{{address:?}:{{\"auth\":\"ZGVwbG95ZXI6czNjcmV0LXdvcmQ=\"}}}},\"credsStore\":\"desktop\"}}"
+    );
+    let docker = write_private(home.join(".docker/config.json"), &auths);
+
+    let program = program_at_home(dir.path(), &home);
+    let mut server = Server::start_as(&program, &["--config", &flag]);
+    server.deploy("app", &["--image", &image]);
+
+    // A helper isn't asked, and a broken file is no reason not to start: the deploy that needs it says so.
+    let other = registry.push(&archive, "team/other:v1");
+    let shown = docker.to_string_lossy().into_owned();
+    for (content, words) in [
+        (
+            "{\"credsStore\":\"desktop\"}",
+            ["docker-credential-desktop", "docker-config"],
+        ),
+        ("{\n\"auths\": ,}", ["is not JSON", "line 2"]),
+    ] {
+        server.kill_9();
+        write_private(docker.clone(), content);
+        server.expect_warning("registry credentials can't be used");
+        server.up();
+        let output = server.utsuwa(&["deploy", "other", "--image", &other]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        for word in words.into_iter().chain([shown.as_str()]) {
+            assert!(said.contains(word), "{word:?} is missing in: {said}");
+        }
+    }
+    let warned = format!("registry credentials can't be used: {shown}: is not JSON: ");
+    assert!(server.log().contains(&warned), "{}", server.log());
+
+    // The same by the option, with a home that has no such file.
+    server.kill_9();
+    let elsewhere = write_private(dir.path().join("docker.json"), &auths);
+    std::fs::remove_file(&docker).unwrap();
+    let options = format!("registries-file = {registries:?}\ndocker-config = {elsewhere:?}\n");
+    std::fs::write(&config, options).unwrap();
+    server.up();
+    server.deploy("other", &["--image", &other]);
+    assert_eq!(server.get("other", "/").0, 404, "busybox has no page");
+    assert!(!server.log().contains("ZGVwbG95ZXI6"));
+    server.finish();
+}

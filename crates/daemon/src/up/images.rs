@@ -42,7 +42,6 @@ pub(super) fn open(ground: &Ground, driver: &SandboxDriver) -> anyhow::Result<Im
     settings.registry.credentials = Credentials {
         configured: ground.config.registries.credentials.clone(),
         docker: ground.docker.clone(),
-        ..Credentials::default()
     };
     settings.rewrites.extend(
         ground

@@ -34,6 +34,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use utsuwa_runtime::image::DockerConfig;
 
 use crate::config::{Config, Given, Layers};
 use crate::output::note;
@@ -100,6 +101,12 @@ fn run(config: Config, layers: Layers, replace: bool) -> anyhow::Result<()> {
         Some(rootless::enter(&config)?)
     };
     crate::logging::start(&config);
+    // No reason to stay away: another program wrote the file, and services that are here need no registry.
+    for problem in docker.iter().flat_map(DockerConfig::problems) {
+        tracing::warn!(
+            "registry credentials can't be used: {problem}; images are asked for without them"
+        );
+    }
     if let Some(left_out) = utsuwa_runtime::sandbox::walls::left_out() {
         tracing::error!(
             left_out,

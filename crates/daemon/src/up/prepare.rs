@@ -29,7 +29,7 @@ pub(super) struct Ground {
     pub config: Config,
     pub user: ServerUser,
     pub keeper: KeeperConfig,
-    pub docker: DockerConfig,
+    pub docker: Option<DockerConfig>,
     pub egress: Vec<EgressRule>,
     pub journal: JournalLimits,
     pub pid_file: PidFile,
@@ -41,7 +41,7 @@ pub(super) struct Ground {
 pub(super) fn prepare(
     mut config: Config,
     layers: &Layers,
-    docker: DockerConfig,
+    docker: Option<DockerConfig>,
     replace: bool,
 ) -> anyhow::Result<Ground> {
     let user = if is_rootless() {
@@ -329,17 +329,17 @@ impl PidFile {
 }
 
 /// Read while root can: the server's user has no right to the operator's home.
-pub(super) fn docker_config(config: &Config) -> anyhow::Result<DockerConfig> {
+pub(super) fn docker_config(config: &Config) -> anyhow::Result<Option<DockerConfig>> {
     let (path, asked_for) = match &config.docker_config {
         Some(path) => (path.clone(), true),
         None => match crate::environment::variable("HOME") {
             Some(home) => (PathBuf::from(home).join(".docker/config.json"), false),
-            None => return Ok(DockerConfig::None),
+            None => return Ok(None),
         },
     };
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(DockerConfig::Content(text)),
-        Err(error) if !asked_for && error.kind() == ErrorKind::NotFound => Ok(DockerConfig::None),
+    match std::fs::read(&path) {
+        Ok(content) => Ok(Some(DockerConfig::parse(&path, &content))),
+        Err(error) if !asked_for && error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => bail!(
             "{}: read the registry credentials (docker-config): {error}",
             path.display()

@@ -1,20 +1,18 @@
 //! Credentials for registries: from the server's configuration, and from a docker or podman configuration file.
 //!
-//! Doesn't: run credential helpers unless the operator says so: they are programs of the operator's, run by the server's user.
+//! Doesn't: run credential helpers (`credHelpers`, `credsStore`). They are programs of the operator's that ask a desktop or a
+//! cloud, and the server's user has neither. Where a file leaves credentials to one, the registry is asked without any.
+//!
+//! Invariant: no secret stands in an error or in what is printed for debugging.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::Duration;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
+use serde_json::error::Category;
 
 use super::reference::Reference;
-
-/// A helper that asks a person or a slow service must not hold a deploy for ever.
-const HELPER_DEADLINE: Duration = Duration::from_secs(15);
 
 /// What opens a registry.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,15 +42,21 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Where the operator's docker configuration is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum DockerConfig {
-    #[default]
-    None,
-    /// Read again whenever a registry asks, so a new `docker login` counts at once.
-    File(PathBuf),
-    /// Its text, read before the server gave up the right to read it.
-    Content(String),
+/// The operator's docker configuration file, as it was before the server gave up the right to read it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DockerConfig {
+    place: String,
+    content: Result<Entries, String>,
+}
+
+/// Both by registry, or registry and the beginning of the repository.
+#[derive(Clone, PartialEq, Eq)]
+struct Entries {
+    /// `None`: an entry without credentials, as docker writes them beside a helper.
+    auths: BTreeMap<String, Result<Option<Credential>, String>>,
+    helpers: BTreeMap<String, String>,
+    /// The helper for all other registries.
+    store: Option<String>,
 }
 
 /// All sources of credentials.
@@ -60,9 +64,7 @@ pub enum DockerConfig {
 pub struct Credentials {
     /// By registry (`HOST[:PORT]`) or registry and the beginning of the repository; the longest match counts. Comes first.
     pub configured: BTreeMap<String, Credential>,
-    pub docker: DockerConfig,
-    /// Whether `credHelpers` and `credsStore` of the docker configuration may be run.
-    pub run_helpers: bool,
+    pub docker: Option<DockerConfig>,
 }
 
 #[derive(Default, Deserialize)]
@@ -85,58 +87,105 @@ struct FileEntry {
     registrytoken: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct HelperAnswer {
-    username: String,
-    secret: String,
-}
-
 impl Credentials {
     /// The credential for a repository, or none.
     ///
     /// # Errors
-    /// Why a source that is configured can't be used, for the user.
-    pub(crate) async fn find(&self, image: &Reference) -> Result<Option<Credential>, String> {
-        let name = image.name();
-        if let Some(credential) = longest(&self.configured, &name) {
+    /// Why there may be one that can't be had, and what to do, as a sentence for the user. Whoever asks goes on without:
+    /// public images need none.
+    pub(crate) fn find(&self, image: &Reference) -> Result<Option<Credential>, String> {
+        if let Some(credential) = longest(&self.configured, &image.name()) {
             return Ok(Some(credential.clone()));
         }
-        let (text, place) = match &self.docker {
-            DockerConfig::None => return Ok(None),
-            DockerConfig::Content(text) => (text.clone(), "the docker configuration".to_owned()),
-            DockerConfig::File(path) => match tokio::fs::read_to_string(path).await {
-                Ok(text) => (text, path.display().to_string()),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(format!("{}: {error}", path.display())),
-            },
-        };
-        let file: File =
-            serde_json::from_str(&text).map_err(|error| format!("{place}: {error}"))?;
-        let auths: BTreeMap<String, FileEntry> = file
-            .auths
-            .into_iter()
-            .map(|(key, entry)| (host_key(&key), entry))
-            .collect();
-        if let Some(entry) = longest(&auths, &name)
-            && let Some(credential) = entry
-                .credential()
-                .map_err(|why| format!("{place}, entry for {}: {why}", image.registry))?
-        {
-            return Ok(Some(credential));
+        self.docker
+            .as_ref()
+            .map_or(Ok(None), |docker| docker.find(image))
+    }
+}
+
+impl DockerConfig {
+    /// What the file at `path` says.
+    pub fn parse(path: &Path, content: &[u8]) -> Self {
+        let content = serde_json::from_slice(content)
+            .map(Entries::of)
+            .map_err(|error| match error.classify() {
+                // Their texts quote the file, which may hold a password.
+                Category::Data => format!(
+                    "line {}, column {}: is not as docker writes it",
+                    error.line(),
+                    error.column()
+                ),
+                _ => format!("is not JSON: {error}"),
+            });
+        Self {
+            place: path.display().to_string(),
+            content,
         }
-        let helpers: BTreeMap<String, String> = file
-            .helpers
-            .into_iter()
-            .map(|(key, helper)| (host_key(&key), helper))
-            .collect();
-        match longest(&helpers, &name).or(file.store.as_ref()) {
+    }
+
+    /// What is wrong with the file: with all of it, or with entries.
+    pub fn problems(&self) -> Vec<String> {
+        match &self.content {
+            Err(why) => vec![format!("{}: {why}", self.place)],
+            Ok(entries) => {
+                let broken = entries.auths.iter().filter_map(|(registry, entry)| {
+                    let why = entry.as_ref().err()?;
+                    Some(self.of_entry(registry, why))
+                });
+                broken.collect()
+            }
+        }
+    }
+
+    fn of_entry(&self, registry: &str, why: &str) -> String {
+        format!("{}: entry of 'auths' for '{registry}': {why}", self.place)
+    }
+
+    fn find(&self, image: &Reference) -> Result<Option<Credential>, String> {
+        let (name, registry, place) = (image.name(), &image.registry, &self.place);
+        let broken = |why: String| {
+            format!(
+                "What the server read at its start about the credentials of '{registry}' can't be used ({why}): mend that file, or give \
+                 '{registry}' a table in the file of the server's option registries-file, and start the server again."
+            )
+        };
+        let entries = self
+            .content
+            .as_ref()
+            .map_err(|why| broken(format!("{place}: {why}")))?;
+        match longest(&entries.auths, &name) {
+            Some(Ok(Some(credential))) => return Ok(Some(credential.clone())),
+            Some(Err(why)) => return Err(broken(self.of_entry(registry, why))),
+            Some(Ok(None)) | None => {}
+        }
+        match longest(&entries.helpers, &name).or(entries.store.as_ref()) {
             None => Ok(None),
-            Some(helper) if self.run_helpers => ask_helper(helper, &image.registry).await,
             Some(helper) => Err(format!(
-                "{place} leaves them to the helper program 'docker-credential-{helper}', which the server does not run; \
-                 log in without a helper (`podman login --authfile FILE` does) and name that file with the server's option docker-config"
+                "{place} leaves the credentials of '{registry}' to the helper program 'docker-credential-{helper}', which the server \
+                 doesn't run: write them into 'auths' of a file in docker's format (`podman login --authfile FILE {registry}` does) and \
+                 name it with the server's option docker-config, or give '{registry}' a table in the file of its option \
+                 registries-file, and start the server again."
             )),
+        }
+    }
+}
+
+impl fmt::Debug for DockerConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "DockerConfig({:?}, …)", self.place)
+    }
+}
+
+impl Entries {
+    fn of(file: File) -> Self {
+        let by_host = |(key, helper): (String, String)| (host_key(&key), helper);
+        let auths = file.auths.into_iter();
+        Self {
+            auths: auths
+                .map(|(key, entry)| (host_key(&key), entry.credential()))
+                .collect(),
+            helpers: file.helpers.into_iter().map(by_host).collect(),
+            store: file.store.filter(|store| !store.is_empty()),
         }
     }
 }
@@ -202,60 +251,6 @@ fn longest<'a, T>(entries: &'a BTreeMap<String, T>, name: &str) -> Option<&'a T>
     }
 }
 
-async fn ask_helper(helper: &str, registry: &str) -> Result<Option<Credential>, String> {
-    if !helper
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
-    {
-        return Err(format!("'{helper}' is no name of a credential helper"));
-    }
-    let program = format!("docker-credential-{helper}");
-    let server = if registry == "docker.io" {
-        "https://index.docker.io/v1/"
-    } else {
-        registry
-    };
-    let mut child = tokio::process::Command::new(&program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| format!("run {program}: {error}"))?;
-    if let Some(mut input) = child.stdin.take() {
-        input
-            .write_all(server.as_bytes())
-            .await
-            .map_err(|error| format!("ask {program}: {error}"))?;
-    }
-    let output = tokio::time::timeout(HELPER_DEADLINE, child.wait_with_output())
-        .await
-        .map_err(|_elapsed| {
-            format!(
-                "{program} did not answer within {} s",
-                HELPER_DEADLINE.as_secs()
-            )
-        })?
-        .map_err(|error| format!("wait for {program}: {error}"))?;
-    if !output.status.success() {
-        // Helpers say so when they know nothing about a server.
-        return Ok(None);
-    }
-    let answer: HelperAnswer = serde_json::from_slice(&output.stdout)
-        .map_err(|error| format!("answer of {program}: {error}"))?;
-    Ok(Some(if answer.username == "<token>" {
-        Credential::IdentityToken {
-            identity_token: answer.secret,
-        }
-    } else {
-        Credential::Password {
-            username: answer.username,
-            password: answer.secret,
-        }
-    }))
-}
-
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
     let (mut bits, mut count) = (0_u32, 0);
@@ -285,7 +280,10 @@ mod tests {
 
     fn from(content: &str) -> Credentials {
         Credentials {
-            docker: DockerConfig::Content(content.to_owned()),
+            docker: Some(DockerConfig::parse(
+                Path::new("/home/op/.docker/config.json"),
+                content.as_bytes(),
+            )),
             ..Credentials::default()
         }
     }
@@ -297,8 +295,8 @@ mod tests {
         })
     }
 
-    #[tokio::test]
-    async fn docker_files_are_understood() {
+    #[test]
+    fn docker_files_are_understood() {
         // "user:pa:ss" and "hub:x".
         let credentials = from(
             r#"{"auths":{"r.example:5000":{"auth":"dXNlcjpwYTpzcw=="},"https://index.docker.io/v1/":{"auth":"aHViOng="},
@@ -317,34 +315,71 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                credentials.find(&Reference::parse(image).unwrap()).await,
+                credentials.find(&Reference::parse(image).unwrap()),
                 Ok(wanted),
                 "{image}"
             );
         }
     }
 
-    #[tokio::test]
-    async fn configuration_comes_first_and_helpers_are_named_not_run() {
-        let mut credentials = from(r#"{"credsStore":"desktop","credHelpers":{"gcr.io":"gcloud"}}"#);
-        let image = Reference::parse("gcr.io/p/x").unwrap();
-        let error = credentials.find(&image).await.unwrap_err();
-        assert!(
-            error.contains("docker-credential-gcloud") && error.contains("docker-config"),
-            "{error}"
+    #[test]
+    fn configuration_comes_first_and_helpers_are_named_not_run() {
+        let mut credentials = from(
+            r#"{"auths":{"gcr.io":{}},"credsStore":"desktop","credHelpers":{"gcr.io":"gcloud"}}"#,
         );
+        for (image, helper) in [
+            ("gcr.io/p/x", "'docker-credential-gcloud'"),
+            ("alpine", "'docker-credential-desktop'"),
+        ] {
+            let error = credentials
+                .find(&Reference::parse(image).unwrap())
+                .unwrap_err();
+            for word in [helper, "/home/op/.docker/config.json", "docker-config"] {
+                assert!(error.contains(word), "{word}: {error}");
+            }
+        }
+        let image = Reference::parse("gcr.io/p/x").unwrap();
         credentials
             .configured
             .insert("gcr.io".into(), password("a", "b").unwrap());
-        assert_eq!(credentials.find(&image).await, Ok(password("a", "b")));
+        assert_eq!(credentials.find(&image), Ok(password("a", "b")));
     }
 
-    #[tokio::test]
-    async fn a_broken_file_is_named() {
-        let error = from("{")
-            .find(&Reference::parse("x").unwrap())
-            .await
-            .unwrap_err();
-        assert!(error.contains("docker configuration"), "{error}");
+    #[test]
+    fn a_broken_file_is_named_with_the_place_and_without_its_secrets() {
+        for (content, place) in [
+            ("{", "line 1 column 1"),
+            ("{\"auths\":\n{\"x\":\"c2VjcmV0\"}}", "line 2, column 15"),
+            (
+                "{\"auths\":{\"docker.io\":{\"auth\":\"c2VjcmV0\"}}}",
+                "'docker.io'",
+            ),
+            (
+                "{\"auths\":{\"docker.io\":{\"auth\":\"c2VjcmV0!\"}}}",
+                "base64",
+            ),
+        ] {
+            let credentials = from(content);
+            let error = credentials
+                .find(&Reference::parse("x").unwrap())
+                .unwrap_err();
+            let problems = credentials.docker.as_ref().unwrap().problems();
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            for said in [&error, &problems[0]] {
+                assert!(
+                    said.contains("/home/op/.docker/config.json") && said.contains(place),
+                    "{place}: {said}"
+                );
+                assert!(!said.contains("c2VjcmV0"), "{said}");
+            }
+            assert!(!format!("{credentials:?}").contains("c2VjcmV0"));
+        }
+        let good = from(r#"{"auths":{"r.example":{"auth":"dXNlcjpwYTpzcw=="}}}"#);
+        assert!(good.docker.as_ref().unwrap().problems().is_empty());
+        let shown = format!("{good:?}");
+        assert!(
+            !shown.contains("dXNlcj") && !shown.contains("pa:ss"),
+            "{shown}"
+        );
     }
 }

@@ -28,6 +28,16 @@ pub enum ErrorClass {
     Internal,
 }
 
+/// What a registry that refuses access was shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shown {
+    Credentials,
+    /// None are configured.
+    Nothing,
+    /// There may be some; why they can't be had and what to do, in sentences.
+    Unreadable(String),
+}
+
 /// Why [`super::ImageStore`] could not do it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PullError {
@@ -45,12 +55,12 @@ pub enum PullError {
     NotLoaded { image: String },
     #[error(
         "Registry '{registry}' refuses access to image '{image}'{detail}. {} Then deploy again. (It also answers so when the repository does not exist: check how it is spelt.)",
-        advice(.registry, *.had_credentials)
+        advice(.registry, .shown)
     )]
     Unauthorized {
         image: String,
         registry: String,
-        had_credentials: bool,
+        shown: Shown,
         detail: String,
     },
     #[error(
@@ -64,8 +74,6 @@ pub enum PullError {
     },
     #[error("Image '{image}' can't be used: {why}.")]
     Unsupported { image: String, why: String },
-    #[error("Credentials for registry '{registry}' can't be read: {why}.")]
-    Credentials { registry: String, why: String },
     #[error(
         "Registry '{registry}' can't be reached over https ({why}). If its certificate is of an authority of your own, name that one's file (ca-file) in the file of the server's option registries-file. If it speaks plain http, start the server with --insecure-registry {registry} (in its configuration file: insecure-registries = [\"{registry}\"]); `utsuwa up --replace` takes the place of the running one. Then deploy again."
     )]
@@ -177,7 +185,7 @@ impl PullError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::NotFound { .. } | Self::NotLoaded { .. } => ErrorClass::NotFound,
-            Self::Unauthorized { .. } | Self::Credentials { .. } => ErrorClass::Unauthorized,
+            Self::Unauthorized { .. } => ErrorClass::Unauthorized,
             Self::BadReference { .. }
             | Self::Architecture { .. }
             | Self::Unsupported { .. }
@@ -246,15 +254,15 @@ fn host(registry: &str) -> &str {
     }
 }
 
-fn advice(registry: &str, had_credentials: bool) -> String {
-    if had_credentials {
-        format!(
+fn advice(registry: &str, shown: &Shown) -> String {
+    match shown {
+        Shown::Credentials => format!(
             "The credentials configured for '{registry}' were refused: renew them with `docker login {registry}` as the user who starts the server, or in the file of the server's option registries-file."
-        )
-    } else {
-        format!(
+        ),
+        Shown::Nothing => format!(
             "No credentials are configured for '{registry}': run `docker login {registry}` as the user who starts the server, or name another file in docker's format with the server's option docker-config, or one with a table per registry with the option registries-file."
-        )
+        ),
+        Shown::Unreadable(why) => format!("It was asked without credentials. {why}"),
     }
 }
 

@@ -22,7 +22,7 @@ pub mod unpack;
 pub use archive::pack_oci_directory;
 pub use credentials::{Credential, Credentials, DockerConfig};
 pub use digest::Digest;
-pub use error::{ErrorClass, PullError};
+pub use error::{ErrorClass, PullError, Shown};
 pub use layers::{InProcessUnpacker, LayerUnpacker};
 pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{HELLO, LOCAL_REGISTRY, Reference, RewriteRule, rewrite};

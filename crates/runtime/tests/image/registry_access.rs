@@ -1,10 +1,14 @@
 //! Who may pull, from where, and which image of a list.
 
-use utsuwa_runtime::image::ErrorClass;
+use std::path::Path;
+
+use utsuwa_runtime::image::{DockerConfig, ErrorClass};
 
 use crate::bad_registry::{fails, pulls, store_for, store_with_password};
 use crate::fake::{Answer, Fake, honest, ranged};
-use crate::fixture::{Compression, INDEX, digest, image, image_for, index_of, is_root, tar_of};
+use crate::fixture::{
+    Compression, INDEX, Store, digest, image, image_for, index_of, is_root, tar_of,
+};
 
 #[tokio::test]
 async fn a_token_is_fetched_with_and_without_credentials() {
@@ -76,6 +80,74 @@ async fn refused_credentials_say_what_to_do() {
             "{text}"
         );
         assert!(!text.contains("wrong"), "no secrets in errors: {text}");
+    }
+}
+
+/// A store that read a docker configuration file at its start.
+fn store_with_docker_file(fake: &Fake, content: &str) -> Store {
+    let docker = DockerConfig::parse(Path::new("/home/op/config.json"), content.as_bytes());
+    Store::new(|settings| {
+        settings.registry.insecure = vec![fake.host()];
+        settings.registry.credentials.docker = Some(docker);
+    })
+}
+
+/// Docker Hub asks for a token for every image, and gives anybody one for public images.
+#[tokio::test]
+async fn public_images_need_nothing_of_a_docker_file_that_can_not_be_used() {
+    if !is_root(crate::skip::here!()) {
+        return;
+    }
+    for file in [r#"{"credsStore":"desktop"}"#, "{"] {
+        let content = image(&[(tar_of(&[("a", b"b")]), Compression::Gzip)]);
+        let fake = Fake::start(move |asked| {
+            if asked.target.starts_with("/token?") {
+                assert_eq!(asked.header("authorization"), "");
+                return Answer::ok(br#"{"token":"tok-1"}"#.to_vec());
+            }
+            if asked.header("authorization") != "Bearer tok-1" {
+                let challenge = format!(r#"Bearer realm="http://{}/token""#, asked.header("host"));
+                return Answer::status(401).with("www-authenticate", challenge);
+            }
+            honest(&content, asked)
+        });
+        pulls(&store_with_docker_file(&fake, file), &fake, "app:v1").await;
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_docker_file_that_could_not_be_used() {
+    for (file, words) in [
+        (
+            r#"{"credsStore":"desktop"}"#,
+            ["docker-credential-desktop", "'auths'", "docker-config"],
+        ),
+        ("{", ["is not JSON", "line 1 column 1", "registries-file"]),
+    ] {
+        // The token service, the registry after a token was given, and one that gives none.
+        for (challenge, token) in [
+            ("Bearer realm=\"http://HOST/token\"", 401),
+            ("Bearer realm=\"http://HOST/token\"", 200),
+            ("Basic realm=\"x\"", 500),
+        ] {
+            let fake = Fake::start(move |asked| {
+                if asked.target.starts_with("/token?") {
+                    return Answer {
+                        status: token,
+                        ..Answer::ok(br#"{"token":"tok-1"}"#.to_vec())
+                    };
+                }
+                let challenge = challenge.replace("HOST", asked.header("host"));
+                Answer::status(401).with("www-authenticate", challenge)
+            });
+            let store = store_with_docker_file(&fake, file);
+            let error = fails(&store.store, &fake, "private/app:v1").await;
+            assert_eq!(error.class(), ErrorClass::Unauthorized);
+            let text = error.to_string();
+            for word in words.into_iter().chain(["/home/op/config.json"]) {
+                assert!(text.contains(word), "{word}: {text}");
+            }
+        }
     }
 }
 

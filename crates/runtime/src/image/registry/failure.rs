@@ -8,20 +8,20 @@ use reqwest::Response;
 use serde::Deserialize;
 
 use super::{LONGEST_PAUSE, Registry, transport};
-use crate::image::error::PullError;
+use crate::image::error::{PullError, Shown};
 use crate::image::reference::Reference;
 
 impl Registry {
-    pub(super) fn unauthorized(
-        &self,
-        image: &Reference,
-        had_credentials: bool,
-        detail: String,
-    ) -> PullError {
+    pub(super) fn unauthorized(&self, image: &Reference, detail: String) -> PullError {
+        let shown = match self.settings.credentials.find(image) {
+            Ok(Some(_)) => Shown::Credentials,
+            Ok(None) => Shown::Nothing,
+            Err(why) => Shown::Unreadable(why),
+        };
         PullError::Unauthorized {
             image: image.to_string(),
             registry: image.registry.clone(),
-            had_credentials,
+            shown,
             detail,
         }
     }

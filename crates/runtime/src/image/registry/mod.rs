@@ -277,12 +277,7 @@ impl Registry {
                 }
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                     self.proofs.lock().remove(&image.name());
-                    let known = self.settings.credentials.find(image).await;
-                    return Err(self.unauthorized(
-                        image,
-                        matches!(known, Ok(Some(_))),
-                        refusal(response).await,
-                    ));
+                    return Err(self.unauthorized(image, refusal(response).await));
                 }
                 StatusCode::NOT_FOUND => {
                     return Err(PullError::NotFound {

@@ -37,15 +37,8 @@ impl Registry {
             .flat_map(challenge::parse)
             .collect();
         let detail = refusal(response).await;
-        let credential =
-            self.settings
-                .credentials
-                .find(image)
-                .await
-                .map_err(|why| PullError::Credentials {
-                    registry: image.registry.clone(),
-                    why,
-                })?;
+        // Any that can't be had are no reason not to ask: the image may be public, and the refusal says why there were none.
+        let credential = self.settings.credentials.find(image).unwrap_or_default();
         let bearer = challenges
             .iter()
             .find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
@@ -84,16 +77,14 @@ impl Registry {
             (Some(Challenge::Basic), Some(Credential::IdentityToken { .. })) => {
                 return Err(self.unauthorized(
                     image,
-                    true,
                     ": it wants a user name and password, not a token".to_owned(),
                 ));
             }
-            (_, credential) => return Err(self.unauthorized(image, credential.is_some(), detail)),
+            _ => return Err(self.unauthorized(image, detail)),
         };
         let mut proof = HeaderValue::from_str(&proof).map_err(|_error| {
             self.unauthorized(
                 image,
-                true,
                 ": the credentials contain characters that can't be sent".to_owned(),
             )
         })?;
@@ -164,7 +155,7 @@ impl Registry {
         let status = response.status();
         if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
             let detail = refusal(response).await;
-            return Err(self.unauthorized(image, credential.is_some(), detail));
+            return Err(self.unauthorized(image, detail));
         }
         if !status.is_success() {
             let detail = refusal(response).await;
