@@ -4,7 +4,7 @@ use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::standing::{self, Household, Standing, Subject};
 use utsuwa_model::demand::{FailingProbe, InstanceLoad, Reach, RevisionDemand};
 use utsuwa_model::instance::{Kernel, Tier};
-use utsuwa_model::{Because, InstanceId, RevisionKey, ServiceKey, Timestamp};
+use utsuwa_model::{Because, InstanceId, RevisionId, RevisionKey, ServiceKey, Timestamp};
 
 use crate::core::Core;
 use crate::instance::tiers;
@@ -18,7 +18,7 @@ pub struct RevisionExplained {
     pub in_flight: u32,
     pub queued: u32,
     pub instances: Vec<InstanceExplained>,
-    /// Reasons of the last decisions: how many, then which.
+    /// Reasons of the last decisions: how many, then which, then why it is the latest.
     pub because: Vec<Because>,
     /// When those were made: what they counted may be other by now.
     pub decided_at: Option<Timestamp>,
@@ -67,6 +67,12 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
             .cloned()
             .collect()
     });
+    let latest = core.world.with(|inner| inner.latest.get(service).cloned());
+    let latest_because = |id: &RevisionId| {
+        let latest = latest.as_ref()?;
+        let it = latest.standing.as_ref().is_some_and(|one| one.id == *id);
+        it.then(|| latest.because.clone())
+    };
     // Asked for before the world is locked: it may look at the host.
     let machine = [Kernel::Host, Kernel::Gvisor].map(|kernel| (kernel, core.driver.barred(kernel)));
     keys.into_iter()
@@ -81,7 +87,12 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
                     .into_iter()
                     .map(|one| one.shown(&shown))
                     .collect(),
-                because: state.because.clone(),
+                because: state
+                    .because
+                    .iter()
+                    .cloned()
+                    .chain(latest_because(&key.revision))
+                    .collect(),
                 decided_at: state.decided_at.map(shown),
                 last_failure: state.failed_at.map(shown).zip(state.last_failure.clone()),
             })
@@ -145,6 +156,7 @@ fn instance(
         tier_since: record.rest.since,
         ready_since: record.ready_since,
         leaving_since: record.leaving_since,
+        gives_way: record.gives_way.as_deref(),
         failing_since: failing.iter().map(|probe| probe.since).min(),
     };
     InstanceExplained {

@@ -19,6 +19,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use utsuwa_decide::demand::DemandHistory;
 use utsuwa_decide::instances::InstanceView;
+use utsuwa_decide::latest::Latest;
 use utsuwa_decide::revision::{Active, ProofInstance, active};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
@@ -72,6 +73,8 @@ pub(crate) struct Record {
     pub(crate) ready_since: Option<Timestamp>,
     /// It leaves because this revision has no memory.
     pub(crate) makes_room_for: Option<RevisionKey>,
+    /// Why it was chosen for that.
+    pub(crate) gives_way: Option<String>,
     /// Since when it is on its way out.
     pub(crate) leaving_since: Option<Timestamp>,
     pub(crate) rest: Rest,
@@ -90,6 +93,7 @@ impl Record {
             settling: false,
             ready_since: None,
             makes_room_for: None,
+            gives_way: None,
             leaving_since: None,
             rest: Rest::default(),
             birth: Birth::Plain,
@@ -217,6 +221,8 @@ pub(crate) struct Inner {
     pub(crate) revisions: BTreeMap<RevisionKey, RevisionState>,
     pub(crate) owners: BTreeMap<InstanceId, RevisionKey>,
     pub(crate) services: BTreeMap<ServiceKey, ServiceRoutes>,
+    /// Which revision serves `latest`, as the last pass over each service saw it, and why.
+    pub(crate) latest: BTreeMap<ServiceKey, Latest>,
     /// Domains that a pass saw, and where they led then.
     pub(crate) domains: BTreeMap<DomainName, ServiceKey>,
     /// Since when this process tries to get the image of a revision that is not startable yet.

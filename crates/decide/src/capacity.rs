@@ -12,7 +12,9 @@
 
 use std::time::Duration;
 
-use utsuwa_model::{InstanceId, Timestamp};
+use utsuwa_model::{Because, InstanceId, Timestamp};
+
+use crate::words::{many, time};
 
 /// What a program is taken to need until it is seen: less than its limit mostly, and a limit is never exceeded.
 pub const EXPECTED_BYTES: u64 = 64 << 20;
@@ -106,11 +108,18 @@ pub struct Candidate {
     pub bytes: u64,
 }
 
+/// Who gives way, and why these.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Victims {
+    pub chosen: Vec<InstanceId>,
+    pub because: Because,
+}
+
 /// The instances that give way so that `bytes` come free: those first that held most for longest, in bytes × time.
 ///
 /// Idle for 10 min with 4 MiB left costs 40, idle for 1 min with 64 MiB costs 64: the second one goes first.
 #[must_use]
-pub fn victims(candidates: &[Candidate], bytes: u64, now: Timestamp) -> Vec<InstanceId> {
+pub fn victims(candidates: &[Candidate], bytes: u64, now: Timestamp) -> Victims {
     let mut idle: Vec<(u128, Timestamp, &Candidate)> = candidates
         .iter()
         .filter(|c| c.in_flight == 0 && !c.holds_minimum)
@@ -128,14 +137,49 @@ pub fn victims(candidates: &[Candidate], bytes: u64, now: Timestamp) -> Vec<Inst
     });
     let mut freed: u64 = 0;
     let mut chosen = Vec::new();
-    for (_, _, candidate) in idle {
+    for (_, _, candidate) in &idle {
         if freed >= bytes {
             break;
         }
         freed = freed.saturating_add(candidate.bytes);
         chosen.push(candidate.id.clone());
     }
-    chosen
+    let first = idle
+        .first()
+        .map(|(_, since, first)| (first.bytes, now.since(*since)));
+    let because = Because::new(explain(chosen.len(), bytes, idle.len(), first))
+        .fact("to be freed", mebibytes(bytes))
+        .fact("freed", mebibytes(freed))
+        .fact("idle instances of others", idle.len())
+        .fact("that can't give way", candidates.len() - idle.len());
+    Victims { chosen, because }
+}
+
+/// `first`: what the first of the `idle` holds, and since when.
+fn explain(chosen: usize, bytes: u64, idle: usize, first: Option<(u64, Duration)>) -> String {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    match (chosen, first) {
+        _ if bytes == 0 => "nobody has to give way: enough comes free already".to_owned(),
+        (_, None) => "nobody can give way: every other instance is busy, starts or holds a minimum"
+            .to_owned(),
+        (1, Some((held, unused))) => format!(
+            "1 of {} gives way: it held most memory for longest, {} for {}",
+            many(count(idle), "idle instance"),
+            mebibytes(held),
+            time(unused)
+        ),
+        (more, Some((held, unused))) => format!(
+            "{more} of {} give way: they held most memory for longest, the first {} for {}",
+            many(count(idle), "idle instance"),
+            mebibytes(held),
+            time(unused)
+        ),
+    }
+}
+
+/// `64 MiB`, rounded up: what is there is never told as nothing.
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 #[cfg(test)]
@@ -218,7 +262,7 @@ mod tests {
             in_flight,
             idle_since: idle.map(|seconds| Timestamp(seconds * 1_000_000)),
             holds_minimum,
-            bytes: 64,
+            bytes: 64 << 20,
         };
         let now = Timestamp(100_000_000);
         let all = [
@@ -228,8 +272,9 @@ mod tests {
             candidate(4, 0, Some(5), true),
             candidate(5, 0, None, false),
         ];
-        let ids = |all: &[Candidate], bytes| {
-            victims(all, bytes, now)
+        let ids = |all: &[Candidate], bytes: u64| {
+            victims(all, bytes << 20, now)
+                .chosen
                 .iter()
                 .map(|id| id.as_str()[31..].to_owned())
                 .collect::<Vec<_>>()
@@ -240,8 +285,37 @@ mod tests {
         assert_eq!(ids(&all, 1000), ["3", "1"]);
         // Idle for longer, but there is little to be had.
         let mut given_back = all.clone();
-        given_back[2].bytes = 4;
+        given_back[2].bytes = 4 << 20;
         assert_eq!(ids(&given_back, 64), ["1"]);
         assert_eq!(ids(&given_back, 66), ["1", "3"]);
+
+        let why = |all: &[Candidate], bytes: u64| victims(all, bytes << 20, now).because.summary;
+        assert_eq!(
+            why(&all, 64),
+            "1 of 2 idle instances gives way: it held most memory for longest, 64 MiB for 1m30s"
+        );
+        assert_eq!(
+            why(&all, 65),
+            "2 of 2 idle instances give way: they held most memory for longest, the first 64 MiB for 1m30s"
+        );
+        assert_eq!(
+            why(&all, 0),
+            "nobody has to give way: enough comes free already"
+        );
+        assert_eq!(
+            why(&all[3..], 64),
+            "nobody can give way: every other instance is busy, starts or holds a minimum"
+        );
+        let facts = victims(&all, 65 << 20, now).because.facts;
+        let facts: Vec<(&str, &str)> = facts.iter().map(|(k, v)| (&**k, &**v)).collect();
+        assert_eq!(
+            facts,
+            [
+                ("to be freed", "65 MiB"),
+                ("freed", "128 MiB"),
+                ("idle instances of others", "2"),
+                ("that can't give way", "3")
+            ]
+        );
     }
 }

@@ -8,13 +8,20 @@
 //!    overtook it.
 //! 3. A newer revision that isn't ready changes nothing.
 
-use utsuwa_model::RevisionId;
+use utsuwa_model::{Because, RevisionId};
 
 /// A revision and the generation of its service that it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     pub id: RevisionId,
     pub generation: u64,
+}
+
+/// The answer, and why it is that one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Latest {
+    pub standing: Option<Standing>,
+    pub because: Because,
 }
 
 /// The latest of `ready`. `current`: what the service's generation asks for, ready or not; `before`: the answer so far, with
@@ -24,17 +31,31 @@ pub fn latest_ready(
     ready: &[Standing],
     current: Option<&Standing>,
     before: Option<&Standing>,
-) -> Option<Standing> {
+) -> Latest {
+    let answer = |standing: &Standing, why: String| Latest {
+        standing: Some(standing.clone()),
+        because: Because::new(format!("latest is {}: {why}", standing.id)),
+    };
     let serves = |id: &RevisionId| ready.iter().any(|one| one.id == *id);
     if let Some(current) = current.filter(|current| serves(&current.id)) {
-        return Some(current.clone());
+        return answer(current, "what was deployed last is ready".to_owned());
     }
+    let unready = match current {
+        Some(current) => format!("{}, deployed last, isn't ready", current.id),
+        None => "what was deployed last could not be made".to_owned(),
+    };
     let kept = before.filter(|before| serves(&before.id));
-    let since = kept.map_or(0, |kept| kept.generation);
     let newest = ready.iter().max_by_key(|one| one.generation);
-    match newest.filter(|newest| newest.generation > since) {
-        Some(newest) => Some(newest.clone()),
-        None => kept.or(newest).cloned(),
+    let newer = newest.filter(|one| kept.is_none_or(|kept| one.generation > kept.generation));
+    match (newer, kept) {
+        (Some(newest), _) => answer(newest, format!("the newest that is ready; {unready}")),
+        (None, Some(kept)) => answer(kept, format!("it was before; {unready}")),
+        (None, None) => Latest {
+            standing: None,
+            because: Because::new(format!(
+                "nothing is latest: no revision is ready; {unready}"
+            )),
+        },
     }
 }
 
@@ -58,7 +79,7 @@ mod tests {
     #[test]
     fn the_highest_generation_that_is_ready() {
         let latest = |ready: &[Standing], current: Option<Standing>, before: Option<Standing>| {
-            latest_ready(ready, current.as_ref(), before.as_ref())
+            latest_ready(ready, current.as_ref(), before.as_ref()).standing
         };
         assert_eq!(latest(&[], Some(one(1)), None), None, "nothing is ready");
         assert_eq!(latest(&[one(1)], Some(one(1)), None), Some(one(1)));
@@ -72,5 +93,37 @@ mod tests {
         assert_eq!(latest(&ready, Some(one(4)), Some(at(1, 3))), Some(at(1, 3)));
         // What was the latest has been deleted.
         assert_eq!(latest(&[one(1)], Some(one(4)), Some(one(2))), Some(one(1)));
+    }
+
+    #[test]
+    fn the_answer_says_why() {
+        let why = |ready: &[Standing], current: Option<Standing>, before: Option<Standing>| {
+            let latest = latest_ready(ready, current.as_ref(), before.as_ref());
+            latest.because.summary
+        };
+        for (got, want) in [
+            (
+                why(&[one(1)], Some(one(1)), None),
+                "latest is a-1: what was deployed last is ready",
+            ),
+            (
+                why(&[one(1), one(2)], Some(one(3)), Some(one(1))),
+                "latest is a-2: the newest that is ready; a-3, deployed last, isn't ready",
+            ),
+            (
+                why(&[one(1)], Some(one(2)), Some(one(1))),
+                "latest is a-1: it was before; a-2, deployed last, isn't ready",
+            ),
+            (
+                why(&[one(1)], None, Some(one(1))),
+                "latest is a-1: it was before; what was deployed last could not be made",
+            ),
+            (
+                why(&[], Some(one(1)), None),
+                "nothing is latest: no revision is ready; a-1, deployed last, isn't ready",
+            ),
+        ] {
+            assert_eq!(got, want);
+        }
     }
 }

@@ -39,6 +39,8 @@ pub struct Subject<'a> {
     pub tier_since: Option<Timestamp>,
     pub ready_since: Option<Timestamp>,
     pub leaving_since: Option<Timestamp>,
+    /// It leaves to make room: for whom, and why it was chosen.
+    pub gives_way: Option<&'a str>,
     /// Since when a probe of it fails.
     pub failing_since: Option<Timestamp>,
 }
@@ -71,9 +73,10 @@ pub fn of(subject: &Subject<'_>, household: &Household<'_>, now: Timestamp) -> S
         ),
         Reach::Retiring => only(
             subject.leaving_since,
-            match view.in_flight {
-                0 => "it gets no requests any more and is asked to stop".to_owned(),
-                inside => format!(
+            match (view.in_flight, subject.gives_way) {
+                (0, Some(why)) => format!("it makes room: {why}"),
+                (0, None) => "it gets no requests any more and is asked to stop".to_owned(),
+                (inside, _) => format!(
                     "it gets no new requests; it is asked to stop when {} inside has ended",
                     many(inside, "request")
                 ),

@@ -124,7 +124,8 @@ impl Core {
         let bytes = u64::from(count).saturating_mul(each.max(1));
         let now = self.env.now();
         let victims = capacity::victims(&idle, bytes, now);
-        for id in &victims {
+        let why = &victims.because.summary;
+        for id in &victims.chosen {
             let owner = self.world.with(|inner| {
                 let key = inner.owners.get(id)?.clone();
                 let state = inner.revisions.get_mut(&key)?;
@@ -132,17 +133,22 @@ impl Core {
                 record.phase = Phase::Leaving;
                 record.leaving_since = Some(now);
                 record.makes_room_for = Some(for_whom.clone());
+                record.gives_way = Some(format!("{} has no memory; {why}", for_whom.revision));
                 Some((key, state.route.timeout))
             });
             if let Some((key, timeout)) = owner {
-                tracing::info!(revision = %key, instance = %id, waiting = %for_whom, "idle instance gives way: memory is short");
+                tracing::info!(revision = %key, instance = %id, waiting = %for_whom, because = %why, "idle instance gives way: memory is short");
                 self.leave(&key, id.clone(), timeout);
             }
         }
-        Room {
-            gave_way: victims.len(),
-            comes: count == 0 || !victims.is_empty(),
-        }
+        let room = Room {
+            gave_way: victims.chosen.len(),
+            comes: count == 0 || !victims.chosen.is_empty(),
+        };
+        // Who waits is told too, until its next look.
+        self.world
+            .revision(for_whom, |state| state.because.push(victims.because));
+        room
     }
 
     /// Memory came free: whoever waits for some looks at once.

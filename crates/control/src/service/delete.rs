@@ -63,6 +63,7 @@ impl Core {
         self.ask_after(Key::Logs, LATE_LINES, Priority::Housekeeping);
         self.env.before("remove service").await;
         self.store.remove_service(key).await?;
+        self.world.with(|inner| inner.latest.remove(key));
         Ok(Report {
             because: "removed".to_owned(),
             wake_at: None,

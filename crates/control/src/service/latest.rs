@@ -1,6 +1,6 @@
 //! Which revision serves `latest`: what is stored, as `utsuwa_decide` judges it.
 
-use utsuwa_decide::latest::{Standing, latest_ready};
+use utsuwa_decide::latest::{Latest, Standing, latest_ready};
 use utsuwa_model::RevisionId;
 use utsuwa_model::revision::Revision;
 use utsuwa_model::service::Service;
@@ -10,7 +10,7 @@ pub(super) fn latest(
     service: &Service,
     revisions: &[Revision],
     current: Option<&RevisionId>,
-) -> Option<Standing> {
+) -> Latest {
     let ready: Vec<Standing> = revisions
         .iter()
         .filter(|r| r.can_serve())

@@ -18,7 +18,7 @@ mod status;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use utsuwa_decide::latest::Standing;
+use utsuwa_decide::latest::Latest;
 use utsuwa_decide::revision::{Aged, KEPT_REVISIONS, collect};
 use utsuwa_decide::settings::scaling_settings;
 use utsuwa_decide::traffic::{Held, Routing, Servable, resolve};
@@ -38,8 +38,8 @@ pub(crate) struct Picture {
     pub(crate) revisions: Vec<Revision>,
     /// The revision that the template stands for; `Err`: it can't be made, and why.
     pub(crate) current: Result<RevisionId, create::Clash>,
-    /// The latest ready revision.
-    pub(crate) latest: Option<Standing>,
+    /// The latest ready revision, and why it is.
+    pub(crate) latest: Latest,
     pub(crate) resolved: Result<Routing, Held>,
     /// Where requests go: what was resolved, or where they went before.
     pub(crate) routing: Option<Routing>,
@@ -58,9 +58,10 @@ impl Core {
     /// One pass over a service.
     pub(crate) async fn service_pass(&self, key: &ServiceKey) -> Result<Report, PassError> {
         let Some(service) = self.store.service(key)? else {
-            let had = self
-                .world
-                .with(|inner| inner.services.remove(key).is_some());
+            let had = self.world.with(|inner| {
+                inner.latest.remove(key);
+                inner.services.remove(key).is_some()
+            });
             if had {
                 self.mark_routes(key);
                 self.publish();
@@ -95,10 +96,11 @@ impl Core {
                     .map(|(id, percent)| format!("{percent} % to {id}"))
                     .collect();
                 format!(
-                    "{}; newest revision {} is {}",
+                    "{}; newest revision {} is {}; {}",
                     split.join(", "),
                     current.key.revision,
-                    word(&current.status.outcome)
+                    word(&current.status.outcome),
+                    picture.latest.because.summary
                 )
             }
             (Err(held), _) => held.message.clone(),
@@ -126,7 +128,7 @@ impl Core {
         let resolved = resolve(
             service.key.service.as_str(),
             &service.spec.traffic,
-            latest.as_ref().map(|latest| &latest.id),
+            latest.standing.as_ref().map(|latest| &latest.id),
             &known,
         );
         let routing = match &resolved {
@@ -137,6 +139,9 @@ impl Core {
             }
         };
         let domains = self.store.domains_of(&service.key)?;
+        self.world.with(|inner| {
+            inner.latest.insert(service.key.clone(), latest.clone());
+        });
         Ok(Picture {
             domains,
             service,
@@ -323,7 +328,13 @@ impl Core {
             .filter_map(|t| t.revision.clone())
             .collect();
         needed.extend(picture.current.as_ref().ok().cloned());
-        needed.extend(picture.latest.iter().map(|latest| latest.id.clone()));
+        needed.extend(
+            picture
+                .latest
+                .standing
+                .iter()
+                .map(|latest| latest.id.clone()),
+        );
         needed.extend(
             picture
                 .routing

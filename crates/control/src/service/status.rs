@@ -113,8 +113,12 @@ fn status(picture: &Picture, settings: &ControlSettings, now: Timestamp) -> Serv
             .ok()
             .cloned()
             .or_else(|| old.latest_created.clone()),
-        latest_ready: picture.latest.as_ref().map(|latest| latest.id.clone()),
-        latest_ready_generation: picture.latest.as_ref().map_or(0, |l| l.generation),
+        latest_ready: picture
+            .latest
+            .standing
+            .as_ref()
+            .map(|latest| latest.id.clone()),
+        latest_ready_generation: picture.latest.standing.as_ref().map_or(0, |l| l.generation),
         traffic: traffic.unwrap_or_default(),
         url: own.unwrap_or_default(),
         other_urls: own_https

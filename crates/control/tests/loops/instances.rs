@@ -221,6 +221,12 @@ async fn explained_for_those_who_ask_why() {
         explained[0].because[0].summary.starts_with("keep 1")
             || explained[0].because[0].summary.starts_with("want 1")
     );
+    let latest = format!(
+        "latest is {}: what was deployed last is ready",
+        revision.revision
+    );
+    let told = |why: &str| why.split("; ").any(|part| part == latest);
+    assert!(explained[0].because.iter().any(|b| told(&b.summary)));
     assert!(
         house
             .control
@@ -228,6 +234,8 @@ async fn explained_for_those_who_ask_why() {
             .iter()
             .any(|l| l.name == "instances" && l.passes > 0)
     );
+    let loops = house.control.loops();
+    assert!(loops.iter().any(|l| told(&l.because)), "{loops:?}");
 }
 
 #[tokio::test(start_paused = true)]

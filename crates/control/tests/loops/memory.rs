@@ -154,6 +154,44 @@ async fn as_many_give_way_as_are_needed_however_slowly_they_end() {
     assert_eq!((gave_way(&house), house.driver.running().len()), (2, 6));
 }
 
+/// The one that goes, the one it goes for, and the next who looks at the log all find the reason.
+#[tokio::test(start_paused = true)]
+async fn who_gives_way_says_for_whom_and_why() {
+    let house = House::new().await;
+    let waiting = idle_ones(&house, &["one"]).await.remove(0);
+    house.pass_time(Duration::from_secs(16 * 60)).await;
+    let others = idle_ones(&house, &["a", "b"]).await;
+    house.driver.stop_takes(Duration::from_secs(5));
+    *house.clock.memory.lock() = Some(0);
+    house.door.arrive(&waiting, 1);
+    house.pass_time(Duration::from_millis(10)).await;
+    let instances = |key: &utsuwa_model::RevisionKey| {
+        let revisions = house.control.explain(&key.service);
+        let instances = revisions.into_iter().flat_map(|r| r.instances);
+        instances
+            .filter(|i| i.state == "retiring")
+            .collect::<Vec<_>>()
+    };
+    let leaving: Vec<_> = others.iter().flat_map(instances).collect();
+    assert_eq!(leaving.len(), 1);
+    let because = &leaving[0].standing.because;
+    let start = format!(
+        "it makes room: {} has no memory; 1 of 2 idle instances gives way: it held most memory for longest, 64 MiB for ",
+        waiting.revision
+    );
+    assert!(because.starts_with(&start), "{because}");
+    let told: Vec<String> = house.control.explain(&waiting.service)[0]
+        .because
+        .iter()
+        .map(|b| b.summary.clone())
+        .collect();
+    assert!(
+        told.iter()
+            .any(|why| why.starts_with("1 of 2 idle instances gives way: ")),
+        "{told:?}"
+    );
+}
+
 /// Who was given room goes on being short until it has it: those that look beside it don't count on the same room.
 #[tokio::test(start_paused = true)]
 async fn those_that_wake_at_once_get_one_each_at_once() {

@@ -46,7 +46,12 @@ fn told(
     household: &Household<'_>,
     now: u64,
 ) -> Standing {
-    let seen = TierView {
+    let seen = tier_of(view, tier, barred);
+    of(&subject(view, &seen), household, at(now))
+}
+
+fn tier_of(view: &InstanceView, tier: Tier, barred: Option<(Tier, String)>) -> TierView {
+    TierView {
         id: view.id.clone(),
         ready: view.reach == Reach::Ready,
         in_flight: view.in_flight,
@@ -55,16 +60,19 @@ fn told(
         under_way: false,
         not_before: None,
         barred,
-    };
-    let subject = Subject {
+    }
+}
+
+fn subject<'a>(view: &'a InstanceView, seen: &'a TierView) -> Subject<'a> {
+    Subject {
         view,
-        tier: &seen,
-        tier_since: (tier != Tier::Awake).then(|| at(11)),
+        tier: seen,
+        tier_since: (seen.tier != Tier::Awake).then(|| at(11)),
         ready_since: Some(at(6)),
         leaving_since: Some(at(40)),
+        gives_way: None,
         failing_since: Some(at(50)),
-    };
-    of(&subject, household, at(now))
+    }
 }
 
 fn next(standing: &Standing) -> Vec<(&str, Timestamp)> {
@@ -173,6 +181,23 @@ fn who_is_not_idle_says_why() {
     assert_eq!((sick.since, sick.because), (Some(at(50)), message));
     let leaves = told(&view(Reach::Retiring), Tier::Awake, None, &house, 100);
     assert_eq!(leaves.since, Some(at(40)));
+    let leaving = view(Reach::Retiring);
+    let mut busy = leaving.clone();
+    busy.in_flight = 2;
+    for (view, want) in [
+        (&leaving, "it makes room: b-00001 has no memory"),
+        (
+            &busy,
+            "it gets no new requests; it is asked to stop when 2 requests inside has ended",
+        ),
+    ] {
+        let tier = tier_of(view, Tier::Awake, None);
+        let subject = Subject {
+            gives_way: Some("b-00001 has no memory"),
+            ..subject(view, &tier)
+        };
+        assert_eq!(of(&subject, &house, at(100)).because, want);
+    }
     let starts = told(&view(Reach::Starting), Tier::Awake, None, &house, 100);
     assert_eq!(starts.since, Some(at(5)));
     house.tiers.throttled = false;
