@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// An IAM policy. `etag` guards against lost updates: opaque, base64 on the wire.
+/// An IAM policy. `etag` guards against lost updates: opaque, base64 on the wire. JSON may leave out what is empty, as Google's does.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Policy {
     pub version: i32,
     pub etag: String,
@@ -11,6 +12,7 @@ pub struct Policy {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Binding {
     pub role: String,
     pub members: Vec<String>,
@@ -19,6 +21,7 @@ pub struct Binding {
 
 /// A CEL condition as written. Stored and read back; evaluated once identity exists.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Expr {
     pub expression: String,
     pub title: String,

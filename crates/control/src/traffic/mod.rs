@@ -46,12 +46,7 @@ fn domain_access(service: &Service, policy: &Policy) -> Access {
     if service.spec.ingress == IngressSetting::None {
         return Access::Closed;
     }
-    let everybody = policy.bindings.iter().any(|binding| {
-        binding.role == "roles/run.invoker"
-            && binding.condition.is_none()
-            && binding.members.iter().any(|m| m == "allUsers")
-    });
-    if service.spec.invoker_iam_disabled || everybody {
+    if service.spec.invoker_iam_disabled || policy.is_public() {
         Access::Public
     } else {
         Access::Authenticated

@@ -1,7 +1,7 @@
 //! Who may call a service.
 
 use serde_json::{Value, json};
-use utsuwa_model::iam::INVOKER;
+use utsuwa_model::iam::Policy;
 
 use crate::client::{Api, Failure};
 
@@ -11,22 +11,14 @@ pub(in crate::cli) async fn is_public(
     name: &str,
     service: &Value,
 ) -> Result<bool, Failure> {
-    let policy = api
-        .get(&format!("{}:getIamPolicy", api.service(name)))
-        .await?;
-    Ok(lets_everybody_in(service, &policy))
+    let path = format!("{}:getIamPolicy", api.service(name));
+    lets_everybody_in(service, api.get(&path).await?)
 }
 
-/// A binding with a condition opens nothing (`utsuwa_model::iam::Policy::is_public`).
-fn lets_everybody_in(service: &Value, policy: &Value) -> bool {
-    let bindings = policy["bindings"].as_array().into_iter().flatten();
-    let mut open = bindings.filter(|binding| {
-        let members = binding["members"].as_array();
-        binding["role"] == json!(INVOKER)
-            && binding["condition"].is_null()
-            && members.is_some_and(|all| all.contains(&json!("allUsers")))
-    });
-    service["invokerIamDisabled"] == json!(true) || open.next().is_some()
+fn lets_everybody_in(service: &Value, policy: Value) -> Result<bool, Failure> {
+    let policy: Policy = serde_json::from_value(policy)
+        .map_err(|error| Failure::failed(format!("the server answered no IAM policy: {error}")))?;
+    Ok(service["invokerIamDisabled"] == json!(true) || policy.is_public())
 }
 
 /// The line of `describe`.
@@ -41,6 +33,8 @@ pub(super) fn words(public: bool) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use utsuwa_model::iam::INVOKER;
+
     use super::*;
 
     #[test]
@@ -51,19 +45,23 @@ mod tests {
         bound["condition"] = json!({"expression": "false"});
         let someone = json!({"role": INVOKER, "members": ["user:a@example.com"]});
         let viewer = json!({"role": "roles/run.viewer", "members": ["allUsers"]});
+        let opens = |service: &Value, policy| lets_everybody_in(service, policy).unwrap();
         for (binding, open) in [
             (&all, true),
             (&bound, false),
             (&someone, false),
             (&viewer, false),
         ] {
-            let policy = json!({"bindings": [viewer, binding]});
-            assert_eq!(lets_everybody_in(&closed, &policy), open, "{binding}");
+            let policy = json!({"bindings": [viewer, binding], "etag": "AAAA"});
+            assert_eq!(opens(&closed, policy), open, "{binding}");
         }
-        assert!(!lets_everybody_in(&json!({}), &json!({})));
-        assert!(lets_everybody_in(
-            &json!({"invokerIamDisabled": true}),
-            &json!({})
-        ));
+        assert!(!opens(&json!({}), json!({})));
+        assert!(opens(&json!({"invokerIamDisabled": true}), json!({})));
+        let failure = lets_everybody_in(&closed, json!({"bindings": 1})).unwrap_err();
+        assert!(
+            failure
+                .message
+                .starts_with("the server answered no IAM policy: ")
+        );
     }
 }
