@@ -254,11 +254,11 @@ async fn out_of_memory_is_told_even_if_the_connection_breaks_first() {
 
 #[tokio::test]
 async fn a_kept_connection_that_the_app_closed_is_no_error() {
-    // Answers one request per connection, then closes a moment after, without saying so.
-    let served = Arc::new(AtomicU32::new(0));
-    let seen = Arc::clone(&served);
+    // Answers one request per connection, then closes, without saying so.
+    let [served, closed] = [(); 2].map(|()| Arc::new(AtomicU32::new(0)));
+    let counts = [Arc::clone(&served), Arc::clone(&closed)];
     let (address, _app) = raw_app(move |_, mut stream| {
-        let seen = Arc::clone(&seen);
+        let [seen, gone] = counts.clone();
         async move {
             let mut buffer = [0; 4096];
             if stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
@@ -267,6 +267,8 @@ async fn a_kept_connection_that_the_app_closed_is_no_error() {
                     .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
                     .await
                     .unwrap();
+                drop(stream);
+                gone.fetch_add(1, Ordering::SeqCst);
             }
         }
     })
@@ -274,11 +276,13 @@ async fn a_kept_connection_that_the_app_closed_is_no_error() {
     let scene = Scene::new(route()).await;
     let id = scene.admit();
     scene.listen(&id, address);
-    for _ in 0..20 {
+    for turn in 1..=20 {
         let reply = scene.get("/").await;
         assert_eq!((reply.status, reply.text()), (200, "ok"));
-        // Long enough that the head is kept for a second try.
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        // Kept, and closed by the app: the next request finds it like that.
+        scene.until(|demand| demand.in_flight == 0).await;
+        let count = || closed.load(Ordering::SeqCst);
+        eventually(|| (count() == turn).then_some(()), || count().to_string()).await;
     }
     assert_eq!(served.load(Ordering::SeqCst), 20);
 }
@@ -311,14 +315,16 @@ async fn only_what_is_safe_is_sent_again() {
     let id = scene.admit();
     scene.listen(&id, address);
     assert_eq!(scene.get("/").await.status, 200);
-    tokio::time::sleep(Duration::from_millis(2)).await;
+    // Its connection is kept before its slot is free.
+    let kept = || scene.until(|demand| demand.in_flight == 0);
+    kept().await;
     assert_eq!(
         scene.get("/").await.status,
         200,
         "a GET is sent again on a new connection"
     );
     assert_eq!(seen.load(Ordering::SeqCst), 3);
-    tokio::time::sleep(Duration::from_millis(2)).await;
+    kept().await;
     let reply = scene
         .send_body(Request::post("/"), Bytes::from_static(b"pay"))
         .await;
