@@ -1,5 +1,5 @@
 //! The laws that a machine can check: who may depend on whom, what the pure crates may not contain, how long files may be,
-//! where `unsafe` may stand, and that every error code has a page.
+//! and where `unsafe` may stand. The pages people read have a check of their own (`docs`).
 
 use std::path::{Path, PathBuf};
 
@@ -109,11 +109,7 @@ fn dependencies(root: &Path, problems: &mut Vec<String>) {
                 "crates/{name}/Cargo.toml: missing-walls takes the sandbox apart and must never be a default"
             ));
         }
-        let direct: Vec<String> = table
-            .get("dependencies")
-            .and_then(toml::Value::as_table)
-            .map(|d| d.keys().cloned().collect())
-            .unwrap_or_default();
+        let direct = direct(&table);
         for dependency in &direct {
             if let Some(ours) = dependency.strip_prefix("utsuwa-")
                 && !allowed.contains(&ours)
@@ -131,6 +127,28 @@ fn dependencies(root: &Path, problems: &mut Vec<String>) {
             }
         }
     }
+}
+
+/// The packages that a manifest names as dependencies, for every target or for some. Those of tests and build scripts don't
+/// end up in the crate.
+fn direct(manifest: &toml::Table) -> Vec<String> {
+    let targets = manifest.get("target").and_then(toml::Value::as_table);
+    let tables = targets
+        .into_iter()
+        .flat_map(toml::Table::values)
+        .filter_map(toml::Value::as_table)
+        .chain([manifest])
+        .filter_map(|table| table.get("dependencies")?.as_table());
+    let mut names: Vec<String> = tables
+        .flatten()
+        .map(|(name, wish)| {
+            let renamed = wish.get("package").and_then(toml::Value::as_str);
+            renamed.unwrap_or(name).to_owned()
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 fn source(root: &Path, file: &Path, problems: &mut Vec<String>) {
@@ -200,6 +218,25 @@ fn sources(root: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_dependency_is_found_wherever_it_is_named() {
+        let manifest = r#"
+            [dependencies]
+            serde = "1"
+            keeper = { package = "utsuwa-store", path = "../store" }
+            [dev-dependencies]
+            insta = "1"
+            [target.'cfg(unix)'.dependencies]
+            utsuwa-runtime.workspace = true
+            serde = "1"
+        "#;
+        let manifest = manifest.parse().expect("TOML");
+        assert_eq!(
+            super::direct(&manifest),
+            ["serde", "utsuwa-runtime", "utsuwa-store"]
+        );
+    }
+
     #[test]
     fn the_laws_hold_here() {
         assert_eq!(super::check().err(), None);
