@@ -3,6 +3,7 @@
 //! Every test starts a server of its own on free ports with its own data directory, and at its end takes it down, checks that the
 //! kernel holds what it held before, and reads the server's log: an unexpected WARN or ERROR fails the test.
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::panic,
     clippy::print_stdout,
@@ -44,6 +45,7 @@ mod overtaken;
 mod private_registry;
 mod proxied;
 mod real_clients;
+mod reference;
 mod replace_refused;
 mod rootless;
 mod scale;
