@@ -14,7 +14,7 @@ pub struct AuditEntry {
     pub at: Timestamp,
     /// Who asked, as far as it is known.
     pub actor: String,
-    /// `google.cloud.run.v2.Services.CreateService` and the like.
+    /// What was asked for, as whoever was asked calls it. Read back as it was written.
     pub method: String,
     /// Full resource name.
     pub resource: String,

@@ -38,6 +38,7 @@ mod writer;
 pub use audit::AuditEntry;
 pub use changed::Changed;
 pub use error::{Class, Retry, StoreError};
+pub use operation::Asked;
 pub use page::{Listing, Page};
 pub use settings::Settings;
 

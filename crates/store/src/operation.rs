@@ -20,6 +20,14 @@ const KEPT_MICROS: i64 = 30 * 24 * 3600 * 1_000_000;
 
 const COLUMNS: &str = "id, project, region, service, service_uid, generation, kind, create_time";
 
+/// An operation to be written with the change it stands for, and what the audit log calls that change: whoever was asked knows
+/// the name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    pub operation: Operation,
+    pub method: String,
+}
+
 type Seen = (Operation, Option<GenerationOutcome>);
 
 impl Store {
@@ -93,20 +101,16 @@ impl Store {
 /// Writes an operation with its line in the audit log.
 pub(crate) fn begin(
     connection: &Connection,
-    op: &Operation,
+    asked: Asked,
     service: &Service,
 ) -> Result<(), StoreError> {
-    insert(connection, op)?;
-    let verb = match op.kind {
-        OperationKind::Create => "Create",
-        OperationKind::Update => "Update",
-        OperationKind::Delete => "Delete",
-    };
+    let op = asked.operation;
+    insert(connection, &op)?;
     let key = &op.service;
     let entry = AuditEntry {
         at: op.create_time,
         actor: service.meta.last_modifier.clone(),
-        method: format!("google.cloud.run.v2.Services.{verb}Service"),
+        method: asked.method,
         resource: format!(
             "projects/{}/locations/{}/services/{}",
             key.project, key.region, key.service

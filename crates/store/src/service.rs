@@ -1,12 +1,12 @@
 //! Services: rows, versions, host names.
 
 use rusqlite::{Connection, Row, params};
-use utsuwa_model::operation::{GenerationOutcome, Operation};
+use utsuwa_model::operation::GenerationOutcome;
 use utsuwa_model::service::Service;
 use utsuwa_model::{ProjectId, Region, ServiceKey, Timestamp};
 
 use crate::page::{self, After};
-use crate::{Listing, Page, Store, StoreError, host, operation, row, uid};
+use crate::{Asked, Listing, Page, Store, StoreError, host, operation, row, uid};
 
 const COLUMNS: &str = "project, region, service, meta, spec, status";
 
@@ -103,7 +103,7 @@ impl Store {
     pub async fn create_service(
         &self,
         service: Service,
-        op: Operation,
+        asked: Asked,
     ) -> Result<Service, StoreError> {
         self.write(move |c| {
             let key = &service.key;
@@ -126,7 +126,7 @@ impl Store {
                 row::json(&service.spec)?,
                 row::json(&service.status)?
             ])?;
-            operation::begin(c, &op, &service)?;
+            operation::begin(c, asked, &service)?;
             c.touch(&service.key);
             Ok(service)
         })
@@ -145,7 +145,7 @@ impl Store {
         key: &ServiceKey,
         expected: Option<Timestamp>,
         now: Timestamp,
-        op: Option<Operation>,
+        asked: Option<Asked>,
         change: F,
     ) -> Result<Result<Service, E>, StoreError>
     where
@@ -183,11 +183,11 @@ impl Store {
                 row::json(&service.status)?,
                 service.meta.version.0
             ])?;
-            if let Some(mut op) = op {
+            if let Some(mut asked) = asked {
                 // The caller can't know the generation before `change` has run.
-                op.generation = service.meta.generation;
-                op.service_uid.clone_from(&service.meta.uid);
-                operation::begin(c, &op, &service)?;
+                asked.operation.generation = service.meta.generation;
+                asked.operation.service_uid.clone_from(&service.meta.uid);
+                operation::begin(c, asked, &service)?;
             }
             c.touch(&service.key);
             Ok(Ok(service))

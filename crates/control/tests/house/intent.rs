@@ -4,6 +4,7 @@ use utsuwa_model::domain::{CertificateMode, DomainMapping, DomainSpec, DomainSta
 use utsuwa_model::iam::{Binding, Policy};
 use utsuwa_model::operation::{Operation, OperationKind};
 use utsuwa_model::service::{Meta, ServiceSpec, ServiceStatus};
+use utsuwa_store::Asked;
 
 use super::*;
 
@@ -133,8 +134,8 @@ impl House {
             .unwrap();
     }
 
-    fn operation(&self, service: &Service, kind: OperationKind) -> Operation {
-        Operation {
+    fn operation(&self, service: &Service, kind: OperationKind) -> Asked {
+        let operation = Operation {
             id: format!(
                 "{}-{}",
                 service.meta.uid,
@@ -145,6 +146,10 @@ impl House {
             generation: service.meta.generation,
             kind,
             create_time: self.clock.now(),
+        };
+        Asked {
+            operation,
+            method: format!("test.{kind:?}"),
         }
     }
 }

@@ -24,10 +24,7 @@ async fn changes_are_told_once_per_commit_that_changed_something() {
     store.audit(entry.clone()).await.unwrap();
     let log = store.audit_log(10).unwrap();
     assert_eq!(log[0], entry);
-    let (method, resource) = (
-        "google.cloud.run.v2.Services.CreateService",
-        "projects/demo/locations/r/services/a",
-    );
+    let (method, resource) = ("test.Create", "projects/demo/locations/r/services/a");
     assert_eq!(
         (log[1].method.as_str(), log[1].resource.as_str()),
         (method, resource),

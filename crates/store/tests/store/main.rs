@@ -24,7 +24,7 @@ use utsuwa_model::service::{
     Meta, RevisionTemplate, Service, ServiceSpec, ServiceStatus, TrafficTarget,
 };
 use utsuwa_model::{RevisionKey, ServiceKey, Timestamp};
-use utsuwa_store::{AuditEntry, Changed, Class, Page, Settings, Store, StoreError};
+use utsuwa_store::{Asked, AuditEntry, Changed, Class, Page, Settings, Store, StoreError};
 
 fn key(text: &str) -> ServiceKey {
     text.parse().unwrap()
@@ -46,14 +46,18 @@ fn service(at: &str, created: i64) -> Service {
     }
 }
 
-fn operation(service: &Service, id: &str, kind: OperationKind) -> Operation {
-    Operation {
+fn operation(service: &Service, id: &str, kind: OperationKind) -> Asked {
+    let operation = Operation {
         id: id.to_owned(),
         service: service.key.clone(),
         service_uid: service.meta.uid.clone(),
         generation: service.meta.generation,
         kind,
         create_time: service.meta.create_time,
+    };
+    Asked {
+        operation,
+        method: format!("test.{kind:?}"),
     }
 }
 

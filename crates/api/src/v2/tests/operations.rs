@@ -52,3 +52,36 @@ async fn operations_are_listed_and_unknown_ones_are_not_found() {
         404
     );
 }
+
+/// The store keeps what it is told; the words are Google's. What stands there under another name is shown as it is.
+#[tokio::test]
+async fn the_audit_log_names_the_methods_of_v2() {
+    let bench = Bench::new();
+    let old = utsuwa_store::AuditEntry {
+        at: utsuwa_model::Timestamp(1),
+        actor: "anonymous".to_owned(),
+        method: "of an earlier version".to_owned(),
+        resource: "r".to_owned(),
+        result: "OK".to_owned(),
+    };
+    bench.state.store.audit(old).await.unwrap();
+    created(&bench, "hello").await;
+    let path = format!("{PARENT}/services/hello");
+    let body = json!({"description": "two"});
+    let patch = format!("{path}?updateMask=description");
+    let (status, _) = bench.call("PATCH", &patch, body).await;
+    assert_eq!(status, 200);
+    let (status, _) = bench.call("DELETE", &path, Value::Null).await;
+    assert_eq!(status, 200);
+    let log = bench.state.store.audit_log(10).unwrap();
+    let methods: Vec<&str> = log.iter().map(|entry| entry.method.as_str()).collect();
+    assert_eq!(
+        methods,
+        [
+            "google.cloud.run.v2.Services.DeleteService",
+            "google.cloud.run.v2.Services.UpdateService",
+            "google.cloud.run.v2.Services.CreateService",
+            "of an earlier version",
+        ]
+    );
+}
