@@ -18,6 +18,7 @@ run: ## Build, start Utsuwa, deploy the sample, call it, watch it sleep; the ser
 	@scripts/run.sh $(TARGET)/release/utsuwa
 
 check: ## Format, lints, laws and test levels 0–4: many times a day
+	@scripts/deps.sh check
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- --deny warnings
 	$(CARGO) xtask laws
