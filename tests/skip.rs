@@ -2,6 +2,7 @@
 //! may be left out, for a runner shows nothing of what a test prints that passes.
 #![allow(
     clippy::allow_attributes,
+    clippy::disallowed_methods,
     clippy::print_stdout,
     clippy::unwrap_used,
     dead_code,

@@ -1,4 +1,8 @@
 //! What happens to an instance in the moment between its start and the ingress knowing it; and how often the ingress is told.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long a test waits is real time"
+)]
 
 mod house;
 

@@ -2,7 +2,12 @@
 //! `google-proto-files` (5.0.3) is unpacked: `UTSUWA_GOOGLE_PROTOS` names the folder that holds `google/`. Elsewhere the
 //! comparison is reported as skipped.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
 #[path = "../../../tests/skip.rs"]
 mod skip;

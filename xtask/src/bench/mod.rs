@@ -91,6 +91,10 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<String> {
     Ok(format!("kept in {}", kept.display()))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "`make bench` names its inputs in the environment"
+)]
 fn parse(args: &[String]) -> anyhow::Result<Settings> {
     let mut settings = Settings {
         utsuwa: PathBuf::new(),

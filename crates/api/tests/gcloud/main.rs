@@ -1,5 +1,9 @@
 //! The unchanged `gcloud` against the API, through its forward proxy (`gcloud-protocol.md` §1.3, §3). Skipped by name where
 //! `gcloud` isn't installed.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test learns of its tools from the environment"
+)]
 
 #[path = "../../../../tests/skip.rs"]
 mod skip;

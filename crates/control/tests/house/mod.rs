@@ -231,6 +231,10 @@ impl House {
     }
 
     /// Waits until `done`, without letting time pass. Fails after a while of real time, with the table of loops.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "patience is real time: the clock stands still"
+    )]
     pub(crate) async fn until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let began = std::time::Instant::now();
         while !done(self) {
@@ -267,6 +271,10 @@ impl House {
     }
 
     /// Waits until nothing is due.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "patience is real time: the clock stands still"
+    )]
     pub(crate) async fn rest(&self) {
         let mut quiet = 0;
         let began = std::time::Instant::now();

@@ -387,6 +387,10 @@ fn limit(pid: u32, controller: &str, v2: &str, v1: &str) -> Option<u64> {
 }
 
 /// A second of a real machine's time. One without hardware help, beside other work, takes a multiple of it for the same.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test learns of its machine from the environment"
+)]
 pub fn a_second() -> Duration {
     let emulated = std::env::var_os("UTSUWA_TEST_EMULATED").is_some();
     Duration::from_secs(if emulated { 15 } else { 1 })

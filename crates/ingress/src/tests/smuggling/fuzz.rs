@@ -238,6 +238,10 @@ async fn converse(
 }
 
 /// How long one fuzzer runs.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "whoever runs it says how long in the environment"
+)]
 pub(crate) fn seconds() -> u64 {
     std::env::var_os("UTSUWA_FUZZ_SECONDS")
         .and_then(|text| text.to_str()?.parse().ok())
