@@ -54,12 +54,7 @@ pub(crate) async fn handle(
     let (version, grpc) = (request.version(), grpc_edge::is_call(&request));
     let trace = Trace::of(request.headers(), || shared.outside.dice());
     let written = examine::host(&request, &client);
-    let port = written
-        .as_ref()
-        .ok()
-        .copied()
-        .flatten()
-        .and_then(table::port);
+    let port = written.as_ref().ok().and_then(|host| table::port((*host)?));
     let host = written.map(|host| host.map(|host| shared.table.load().named(host)));
     let mut exchange = Exchange::new(
         Arc::clone(&shared.outside),
