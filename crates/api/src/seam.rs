@@ -98,10 +98,12 @@ pub struct LogLine {
 /// Images that a client brings itself (decision 15).
 pub trait Images: fmt::Debug + Send + Sync + 'static {
     /// Takes an OCI or docker archive (a tar, uncompressed) and answers the reference to deploy it by. Reads one that is
-    /// refused on to its end, for a minute at most, so that its sender hears the answer.
+    /// refused on to its end, for a minute at most, so that its sender hears the answer. `wanted`, a reference or a tag,
+    /// chooses among several images.
     fn load(
         &self,
         archive: BoxStream<'static, std::io::Result<Bytes>>,
+        wanted: Option<String>,
     ) -> BoxFuture<'_, Result<LoadedImage, LoadError>>;
     fn list(&self) -> BoxFuture<'_, Vec<ImageInsight>>;
     /// How far the pull of `reference` is that goes on now. Cheap: it is asked at every read of a service that pulls.

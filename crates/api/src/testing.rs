@@ -139,6 +139,7 @@ impl Images for CountingImages {
     fn load(
         &self,
         mut archive: BoxStream<'static, std::io::Result<Bytes>>,
+        wanted: Option<String>,
     ) -> BoxFuture<'_, Result<LoadedImage, LoadError>> {
         Box::pin(async move {
             let mut length = 0;
@@ -150,7 +151,10 @@ impl Images for CountingImages {
                 return Err(LoadError::Wrong("the archive is empty".to_owned()));
             }
             Ok(LoadedImage {
-                reference: format!("utsuwa.local/loaded:{length}"),
+                reference: format!(
+                    "utsuwa.local/loaded{}:{length}",
+                    wanted.map(|name| format!("/{name}")).unwrap_or_default()
+                ),
                 digest: "sha256:00".to_owned(),
             })
         })

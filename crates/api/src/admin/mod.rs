@@ -6,7 +6,7 @@
 //! | `GET /utsuwa/v1/config` | every option of the server with its value and where it came from |
 //! | `GET /utsuwa/v1/loops` | the table of loops (house.md §4.5) |
 //! | `GET /utsuwa/v1/images` | images that are kept |
-//! | `POST /utsuwa/v1/images:load` | takes an archive (a tar), answers the reference to deploy it by |
+//! | `POST /utsuwa/v1/images:load?image=REF` | takes an archive (a tar), answers the reference to deploy it by; of several images, the one called `REF` (a reference or a tag) |
 //! | `GET /utsuwa/v1/projects/P/locations/R/services/S:explain` | what runs and why |
 //! | `GET /utsuwa/v1/projects/P/locations/R/services/S/logs?tail=N&follow=BOOL&from=TIME` | lines as JSON objects, one per line; followed, they end with the service or the server |
 //!
@@ -89,14 +89,30 @@ async fn images(State(state): State<ApiState>) -> Json<Value> {
     Json(json!({ "images": images }))
 }
 
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoadQuery {
+    image: Option<String>,
+}
+
 /// The archive is read as it comes; nothing of it is kept here.
-async fn load(State(state): State<ApiState>, request: Request) -> Result<Json<Value>, ApiError> {
+async fn load(
+    State(state): State<ApiState>,
+    query: Result<Query<LoadQuery>, axum::extract::rejection::QueryRejection>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let Query(query) = query.map_err(|e| {
+        ApiError::invalid(
+            "query",
+            format!("{}; write ?image=REFERENCE", e.body_text()),
+        )
+    })?;
     let archive = request
         .into_body()
         .into_data_stream()
         .map(|chunk| chunk.map_err(std::io::Error::other))
         .boxed();
-    match state.images.load(archive).await {
+    match state.images.load(archive, query.image).await {
         Ok(loaded) => Ok(Json(
             json!({"reference": loaded.reference, "digest": loaded.digest}),
         )),

@@ -96,13 +96,14 @@ async fn logs_are_lines_of_json() {
 #[tokio::test]
 async fn archives_are_taken_as_a_stream() {
     let bench = Bench::new();
-    let send = |body: Vec<u8>| {
-        let request = http::Request::post("/utsuwa/v1/images:load")
+    let send_to = |path: &str, body: Vec<u8>| {
+        let request = http::Request::post(path)
             .header("host", "localhost")
             .body(Body::from(body))
             .unwrap();
         bench.send(request)
     };
+    let send = |body| send_to("/utsuwa/v1/images:load", body);
     // More than the limit of other bodies: archives are large.
     let response = send(vec![7; 6 << 20]).await;
     assert_eq!(response.status(), 200);
@@ -110,6 +111,13 @@ async fn archives_are_taken_as_a_stream() {
         serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
     assert_eq!(loaded["reference"], "utsuwa.local/loaded:6291456");
     assert_eq!(send(Vec::new()).await.status(), 400);
+    // Which image of it is wanted goes with it.
+    let response = send_to("/utsuwa/v1/images:load?image=team%2Fapi:v1", vec![7]).await;
+    let loaded: Value =
+        serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!(loaded["reference"], "utsuwa.local/loaded/team/api:v1:1");
+    let response = send_to("/utsuwa/v1/images:load?tag=v1", vec![7]).await;
+    assert_eq!(response.status(), 400);
     let (_, list) = bench.call("GET", "/utsuwa/v1/images", Value::Null).await;
     assert_eq!(
         list["images"][0],

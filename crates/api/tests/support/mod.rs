@@ -47,6 +47,7 @@ impl Images for Nothing {
     fn load(
         &self,
         _: BoxStream<'static, std::io::Result<Bytes>>,
+        _: Option<String>,
     ) -> BoxFuture<'_, Result<LoadedImage, LoadError>> {
         Box::pin(async { Err(LoadError::Wrong("no images in this test".to_owned())) })
     }

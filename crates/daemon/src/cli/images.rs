@@ -8,6 +8,7 @@ use futures_util::TryStreamExt;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::io::ReaderStream;
+use utsuwa_wire::path::percent_encode;
 
 use super::ClientArgs;
 use super::progress::Progress;
@@ -18,7 +19,8 @@ use crate::output::{Format, items, line, note, size, text_at, value};
 pub(crate) enum ImagesCommand {
     /// Load an image and print the reference to deploy it by.
     Load {
-        /// oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE
+        /// oci:DIR[:TAG], oci-archive:FILE[:REFERENCE] or docker-archive:FILE[:REFERENCE]; the reference (or only its tag)
+        /// chooses among several images
         archive: String,
     },
     /// List the images on this server.
@@ -147,14 +149,26 @@ pub(crate) async fn upload_if_local(
     Ok(text_at(&loaded, "reference"))
 }
 
+/// Divides `PATH[:REFERENCE]`. Both may hold colons: the longest beginning that is there is the path, and without any, what comes
+/// before the first colon is.
+fn divide(text: &str, is_there: impl Fn(&Path) -> bool) -> (&str, Option<&str>) {
+    if is_there(Path::new(text)) {
+        return (text, None);
+    }
+    let divided = text
+        .rmatch_indices(':')
+        .map(|(at, colon)| (&text[..at], Some(&text[at + colon.len()..])))
+        .find(|(path, _)| is_there(Path::new(path)));
+    let first = || text.split_once(':').map(|(path, name)| (path, Some(name)));
+    divided.or_else(first).unwrap_or((text, None))
+}
+
 /// Uploads a local archive; answers its reference and digest.
 async fn upload(api: &Api, archive: &str, progress: &Progress) -> Result<Value, Failure> {
     let (kind, rest) = archive.split_once(':').unwrap_or((archive, ""));
-    let file = if kind == "oci" {
-        let (dir, tag) = match rest.rsplit_once(':') {
-            Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag)),
-            _ => (rest, None),
-        };
+    // The image of a directory is chosen here: only that one is packed.
+    let (file, wanted) = if kind == "oci" {
+        let (dir, tag) = divide(rest, |dir| dir.join("index.json").is_file());
         let dir = Path::new(dir);
         if !dir.join("index.json").is_file() {
             return Err(Failure::failed(format!(
@@ -164,30 +178,30 @@ async fn upload(api: &Api, archive: &str, progress: &Progress) -> Result<Value, 
             .hint("a file is named with oci-archive:FILE or docker-archive:FILE"));
         }
         progress.show("pack", &format!("Packing {}", dir.display()));
-        pack(dir, tag)
-            .map_err(|e| Failure::failed(format!("{}: pack the image: {e}", dir.display())))?
+        let file = pack(dir, tag)
+            .map_err(|e| Failure::failed(format!("{}: pack the image: {e}", dir.display())))?;
+        (file, None)
     } else {
-        let path = rest.rsplit_once(':').map_or(rest, |(path, _)| {
-            if Path::new(rest).is_file() {
-                rest
-            } else {
-                path
-            }
-        });
-        std::fs::File::open(path).map_err(|e| {
+        let (path, wanted) = divide(rest, Path::is_file);
+        let file = std::fs::File::open(path).map_err(|e| {
             Failure::failed(format!("{path}: open the archive: {e}"))
                 .hint("files are looked for on the machine where this command runs")
-        })?
+        })?;
+        (file, wanted)
     };
     let total = file.metadata().map_or(0, |m| m.len());
     let (counter, sent) = watch::channel(0);
     let pieces = ReaderStream::new(tokio::fs::File::from_std(file)).inspect_ok(move |piece| {
         counter.send_modify(|sent| *sent += piece.len() as u64);
     });
-    let path = "/utsuwa/v1/images:load";
+    let mut path = "/utsuwa/v1/images:load".to_owned();
+    if let Some(wanted) = wanted {
+        path.push_str("?image=");
+        path.push_str(&percent_encode(wanted));
+    }
     tokio::select! {
-        loaded = api.upload(path, reqwest::Body::wrap_stream(pieces)) => {
-            loaded.map_err(|failure| match failure.is_invalid() {
+        loaded = api.upload(&path, reqwest::Body::wrap_stream(pieces)) => {
+            loaded.map_err(|failure| match failure.is_invalid() && wanted.is_none() {
                 true => failure.about(rest).hint(
                     "an archive is what `docker save`, or `skopeo copy docker://REF oci-archive:FILE`, writes",
                 ),
@@ -221,6 +235,28 @@ async fn show_upload(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_is_divided_from_the_reference_behind_it() {
+        let there = |path: &Path| ["a.tar", "b:c.tar"].contains(&path.to_str().unwrap());
+        for (text, divided) in [
+            ("a.tar", ("a.tar", None)),
+            ("a.tar:v1", ("a.tar", Some("v1"))),
+            (
+                "a.tar:r.example:5000/x:v1",
+                ("a.tar", Some("r.example:5000/x:v1")),
+            ),
+            ("b:c.tar", ("b:c.tar", None)),
+            ("b:c.tar:v1", ("b:c.tar", Some("v1"))),
+            (
+                "none.tar:r.example/x:v1",
+                ("none.tar", Some("r.example/x:v1")),
+            ),
+            ("none.tar", ("none.tar", None)),
+        ] {
+            assert_eq!(divide(text, there), divided, "{text}");
+        }
+    }
 
     #[test]
     fn a_path_is_told_from_a_reference() {

@@ -119,11 +119,12 @@ impl utsuwa_api::seam::Images for Images {
     fn load(
         &self,
         archive: BoxStream<'static, std::io::Result<Bytes>>,
+        wanted: Option<String>,
     ) -> BoxFuture<'_, Result<utsuwa_api::seam::LoadedImage, LoadError>> {
         Box::pin(async move {
             let loaded = self
                 .images
-                .load_archive(archive)
+                .load_archive(archive, wanted.as_deref())
                 .await
                 .map_err(|error| refused(&error))?;
             Ok(utsuwa_api::seam::LoadedImage {

@@ -28,7 +28,7 @@ use crate::output::{ask, note};
 pub(crate) struct DeployArgs {
     /// Name of the service.
     name: String,
-    /// Image: any registry reference, `utsuwa.local/hello`, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`.
+    /// Image: any registry reference, `utsuwa.local/hello`, `oci:DIR[:TAG]`, `oci-archive:FILE[:REFERENCE]` or `docker-archive:FILE[:REFERENCE]`.
     #[arg(long, value_name = "REF")]
     image: Option<String>,
     /// Build from source: not built yet.

@@ -20,6 +20,7 @@ use super::error::PullError;
 use super::manifest::{
     self, Descriptor, ImageManifest, IndexEntry, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST,
 };
+use super::reference::Reference;
 
 pub use pack::pack_oci_directory;
 pub(crate) use spool::{Spooled, spool};
@@ -46,18 +47,18 @@ fn bad(why: impl Into<String>) -> PullError {
     PullError::Archive { why: why.into() }
 }
 
-/// Finds the one image of an archive.
-pub(crate) fn find(files: &Spooled) -> Result<Found, PullError> {
+/// Finds the image of an archive that is called `wanted`; the only one, when nothing is said.
+pub(crate) fn find(files: &Spooled, wanted: Option<&str>) -> Result<Found, PullError> {
     let docker = files.file("manifest.json").is_some();
     if files.file("index.json").is_some() {
-        match find_oci(files) {
+        match find_oci(files, wanted) {
             // Newer docker writes both, and its index names platforms that are not in the file.
             Err(PullError::Archive { .. }) if docker => {}
             other => return other,
         }
     }
     if docker {
-        return find_docker(files);
+        return find_docker(files, wanted);
     }
     if files.is_empty() {
         return Err(bad("it is empty"));
@@ -67,50 +68,77 @@ pub(crate) fn find(files: &Spooled) -> Result<Found, PullError> {
     ))
 }
 
+/// Whether `wanted`, a reference or only a tag, means an image that its archive calls `name`, which may be either, too.
+fn is_called(name: &str, wanted: &str) -> bool {
+    let whole = |text: &str| Reference::parse(text).ok();
+    name == wanted
+        || name.rsplit_once(':').is_some_and(|(_, tag)| tag == wanted)
+        || whole(wanted).is_some_and(|reference| whole(name) == Some(reference))
+}
+
+fn none_such(wanted: &str, names: &[&str]) -> PullError {
+    let there = if names.is_empty() {
+        "; what it holds has no name: leave the reference out".to_owned()
+    } else {
+        format!(", only {}", names.join(", "))
+    };
+    bad(format!("it holds no image called '{wanted}'{there}"))
+}
+
+fn several(names: &[&str]) -> PullError {
+    bad(format!(
+        "it holds several images ({}); write a reference of the wanted one after the file, as in docker-archive:FILE:REFERENCE",
+        names.join(", ")
+    ))
+}
+
 #[derive(Deserialize)]
 struct Layout {
     #[serde(default)]
     manifests: Vec<IndexEntry>,
 }
 
-fn find_oci(files: &Spooled) -> Result<Found, PullError> {
+fn find_oci(files: &Spooled, wanted: Option<&str>) -> Result<Found, PullError> {
     let image = "the uploaded image";
     let layout: Layout = serde_json::from_slice(&files.document("index.json")?)
         .map_err(|error| bad(format!("index.json: {error}")))?;
     let mut seen = BTreeSet::new();
-    let entries: Vec<IndexEntry> = layout
+    // In this order: of an image with two names, the wanted one counts.
+    let entries: Vec<&IndexEntry> = layout
         .manifests
-        .into_iter()
+        .iter()
+        .filter(|entry| {
+            wanted.is_none_or(|wanted| names_of(entry).any(|(_key, name)| is_called(name, wanted)))
+        })
         .filter(|entry| seen.insert(entry.descriptor.digest))
         .collect();
-    let names = || -> Vec<&str> {
-        entries
-            .iter()
-            .filter_map(|entry| name_of(entry).map(|(_key, name)| name))
-            .collect()
-    };
-    let entry = match entries.as_slice() {
-        [] => return Err(bad("its index.json names no image")),
-        [one] => one,
-        many => {
-            let here = |entry: &&IndexEntry| {
+    let entry = match (entries.as_slice(), wanted) {
+        ([], Some(wanted)) => {
+            let names: Vec<&str> = layout.manifests.iter().filter_map(shown_name).collect();
+            return Err(none_such(wanted, &names));
+        }
+        ([], None) => return Err(bad("its index.json names no image")),
+        ([one], _) => *one,
+        (many, _) => {
+            let here = |entry: &&&IndexEntry| {
                 entry.platform.as_ref().is_some_and(|p| {
                     p.os == "linux" && p.architecture == manifest::host_architecture()
                 })
             };
             let mut fitting = many.iter().filter(here);
             match (fitting.next(), fitting.next()) {
-                (Some(one), None) => one,
+                (Some(one), None) => *one,
                 _ => {
-                    return Err(bad(format!(
-                        "it holds several images ({}); upload one at a time",
-                        names().join(", ")
-                    )));
+                    let names: Vec<&str> = many.iter().copied().filter_map(shown_name).collect();
+                    return Err(several(&names));
                 }
             }
         }
     };
-    let name = match (entry.annotations.get(NAME_ANNOTATION), name_of(entry)) {
+    let name = match (
+        entry.annotations.get(NAME_ANNOTATION),
+        names_of(entry).next(),
+    ) {
         (Some(name), Some((REF_NAME, tag))) if !tag.contains(['/', ':']) => {
             Some(format!("{name}:{tag}"))
         }
@@ -153,10 +181,15 @@ fn find_oci(files: &Spooled) -> Result<Found, PullError> {
     Err(bad("its manifest lists are nested too deeply"))
 }
 
-fn name_of(entry: &IndexEntry) -> Option<(&'static str, &str)> {
+/// All names of an image with what they are written as: newer docker writes its reference and its tag.
+fn names_of(entry: &IndexEntry) -> impl Iterator<Item = (&'static str, &str)> {
     [CONTAINERD_NAME, REF_NAME]
         .into_iter()
-        .find_map(|key| entry.annotations.get(key).map(|name| (key, name.as_str())))
+        .filter_map(|key| entry.annotations.get(key).map(|name| (key, name.as_str())))
+}
+
+fn shown_name(entry: &IndexEntry) -> Option<&str> {
+    names_of(entry).next().map(|(_key, name)| name)
 }
 
 #[derive(Deserialize)]
@@ -168,20 +201,29 @@ struct DockerImage {
     layers: Vec<String>,
 }
 
-fn find_docker(files: &Spooled) -> Result<Found, PullError> {
+impl DockerImage {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.repo_tags.iter().flatten().map(String::as_str)
+    }
+}
+
+fn names_in<'a>(images: impl Iterator<Item = &'a DockerImage>) -> Vec<&'a str> {
+    images.flat_map(DockerImage::names).collect()
+}
+
+fn find_docker(files: &Spooled, wanted: Option<&str>) -> Result<Found, PullError> {
     let images: Vec<DockerImage> = serde_json::from_slice(&files.document("manifest.json")?)
         .map_err(|error| bad(format!("manifest.json: {error}")))?;
-    let [image] = images.as_slice() else {
-        let names: Vec<&str> = images
-            .iter()
-            .flat_map(|image| image.repo_tags.iter().flatten())
-            .map(String::as_str)
-            .collect();
-        return Err(bad(format!(
-            "it holds {} images ({}); upload one at a time",
-            images.len(),
-            names.join(", ")
-        )));
+    let fits = |name: &str| wanted.is_none_or(|wanted| is_called(name, wanted));
+    let fitting: Vec<&DockerImage> = images
+        .iter()
+        .filter(|image| wanted.is_none() || image.names().any(fits))
+        .collect();
+    let image = match (fitting.as_slice(), wanted) {
+        ([one], _) => *one,
+        ([], Some(wanted)) => return Err(none_such(wanted, &names_in(images.iter()))),
+        ([], None) => return Err(bad("its manifest.json names no image")),
+        (many, _) => return Err(several(&names_in(many.iter().copied()))),
     };
     let config = files.document(&image.config)?;
     let mut layers = Vec::new();
@@ -208,7 +250,7 @@ fn find_docker(files: &Spooled) -> Result<Found, PullError> {
     };
     let manifest_document = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": manifest.config, "layers": manifest.layers });
     Ok(Found {
-        name: image.repo_tags.iter().flatten().next().cloned(),
+        name: image.names().find(|name| fits(name)).map(str::to_owned),
         manifest_document: manifest_document.to_string().into_bytes(),
         manifest,
         config,

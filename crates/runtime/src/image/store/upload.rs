@@ -37,18 +37,22 @@ impl Drop for Incoming {
 
 impl ImageStore {
     /// Stores the image of an uploaded archive and unpacks it. The archive is a tar (also gzip or zstd) of the kinds
-    /// `oci-archive` or `docker-archive`.
+    /// `oci-archive` or `docker-archive`. `wanted`, a reference or a tag, chooses among several images.
     ///
     /// The answer's `reference` is `utsuwa.local/loaded/NAME@sha256:…`; the image can also be had by `…/NAME:TAG` if the
     /// archive names a tag. It stays for the grace period unless a revision pins it.
     ///
     /// # Errors
     /// [`PullError::Archive`] and others; nothing of the upload is left then.
-    pub async fn load_archive<S>(&self, mut content: S) -> Result<ResolvedImage, PullError>
+    pub async fn load_archive<S>(
+        &self,
+        mut content: S,
+        wanted: Option<&str>,
+    ) -> Result<ResolvedImage, PullError>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
     {
-        let loaded = self.take_in(&mut content).await;
+        let loaded = self.take_in(&mut content, wanted).await;
         if loaded.is_err() {
             // Who is answered while they still send loses the connection, and the answer with it.
             let to_its_end = async { while matches!(content.next().await, Some(Ok(_))) {} };
@@ -58,7 +62,7 @@ impl ImageStore {
         loaded
     }
 
-    async fn take_in<S>(&self, content: S) -> Result<ResolvedImage, PullError>
+    async fn take_in<S>(&self, content: S, wanted: Option<&str>) -> Result<ResolvedImage, PullError>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
     {
@@ -72,6 +76,7 @@ impl ImageStore {
         let incoming = Incoming(path.clone());
         let (sender, pieces) = mpsc::channel(PIECES);
         let reserve = self.0.settings.reserve_bytes;
+        let wanted = wanted.map(str::to_owned);
         let reading = tokio::task::spawn_blocking(move || {
             let files = archive::spool(
                 PieceReader {
@@ -81,7 +86,7 @@ impl ImageStore {
                 &path,
                 reserve,
             )?;
-            archive::find(&files)
+            archive::find(&files, wanted.as_deref())
         });
         forward(content, sender).await;
         let found = reading.await.map_err(interrupted)??;
