@@ -12,6 +12,7 @@
 )]
 
 mod acme;
+mod archives;
 mod attacks;
 mod bad_apps;
 mod bad_images;
