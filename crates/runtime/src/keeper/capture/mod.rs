@@ -7,8 +7,8 @@
 //! 1. Bytes leave the FIFO and enter the file in one system call (`splice`), so no kill can lose or double them. On
 //!    return the position is the file's size.
 //! 2. What is dropped (budget, full disk) is counted, and the count is in the files before the bytes are gone.
-//! 3. Files are root's, readable by the server's group; the directory is held open, so that nobody can put a link in
-//!    the way.
+//! 3. Files are root's, readable by the server's group from the moment they have their name; the directory is held open, so
+//!    that nobody can put a link in the way.
 //!
 //! Failure: where a file can't be written (disk full) the bytes are read and counted, never left in the FIFO: an app
 //! must not stand still because of its log.
@@ -283,12 +283,25 @@ fn count_file_lines(path: &Path) -> io::Result<u64> {
     }
 }
 
+/// Where something that is to be `path` is made, until it is whole. No reader takes it for one of its own.
+fn unseen(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.new"))
+}
+
+/// The server may look in at any moment, so it sees a directory only once its group may read it.
 fn make_directory(path: &Path, gid: u32) -> io::Result<()> {
-    match fs::DirBuilder::new().mode(0o750).create(path) {
-        Ok(()) => std::os::unix::fs::chown(path, None, Some(gid)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+    if fs::symlink_metadata(path).is_ok() {
+        return Ok(());
     }
+    let unseen = unseen(path);
+    match fs::DirBuilder::new().mode(0o750).create(&unseen) {
+        // An earlier keeper was killed before it had a name.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    std::os::unix::fs::lchown(&unseen, None, Some(gid))?;
+    fs::rename(&unseen, path)
 }
 
 fn make_directories(path: &Path, gid: u32) -> io::Result<()> {

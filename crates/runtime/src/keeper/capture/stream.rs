@@ -1,6 +1,6 @@
 //! One stream of one instance, stored in segments.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 use utsuwa_model::Timestamp;
 
-use super::{LogStore, make_directories};
+use super::{LogStore, make_directories, unseen};
 use crate::logs::layout::{self, Dropped, StreamKey};
 
 /// An active segment is closed to meet the budget only if it is at least this large.
@@ -224,7 +224,6 @@ impl Segment {
             // `splice` refuses files opened for appending; the index is written in the ordinary way.
             options
                 .read(true)
-                .create(true)
                 .mode(0o640)
                 .custom_flags(libc::O_NOFOLLOW);
             if append {
@@ -232,11 +231,16 @@ impl Segment {
             } else {
                 options.write(true)
             };
-            let file = options.open(path)?;
-            if file.metadata()?.gid() != gid {
-                std::os::unix::fs::fchown(&file, None, Some(gid))?;
+            match options.open(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => make(&options, path, gid),
+                there => {
+                    let file = there?;
+                    if file.metadata()?.gid() != gid {
+                        std::os::unix::fs::fchown(&file, None, Some(gid))?;
+                    }
+                    Ok(file)
+                }
             }
-            Ok(file)
         };
         let file = open(&key.segment(directory, start), false)?;
         let index = open(&key.index(directory, start), true)?;
@@ -259,6 +263,17 @@ impl Segment {
         entry[8..].copy_from_slice(&at.0.to_le_bytes());
         self.index.write_all(&entry)
     }
+}
+
+/// A new file at `path`. A reader that finds it may read it: it gets its name last.
+fn make(options: &OpenOptions, path: &Path, gid: u32) -> io::Result<File> {
+    let unseen = unseen(path);
+    // Of a keeper that was killed before this.
+    let _ = fs::remove_file(&unseen);
+    let file = options.clone().create_new(true).open(&unseen)?;
+    std::os::unix::fs::fchown(&file, None, Some(gid))?;
+    fs::rename(&unseen, path)?;
+    Ok(file)
 }
 
 pub(super) fn has_data(fifo: &OwnedFd) -> bool {

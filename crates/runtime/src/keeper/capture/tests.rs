@@ -8,6 +8,7 @@
 use std::io::Write;
 
 use futures_util::StreamExt;
+use rustix::fs::inotify;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::stream::has_data;
@@ -250,4 +251,51 @@ async fn logs_of_a_deleted_service_are_out_of_sight_at_once() {
     assert!(world.store.used.values().all(|used| *used < 20_000));
     world.store.put_aside(&service, None).unwrap();
     assert_eq!(layout::removed(&root).len(), 2);
+}
+
+/// What got the name of something in `directory` since `notices` began: by being made under it, or by being renamed.
+fn appeared(notices: &OwnedFd) -> Vec<(bool, String)> {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(notices, &mut buffer);
+    let mut found = Vec::new();
+    while let Ok(event) = reader.next() {
+        let renamed = event.events().contains(inotify::ReadFlags::MOVED_TO);
+        let name = event.file_name().unwrap_or_default().to_string_lossy();
+        if !name.starts_with('.') {
+            found.push((renamed, name.into_owned()));
+        }
+    }
+    found
+}
+
+/// Between being made and being given to the server's group, it was there for the server to see and not to read.
+#[test]
+fn whatever_can_be_seen_can_be_read() {
+    let mut world = World::new(limits(1 << 30, 16));
+    let watched = |path: &Path| {
+        let notices =
+            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
+        let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+        inotify::add_watch(&notices, path, flags).unwrap();
+        notices
+    };
+    let root = world.directory.path().join("logs");
+    let projects = watched(&root);
+    let (mut first, mut writer) = world.capture(1, false);
+    writeln!(writer, "the first").unwrap();
+    world.drain(&mut first);
+    assert_eq!(appeared(&projects), [(true, "demo".to_owned())]);
+
+    let directory = layout::service_directory(&root, &world.service);
+    let files = watched(&directory);
+    // What a killed keeper left is in nobody's way.
+    let (mut second, mut writer) = world.capture(2, false);
+    let left = unseen(&second.key.segment(&directory, 0));
+    fs::write(&left, "left").unwrap();
+    writeln!(writer, "more than a segment holds").unwrap();
+    world.drain(&mut second);
+    let files = appeared(&files);
+    assert!(files.len() > 2, "{files:?}");
+    assert!(files.iter().all(|(renamed, _)| *renamed), "{files:?}");
+    assert!(!left.exists());
 }
