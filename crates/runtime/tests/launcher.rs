@@ -5,6 +5,7 @@ mod launcher_contract;
 mod launcher_gvisor;
 mod launcher_host_dirs;
 mod launcher_layers;
+mod launcher_network;
 mod launcher_unpack;
 mod launcher_volumes;
 mod launcher_world;
@@ -20,7 +21,6 @@ use std::time::{Duration, Instant};
 use busybox::possible;
 use launcher_world::{End, UID_BASE, World, wait};
 use utsuwa_model::quantity::{MemoryBytes, MilliCpu};
-use utsuwa_runtime::network::NetConfig;
 use utsuwa_runtime::sandbox::has_sigterm_handler;
 use utsuwa_runtime::sandbox::process::IMAGE_BASE;
 use utsuwa_runtime::spawner::protocol::{Op, Reply, SpawnError};
@@ -318,41 +318,6 @@ root_test! {
         let (output, ..) = world.run(spec);
         assert_eq!(output, "highe\n0:0\n0:0\n");
     }
-}
-
-#[test]
-fn an_instance_has_its_network() {
-    if !possible("an_instance_has_its_network") {
-        return;
-    }
-    let id = World::id();
-    let network = NetConfig {
-        id: id.clone(),
-        ingress_ports: vec![80],
-        allow: Vec::new(),
-        mtu: None,
-    };
-    let mut world = World::with_network(Some(network));
-    let script = "ip -o addr; ip route; nc -l -p 80 -e echo answered & until nc ::1 80; do kill -0 $! || exit 1; done";
-    let mut spec = world.spec(&["sh", "-c", script]);
-    spec.process.user = "www".to_owned();
-    let mut instance = world.start(spec).unwrap();
-    let address = instance.sandbox.net.address.to_string();
-    let mut output = String::new();
-    instance.output.read_to_string(&mut output).unwrap();
-    assert_eq!(wait(&instance.sandbox.pidfd), End::Code(0), "{output}");
-    assert!(
-        output.contains("eth0") && output.contains(&address) && output.contains("default via"),
-        "{output}"
-    );
-    assert!(
-        output.contains("answered"),
-        "port 80 as another user than root: {output}"
-    );
-    assert!(!instance.sandbox.sockets.is_empty());
-    world.end(instance.sandbox);
-    drop(world);
-    utsuwa_runtime::network::Gateway::tear_down(&id).unwrap();
 }
 
 root_test! {

@@ -17,8 +17,9 @@ use super::netlink::{End, Message, Netlink, Route};
 use super::prepare::{bound_socket, forward, prepare_namespace, prepare_sandbox, sandbox_sockets};
 use super::rules::{self, CABLE_PREFIX};
 use super::sysctl::{self, Record};
+use super::watch::Watch;
 use super::{INTERNAL_ADDRESS, NetConfig, NetError, NetInfo};
-use super::{firewall, namespace, refusal};
+use super::{namespace, refusal};
 
 /// The gateway as a next hop inside sandboxes (IPv6).
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -44,6 +45,7 @@ pub struct Gateway {
     /// Detached sandboxes whose cables may still be there, oldest first.
     fading: VecDeque<(u32, Instant)>,
     refusals: Vec<OwnedFd>,
+    watch: Watch,
 }
 
 impl Gateway {
@@ -103,6 +105,18 @@ impl Gateway {
             Ok((Netlink::open()?, group, refusals))
         })?;
         let (outer_refusals, outer_group) = refusal::subscribe()?;
+        let mut policy = rules::Policy {
+            table: &tag,
+            uplink: &tag,
+            range: (range, RANGE_PREFIX),
+            range6: (range6, RANGE6_PREFIX),
+            allow: &config.allow,
+            group: inner_group,
+        };
+        // Before there is a way for any packet.
+        namespace::inside(netns.as_fd(), || rules::load(&policy.gateway()))?;
+        policy.group = outer_group;
+        let watch = Watch::begin(&tag, policy.host())?;
         let mut gateway = Self {
             config: config.clone(),
             netns,
@@ -114,20 +128,9 @@ impl Gateway {
             taken: BTreeMap::new(),
             fading: VecDeque::new(),
             refusals: vec![inner_refusals, outer_refusals],
+            watch,
         };
         gateway.connect_uplink(&mut host, &tag, fresh)?;
-        let mut policy = rules::Policy {
-            table: &tag,
-            uplink: &tag,
-            range: (range, RANGE_PREFIX),
-            range6: (range6, RANGE6_PREFIX),
-            allow: &config.allow,
-            group: inner_group,
-        };
-        namespace::inside(gateway.netns.as_fd(), || rules::load(&policy.gateway()))?;
-        policy.group = outer_group;
-        rules::load(&policy.host())?;
-        firewall::open(&tag, &tag)?;
         forward(&mut record, &config.id, v6)?;
         gateway.find_cables()?;
         Ok(gateway)
@@ -197,6 +200,23 @@ impl Gateway {
     pub fn refusal_sockets(&self) -> Result<Vec<OwnedFd>, NetError> {
         let copies: Result<_, _> = self.refusals.iter().map(OwnedFd::try_clone).collect();
         copies.map_err(|error| NetError::sys("duplicate the sockets of refused connections", error))
+    }
+
+    /// Readable when the host's rules were changed, by whomever: then [`Gateway::look`].
+    #[must_use]
+    pub fn news(&self) -> BorrowedFd<'_> {
+        self.watch.news()
+    }
+
+    /// When to [`Gateway::look`] where nothing is to be read.
+    #[must_use]
+    pub fn next_look(&self) -> Duration {
+        self.watch.next()
+    }
+
+    /// Whether the host's half of the rules still stands; what is missing is set again and named, here and in the log.
+    pub fn look(&mut self) -> Vec<String> {
+        self.watch.look()
     }
 
     /// The sockets of [`NetInfo::sockets`] made anew, for a sandbox whose sockets were all lost with the processes that held

@@ -35,6 +35,7 @@ pub mod refusal;
 mod rules;
 mod sysctl;
 mod uplink;
+mod watch;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

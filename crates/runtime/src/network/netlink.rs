@@ -7,6 +7,7 @@
 //! Failure: each message carries the words for its error and the error numbers that mean "already so".
 
 mod message;
+mod nftables;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,6 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::NetError;
 use message::text;
 pub(crate) use message::{End, Message};
+pub(crate) use nftables::{News, Table};
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -42,11 +44,15 @@ pub(crate) struct Netlink {
 impl Netlink {
     /// Opens a client in the thread's network namespace.
     pub(crate) fn open() -> Result<Self, NetError> {
+        Self::of(libc::NETLINK_ROUTE)
+    }
+
+    fn of(protocol: i32) -> Result<Self, NetError> {
         let open = || -> io::Result<Socket> {
             let socket = Socket::new(
                 Domain::from(libc::AF_NETLINK),
                 Type::RAW.cloexec(),
-                Some(Protocol::from(libc::NETLINK_ROUTE)),
+                Some(Protocol::from(protocol)),
             )?;
             // A lost acknowledgement must not stop the housekeeper for ever.
             socket.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -99,13 +105,17 @@ impl Netlink {
     pub(crate) fn dump(&mut self, kind: u16) -> Result<Vec<Entry>, NetError> {
         // A zeroed ifinfomsg, ifaddrmsg or rtmsg: all families.
         let size = if kind == libc::RTM_GETROUTE { 12 } else { 16 };
-        let mut message = Message::new(
+        self.all(Message::new(
             kind,
             NLM_F_DUMP,
             &vec![0; size],
             "list network objects".to_owned(),
             &[],
-        );
+        ))
+    }
+
+    /// Everything that answers `message`, which asks for a dump.
+    fn all(&mut self, mut message: Message) -> Result<Vec<Entry>, NetError> {
         self.sequence = self.sequence.wrapping_add(1);
         finish(&mut message.bytes, self.sequence, 0);
         (&self.socket)
@@ -141,9 +151,18 @@ impl Netlink {
     /// The link of that name.
     pub(crate) fn link(&mut self, name: &str) -> Result<Link, NetError> {
         let step = format!("find link {name}");
-        let mut message = Message::new(libc::RTM_GETLINK, 0, &[0; 16], step, &[])
+        let message = Message::new(libc::RTM_GETLINK, 0, &[0; 16], step, &[])
             .attribute(libc::IFLA_IFNAME, &text(name))
             .attribute(libc::IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+        let step = message.step.clone();
+        let (kind, entry) = self.first(message)?;
+        let missing = io::Error::from_raw_os_error(-read_i32(&entry.payload, 0));
+        let found = (kind == libc::RTM_NEWLINK).then(|| Link::parse(&entry));
+        found.flatten().ok_or_else(|| NetError::sys(step, missing))
+    }
+
+    /// Kind and content of the first answer to `message`; it may be an error.
+    fn first(&mut self, mut message: Message) -> Result<(u16, Entry), NetError> {
         self.sequence = self.sequence.wrapping_add(1);
         finish(&mut message.bytes, self.sequence, 0);
         (&self.socket)
@@ -152,17 +171,7 @@ impl Netlink {
         loop {
             for (kind, sequence, payload) in self.receive()? {
                 if sequence == self.sequence {
-                    let missing = || io::Error::from_raw_os_error(-read_i32(&payload, 0));
-                    let found = if kind == libc::RTM_NEWLINK {
-                        Some(Entry {
-                            payload: payload.clone(),
-                        })
-                    } else {
-                        None
-                    };
-                    return found
-                        .and_then(|entry| Link::parse(&entry))
-                        .ok_or_else(|| NetError::sys(message.step.clone(), missing()));
+                    return Ok((kind, Entry { payload }));
                 }
             }
         }

@@ -105,12 +105,13 @@ chain through {{ type filter hook forward priority filter; policy drop;
             );
             return text;
         }
-        // The destination is judged before any port forwarding (-100) and after connection tracking (-200).
+        // The destination is judged before any port forwarding (-100) and after connection tracking (-200). Each packet is, not
+        // the first alone: a connection begun while somebody had taken the table away doesn't outlast that.
         let _ = write!(
             text,
             "chain host {{ type filter hook prerouting priority mangle; policy accept;
   iifname != \"{uplink}\" accept
-  ct state established,related accept
+  ct state related accept
 {named}  fib daddr type {{ local, broadcast, anycast, multicast }} goto refuse_host
 }}
 chain through {{ type filter hook forward priority filter - 5; policy accept;

@@ -1,7 +1,7 @@
 //! The housekeeper: everything that takes longer than a wake may.
 //!
 //! Owns: making pooled sandboxes, their cgroups and networks, and taking them down; unpacking, copying and deleting layers
-//! and old logs, each in a child. Doesn't: start programs in them.
+//! and old logs, each in a child; looking whether the network's rules still stand. Doesn't: start programs in them.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -243,10 +243,11 @@ impl Worker for Housekeeper {
     fn waiting(&self) -> Vec<BorrowedFd<'_>> {
         let jobs = self.jobs.iter().map(Job::waits_for);
         jobs.chain(self.chores.iter().map(Chore::waits_for))
+            .chain(self.gateway.iter().map(Gateway::news))
             .collect()
     }
 
-    /// Jobs first, then chores, as in `waiting`; indices come highest first, so that what was removed moves none to come.
+    /// Jobs first, then chores, then the gateway, as in `waiting`; indices come highest first, so that what was removed moves none to come.
     fn wake(&mut self, channel: &Channel, index: usize) {
         if let Some(job) = self.jobs.get_mut(index) {
             if job.advance() {
@@ -256,6 +257,12 @@ impl Worker for Housekeeper {
             return;
         }
         let index = index - self.jobs.len();
+        if index >= self.chores.len() {
+            if let Some(gateway) = &mut self.gateway {
+                gateway.look();
+            }
+            return;
+        }
         if self.chores.get_mut(index).is_some_and(Chore::advance) {
             let Ended {
                 request,
@@ -272,18 +279,25 @@ impl Worker for Housekeeper {
     }
 
     fn next_tick(&self) -> Option<Duration> {
-        if !self.newborns.is_empty() {
+        let look = self.gateway.as_ref().map(Gateway::next_look);
+        let own = if !self.newborns.is_empty() {
             // As soon as no other request waits to be read.
             Some(Duration::ZERO)
         } else if self.removals.is_empty() {
             None
         } else {
             Some(REMOVE_INTERVAL)
-        }
+        };
+        own.into_iter().chain(look).min()
     }
 
     fn tick(&mut self, channel: &Channel) {
         self.raise(channel);
         self.remove_cgroups(channel);
+        if let Some(gateway) = &mut self.gateway
+            && gateway.next_look().is_zero()
+        {
+            gateway.look();
+        }
     }
 }

@@ -192,6 +192,8 @@ impl World {
             .unwrap();
         let images = directory.path().join("images");
         fs::create_dir_all(images.join("layers")).unwrap();
+        // As the keeper does it: the housekeeper waits for its turn there before it makes anything.
+        fs::create_dir(directory.path().join("run")).unwrap();
         let config = |role| SpawnerConfig {
             role,
             id: id.clone(),
