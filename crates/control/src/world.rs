@@ -153,6 +153,8 @@ pub(crate) struct RevisionState {
     pub(crate) zygotes: Zygotes,
     /// Ends in a row soon after the start.
     pub(crate) crashes: u32,
+    /// The last of them had been reached: whoever asks next waits for another.
+    pub(crate) served: bool,
     /// No start before this.
     pub(crate) not_before: Option<Timestamp>,
     /// Since when there is no memory for what it should have.

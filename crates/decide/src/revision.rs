@@ -216,11 +216,23 @@ pub fn crash_backoff(crashes_in_a_row: u32) -> Duration {
     }
 }
 
-/// The text for a start that is put off because of crashes.
+/// How long a revision waits whose instances end while they serve: like one that crashes, but never longer than a request that comes
+/// meanwhile may wait (§2.5), which then finds the next instance and not an error.
 #[must_use]
-pub fn backoff_summary(crashes: u32, wait: Duration) -> String {
+pub fn serving_backoff(ends_in_a_row: u32) -> Duration {
+    crash_backoff(ends_in_a_row).min(Duration::from_secs(8))
+}
+
+/// The text for a start that is put off because of crashes; `served`: the last to end had been reached.
+#[must_use]
+pub fn backoff_summary(crashes: u32, served: bool, wait: Duration) -> String {
+    let when = if served {
+        "while it served"
+    } else {
+        "right after its start"
+    };
     format!(
-        "ended {crashes} times in a row right after its start; the next start waits {}",
+        "ended {crashes} times in a row {when}; the next start waits {}",
         time(wait)
     )
 }
@@ -352,6 +364,8 @@ mod tests {
 
     #[test]
     fn backoff_doubles_to_a_minute() {
+        let served: Vec<u64> = (0..9).map(|n| serving_backoff(n).as_secs()).collect();
+        assert_eq!(served, [0, 1, 2, 4, 8, 8, 8, 8, 8]);
         let seconds: Vec<u64> = (0..9).map(|n| crash_backoff(n).as_secs()).collect();
         assert_eq!(seconds, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
     }

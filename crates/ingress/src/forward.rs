@@ -150,6 +150,8 @@ async fn ask_http1(
     deadline: &mut Deadline,
 ) -> Result<(Response<()>, Upstream), Failure> {
     let (mut again, mut early) = (false, Some(early));
+    // How the first attempt ended, where an app may have seen it.
+    let mut silent = None;
     let may_repeat = may_repeat(&request);
     loop {
         let kept = if again { None } else { instance.idle() };
@@ -160,8 +162,10 @@ async fn ask_http1(
                 // Boxed, since it is large and seldom.
                 let dial = Box::pin(instance.dial(instance.port));
                 let stream = bounded(instance, deadline, dial).await?;
-                let stream =
-                    stream.map_err(|error| Failure::Connect(ConnectFailure::Dial(error)))?;
+                let stream = stream.map_err(|error| match silent.take() {
+                    Some(fault) => Failure::Broken(Box::new(fault)),
+                    None => Failure::Connect(ConnectFailure::Dial(error)),
+                })?;
                 Upstream::new(stream, shared.outside.settings.max_header_bytes)
             }
         };
@@ -185,7 +189,9 @@ async fn ask_http1(
         match answer {
             Ok(response) => return Ok((response, upstream)),
             Err(Unanswered::Unsent(_)) if was_kept => {}
-            Err(Unanswered::Silent(_)) if may_repeat && upstream.was_used() => {}
+            Err(Unanswered::Silent(fault)) if may_repeat && upstream.was_used() => {
+                silent = Some(fault);
+            }
             Err(Unanswered::Unsent(fault)) => return Err(Failure::Unsent(Box::new(fault))),
             Err(Unanswered::Silent(fault) | Unanswered::Broken(fault)) => {
                 return Err(Failure::Broken(Box::new(fault)));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::broadcast::error::RecvError;
-use utsuwa_decide::revision::{ProofInstance, crash_backoff};
+use utsuwa_decide::revision::{ProofInstance, crash_backoff, serving_backoff};
 use utsuwa_model::demand::Reach;
 use utsuwa_model::instance::Exit;
 use utsuwa_model::{InstanceId, RevisionKey};
@@ -16,6 +16,16 @@ use crate::world::{Phase, RevisionState, Stage};
 
 /// Who lived this long did not crash at its start.
 pub(crate) const SETTLED: Duration = Duration::from_secs(60);
+/// Nor did who was reached, and lived this long: one that ends of what it was asked is replaced at once, however often.
+const SERVED: Duration = Duration::from_secs(10);
+
+/// What is counted of an end in a row of others.
+struct End {
+    /// It lived long enough to begin another row.
+    settled: bool,
+    /// It had been reached.
+    served: bool,
+}
 
 impl Core {
     /// Listens for ends until shutdown. A lagging receiver looks at the whole list instead.
@@ -98,7 +108,11 @@ impl Core {
                 });
                 return true;
             }
-            self.crashed(state, message.clone(), lived >= SETTLED);
+            let end = End {
+                settled: lived >= if reached { SERVED } else { SETTLED },
+                served: reached,
+            };
+            self.crashed(state, message.clone(), &end);
             false
         });
         if proving == Some(true) {
@@ -129,7 +143,11 @@ impl Core {
                 });
                 return true;
             }
-            self.crashed(state, tried.to_owned(), false);
+            let end = End {
+                settled: false,
+                served: false,
+            };
+            self.crashed(state, tried.to_owned(), &end);
             false
         });
         if proving == Some(true) {
@@ -147,25 +165,31 @@ impl Core {
         self.world.revision(key, |state| {
             let record = state.instances.get(id);
             let lived = record.map(|record| now.since(record.started));
-            self.crashed(
-                state,
-                why.to_owned(),
-                lived.is_some_and(|lived| lived >= SETTLED),
-            );
+            let end = End {
+                settled: lived.is_some_and(|lived| lived >= SETTLED),
+                served: false,
+            };
+            self.crashed(state, why.to_owned(), &end);
         });
         self.after_count_changed(key);
     }
 
     /// Counts an end; the first one is replaced at once, the next ones later and later.
-    fn crashed(&self, state: &mut RevisionState, message: String, settled: bool) {
-        state.crashes = if settled {
+    fn crashed(&self, state: &mut RevisionState, message: String, end: &End) {
+        state.crashes = if end.settled {
             1
         } else {
             state.crashes.saturating_add(1)
         };
+        state.served = end.served;
         state.last_failure = Some(message);
         state.failed_at = Some(self.env.now());
-        let wait = crash_backoff(state.crashes - 1);
+        let before = state.crashes - 1;
+        let wait = if end.served {
+            serving_backoff(before)
+        } else {
+            crash_backoff(before)
+        };
         state.not_before = (!wait.is_zero()).then(|| self.env.now().plus(wait));
     }
 

@@ -148,8 +148,9 @@ fn put_off(
     (plan.start, found.put_off) = (0, true);
     found.wake(Some(until));
     let wait = until.since(now);
-    plan.because = Because::new(revision::backoff_summary(state.crashes, wait));
-    if live == 0 && demand.queued > 0 && wait > PATIENCE {
+    let summary = revision::backoff_summary(state.crashes, state.served, wait);
+    plan.because = Because::new(summary);
+    if live == 0 && demand.queued > 0 && wait > PATIENCE && !state.served {
         let message = state
             .last_failure
             .clone()

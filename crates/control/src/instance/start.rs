@@ -104,6 +104,7 @@ impl Core {
             state.last_failure = Some(error.to_string());
             state.failed_at = Some(now);
             state.crashes = state.crashes.saturating_add(1);
+            state.served = false;
             let message = error.to_string();
             match error {
                 DriverError::Refused(why) if state.stage == Stage::Proving => {

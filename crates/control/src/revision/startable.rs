@@ -200,6 +200,7 @@ impl Core {
             instances: std::collections::BTreeMap::new(),
             zygotes: Zygotes::default(),
             crashes: 0,
+            served: false,
             not_before: None,
             short_since: None,
             usual_start,

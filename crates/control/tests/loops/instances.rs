@@ -137,6 +137,46 @@ async fn a_crash_is_replaced_and_a_loop_of_crashes_slows_down() {
     );
 }
 
+/// A request that its program ends of is one matter, those that come after it are another: they wait for the next instance.
+#[tokio::test(start_paused = true)]
+async fn who_ends_while_it_serves_keeps_nobody_else_from_being_served() {
+    let (house, key, revision) = hello().await;
+    let ends = async || {
+        let id = house.driver.running()[0].clone();
+        house.driver.exit(&id, Exit::Code(4), Vec::new());
+        house
+            .until("ended", |h| h.door_in_flight(&revision) == 0)
+            .await;
+    };
+    for round in 0..12 {
+        house.door.arrive(&revision, 1);
+        let mut seconds = 0;
+        while house.door_in_flight(&revision) == 0 {
+            assert!(seconds < 9, "{round}");
+            house.pass_time(Duration::from_secs(1)).await;
+            seconds += 1;
+        }
+        ends().await;
+    }
+    assert_eq!(house.door.refused(), []);
+    house.door.arrive(&revision, 1);
+    house.rest().await;
+    let why = house.control.explain(&key)[0].because.clone();
+    assert!(
+        why.iter()
+            .any(|one| one.summary.contains("in a row while it served")),
+        "{why:?}"
+    );
+    // Who lived for a while begins another row: the next one is there at once.
+    house.pass_time(Duration::from_secs(20)).await;
+    assert_eq!(house.door_in_flight(&revision), 1);
+    ends().await;
+    house.door.arrive(&revision, 1);
+    house
+        .until("served", |h| h.door_in_flight(&revision) == 1)
+        .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_unhealthy_instance_is_replaced_at_once_and_slower_when_it_repeats() {
     let (house, key, _) = hello().await;
