@@ -66,7 +66,10 @@ fn the_housekeeper_sets_the_rules_of_the_network_again() {
         nft.args([what, "table", "inet", &table]).output().unwrap()
     };
     for _ in 0..2 {
-        assert!(nft("delete").status.success());
+        // Others' changes at the same moment may make it fail.
+        while !nft("delete").status.success() {
+            assert!(nft("list").status.success(), "somebody else took it");
+        }
         let begin = Instant::now();
         while !nft("list").status.success() {
             assert!(begin.elapsed() < Duration::from_secs(10), "still gone");
