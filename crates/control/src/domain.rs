@@ -7,7 +7,7 @@
 //! 1. An attempt is counted before it is made, so that a server that dies in it doesn't hurry after it.
 //! 2. Nobody is asked for a certificate of a domain that isn't mapped; what was issued for one goes with its mapping.
 //! 3. The status is written before an attempt, which may take minutes: clients wait for the records. However many attempts are
-//!    under way, a pass that makes none finds a slot.
+//!    under way, a pass that makes none finds a slot. None begins while the route is awaited: no pass could show it meanwhile.
 
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ use crate::rounds::{Key, PassError, Priority, Report};
 const READY: &str = "Ready";
 const CERTIFICATE: &str = "CertificateProvisioned";
 const ROUTABLE: &str = "DomainRoutable";
+/// Why it isn't known yet whether a domain leads anywhere. Until then its generation is not observed: clients wait for that.
+const AWAITED: &str = "RouteAwaited";
 /// How often a domain looks whether it is its turn to be asked for: an attempt takes some seconds where all is well.
 const TURN: Duration = Duration::from_secs(5);
 /// Shown while nobody knows how an attempt ended.
@@ -68,7 +70,11 @@ impl Core {
         let trouble = mapping.status.trouble.clone();
         let decision = self.decide(&mapping, standing, trouble.as_ref());
         let wanted = decision.step == Step::Issue;
-        let turn = wanted.then(|| self.attempts.try_acquire().ok()).flatten();
+        let routable = self.routable(&mapping, self.env.wall())?;
+        let awaited = routable.reason == AWAITED;
+        let turn = (wanted && !awaited)
+            .then(|| self.attempts.try_acquire().ok())
+            .flatten();
         let attempt = turn.is_some().then(|| Trouble {
             failures: trouble.as_ref().map_or(0, |t| t.failures).saturating_add(1),
             at: self.env.wall(),
@@ -89,7 +95,7 @@ impl Core {
         } else {
             kept.clone()
         };
-        let shown = self.status(&mapping, standing, told.as_ref(), kept);
+        let shown = self.status(&mapping, standing, told.as_ref(), kept)?;
         actions += usize::from(self.write_domain(&mut mapping, shown).await?);
         match (decision.step, attempt) {
             (Step::Issue, Some(attempt)) => {
@@ -103,7 +109,7 @@ impl Core {
                     ..attempt
                 });
                 let standing = self.certificates.standing(name);
-                let shown = self.status(&mapping, standing, trouble.as_ref(), trouble.clone());
+                let shown = self.status(&mapping, standing, trouble.as_ref(), trouble.clone())?;
                 actions += usize::from(self.write_domain(&mut mapping, shown).await?);
                 let next = self.decide(&mapping, standing, trouble.as_ref());
                 return Ok(self.report(&next, actions));
@@ -112,6 +118,13 @@ impl Core {
                 actions += 1;
                 self.env.before("forget certificate").await;
                 self.certificates.forget(name).await.map_err(PassError)?;
+            }
+            (Step::Issue, None) if awaited => {
+                return Ok(Report {
+                    because: "waits for its service's loop, which makes its route".to_owned(),
+                    actions,
+                    ..Report::default()
+                });
             }
             (Step::Issue, None) => return Ok(self.waits_for_its_turn(actions)),
             _ => {}
@@ -185,14 +198,16 @@ impl Core {
         standing: CertificateStanding,
         trouble: Option<&Trouble>,
         kept: Option<Trouble>,
-    ) -> DomainStatus {
+    ) -> Result<DomainStatus, PassError> {
         let now = self.env.wall();
         let mut conditions = mapping.status.conditions.clone();
         let certificate = condition(&self.look(mapping, standing, trouble));
         let counts = certificate.severity == Severity::Error;
         let trusted = certificate.state == ConditionState::True;
         condition::set(&mut conditions, certificate);
-        condition::set(&mut conditions, self.routable(mapping, now));
+        let routable = self.routable(mapping, now)?;
+        let awaited = routable.reason == AWAITED;
+        condition::set(&mut conditions, routable);
         let both = [ROUTABLE, CERTIFICATE];
         let dependents = if counts { &both[..] } else { &both[..1] };
         let ready = condition::summary(&conditions, dependents, now);
@@ -201,18 +216,21 @@ impl Core {
         conditions.sort_by_key(|c| (c.kind != READY, c.kind.clone()));
         let name = mapping.name.as_str();
         let https = self.settings.other_url(name).filter(|_| trusted);
-        DomainStatus {
-            observed_generation: mapping.meta.generation,
+        Ok(DomainStatus {
+            observed_generation: match awaited {
+                true => mapping.status.observed_generation,
+                false => mapping.meta.generation,
+            },
             conditions,
             records: self.settings.public.records(),
             mapped_route: mapping.spec.route.to_string(),
             url: https.unwrap_or_else(|| self.settings.url(name)),
             trouble: kept.filter(|_| mapping.spec.certificate == CertificateMode::Automatic),
-        }
+        })
     }
 
     /// The condition `DomainRoutable`.
-    fn routable(&self, mapping: &DomainMapping, now: Timestamp) -> Condition {
+    fn routable(&self, mapping: &DomainMapping, now: Timestamp) -> Result<Condition, PassError> {
         let (service, name) = (mapping.service(), mapping.name.as_str());
         let target = self.world.with(|inner| {
             let routes = inner.services.get(&service)?;
@@ -226,6 +244,21 @@ impl Core {
                 "RouteNotReady",
                 format!("No revision of service {} is ready yet.", service.service),
             ),
+            // Its own pass, which makes the route, comes after this one, and asks for another one of these.
+            None if self
+                .store
+                .service(&service)?
+                .is_some_and(|s| s.meta.delete_time.is_none()) =>
+            {
+                (
+                    ConditionState::Unknown,
+                    AWAITED,
+                    format!(
+                        "Service {} takes the domain up in a moment.",
+                        service.service
+                    ),
+                )
+            }
             None => (
                 ConditionState::False,
                 "RouteNotFound",
@@ -235,14 +268,14 @@ impl Core {
                 ),
             ),
         };
-        Condition {
+        Ok(Condition {
             kind: ROUTABLE.to_owned(),
             state,
             reason: reason.to_owned(),
             message,
             severity: Severity::Error,
             last_transition: now,
-        }
+        })
     }
 
     /// Writes the status if it is another one; its service shows part of it.

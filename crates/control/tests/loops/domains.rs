@@ -90,6 +90,29 @@ async fn a_domain_waits_for_its_service() {
     assert!(house.routed(NAME).is_none());
 }
 
+/// The loops of a service and of its domains look at their own times: what one hasn't done yet is no news of the other.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_has_not_looked_yet_is_awaited_not_denied() {
+    let house = House::new().await;
+    house.images.put("hello:1");
+    let hold = house.hold("create revision");
+    let key = house.create("hello", template("hello:1")).await;
+    house.until("its loop is held", |_| hold.is_reached()).await;
+    house.map(NAME, "hello", false).await.unwrap();
+    house
+        .until("the domain's state", |h| {
+            !mapped(h).status.conditions.is_empty()
+        })
+        .await;
+    let awaited = (ConditionState::Unknown, "RouteAwaited".to_owned());
+    assert_eq!(shown(&house, "DomainRoutable"), awaited);
+    assert_eq!(mapped(&house).status.observed_generation, 0);
+    hold.open();
+    house.until_ready(&key).await;
+    until_ready(&house, ConditionState::True).await;
+    assert_eq!(mapped(&house).status.observed_generation, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_domain_is_one_mapping_s_unless_it_is_taken_by_force() {
     let (house, _, first) = hello().await;
