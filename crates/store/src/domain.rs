@@ -1,6 +1,6 @@
 //! Domain mappings: rows by domain name, which only one mapping can have, in whatever project or region.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, Row, params};
 use utsuwa_model::domain::{DomainMapping, DomainName, DomainStatus};
 use utsuwa_model::{ProjectId, Region, ServiceKey};
 
@@ -72,13 +72,14 @@ impl Store {
     /// Writes a new mapping. With `force_override` it takes the domain from the mapping that has it.
     ///
     /// # Errors
-    /// [`StoreError::AlreadyExists`] naming the mapping, or the service whose own host it is.
+    /// [`StoreError::AlreadyExists`] naming the mapping, [`StoreError::OwnAddress`] the service whose host it is.
     pub async fn create_domain(&self, mapping: DomainMapping) -> Result<DomainMapping, StoreError> {
         self.write(move |c| {
             let name = &mapping.name;
             if let Some(owner) = host::host_owner(c, name.as_str())? {
-                return Err(StoreError::AlreadyExists {
-                    what: format!("host {name} (of service {owner})"),
+                return Err(StoreError::OwnAddress {
+                    host: name.to_string(),
+                    of: Box::new(owner),
                 });
             }
             if let Some(old) = load(c, name)? {
@@ -149,13 +150,16 @@ impl Store {
     }
 }
 
-/// Whether a mapping has this host.
-pub(crate) fn is_mapped(connection: &Connection, host: &str) -> Result<bool, StoreError> {
-    let found: Option<i64> = connection
-        .prepare_cached("SELECT 1 FROM domains WHERE name = ?")?
-        .query_row([host], |r| r.get(0))
-        .optional()?;
-    Ok(found.is_some())
+/// The service that the mapping of this host leads to, if there is one.
+pub(crate) fn leads_to(
+    connection: &Connection,
+    host: &str,
+) -> Result<Option<ServiceKey>, StoreError> {
+    host::service_by(
+        connection,
+        "SELECT project, region, service FROM domains WHERE name = ?",
+        host,
+    )
 }
 
 fn load(connection: &Connection, name: &DomainName) -> Result<Option<DomainMapping>, StoreError> {

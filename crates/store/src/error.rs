@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use utsuwa_model::Timestamp;
+use utsuwa_model::{ServiceKey, Timestamp};
 
 /// What a caller can do about an error, without reading its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,16 @@ pub enum StoreError {
     NotFound { what: String },
     #[error("{what} already exists")]
     AlreadyExists { what: String },
+    /// A domain mapping has the host that a service needs.
+    #[error("the address {host} of service {of} leads to service {to} by a domain mapping")]
+    Mapped {
+        host: String,
+        of: Box<ServiceKey>,
+        to: Box<ServiceKey>,
+    },
+    /// A domain that nobody can map.
+    #[error("{host} is an address of service {of} itself")]
+    OwnAddress { host: String, of: Box<ServiceKey> },
     #[error("{what}: version '{}' was specified but current version is '{}'", sent.0, now.0)]
     Conflict {
         what: String,
@@ -100,7 +110,9 @@ impl StoreError {
     pub fn class(&self) -> Class {
         match self {
             Self::NotFound { .. } => Class::NotFound,
-            Self::AlreadyExists { .. } => Class::AlreadyExists,
+            Self::AlreadyExists { .. } | Self::Mapped { .. } | Self::OwnAddress { .. } => {
+                Class::AlreadyExists
+            }
             Self::Conflict { .. } | Self::StaleEtag | Self::Referenced { .. } => Class::Conflict,
             Self::DiskFull { .. } | Self::NoUidRange { .. } => Class::Exhausted,
             Self::Locked { .. } | Self::Closed => Class::Unavailable,

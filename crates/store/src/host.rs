@@ -11,8 +11,21 @@ pub(crate) fn host_owner(
     connection: &Connection,
     host: &str,
 ) -> Result<Option<ServiceKey>, StoreError> {
+    service_by(
+        connection,
+        "SELECT project, region, service FROM hosts WHERE host = ?",
+        host,
+    )
+}
+
+/// The service that `sql` selects by a host: project, region, service.
+pub(crate) fn service_by(
+    connection: &Connection,
+    sql: &str,
+    host: &str,
+) -> Result<Option<ServiceKey>, StoreError> {
     let found: Option<(String, String, String)> = connection
-        .prepare_cached("SELECT project, region, service FROM hosts WHERE host = ?")?
+        .prepare_cached(sql)?
         .query_row([host], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
         .optional()?;
     found
@@ -58,9 +71,11 @@ pub(crate) fn take_hosts(connection: &Connection, service: &Service) -> Result<(
                 what: format!("host {host} (of service {owner})"),
             });
         }
-        if domain::is_mapped(connection, &host)? {
-            return Err(StoreError::AlreadyExists {
-                what: format!("domain mapping {host}"),
+        if let Some(to) = domain::leads_to(connection, &host)? {
+            return Err(StoreError::Mapped {
+                host,
+                of: Box::new(key.clone()),
+                to: Box::new(to),
             });
         }
         connection

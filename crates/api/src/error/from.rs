@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use utsuwa_model::{Violations, name::NameError};
+use utsuwa_model::{ServiceKey, Violations, name::NameError};
 use utsuwa_store::StoreError;
 
 use super::{ApiError, Code, Detail};
@@ -27,6 +27,12 @@ impl From<StoreError> for ApiError {
                 Self::new(Code::NotFound, text)
             }
             StoreError::AlreadyExists { what } => Self::already_exists(what),
+            StoreError::Mapped { host, of, to } => Self::new(Code::AlreadyExists, mapped(host, of, to)),
+            // Not 409, which says of a mapping that it can be had by force.
+            StoreError::OwnAddress { host, of } => Self::new(
+                Code::FailedPrecondition,
+                format!("{host} is the own address of service [{}] and can't be mapped: it leads there as long as that service exists.", of.service),
+            ),
             StoreError::Conflict { what, sent, now } => Self::new(
                 Code::Aborted,
                 format!(
@@ -71,6 +77,22 @@ impl From<StoreError> for ApiError {
             _ => Self::internal(chain(&error)),
         }
     }
+}
+
+/// What to say of the address of a service that leads to another one already.
+fn mapped(host: &str, of: &ServiceKey, to: &ServiceKey) -> String {
+    let mut place = String::new();
+    if of.project != to.project {
+        place = format!(" --project {}", to.project);
+    }
+    if of.region != to.region {
+        place = format!("{place} --region {}", to.region);
+    }
+    format!(
+        "The address {host} of service [{}] leads to [{}] by a domain mapping: delete that (`utsuwa domains unmap {host}{place}`), or take \
+         another name.",
+        of.service, to.service
+    )
 }
 
 /// An error with all its causes, for the log.

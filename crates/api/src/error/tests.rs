@@ -32,6 +32,7 @@ fn every_code_has_its_status() {
 fn every_error_has_its_code() {
     let path = || PathBuf::from("/data/state.sqlite");
     let what = || "hello".to_owned();
+    let service = |text: &str| Box::new(text.parse().expect("a service"));
     let mut violations = Violations::default();
     violations.add("template", "is required");
     let name = "Hello".parse::<ServiceId>().map(drop);
@@ -49,6 +50,23 @@ fn every_error_has_its_code() {
         (
             "store already exists",
             StoreError::AlreadyExists { what: what() }.into(),
+        ),
+        (
+            "store mapped",
+            StoreError::Mapped {
+                host: "foo.localhost".to_owned(),
+                of: service("demo/r/foo"),
+                to: service("demo/other/kn"),
+            }
+            .into(),
+        ),
+        (
+            "store own address",
+            StoreError::OwnAddress {
+                host: "mine.localhost".to_owned(),
+                of: service("demo/r/mine"),
+            }
+            .into(),
         ),
         (
             "store conflict",

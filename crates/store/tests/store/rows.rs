@@ -294,6 +294,11 @@ async fn a_domain_has_one_mapping_and_is_nobody_elses_host() {
     for (name, force) in [("www.example.com", false), ("a.run.example.com", true)] {
         let error = made(mapping(name, "b", "2", force)).await.unwrap_err();
         assert_eq!(error.class(), Class::AlreadyExists, "{name}: {error}");
+        assert_eq!(
+            matches!(error, StoreError::OwnAddress { ref of, .. } if of.service.as_str() == "a"),
+            force,
+            "{error:?}"
+        );
     }
     // Nor does a service get a host that is mapped.
     made(mapping("c.run.example.com", "a", "3", false))
@@ -303,6 +308,10 @@ async fn a_domain_has_one_mapping_and_is_nobody_elses_host() {
     let operation = operation(&service, "c", OperationKind::Create);
     let error = store.create_service(service, operation).await.unwrap_err();
     assert_eq!(error.class(), Class::AlreadyExists, "{error}");
+    assert_eq!(
+        error.to_string(),
+        "the address c.run.example.com of service demo/r/c leads to service demo/r/a by a domain mapping"
+    );
     // Taken by force; the mapping that had it can't remove it any more.
     let taken = made(mapping("www.example.com", "b", "4", true))
         .await
