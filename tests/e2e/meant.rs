@@ -157,6 +157,19 @@ fn what_is_not_there_is_told_with_what_is() {
     let mut by_force = again.to_vec();
     by_force.push("--force-override");
     server.ok(&by_force);
+    let own = server.utsuwa(&["domains", "map", "hello.localhost", "--service", "other"]);
+    let told = said(&own);
+    assert!(
+        told.contains("own address of service [hello] and can't be mapped"),
+        "{told}"
+    );
+    assert!(!told.contains("--force-override"), "{told}");
+    for what in ["describe", "unmap"] {
+        let told = said(&server.utsuwa(&["domains", what, "nosuch.test"]));
+        assert!(told.contains("`utsuwa domains list` shows"), "{told}");
+    }
+    let near = said(&server.utsuwa(&["domains", "describe", "ww.example.test"]));
+    assert!(near.contains("did you mean www.example.test?"), "{near}");
 
     // Nobody is there to ask.
     let revision = server.ok(&["revisions", "list", "--format", "value(name)"]);

@@ -89,11 +89,9 @@ pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result
                 ],
             )
         }
-        DomainsCommand::Describe { domain } => {
-            show(client, &api.get(&format!("{all}/{domain}")).await?)
-        }
+        DomainsCommand::Describe { domain } => show(client, &find(&api, domain).await?),
         DomainsCommand::Unmap { domain, quiet } => {
-            let mapping = api.get(&format!("{all}/{domain}")).await?;
+            let mapping = find(&api, domain).await?;
             if !quiet {
                 confirm(&unmapping(domain, &mapping))?;
             }
@@ -101,6 +99,22 @@ pub(crate) async fn run(command: &DomainsCommand, client: &ClientArgs) -> Result
             note(&format!("Domain [{domain}] leads nowhere any more."));
             Ok(())
         }
+    }
+}
+
+/// One mapping; if there is none, with the one that was probably meant.
+async fn find(api: &Api, domain: &str) -> Result<Value, Failure> {
+    let all = format!("/run/v1/{}/domainmappings", api.parent());
+    match api.get(&format!("{all}/{domain}")).await {
+        Err(failure) if failure.is_not_found() => {
+            let Ok(answer) = api.get(&all).await else {
+                return Err(failure);
+            };
+            let mapped = answer["items"].as_array().cloned().unwrap_or_default();
+            let names: Vec<String> = mapped.iter().map(|m| text_at(m, "metadata.name")).collect();
+            Err(failure.hint(suggest::hint(domain, &names, "domains", api)))
+        }
+        found => found,
     }
 }
 
@@ -112,11 +126,11 @@ fn unmapping(domain: &str, mapping: &Value) -> String {
     )
 }
 
-/// What to do about a domain that is taken; `mapping`: by what, unless that is in another region, or is a service's own address, which
-/// nothing else can have. An error even where all is as wished, as gcloud's is.
+/// What to do about a domain that another mapping has; `mapping`: which, unless that is in another region. An error even where all is
+/// as wished, as gcloud's is.
 fn how_to_take(mapping: Option<&Value>, wish: &Value) -> String {
     let Some(mapping) = mapping else {
-        return "where a mapping of another region has it, --force-override takes it".to_owned();
+        return "a mapping of another region has it; --force-override takes it".to_owned();
     };
     let text = |of: &Value, key: &str| text_at(&of["spec"], key);
     let service = text(mapping, "routeName");
@@ -158,11 +172,12 @@ fn only_here(mapping: &Value) -> Option<&'static str> {
     )
 }
 
-/// The mapping once its loop has looked at it, which takes milliseconds.
+/// The mapping once its loop has looked at it, and that of its service, which takes milliseconds. On a machine that is busy with a
+/// deploy it may be a few seconds; longer than that nobody waits.
 async fn settled(api: &Api, domain: &str) -> Result<Value, Failure> {
     let path = format!("/run/v1/{}/domainmappings/{domain}", api.parent());
     let mut mapping = api.get(&path).await?;
-    for _ in 0..50 {
+    for _ in 0..500 {
         if mapping["status"]["observedGeneration"] == mapping["metadata"]["generation"] {
             break;
         }
