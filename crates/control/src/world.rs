@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use utsuwa_decide::demand::DemandHistory;
 use utsuwa_decide::instances::InstanceView;
 use utsuwa_decide::latest::Latest;
-use utsuwa_decide::revision::{Active, ProofInstance, active};
+use utsuwa_decide::revision::{Active, ProofInstance, active, watched_until};
 use utsuwa_decide::scale::ScalerState;
 use utsuwa_model::demand::{Reach, RevisionDemand};
 use utsuwa_model::domain::DomainName;
@@ -69,6 +69,8 @@ pub(crate) struct Record {
     pub(crate) cpu: MilliCpu,
     /// Its limit is being changed.
     pub(crate) settling: bool,
+    /// Since when all its containers run; the next server counts from when it found them running.
+    pub(crate) whole_since: Option<Timestamp>,
     /// When a pass first saw it ready.
     pub(crate) ready_since: Option<Timestamp>,
     /// It leaves because this revision has no memory.
@@ -91,6 +93,7 @@ impl Record {
             retired: false,
             cpu,
             settling: false,
+            whole_since: None,
             ready_since: None,
             makes_room_for: None,
             gives_way: None,
@@ -198,6 +201,14 @@ impl RevisionState {
                 }
             })
             .collect()
+    }
+
+    /// Until when it is watched whether the instance stays; `None`: it has, or every container has a probe that says more.
+    pub(crate) fn watched_until(&self, record: &Record, now: Timestamp) -> Option<Timestamp> {
+        let unprobed = self.plan.has_unprobed();
+        unprobed
+            .then(|| watched_until(record.whole_since, now))
+            .flatten()
     }
 
     /// Whether the ingress must know its settings.

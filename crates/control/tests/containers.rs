@@ -2,14 +2,17 @@
 
 mod house;
 
+use std::time::Duration;
+
 use house::{House, template};
+use utsuwa_decide::revision::SETTLE;
 use utsuwa_model::instance::Exit;
 use utsuwa_model::route::StartupCheck;
 use utsuwa_model::service::{
     Container, ContainerPort, Probe, ProbeAction, RevisionTemplate, Volume, VolumeMount,
     VolumeSource,
 };
-use utsuwa_model::{ConditionState, condition::find};
+use utsuwa_model::{ConditionState, InstanceId, ServiceKey, condition::find};
 
 fn probe(port: u16) -> Option<Probe> {
     Some(Probe {
@@ -141,4 +144,79 @@ async fn what_ends_while_the_others_are_started_is_told_once() {
     let conditions = house.service(&key).status.conditions;
     let message = &find(&conditions, "Ready").expect("Ready").message;
     assert!(message.contains("exited with status 3"), "{message}");
+}
+
+/// As [`three`], with a `side` that no probe asks after and nobody waits for, deployed until `app` was reached.
+async fn reached() -> (House, ServiceKey, InstanceId) {
+    let house = house().await;
+    let mut template = three();
+    template.containers[0].startup_probe = None;
+    template.containers[2].depends_on = Vec::new();
+    let key = house.create("hello", template).await;
+    house
+        .until("app is reached", |h| {
+            message(h, &key).starts_with("The first instance was reached.")
+        })
+        .await;
+    let id = house.driver.running().pop().expect("an instance");
+    (house, key, id)
+}
+
+fn message(house: &House, key: &ServiceKey) -> String {
+    let conditions = house.service(key).status.conditions;
+    find(&conditions, "Ready").map_or_else(String::new, |ready| ready.message.clone())
+}
+
+const NO_CONFIG: &str = "no config";
+
+fn leave(house: &House, id: &InstanceId) {
+    let lines = vec![NO_CONFIG.to_owned()];
+    house.driver.exit_of(id, "side", Exit::Code(7), lines);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deploy_waits_whether_containers_without_a_probe_stay() {
+    let (mut house, key, id) = reached().await;
+    let short = Duration::from_millis(10);
+    house.pass_time(SETTLE - short).await;
+    assert_eq!(house.ready(&key), Some(ConditionState::Unknown));
+    // The next server knows no better than to watch again.
+    house.restart(None).await;
+    house.pass_time(short).await;
+    assert_eq!(house.ready(&key), Some(ConditionState::Unknown));
+    house.pass_time(SETTLE).await;
+    house.until_ready(&key).await;
+    assert_eq!(house.driver.running(), [id]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_leaves_meanwhile_fails_the_deploy_by_name() {
+    let (house, key, id) = reached().await;
+    leave(&house, &id);
+    house.until_failed(&key).await;
+    let message = message(&house, &key);
+    assert!(
+        message.contains("\"side\" exited with status 7 right after its start")
+            && message.contains(NO_CONFIG),
+        "{message}"
+    );
+    assert!(house.driver.running().is_empty());
+    assert!(house.routed("hello.localhost").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_leaves_later_is_replaced_with_its_instance() {
+    let (house, key, id) = reached().await;
+    house.pass_time(SETTLE).await;
+    house.until_ready(&key).await;
+    let routed = house.routed("hello.localhost").expect("routed");
+    let route = house.door.table().revisions[&routed].clone();
+    let took = route.usual_start.expect("known");
+    assert!(
+        took < SETTLE,
+        "what was watched is no part of the start: {took:?}"
+    );
+    leave(&house, &id);
+    house.rest().await;
+    assert_eq!(house.ready(&key), Some(ConditionState::True));
 }

@@ -7,22 +7,25 @@
 //! Invariants:
 //! 1. A revision is ready only when the ingress itself has reached an instance (or the user asked for no check).
 //! 2. A routed, latest or kept revision is never collected.
+//! 3. It is ready only when containers that no probe asks after have stayed for a while ([`stays_by`]).
 
 use std::time::Duration;
 
-use utsuwa_model::RevisionId;
 use utsuwa_model::instance::Exit;
 use utsuwa_model::revision::Outcome;
+use utsuwa_model::{RevisionId, Timestamp};
 
 use crate::words::time;
 
 mod active;
 mod collect;
 mod name;
+mod stay;
 
 pub use active::{Active, active};
 pub use collect::{Aged, KEPT_REVISIONS, collect};
 pub use name::automatic_name;
+pub use stay::{SETTLE, stays_by, watched_until};
 
 /// What is known of the attempt to make a revision serve.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,6 +35,8 @@ pub struct Proof {
     pub instance: ProofInstance,
     /// `healthCheckDisabled`: running is enough.
     pub check_disabled: bool,
+    /// Until then it is watched whether its containers stay ([`stays_by`]); `None`: they have, or nobody need ask.
+    pub watched_until: Option<Timestamp>,
     /// The port the program was told.
     pub port: u16,
     /// Why the last attempt to start an instance failed, while others follow.
@@ -74,6 +79,12 @@ pub enum ProofInstance {
         exit: Exit,
         last_lines: Vec<String>,
     },
+    /// It was reached, and ended while it was watched whether it stays.
+    Left {
+        container: String,
+        exit: Exit,
+        last_lines: Vec<String>,
+    },
     /// It runs but the startup probe gave up. `tried`: Google's sentence for that probe and what was tried, in the words of the
     /// ingress, which alone knows them.
     NotListening {
@@ -111,8 +122,13 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
                 }
             },
         ),
-        (ImageState::There, ProofInstance::Starting) if proof.check_disabled => {
+        (ImageState::There, ProofInstance::Starting)
+            if proof.check_disabled && proof.watched_until.is_none() =>
+        {
             (Outcome::Ready, "", String::new())
+        }
+        (ImageState::There, ProofInstance::Reached) if proof.watched_until.is_some() => {
+            (Outcome::Pending, "Deploying", stay::WATCHED.to_owned())
         }
         (ImageState::There, ProofInstance::Starting) => (
             Outcome::Pending,
@@ -141,6 +157,17 @@ pub fn judge(proof: &Proof) -> (Outcome, &'static str, String) {
         ) => failed(
             &exit_reason(exit),
             exit_message(container, exit, last_lines, proof.port),
+        ),
+        (
+            ImageState::There,
+            ProofInstance::Left {
+                container,
+                exit,
+                last_lines,
+            },
+        ) => failed(
+            &exit_reason(exit),
+            stay::left_message(container, exit, last_lines),
         ),
         (ImageState::There, ProofInstance::NotListening { tried }) => {
             failed("HealthCheckContainerError", tried.clone())
@@ -181,19 +208,25 @@ fn exit_message(container: &str, exit: &Exit, last_lines: &[String], port: u16) 
     if *exit == Exit::Code(0) {
         cause.push_str(" A service's program must keep running and answer requests.");
     }
-    let lines: Vec<&str> = last_lines
-        .iter()
-        .map(|line| line.trim())
-        .filter(|line| !line.is_empty())
-        .collect();
-    if !lines.is_empty() {
-        cause.push_str(&format!(" Container failed with: {}", lines.join("\n")));
-    }
+    cause.push_str(&wrote(last_lines));
     format!(
         "{cause}\n\nThe user-provided container failed to start and listen on the port defined provided by the PORT={port} environment \
          variable within the allocated timeout. This can happen when the container port is misconfigured or if the timeout is \
          too short. The health check timeout can be extended. Logs for this revision might contain more information."
     )
+}
+
+/// What the program wrote last, as the end of a sentence or more; empty if that is nothing.
+fn wrote(last_lines: &[String]) -> String {
+    let lines: Vec<&str> = last_lines
+        .iter()
+        .map(|line| line.trim())
+        .filter(|line| !line.is_empty())
+        .collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!(" Container failed with: {}", lines.join("\n"))
 }
 
 /// What a service says of a revision that failed (§1.8 item 6): image problems speak for themselves.

@@ -151,17 +151,10 @@ impl FakeDriver {
         self.inner.world.lock().log.clone()
     }
 
-    /// The instance ends by itself.
-    pub fn exit(&self, id: &InstanceId, exit: Exit, last_lines: Vec<String>) {
-        if self.inner.world.lock().running.remove(id).is_some() {
-            self.tell(id, exit, last_lines);
-        }
-    }
-
-    fn tell(&self, id: &InstanceId, exit: Exit, last_lines: Vec<String>) {
+    fn tell(&self, id: &InstanceId, container: &str, exit: Exit, last_lines: Vec<String>) {
         let event = InstanceEvent::Exited {
             id: id.clone(),
-            container: String::new(),
+            container: container.to_owned(),
             exit,
             at: (self.inner.now)(),
             last_lines,
@@ -272,7 +265,7 @@ impl Driver for FakeDriver {
             let was = self.inner.world.lock().running.remove(&id);
             if was.is_some() {
                 self.inner.world.lock().log.push(format!("stop {id}"));
-                self.tell(&id, Exit::Signal(15), Vec::new());
+                self.tell(&id, "", Exit::Signal(15), Vec::new());
             }
             Ok(())
         }

@@ -42,6 +42,7 @@ impl Core {
                 let mut record = Record::new(Phase::Running, found.started, found.limits.cpu);
                 record.pid = found.pid;
                 record.rest.tier = found.tier;
+                record.whole_since = Some(now);
                 // Its proof began with it at the latest: a restart gives no new time, but the ingress looks once.
                 state.proving_since = state.proving_since.min(found.started);
                 let looks = state.route.startup.ends_within(now.since(found.started));

@@ -92,7 +92,8 @@ impl Core {
         if !reached && self.distrust(&key, record.birth, &exit.describe()) {
             return;
         }
-        let lived = self.env.now().since(record.started);
+        let now = self.env.now();
+        let lived = now.since(record.started);
         let which = if container.is_empty() {
             "the container".to_owned()
         } else {
@@ -100,11 +101,20 @@ impl Core {
         };
         let message = format!("{which} {}", exit.describe());
         let proving = self.world.revision(&key, |state| {
-            if state.stage == Stage::Proving && !reached {
-                state.proof = Some(ProofInstance::Ended {
-                    container: container.to_owned(),
-                    exit: exit.clone(),
-                    last_lines,
+            let left = reached && state.watched_until(&record, now).is_some();
+            if state.stage == Stage::Proving && (left || !reached) {
+                let (container, exit) = (container.to_owned(), exit.clone());
+                state.proof = Some(match left {
+                    true => ProofInstance::Left {
+                        container,
+                        exit,
+                        last_lines,
+                    },
+                    false => ProofInstance::Ended {
+                        container,
+                        exit,
+                        last_lines,
+                    },
                 });
                 return true;
             }

@@ -35,11 +35,13 @@ impl Core {
         match (started, others) {
             (Ok(_), Err(why)) => self.give_up_containers(key, &id, why),
             (Ok(phases), Ok(())) => {
+                let now = self.env.now();
                 let known = self
                     .world
                     .revision(key, |state| match state.instances.get_mut(&id) {
                         Some(record) if record.phase == Phase::Starting => {
                             record.phase = Phase::Running;
+                            record.whole_since = Some(now);
                             true
                         }
                         // It ended already, or was told to leave while it started.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use utsuwa_decide::revision::{ImageState, Proof, ProofInstance, judge, never_achieved};
+use utsuwa_decide::revision::{ImageState, Proof, ProofInstance, judge, never_achieved, stays_by};
 use utsuwa_model::demand::{InstanceLoad, RevisionDemand};
 use utsuwa_model::revision::{Outcome, Revision};
 use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
@@ -10,7 +10,7 @@ use utsuwa_model::{InstanceId, RevisionKey, Timestamp};
 use super::startable::Hindrance;
 use crate::core::Core;
 use crate::rounds::{PassError, Priority, Report};
-use crate::world::{RevisionState, Stage};
+use crate::world::{Record, RevisionState, Stage};
 
 /// Trouble with a registry or a disk is waited out this long before the deploy counts as failed, from this process's first try
 /// on: a deploy that a restart interrupted is not to blame for the time in between.
@@ -62,12 +62,12 @@ impl Core {
             }
             self.publish();
         }
-        let Some((proof, deadline)) = self.proof(&key) else {
+        let now = self.env.now();
+        let Some((proof, deadline)) = self.proof(&key, now) else {
             return Err(PassError(
                 "the revision was forgotten while it was being proven".to_owned(),
             ));
         };
-        let now = self.env.now();
         let (mut outcome, reason, message) = judge(&proof);
         if outcome == Outcome::Pending && now >= deadline {
             let message = never_achieved(proof.trouble.as_deref());
@@ -83,7 +83,7 @@ impl Core {
         self.ask_instances(&key, Priority::Soon);
         Ok(Report {
             because: message,
-            wake_at: Some(deadline),
+            wake_at: Some(proof.watched_until.unwrap_or(deadline)),
             actions,
             gone: false,
         })
@@ -98,27 +98,37 @@ impl Core {
     }
 
     /// What is known of the attempt, and until when it may take.
-    fn proof(&self, key: &RevisionKey) -> Option<(Proof, Timestamp)> {
+    fn proof(&self, key: &RevisionKey, now: Timestamp) -> Option<(Proof, Timestamp)> {
         let demand = self.door.demand(key).unwrap_or_default();
         self.world.revision(key, |state| {
             // Only who still runs proves anything: the ingress may be taking in one that has just ended (`start.rs` takes such
             // an admission back a moment later).
-            let reached = demand
+            let reached: Vec<&Record> = demand
                 .instances
                 .iter()
-                .filter(|load| load.reach.is_up() && state.instances.contains_key(&load.id))
-                .count();
+                .filter(|load| load.reach.is_up())
+                .filter_map(|load| state.instances.get(&load.id))
+                .collect();
             let wanted = usize::try_from(state.settings.initial_scale).unwrap_or(usize::MAX);
             let instance = match &state.proof {
-                _ if reached >= wanted => ProofInstance::Reached,
+                _ if reached.len() >= wanted => ProofInstance::Reached,
                 Some(failed) => failed.clone(),
                 None if state.instances.is_empty() => ProofInstance::None,
                 None => ProofInstance::Starting,
             };
+            let check_disabled = state.template.health_check_disabled == Some(true);
+            let watched = |record| state.watched_until(record, now);
+            let watched_until = match instance {
+                ProofInstance::Reached => stays_by(reached.into_iter().map(watched), wanted),
+                // Nobody is asked whether it can be reached: running is enough, for one as for all.
+                _ if check_disabled => stays_by(state.instances.values().map(watched), 1),
+                _ => None,
+            };
             let proof = Proof {
                 image: ImageState::There,
                 instance,
-                check_disabled: state.template.health_check_disabled == Some(true),
+                check_disabled,
+                watched_until,
                 port: state.plan.port,
                 trouble: state.last_failure.clone(),
                 advice: advice(state, &demand),
@@ -127,10 +137,12 @@ impl Core {
                 state.route.startup.deadline() + state.plan.sidecars_may_take() + START_PATIENCE;
             let deadline = state.proving_since.plus(whole);
             let looked = state.looked_at_by.map(|by| by.plus(LOOK_PATIENCE));
-            (
-                proof,
-                looked.map_or(deadline, |looked| looked.max(deadline)),
-            )
+            // Who is watched was reached in time.
+            let deadline = looked
+                .into_iter()
+                .chain(watched_until)
+                .fold(deadline, Ord::max);
+            (proof, deadline)
         })
     }
 
@@ -170,7 +182,8 @@ impl Core {
         })
     }
 
-    /// How long the slowest of those that proved it took. Seen by a pass, so a moment late, which makes a window longer only.
+    /// How long the slowest of those that proved it took, without what they were watched for. Seen by a pass, so a moment late,
+    /// which makes a window longer only.
     fn start_took(&self, key: &RevisionKey) -> Option<Duration> {
         let now = self.env.now();
         let demand = self.door.demand(key)?;
@@ -180,7 +193,9 @@ impl Core {
         };
         self.world.revision(key, |state| {
             let proved = state.instances.iter().filter(|(id, _)| reached(id));
-            proved.map(|(_, record)| now.since(record.started)).max()
+            proved
+                .map(|(_, record)| record.ready_since.unwrap_or(now).since(record.started))
+                .max()
         })?
     }
 }

@@ -53,6 +53,12 @@ impl StartPlan {
         startup.flatten().map(StartupProbe::deadline).sum()
     }
 
+    /// Whether one of several containers has no startup probe: nothing is known of it but that it was started.
+    pub(crate) fn has_unprobed(&self) -> bool {
+        let mut startup = self.group.iter().flat_map(|group| &group.startup);
+        startup.any(Option::is_none)
+    }
+
     /// The root file systems of its containers.
     pub(crate) fn rootfs_of_all(&self) -> Vec<RootfsSpec> {
         let others = self.group.iter().flat_map(|group| &group.spec.sidecars);

@@ -2,12 +2,25 @@
 
 use std::time::Duration;
 
+use utsuwa_model::InstanceId;
 use utsuwa_model::instance::{Exit, Tier};
 
 use super::{Call, FakeDriver, Gate};
 use crate::driver::DriverError;
 
 impl FakeDriver {
+    /// The instance ends by itself.
+    pub fn exit(&self, id: &InstanceId, exit: Exit, last_lines: Vec<String>) {
+        self.exit_of(id, "", exit, last_lines);
+    }
+
+    /// The instance ends of the end of one of its containers.
+    pub fn exit_of(&self, id: &InstanceId, container: &str, exit: Exit, last_lines: Vec<String>) {
+        if self.inner.world.lock().running.remove(id).is_some() {
+            self.tell(id, container, exit, last_lines);
+        }
+    }
+
     /// The next `call` fails with `error`; repeated, the one after it too.
     pub fn fail_next(&self, call: Call, error: DriverError) {
         self.inner
