@@ -1,4 +1,4 @@
-//! Whether an instance that was reached stays (decision of a deploy alone).
+//! Whether an instance that was reached stays; asked for deploys alone.
 //!
 //! A container without a startup probe says nothing of itself: that it was started is all that is known. Where an instance has
 //! such a one besides the container that takes requests, its end would end every instance of the revision, moments after each
