@@ -127,3 +127,52 @@ fn a_sidecar_serves_its_app_and_shares_its_life() {
     );
     server.finish();
 }
+
+/// `side` has no probe, and wants the port of `app` some time after its start: it ends then.
+fn clashing(after_ms: u32) -> Value {
+    let late = format!("sleep:{after_ms}");
+    let mut template = pair(&[("PORT", "9000"), ("HELLO_START", &late)]);
+    let [side, app] = &mut template["containers"].as_array_mut().unwrap()[..] else {
+        panic!("a pair")
+    };
+    let env = side["env"].as_array_mut().unwrap();
+    env.remove(0);
+    let side = side.as_object_mut().unwrap();
+    side.remove("startupProbe");
+    app.as_object_mut().unwrap().remove("dependsOn");
+    // Frozen it would sleep on.
+    app["resources"] = json!({"cpuIdle": false});
+    template["scaling"] = json!({"minInstanceCount": 1});
+    template
+}
+
+#[test]
+fn a_sidecar_that_never_stays_is_told_of() {
+    if !can_run("containers::a_sidecar_that_never_stays_is_told_of") {
+        return;
+    }
+    let server = Server::start(&[]);
+    server.deploy("pair", &[]);
+    // Long after the app was reached, and well within the time that the deploy watches.
+    let done = deploy(&server, &clashing(60));
+    let why = done["error"]["message"].as_str().unwrap_or_default();
+    assert!(
+        why.contains("The container \"side\" exited with status 1")
+            && why.contains("listen on port 9000"),
+        "{done}"
+    );
+    assert_eq!(server.get("pair", "/").0, 200, "the one before serves");
+
+    // It stays as long as the deploy watches, and never much longer.
+    let done = deploy(&server, &clashing(1500));
+    assert!(done["error"].is_null(), "{done}");
+    until("the trouble is described", Duration::from_secs(30), || {
+        let said = server.ok(&["services", "describe", "pair"]);
+        let told = said.contains("State:    ready")
+            && said.contains("does not stay up: its last ")
+            && said.contains("the container \"side\" exited with status 1")
+            && said.contains("`utsuwa logs pair` shows");
+        told.then_some(())
+    });
+    server.finish();
+}

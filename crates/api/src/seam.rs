@@ -31,6 +31,8 @@ pub struct RevisionInsight {
     pub decided_at: Option<Timestamp>,
     /// The last start or instance that failed: when and why.
     pub last_failure: Option<(Timestamp, String)>,
+    /// So many starts or instances failed in a row, up to now.
+    pub failures_in_a_row: u32,
 }
 
 #[derive(Debug, Clone)]

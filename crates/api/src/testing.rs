@@ -83,6 +83,7 @@ impl Insight for FixedInsight {
                 Timestamp(1_700_000_000_000_000),
                 "the container exited with status 1".to_owned(),
             )),
+            failures_in_a_row: 0,
         }]
     }
 

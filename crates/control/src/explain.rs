@@ -24,6 +24,8 @@ pub struct RevisionExplained {
     pub decided_at: Option<Timestamp>,
     /// The last start or instance that failed: when and why.
     pub last_failure: Option<(Timestamp, String)>,
+    /// So many starts or instances failed in a row: none since stayed, and none can be called now.
+    pub failures_in_a_row: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,9 +97,18 @@ pub(crate) fn explain(core: &Core, service: &ServiceKey) -> Vec<RevisionExplaine
                     .collect(),
                 decided_at: state.decided_at.map(shown),
                 last_failure: state.failed_at.map(shown).zip(state.last_failure.clone()),
+                failures_in_a_row: failures_in_a_row(state, &demand),
             })
         })
         .collect()
+}
+
+/// One that can be called may yet stay: what was before it is no trouble now.
+fn failures_in_a_row(state: &RevisionState, demand: &RevisionDemand) -> u32 {
+    match state.views(demand).iter().any(|view| view.reach.is_up()) {
+        true => 0,
+        false => state.crashes,
+    }
 }
 
 /// What each kernel's instances can't reach on this machine, and why.

@@ -71,6 +71,7 @@ pub(super) fn of_revision(revision: &RevisionInsight) -> Value {
         "because": revision.because.iter().map(of_because).collect::<Vec<_>>(),
         "decidedAt": time_or_null(revision.decided_at),
         "lastFailure": revision.last_failure.as_ref().map(of_failure),
+        "failuresInARow": revision.failures_in_a_row,
     })
 }
 

@@ -59,6 +59,7 @@ impl utsuwa_api::seam::Insight for Insight {
                 because: revision.because,
                 decided_at: revision.decided_at,
                 last_failure: revision.last_failure,
+                failures_in_a_row: revision.failures_in_a_row,
             })
             .collect()
     }

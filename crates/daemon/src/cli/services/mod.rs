@@ -99,12 +99,15 @@ pub(crate) async fn run(command: &ServicesCommand, client: &ClientArgs) -> Resul
                     "failed" => back::Back::of(&api, &service).await.words(name),
                     _ => None,
                 };
+                // Only what is observed now, and so not part of the service: without it the rest is as true.
+                let explained = api.get(&api.explain(name)).await.unwrap_or_default();
                 print_service(
                     &service,
                     &About {
                         callers: callers::words(public),
                         ran,
                         way,
+                        trouble: why::trouble(name, &explained),
                     },
                 );
                 Ok(())

@@ -143,6 +143,8 @@ pub(in crate::cli) struct About<'a> {
     pub ran: bool,
     /// The way back from what failed.
     pub way: Option<String>,
+    /// What hinders starts of what serves.
+    pub trouble: Vec<String>,
 }
 
 pub(in crate::cli) fn print_service(service: &Value, about: &About<'_>) {
@@ -183,6 +185,7 @@ fn service_lines(service: &Value, about: &About<'_>) -> Vec<String> {
             below(way);
         }
     }
+    about.trouble.iter().for_each(|text| below(text));
     let ingress = match text_at(service, "ingress").as_str() {
         "INGRESS_TRAFFIC_INTERNAL_ONLY" => "internal",
         "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" => "internal-and-cloud-load-balancing",

@@ -57,6 +57,29 @@ fn lines(name: &str, explained: &Value) -> Vec<String> {
     lines
 }
 
+/// Of each revision that gets traffic and whose last starts all failed: that, why, and where to read on. One failure alone may
+/// be chance, and its next instance is started at once.
+pub(super) fn trouble(name: &str, explained: &Value) -> Vec<String> {
+    let serving = all(explained, "revisions")
+        .iter()
+        .filter(|revision| revision["percent"].as_u64().unwrap_or(0) > 0);
+    let failing = serving.filter_map(|revision| {
+        let count = revision["failuresInARow"].as_u64().unwrap_or(0);
+        (count > 1 && !revision["lastFailure"].is_null()).then_some((revision, count))
+    });
+    failing
+        .flat_map(|(revision, count)| {
+            let id = short(&text_at(revision, "revision"));
+            let at = moment(&text_at(revision, "lastFailure.at"));
+            let why = cause(&text_at(revision, "lastFailure.message"));
+            [
+                format!("But {id} does not stay up: its last {count} starts failed, the last at {at}: {why}"),
+                format!("`utsuwa logs {name}` shows what they wrote."),
+            ]
+        })
+        .collect()
+}
+
 /// What runs and for whom, before the details.
 fn in_a_sentence(name: &str, revisions: &[Value]) -> String {
     let sum = |key: &str| -> u64 { revisions.iter().filter_map(|r| r[key].as_u64()).sum() };
@@ -165,6 +188,37 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn who_serves_and_never_stays_is_told() {
+        let revision = |percent: u32, failures: u32| {
+            json!({"revisions": [{
+                "revision": "web-00001-abc",
+                "percent": percent,
+                "failuresInARow": failures,
+                "lastFailure": {
+                    "at": "2026-11-25T19:00:00Z",
+                    "message": "the container \"side\" exited with status 7",
+                },
+            }]})
+        };
+        assert_eq!(
+            trouble("web", &revision(100, 3)),
+            [
+                "But web-00001-abc does not stay up: its last 3 starts failed, the last at 2026-11-25 19:00:00 UTC: the container \
+                 \"side\" exited with status 7",
+                "`utsuwa logs web` shows what they wrote.",
+            ]
+        );
+        for fine in [
+            revision(0, 3),
+            revision(100, 1),
+            revision(100, 0),
+            Value::Null,
+        ] {
+            assert_eq!(trouble("web", &fine), Vec::<String>::new(), "{fine}");
+        }
+    }
 
     #[test]
     fn an_instance_tells_its_state_since_when_and_what_comes() {

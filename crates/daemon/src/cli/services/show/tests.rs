@@ -5,6 +5,7 @@ fn about(ran: bool) -> About<'static> {
         callers: "everybody",
         ran,
         way: None,
+        trouble: Vec::new(),
     }
 }
 
