@@ -57,7 +57,7 @@ fn lines(name: &str, explained: &Value) -> Vec<String> {
     lines
 }
 
-/// Of each revision that gets traffic and whose last starts all failed: that, why, and where to read on. One failure alone may
+/// Of each revision that gets traffic and whose last instances all failed: that, why, and where to read on. One failure alone may
 /// be chance, and its next instance is started at once.
 pub(super) fn trouble(name: &str, explained: &Value) -> Vec<String> {
     let serving = all(explained, "revisions")
@@ -73,7 +73,7 @@ pub(super) fn trouble(name: &str, explained: &Value) -> Vec<String> {
             let at = moment(&text_at(revision, "lastFailure.at"));
             let why = cause(&text_at(revision, "lastFailure.message"));
             [
-                format!("But {id} does not stay up: its last {count} starts failed, the last at {at}: {why}"),
+                format!("But {id} does not stay up: its last {count} instances failed, the last at {at}: {why}"),
                 format!("`utsuwa logs {name}` shows what they wrote."),
             ]
         })
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(
             trouble("web", &revision(100, 3)),
             [
-                "But web-00001-abc does not stay up: its last 3 starts failed, the last at 2026-11-25 19:00:00 UTC: the container \
+                "But web-00001-abc does not stay up: its last 3 instances failed, the last at 2026-11-25 19:00:00 UTC: the container \
                  \"side\" exited with status 7",
                 "`utsuwa logs web` shows what they wrote.",
             ]
