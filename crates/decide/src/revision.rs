@@ -2,27 +2,25 @@
 //! (`cloud-run-spec.md` §1.7, §1.8).
 //!
 //! Owns: the judgement over one attempt to serve and the texts users see; in parts of their own what `Active` says, automatic
-//! names, and the choice of revisions to collect. Deliberately not here: making the attempt.
+//! names, whether instances stay, how long a start is put off, and the choice of revisions to collect. Deliberately not here: making the attempt.
 //!
 //! Invariants:
 //! 1. A revision is ready only when the ingress itself has reached an instance (or the user asked for no check).
 //! 2. A routed, latest or kept revision is never collected.
 //! 3. It is ready only when containers that no probe asks after have stayed for a while ([`stays_by`]).
 
-use std::time::Duration;
-
 use utsuwa_model::instance::Exit;
 use utsuwa_model::revision::Outcome;
 use utsuwa_model::{RevisionId, Timestamp};
 
-use crate::words::time;
-
 mod active;
+mod backoff;
 mod collect;
 mod name;
 mod stay;
 
 pub use active::{Active, active};
+pub use backoff::{backoff_summary, crash_backoff, serving_backoff};
 pub use collect::{Aged, KEPT_REVISIONS, collect};
 pub use name::automatic_name;
 pub use stay::{SETTLE, stays_by, watched_until};
@@ -240,36 +238,6 @@ pub fn service_message(revision: &RevisionId, reason: &str, message: &str) -> St
     }
 }
 
-/// How long a crashing revision waits before its next start: 0, then 1 s doubled up to 1 min.
-#[must_use]
-pub fn crash_backoff(crashes_in_a_row: u32) -> Duration {
-    match crashes_in_a_row {
-        0 => Duration::ZERO,
-        n => Duration::from_secs(1 << (n - 1).min(6)).min(Duration::from_secs(60)),
-    }
-}
-
-/// How long a revision waits whose instances end while they serve: like one that crashes, but never longer than a request that comes
-/// meanwhile may wait (§2.5), which then finds the next instance and not an error.
-#[must_use]
-pub fn serving_backoff(ends_in_a_row: u32) -> Duration {
-    crash_backoff(ends_in_a_row).min(Duration::from_secs(8))
-}
-
-/// The text for a start that is put off because of crashes; `served`: the last to end had been reached.
-#[must_use]
-pub fn backoff_summary(crashes: u32, served: bool, wait: Duration) -> String {
-    let when = if served {
-        "while it served"
-    } else {
-        "right after its start"
-    };
-    format!(
-        "ended {crashes} times in a row {when}; the next start waits {}",
-        time(wait)
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use utsuwa_model::quantity::MemoryBytes;
@@ -393,13 +361,5 @@ mod tests {
                 message: "Image 'x' not found.".into()
             }
         );
-    }
-
-    #[test]
-    fn backoff_doubles_to_a_minute() {
-        let served: Vec<u64> = (0..9).map(|n| serving_backoff(n).as_secs()).collect();
-        assert_eq!(served, [0, 1, 2, 4, 8, 8, 8, 8, 8]);
-        let seconds: Vec<u64> = (0..9).map(|n| crash_backoff(n).as_secs()).collect();
-        assert_eq!(seconds, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
     }
 }
