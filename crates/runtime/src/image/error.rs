@@ -92,11 +92,12 @@ pub enum PullError {
     },
     #[error(
         "Registry '{registry}' can't be found: {why}. Check how its name is spelt, and what this machine's resolver (/etc/resolv.conf) \
-         says to it: getent hosts {}. Then deploy again.",
-        host(.registry)
+         says to it: getent hosts {host}. Then deploy again."
     )]
     NoAddress {
         registry: String,
+        /// Whose address was asked for: the registry's, or another one that it works under or leads to.
+        host: String,
         why: String,
         /// Asking again soon would find out the same.
         lasting: bool,
@@ -246,14 +247,6 @@ fn repository(image: &str) -> &str {
     }
 }
 
-/// `r.example:5000` without its port.
-fn host(registry: &str) -> &str {
-    match registry.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => registry,
-    }
-}
-
 fn advice(registry: &str, shown: &Shown) -> String {
     match shown {
         Shown::Credentials => format!(
@@ -294,6 +287,7 @@ mod tests {
         let class = |lasting| {
             let (registry, why) = ("r.example".to_owned(), "a reason".to_owned());
             PullError::NoAddress {
+                host: registry.clone(),
                 registry,
                 why,
                 lasting,
@@ -304,17 +298,20 @@ mod tests {
         assert_eq!(class(false), ErrorClass::Unavailable);
     }
 
+    /// Docker Hub, which images call docker.io, is asked under another name.
     #[test]
-    fn a_name_without_an_address_is_asked_for_by_itself() {
-        for registry in ["r.example", "r.example:5000"] {
-            let (registry, why) = (registry.to_owned(), "no such name".to_owned());
-            let error = PullError::NoAddress {
-                registry,
-                why,
-                lasting: true,
-            };
-            let text = error.to_string();
-            assert!(text.contains("getent hosts r.example."), "{text}");
-        }
+    fn the_host_to_ask_for_is_the_one_that_has_no_address() {
+        let error = PullError::NoAddress {
+            registry: "docker.io".to_owned(),
+            host: "registry-1.docker.io".to_owned(),
+            why: "no such name".to_owned(),
+            lasting: true,
+        };
+        let text = error.to_string();
+        assert!(text.contains("Registry 'docker.io'"), "{text}");
+        assert!(
+            text.contains("getent hosts registry-1.docker.io."),
+            "{text}"
+        );
     }
 }

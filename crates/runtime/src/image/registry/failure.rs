@@ -56,6 +56,7 @@ impl Registry {
             let (why, lasting) = (name.to_string(), name.is_lasting());
             PullError::NoAddress {
                 registry,
+                host: name.host().to_owned(),
                 why,
                 lasting,
             }

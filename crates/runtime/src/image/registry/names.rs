@@ -62,6 +62,13 @@ impl fmt::Display for NameError {
 impl std::error::Error for NameError {}
 
 impl NameError {
+    /// Whose address was asked for.
+    pub(super) fn host(&self) -> &str {
+        match self {
+            Self::NoAnswer { host, .. } | Self::NoAddress { host, .. } => host,
+        }
+    }
+
     /// Whether asking again soon would find out the same: the resolvers said so, or were asked as long as anybody waits for.
     pub(super) const fn is_lasting(&self) -> bool {
         match self {
