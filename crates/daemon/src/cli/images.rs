@@ -201,14 +201,33 @@ async fn upload(api: &Api, archive: &str, progress: &Progress) -> Result<Value, 
     }
     tokio::select! {
         loaded = api.upload(&path, reqwest::Body::wrap_stream(pieces)) => {
-            loaded.map_err(|failure| match failure.is_invalid() && wanted.is_none() {
-                true => failure.about(rest).hint(
-                    "an archive is what `docker save`, or `skopeo copy docker://REF oci-archive:FILE`, writes",
-                ),
-                false => failure.about(rest),
+            loaded.map_err(|failure| {
+                let hint = failure.is_invalid().then(|| hint(&failure.message, wanted)).flatten();
+                let failure = failure.about(rest);
+                match hint {
+                    Some(hint) => failure.hint(hint),
+                    None => failure,
+                }
             })
         }
         never = show_upload(sent, total, progress) => match never {},
+    }
+}
+
+/// What to do about an archive that was refused, whose image `wanted` was asked for.
+fn hint(message: &str, wanted: Option<&str>) -> Option<String> {
+    // Cloud Run's own words, which don't change: `must support amd64/linux.`
+    let lacking = message.split_once("must support ").and_then(|(_, rest)| {
+        let wanted = rest.split(|c: char| c == '.' || c.is_whitespace()).next()?;
+        wanted.split_once('/')
+    });
+    let archive =
+        "an archive is what `docker save`, or `skopeo copy docker://REF oci-archive:FILE`, writes";
+    match lacking {
+        Some((architecture, os)) => Some(format!(
+            "build it for {os}/{architecture} (`docker build --platform {os}/{architecture}`)"
+        )),
+        None => wanted.is_none().then(|| archive.to_owned()),
     }
 }
 
@@ -282,5 +301,18 @@ mod tests {
         // A folder that only happens to have the name.
         assert_eq!(hint("team/api", dir.path()), None);
         assert_eq!(hint("registry.example.com/team/api:1.4", &nowhere), None);
+    }
+    #[test]
+    fn an_archive_for_another_machine_is_to_be_built_anew() {
+        let message = "Cloud Run does not support image 'a': Container manifest type 'm' must support amd64/linux. It offers: arm64/linux.";
+        for wanted in [None, Some("v1")] {
+            let hint = hint(message, wanted).unwrap();
+            assert!(
+                hint.contains("docker build --platform linux/amd64"),
+                "{hint}"
+            );
+        }
+        assert!(hint("no archive", None).unwrap().contains("docker save"));
+        assert_eq!(hint("no such image", Some("v1")), None);
     }
 }
