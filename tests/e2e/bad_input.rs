@@ -34,11 +34,6 @@ fn wrong_fields_are_named() {
     refused(&server, &deploy("Bad_Name", &[]), &["Bad_Name"]);
     refused(
         &server,
-        &deploy("a", &["--concurrency", "1001"]),
-        &["oncurrency", "1000"],
-    );
-    refused(
-        &server,
         &deploy("a", &["--memory", "lots"]),
         &["memory", "lots"],
     );

@@ -9,8 +9,8 @@ use utsuwa_runtime::keeper::{self, KeeperConfig};
 use utsuwa_runtime::privilege;
 use utsuwa_runtime::rootless::World;
 
-use super::ClientArgs;
 use super::words::shell_quote;
+use super::{ClientArgs, numbers};
 use crate::client::Failure;
 use crate::output::note;
 
@@ -23,7 +23,7 @@ pub(crate) struct DownArgs {
     #[arg(long, value_name = "FILE", env = "UTSUWA_CONFIG")]
     config: Option<PathBuf>,
     /// Seconds that instances have to end by themselves.
-    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = numbers::seconds)]
     grace: u64,
 }
 

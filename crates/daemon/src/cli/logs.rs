@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use utsuwa_api::seam::NEW_FROM_HEADER;
 
 use self::seen::Seen;
-use super::{ClientArgs, suggest};
+use super::{ClientArgs, numbers, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{Format, is_unread, line, note, text_at, value};
 
@@ -35,7 +35,7 @@ pub(crate) struct LogsArgs {
     #[arg(long, short)]
     follow: bool,
     /// How many lines of the past.
-    #[arg(long, default_value_t = 200, value_name = "N")]
+    #[arg(long, default_value_t = 200, value_name = "N", value_parser = numbers::whole::<usize>)]
     tail: usize,
 }
 

@@ -10,6 +10,7 @@ mod env;
 mod gcloud_flags;
 mod images;
 mod logs;
+mod numbers;
 mod overtaken;
 mod progress;
 mod quickstart;
@@ -53,7 +54,7 @@ pub(crate) struct ClientArgs {
         long,
         global = true,
         env = "UTSUWA_API",
-        default_value = "http://localhost:8787",
+        default_value = crate::client::DEFAULT_API,
         value_name = "URL",
         help_heading = "Server"
     )]

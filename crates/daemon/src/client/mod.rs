@@ -170,7 +170,13 @@ impl Api {
             api.base,
             FIRST_ANSWER.as_secs()
         );
-        let info = waited(&what, api.send(question.timeout(FIRST_ANSWER))).await?;
+        let info = waited(&what, api.send(question.timeout(FIRST_ANSWER)))
+            .await
+            .map_err(|failure| match failure.status {
+                // The API refuses this question to nobody, and never without a word of Google's.
+                1 if failure.code.is_none() => not_the_api(&api.base),
+                _ => failure,
+            })?;
         let text = |key: &str| info[key].as_str().unwrap_or_default().to_owned();
         api.project = project.unwrap_or_else(|| text("project"));
         api.home = text("region");
@@ -285,8 +291,7 @@ impl Api {
             if !e.is_decode() {
                 return self.unreachable(&e);
             }
-            Failure::unreachable(format!("{}: the answer is not JSON: {e}", self.base))
-                .hint("is something else listening on that port? `utsuwa doctor` tells")
+            not_the_api(&self.base)
         })
     }
 
@@ -310,6 +315,20 @@ impl Api {
         ))
         .hint("start it with `utsuwa up`, or name another address with --api URL or UTSUWA_API")
     }
+}
+
+/// Where it is unless somebody says otherwise.
+pub(crate) const DEFAULT_API: &str = "http://localhost:8787";
+
+/// Another program's answer, or that of this server's services, is of no use to whoever called the API.
+fn not_the_api(base: &str) -> Failure {
+    Failure::unreachable(format!(
+        "something answers at {base} that isn't the API of a server"
+    ))
+    .hint(format!(
+        "the API is at {DEFAULT_API} by default, at another port than services; name its address with --api URL or UTSUWA_API; \
+         `utsuwa doctor` tells more"
+    ))
 }
 
 /// Google's error JSON as a sentence; field violations one per line.
@@ -346,4 +365,51 @@ fn refusal(status: reqwest::StatusCode, body: &str) -> Failure {
 pub(crate) fn refused_as(code: &str) -> Failure {
     let body = serde_json::json!({"error": {"message": "no", "status": code}});
     refusal(reqwest::StatusCode::CONFLICT, &body.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// What a command says of a program that answers every request with `answer`.
+    async fn told_of(answer: &'static str) -> Failure {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let other = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let (connected, ()) = tokio::join!(Api::connect(&base, None, None), other);
+        connected.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn what_is_not_the_api_is_said_and_not_shown() {
+        for answer in [
+            "HTTP/1.1 404 Not Found\r\nconnection: close\r\n\r\n<html><h1>Page not found</h1></html>",
+            "HTTP/1.1 404 Not Found\r\nconnection: close\r\n\r\n404 page not found",
+            "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n<html>Hello</html>",
+        ] {
+            let failure = told_of(answer).await;
+            assert_eq!(failure.status, 3, "{failure:?}");
+            assert!(failure.message.contains("isn't the API"), "{failure:?}");
+            assert!(!failure.message.contains("age not found"), "{failure:?}");
+            let hint = failure.hint.unwrap();
+            assert!(hint.contains(DEFAULT_API), "{hint}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_api_says_is_passed_on() {
+        let failure = told_of(
+            "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\r\n\
+             {\"error\":{\"message\":\"it starts\",\"status\":\"UNAVAILABLE\"}}",
+        )
+        .await;
+        assert_eq!((failure.status, failure.message.as_str()), (1, "it starts"));
+    }
 }

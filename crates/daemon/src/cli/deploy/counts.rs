@@ -3,6 +3,8 @@
 
 /// Longest a request may take, as on Cloud Run.
 const TIMEOUT_SECS: u64 = 3600;
+/// Most requests in flight per instance, as on Cloud Run.
+const CONCURRENCY: u32 = 1000;
 
 /// A count of 1 or more; 0, the wire's word for it, when `default` is written.
 pub(super) fn one_or_default(text: &str) -> Result<u32, String> {
@@ -13,6 +15,15 @@ pub(super) fn one_or_default(text: &str) -> Result<u32, String> {
         Ok(0) => Err("at least 1 is needed; `default` goes back to the default".to_owned()),
         Ok(count) => Ok(count),
         Err(_) => Err("must be a whole number, 1 or more, or `default`".to_owned()),
+    }
+}
+
+/// Requests in flight per instance.
+pub(super) fn concurrency(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(count) if (1..=CONCURRENCY).contains(&count) => Ok(count),
+        _ if text == "default" => Ok(0),
+        _ => Err(format!("must be 1 to {CONCURRENCY}, or `default`")),
     }
 }
 
@@ -39,6 +50,15 @@ mod tests {
         assert!(one_or_default("0").unwrap_err().contains("at least 1"));
         for wrong in ["-1", "many", "", "1.5"] {
             assert!(one_or_default(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_concurrency_names_both_ends() {
+        assert_eq!(concurrency("1000"), Ok(1000));
+        assert_eq!(concurrency("default"), Ok(0));
+        for wrong in ["0", "1001", "many", "99999999999"] {
+            assert!(concurrency(wrong).unwrap_err().contains("1 to 1000"));
         }
     }
 

@@ -20,7 +20,7 @@ use super::progress::Progress;
 use super::rewrites::Rewrites;
 use super::services::back::Back;
 use super::services::show::{can_serve, repair};
-use super::{ClientArgs, overtaken, suggest};
+use super::{ClientArgs, numbers, overtaken, suggest};
 use crate::client::{Api, Failure};
 use crate::output::{ask, note};
 
@@ -41,7 +41,7 @@ pub(crate) struct DeployArgs {
     #[arg(long)]
     no_allow_unauthenticated: bool,
     /// Port the container listens on [default: 8080]
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::port)]
     port: Option<u16>,
     /// Speak HTTP/2 cleartext to the container.
     #[arg(long, overrides_with = "no_use_http2")]
@@ -56,19 +56,19 @@ pub(crate) struct DeployArgs {
     #[arg(long)]
     cpu: Option<String>,
     /// Requests in flight per instance: 1 to 1000, or default (80; 1 below one CPU).
-    #[arg(long, value_name = "COUNT", value_parser = counts::one_or_default)]
+    #[arg(long, value_name = "COUNT", value_parser = counts::concurrency)]
     concurrency: Option<u32>,
     /// Time a request may take: seconds, or 5m; 60 minutes at most [default: 5m]
     #[arg(long, value_name = "TIME", value_parser = counts::timeout)]
     timeout: Option<u64>,
     /// Instances kept when nobody calls, per revision.
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::whole::<u32>)]
     min_instances: Option<u32>,
     /// Instances at most, per revision: 1 or more, or default (100).
     #[arg(long, value_name = "COUNT", value_parser = counts::one_or_default)]
     max_instances: Option<u32>,
     /// Instances kept over all revisions.
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::whole::<u32>)]
     min: Option<u32>,
     /// Instances at most over all revisions: 1 or more, or default (no limit of its own).
     #[arg(long, value_name = "COUNT", value_parser = counts::one_or_default)]
