@@ -157,6 +157,80 @@ fn broken_configuration_and_taken_ports() {
     );
 }
 
+/// A start is refused, and a check says so before it, for what options name and what is in it; nothing is left of either.
+#[test]
+fn files_that_options_name_are_looked_at_first() {
+    if !can_run("bad_input::files_that_options_name_are_looked_at_first") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let data = dir.path().join("data");
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(at("broken.toml"), "[\"a.example\"\n").unwrap();
+    let table = format!(
+        "[\"a.example\"]\ncertificate-file = \"{0}\"\nkey-file = \"{0}\"\n",
+        at("none.pem")
+    );
+    std::fs::write(at("keyless.toml"), table).unwrap();
+    let run = |command: &[&str], more: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_utsuwa"))
+            .args(command)
+            .args(["--data-dir", &data.to_string_lossy()])
+            .args([
+                "--listen-api",
+                "127.0.0.1:0",
+                "--listen-http",
+                "127.0.0.1:0",
+            ])
+            .args(["--listen-https", "127.0.0.1:0"])
+            .args(more)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let (none, broken, keyless) = (at("none.toml"), at("broken.toml"), at("keyless.toml"));
+    let (authority, shown) = (at("none-ca.pem"), at("none-dir"));
+    let acme = [
+        "--acme-directory",
+        "letsencrypt",
+        "--acme-ca-file",
+        &authority,
+    ];
+    for (flags, expected) in [
+        (
+            &["--certificates-file", &none][..],
+            "none.toml: read it: No such file",
+        ),
+        (
+            &["--certificates-file", &broken][..],
+            "broken.toml: TOML parse error",
+        ),
+        (
+            &["--certificates-file", &keyless][..],
+            "none.pem: No such file",
+        ),
+        (&acme[..], "acme-ca-file: "),
+        (&["--allow-host-dir", &shown][..], "--allow-host-dir"),
+        (&["--public-address", "300.1.1.1"][..], "no IP address"),
+    ] {
+        let (code, said) = run(&["config", "check"], flags);
+        assert_eq!(code, Some(2), "{flags:?}: {said}");
+        assert!(said.contains(expected), "{flags:?}: {said}");
+        let (code, said) = run(&["up"], flags);
+        assert!(matches!(code, Some(1 | 2)), "{flags:?}: {said}");
+        assert!(said.contains(expected), "{flags:?}: {said}");
+        assert!(!said.contains("chgrp"), "{flags:?}: {said}");
+        assert!(
+            !data.exists(),
+            "{flags:?}: a start that is refused leaves nothing"
+        );
+    }
+}
+
 /// Without nft no instance can have a network: said at once, not by the first deploy that never ends.
 #[test]
 fn a_machine_without_nftables() {

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::Value;
+use utsuwa_runtime::privilege;
 
 use super::words::shortened;
 use super::{ClientArgs, ServerArgs};
 use crate::client::Failure;
-use crate::config::{ConfigError, Layers, frozen};
+use crate::config::{Config, ConfigError, Layers, frozen};
 use crate::output::{Format, items, line, note, text_at};
 use crate::up::ahead::{self, Found};
+use crate::up::named;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -52,25 +54,8 @@ pub(crate) async fn run(command: &ConfigCommand, client: &ClientArgs) -> Result<
         ConfigCommand::Check(args) => {
             let layers = Layers::read(&args.server().given(client)).map_err(usage)?;
             let config = layers.check().map_err(usage)?;
-            // It may be another user's, or of a build that isn't this one: then it stays unknown, which is no fault of the options.
-            let unknown = match ahead::made_for(&config.data_dir) {
-                Ok(Found::Nothing) => None,
-                Ok(Found::MadeFor(settings)) => {
-                    let problems = frozen::differing(&layers, &config, &settings);
-                    if !problems.is_empty() {
-                        return Err(usage(ConfigError(problems)));
-                    }
-                    None
-                }
-                Ok(Found::Wrong(problems)) => Some(problems.join("; ")),
-                Ok(Found::Unknown(why)) => Some(why),
-                Err(error) => Some(format!("{error:#}")),
-            };
-            if let Some(why) = unknown {
-                note(&format!(
-                    "note: project, region and domain are not compared with what the data directory is made for: {why}"
-                ));
-            }
+            compare(&layers, &config).map_err(usage)?;
+            look(&config)?;
             note("The configuration is valid.");
             Ok(())
         }
@@ -87,6 +72,52 @@ pub(crate) async fn run(command: &ConfigCommand, client: &ClientArgs) -> Result<
             print(client, &layers.rows())?;
             layers.check().map_err(usage).map(drop)
         }
+    }
+}
+
+/// What the data directory is made for. It may be another user's, or of a build that isn't this one: then it stays unknown, which is
+/// no fault of the options.
+fn compare(layers: &Layers, config: &Config) -> Result<(), ConfigError> {
+    let unknown = match ahead::made_for(&config.data_dir) {
+        Ok(Found::Nothing) => return Ok(()),
+        Ok(Found::MadeFor(settings)) => {
+            let problems = frozen::differing(layers, config, &settings);
+            return match problems.is_empty() {
+                true => Ok(()),
+                false => Err(ConfigError(problems)),
+            };
+        }
+        Ok(Found::Wrong(problems) | Found::Denied(problems)) => problems.join("; "),
+        Ok(Found::Unknown(why)) => why,
+        Err(error) => format!("{error:#}"),
+    };
+    note(&format!(
+        "note: project, region and domain are not compared with what the data directory is made for: {unknown}"
+    ));
+    Ok(())
+}
+
+/// What the options name on this machine, as a start looks at it. Who isn't root may check root's configuration: what they can't see
+/// is told, and no fault of the options.
+fn look(config: &Config) -> Result<(), Failure> {
+    let usage = |problems| Failure::usage(ConfigError(problems).to_string());
+    let found = named::all(config).map_err(|error| usage(vec![format!("{error:#}")]))?;
+    let (unseen, wrong): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .partition(|problem| problem.denied && !privilege::is_root());
+    for problem in unseen {
+        note(&format!("note: not checked: {}", problem.message));
+    }
+    let mut hints: Vec<&str> = wrong.iter().filter_map(|problem| problem.hint).collect();
+    hints.dedup();
+    let problems: Vec<String> = wrong
+        .iter()
+        .map(|problem| problem.message.clone())
+        .collect();
+    match (problems.is_empty(), hints.is_empty()) {
+        (true, _) => Ok(()),
+        (false, true) => Err(usage(problems)),
+        (false, false) => Err(usage(problems).hint(hints.join("; "))),
     }
 }
 

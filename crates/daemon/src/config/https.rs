@@ -81,8 +81,41 @@ pub(super) fn public_address(text: &str) -> Result<PublicAddress, String> {
         match part.parse() {
             Ok(IpAddr::V4(v4)) => public.v4 = Some(v4),
             Ok(IpAddr::V6(v6)) => public.v6 = Some(v6),
+            Err(_) if ends_in_number(part) => {
+                return Err(format!(
+                    "{part} is no IP address, and no name ends in a number"
+                ));
+            }
             Err(_) => public.name = Some(domain(part)?),
         }
     }
     Ok(public)
+}
+
+/// As an address does: no client asks for it as a name.
+fn ends_in_number(text: &str) -> bool {
+    let last = text.trim_end_matches('.').rsplit('.').next();
+    last.is_some_and(|last| !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_with_a_mistake_is_no_name() {
+        for wrong in [
+            "300.1.1.1",
+            "10.0.0",
+            "7",
+            "1.2.3.4.",
+            "192.0.2.1,300.1.1.1",
+        ] {
+            let why = public_address(wrong).unwrap_err();
+            assert!(why.contains("no IP address"), "{wrong}: {why}");
+        }
+        let public = public_address("192.0.2.1, 2001:db8::1, 1.example.org").unwrap();
+        assert_eq!(public.name.as_deref(), Some("1.example.org"));
+        assert!(public.v4.is_some() && public.v6.is_some());
+    }
 }

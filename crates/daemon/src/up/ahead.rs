@@ -6,7 +6,7 @@
 //!
 //! Fails by saying what is wrong. What can't be known yet (a database that an operator put there as root) is left to the start.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -15,6 +15,8 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use utsuwa_ingress::tls::{Authority, Cabinet, TlsError};
 use utsuwa_runtime::privilege::{self, ServerUser};
@@ -44,13 +46,15 @@ struct Question {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Look {
+pub(super) enum Look {
     /// The database in this folder.
     State(PathBuf),
     /// The keys in this folder.
     Keys(PathBuf),
     /// The operator's own certificates.
     Certificates(PathBuf),
+    /// The authority by which another one's address is trusted.
+    AcmeAuthority(PathBuf),
 }
 
 /// What it found.
@@ -62,16 +66,18 @@ pub(crate) enum Found {
     MadeFor(Settings),
     /// A start would fail by these.
     Wrong(Vec<String>),
+    /// So it would, and one of them is that who reads may not.
+    Denied(Vec<String>),
     /// It can't be read by whom it belongs to, which may be mended by the start itself.
     Unknown(String),
 }
 
 /// Refuses a start that would fail over `config.data_dir` when it is too late: by a newer database, by settings that are frozen
-/// otherwise, by keys or certificates that `user` can't use.
+/// otherwise, by keys that can't be used.
 ///
 /// # Errors
 /// Such a problem, with what to do about it.
-pub(super) fn check(config: &Config, layers: &Layers, user: &ServerUser) -> anyhow::Result<()> {
+pub(super) fn check(config: &Config, layers: &Layers) -> anyhow::Result<()> {
     let data = &config.data_dir;
     match made_for(data)? {
         Found::MadeFor(settings) => {
@@ -80,7 +86,9 @@ pub(super) fn check(config: &Config, layers: &Layers, user: &ServerUser) -> anyh
                 bail!("{}", problems.join("\n"));
             }
         }
-        Found::Wrong(problems) => bail!("open the database: {}", problems.join("\n")),
+        Found::Wrong(problems) | Found::Denied(problems) => {
+            bail!("open the database: {}", problems.join("\n"))
+        }
         Found::Nothing | Found::Unknown(_) => {}
     }
     if config.listen_https.is_none() {
@@ -90,12 +98,15 @@ pub(super) fn check(config: &Config, layers: &Layers, user: &ServerUser) -> anyh
     if let Found::Wrong(problems) = of_owner(data, &keys, Look::Keys)? {
         bail!("{}", problems.join("\n"));
     }
-    if let Some(file) = &config.certificates_file
-        && let Found::Wrong(problems) = ask(user.uid, user.gid, Look::Certificates(file.clone()))?
-    {
-        return Err(given::refusal(&problems));
-    }
     Ok(())
+}
+
+/// What is wrong with the files at `look`, read as `user`.
+///
+/// # Errors
+/// No process can be started for it.
+pub(super) fn of_user(user: &ServerUser, look: Look) -> anyhow::Result<Found> {
+    ask(user.uid, user.gid, look)
 }
 
 /// What the data directory was made for at its first start, read with no more rights than its server has.
@@ -115,7 +126,7 @@ fn of_owner(data: &Path, folder: &Path, look: fn(PathBuf) -> Look) -> anyhow::Re
             let why = format!("{} is a link or a file", folder.display());
             return Ok(Found::Unknown(why));
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Ok(Found::Unknown(format!("{}: {error}", folder.display()))),
     };
     let above = std::fs::metadata(data).map_or(0, |data| data.uid());
@@ -205,7 +216,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 impl Look {
-    fn answer(&self) -> Found {
+    pub(super) fn answer(&self) -> Found {
         match self {
             Self::State(folder) => match Settings::in_directory(folder) {
                 Ok(None) => Found::Nothing,
@@ -226,10 +237,37 @@ impl Look {
             }
             Self::Certificates(file) => match given::check(file) {
                 Ok(()) => Found::Nothing,
-                Err(problems) => Found::Wrong(problems),
+                Err(problems) if problems.denied => Found::Denied(problems.what),
+                Err(problems) => Found::Wrong(problems.what),
+            },
+            Self::AcmeAuthority(file) => match acme_authority(file) {
+                Ok(()) => Found::Nothing,
+                Err(error) => {
+                    let what = vec![format!("{}: {error}", file.display())];
+                    match error.kind() {
+                        ErrorKind::PermissionDenied => Found::Denied(what),
+                        _ => Found::Wrong(what),
+                    }
+                }
             },
         }
     }
+}
+
+/// As it is read whenever the authority is asked.
+fn acme_authority(file: &Path) -> std::io::Result<()> {
+    let text = std::fs::read(file)?;
+    let of_no_use = |_| {
+        std::io::Error::new(
+            ErrorKind::InvalidData,
+            "does not begin with a certificate in PEM form (-----BEGIN CERTIFICATE-----)",
+        )
+    };
+    let certificate = CertificateDer::from_pem_slice(&text).map_err(of_no_use)?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(certificate)
+        .map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! Invariants: 1. All of it is in force, or what was before. 2. A change concerns the next handshake; no connection sees it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use utsuwa_ingress::tls::{Given, Pattern, Tls};
 use utsuwa_model::Timestamp;
 
-use super::Refusal;
 use super::environment::Machine;
+use super::named;
 
 /// How often the files are looked at: who renews them need not tell.
 const LOOK: Duration = Duration::from_secs(5);
@@ -59,7 +60,7 @@ impl OwnCertificates {
             ends: Vec::new(),
             warned: None,
         };
-        own.take_over(read).map_err(|problems| refusal(&problems))?;
+        own.take_over(read).map_err(|problems| problems.refusal())?;
         Ok(own)
     }
 
@@ -84,7 +85,7 @@ impl OwnCertificates {
                 ),
                 Err(problems) => tracing::warn!(
                     path = %self.path.display(),
-                    problems = problems.join("; "),
+                    problems = problems.what.join("; "),
                     "the certificates can't be used; those that were in force stay so"
                 ),
             }
@@ -93,8 +94,8 @@ impl OwnCertificates {
 
     fn take_over(
         &mut self,
-        read: impl FnOnce(&Path) -> Result<Vec<Given>, Vec<String>>,
-    ) -> Result<(), Vec<String>> {
+        read: impl FnOnce(&Path) -> Result<Vec<Given>, Problems>,
+    ) -> Result<(), Problems> {
         // Before reading, and not after it: a change that comes meanwhile is seen at the next look.
         self.seen = self.print();
         let given = read(&self.path)?;
@@ -148,46 +149,74 @@ fn tables(text: &str) -> Result<BTreeMap<String, Table>, toml::de::Error> {
 }
 
 /// What keeps a server from starting.
-pub(super) fn refusal(problems: &[String]) -> anyhow::Error {
-    Refusal::new(
-        format!("certificates-file: {}", problems.join("\n")),
-        "the server's user must be able to read these files (chgrp, chmod g+r)",
-    )
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    pub what: Vec<String>,
+    /// One of them is that who reads may not.
+    pub denied: bool,
+}
+
+impl Problems {
+    fn of_reading(what: String, error: &io::Error) -> Self {
+        Self {
+            what: vec![format!("{what}: {error}")],
+            denied: error.kind() == io::ErrorKind::PermissionDenied,
+        }
+    }
+
+    fn refusal(&self) -> anyhow::Error {
+        named::refused("certificates-file", &self.what.join("\n"), self.denied).into()
+    }
+}
+
+impl From<String> for Problems {
+    fn from(why: String) -> Self {
+        Self {
+            what: vec![why],
+            denied: false,
+        }
+    }
 }
 
 /// Whether all that the file at `path` names could be in force.
-pub(super) fn check(path: &Path) -> Result<(), Vec<String>> {
+pub(super) fn check(path: &Path) -> Result<(), Problems> {
     read(path).map(drop)
 }
 
 /// All certificates that the file names, each checked.
-fn read(path: &Path) -> Result<Vec<Given>, Vec<String>> {
+fn read(path: &Path) -> Result<Vec<Given>, Problems> {
+    let shown = path.display();
     let text = std::fs::read_to_string(path)
-        .map_err(|error| vec![format!("{}: read it: {error}", path.display())])?;
-    let tables = tables(&text).map_err(|error| vec![format!("{}: {error}", path.display())])?;
+        .map_err(|error| Problems::of_reading(format!("{shown}: read it"), &error))?;
+    let tables = tables(&text).map_err(|error| format!("{shown}: {error}"))?;
     let now = Machine::time();
-    let (mut given, mut problems) = (Vec::new(), Vec::new());
+    let (mut given, mut problems) = (Vec::new(), Problems::default());
     for (name, table) in tables {
         match one(&name, &table, now) {
             Ok(one) => given.push(one),
-            Err(why) => problems.push(format!("{}: [{name:?}]: {why}", path.display())),
+            Err(of_one) => {
+                let told = |why: &String| format!("{shown}: [{name:?}]: {why}");
+                problems.what.extend(of_one.what.iter().map(told));
+                problems.denied |= of_one.denied;
+            }
         }
     }
-    if problems.is_empty() {
+    if problems.what.is_empty() {
         Ok(given)
     } else {
         Err(problems)
     }
 }
 
-fn one(name: &str, table: &Table, now: Timestamp) -> Result<Given, String> {
+fn one(name: &str, table: &Table, now: Timestamp) -> Result<Given, Problems> {
     let pattern: Pattern = name.parse().map_err(|error| format!("{error}"))?;
     let file = |key: &str, path: &Path| {
-        std::fs::read(path).map_err(|error| format!("{key} {}: {error}", path.display()))
+        let what = || format!("{key} {}", path.display());
+        std::fs::read(path).map_err(|error| Problems::of_reading(what(), &error))
     };
     let chain = file("certificate-file", &table.certificate_file)?;
     let key = file("key-file", &table.key_file)?;
-    Given::new(pattern, &chain, &key, now).map_err(|error| error.to_string())
+    Ok(Given::new(pattern, &chain, &key, now).map_err(|error| error.to_string())?)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `utsuwa up`: from root with a configuration to an unprivileged server with a keeper beside it.
 //!
 //! Order (each step can refuse, and nothing before it needs undoing): configuration, privilege (an ordinary user's own
-//! namespaces are entered here), ports, with `--replace` all else that the start could fail by, directories, keeper, give up root, store, runtime, loops, ingress, API, `ready`.
+//! namespaces are entered here), what options name on this machine, ports, what the data directory holds (where no keeper waits for its server), directories, keeper, give up root, store, runtime, loops, ingress, API, `ready`.
 
 pub(crate) mod ahead;
 mod certificates;
@@ -22,6 +22,7 @@ mod leave;
 mod leaving;
 mod listeners;
 mod metrics;
+pub(crate) mod named;
 mod ports;
 mod prepare;
 mod rootless;

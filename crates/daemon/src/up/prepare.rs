@@ -7,16 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use utsuwa_model::host_dir::HostDir;
 use utsuwa_runtime::image::DockerConfig;
 use utsuwa_runtime::keeper::{self, KeeperConfig};
 use utsuwa_runtime::network::{EgressRule, NetConfig};
 use utsuwa_runtime::privilege::{self, ServerUser};
 use utsuwa_runtime::rootless::is_rootless;
-use utsuwa_runtime::sandbox;
 
 use super::journal::JournalLimits;
-use super::{Refusal, ahead, folders, ports};
+use super::{Refusal, ahead, folders, named, ports};
 use crate::config::{Config, Layers};
 use crate::output::note;
 
@@ -81,9 +79,7 @@ pub(super) fn prepare(
         super::rootless::can_be_opened(&egress)?;
         super::rootless::opens_no_directory(&config.host_dirs)?;
     }
-    for rule in &config.host_dirs {
-        check_host_dir(rule, &config.data_dir)?;
-    }
+    named::check(&config, &user)?;
     for listen in [&mut config.listen_api, &mut config.listen_http]
         .into_iter()
         .chain(&mut config.listen_https)
@@ -92,14 +88,15 @@ pub(super) fn prepare(
     }
     let held = known.as_deref().map(keeper::held_listeners);
     let held = held.unwrap_or_default();
+    let keeper_runs = !held.is_empty();
     if replace {
         ports::stay(&config, layers, &held)?;
     }
     ports::check(&mut config, &held)?;
     folders::can_be_entered(&config.data_dir, &user)?;
-    if replace {
-        // Not at every start: it takes two processes, and where nobody serves the start itself finds out soon enough.
-        ahead::check(&config, layers, &user)?;
+    if replace || !keeper_runs {
+        // Not where a keeper waits for its server: it takes two processes, and the start itself finds out soon enough.
+        ahead::check(&config, layers)?;
     }
     // What can be found wrong without making anything was looked for: only now something is made, and the one that serves is
     // asked to go.
@@ -155,36 +152,6 @@ pub(super) fn prepare(
         pid_file,
         open_files,
     })
-}
-
-/// What can be told at once, and not by the first service that wants it.
-fn check_host_dir(rule: &HostDir, data_dir: &Path) -> anyhow::Result<()> {
-    let refuse = |why: &str, hint: &str| {
-        Err(Refusal::new(
-            format!("--allow-host-dir {rule}: {why}"),
-            hint,
-        ))
-    };
-    if let Ok(real) = std::fs::canonicalize(&rule.path)
-        && real != Path::new(&rule.path)
-    {
-        return refuse(
-            &format!("links lead from there to {}", real.display()),
-            "name that directory itself, if it is what services may see",
-        );
-    }
-    match sandbox::host_dirs::owner(rule) {
-        Err(error) => refuse(&error.to_string(), "make it, or leave the rule out"),
-        Ok((0, _)) if rule.writable => refuse(
-            "it belongs to root, and what a service writes there would too",
-            "give it to a user for it (chown), or let services only read it (:ro)",
-        ),
-        Ok(_) if rule.overlaps(&data_dir.to_string_lossy()) => refuse(
-            &format!("the data directory {} is there", data_dir.display()),
-            "name a directory beside it",
-        ),
-        Ok(_) => Ok(()),
-    }
 }
 
 fn identify(data_dir: &Path) -> anyhow::Result<String> {
