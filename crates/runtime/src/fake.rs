@@ -8,6 +8,8 @@
 
 mod controls;
 mod parked;
+mod programs;
+mod tiers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -27,6 +29,8 @@ use utsuwa_model::quantity::MilliCpu;
 use utsuwa_model::{InstanceId, Timestamp};
 
 use crate::driver::{Driver, DriverError, InstanceEvent, Reclaimed, Usage};
+
+pub use self::programs::{Begin, Program};
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +67,8 @@ struct Inner {
 struct World {
     running: BTreeMap<InstanceId, InstanceObservation>,
     specs: BTreeMap<InstanceId, InstanceSpec>,
+    begin: Option<Begin>,
+    programs: BTreeMap<InstanceId, Program>,
     prepared: BTreeSet<RootfsSpec>,
     failures: BTreeMap<Call, VecDeque<DriverError>>,
     start_takes: Duration,
@@ -73,6 +79,14 @@ struct World {
     log: Vec<String>,
     next_pid: u32,
     gate: Option<Gate>,
+}
+
+impl World {
+    /// Nothing of the instance is left; whether there was anything.
+    fn end(&mut self, id: &InstanceId) -> bool {
+        self.programs.remove(id);
+        self.running.remove(id).is_some()
+    }
 }
 
 impl fmt::Debug for FakeDriver {
@@ -117,32 +131,6 @@ impl FakeDriver {
     #[must_use]
     pub fn prepared(&self) -> BTreeSet<RootfsSpec> {
         self.inner.world.lock().prepared.clone()
-    }
-
-    /// How much of an instance is awake; `None` if it isn't there.
-    #[must_use]
-    pub fn tier(&self, id: &InstanceId) -> Option<Tier> {
-        let world = self.inner.world.lock();
-        world.running.get(id).map(|found| found.tier)
-    }
-
-    async fn change_tier(
-        &self,
-        call: Call,
-        word: &str,
-        id: InstanceId,
-        tier: Tier,
-    ) -> Result<(), DriverError> {
-        self.before(call, &format!("{word} {id}")).await?;
-        let mut world = self.inner.world.lock();
-        let Some(found) = world.running.get_mut(&id) else {
-            return Err(DriverError::NotFound(id));
-        };
-        if found.tier != tier {
-            found.tier = tier;
-            world.log.push(format!("{word} {id}"));
-        }
-        Ok(())
     }
 
     /// Every call so far that changed something: `start ID`, `stop ID`, `prepare`.
@@ -240,6 +228,9 @@ impl Driver for FakeDriver {
                     };
                     world.running.insert(id.clone(), observation);
                     world.log.push(format!("start {id}"));
+                    if let Some(begin) = world.begin.clone() {
+                        world.programs.insert(id.clone(), begin(&spec));
+                    }
                     world.specs.insert(id.clone(), spec);
                 }
                 world.exit_at_start.clone()
@@ -262,8 +253,8 @@ impl Driver for FakeDriver {
             if !takes.is_zero() {
                 tokio::time::sleep(takes).await;
             }
-            let was = self.inner.world.lock().running.remove(&id);
-            if was.is_some() {
+            let was = self.inner.world.lock().end(&id);
+            if was {
                 self.inner.world.lock().log.push(format!("stop {id}"));
                 self.tell(&id, "", Exit::Signal(15), Vec::new());
             }
@@ -308,13 +299,7 @@ impl Driver for FakeDriver {
     }
 
     fn socket(&self, id: &InstanceId) -> BoxFuture<'_, Result<(OwnedFd, SocketAddr), DriverError>> {
-        let id = id.clone();
-        async move {
-            Err(DriverError::Internal(format!(
-                "the fake driver has no network for {id}"
-            )))
-        }
-        .boxed()
+        std::future::ready(self.socket_of(id)).boxed()
     }
 
     fn set_cpu(&self, id: &InstanceId, cpu: MilliCpu) -> BoxFuture<'_, Result<(), DriverError>> {

@@ -30,6 +30,8 @@ mod secure;
 mod server;
 mod traffic;
 mod unpacker;
+#[cfg(test)]
+mod whole;
 
 use std::process::ExitCode;
 use std::time::Duration;

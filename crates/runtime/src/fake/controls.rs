@@ -16,7 +16,7 @@ impl FakeDriver {
 
     /// The instance ends of the end of one of its containers.
     pub fn exit_of(&self, id: &InstanceId, container: &str, exit: Exit, last_lines: Vec<String>) {
-        if self.inner.world.lock().running.remove(id).is_some() {
+        if self.inner.world.lock().end(id) {
             self.tell(id, container, exit, last_lines);
         }
     }
