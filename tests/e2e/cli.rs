@@ -213,7 +213,7 @@ fn mistakes_are_told_with_what_was_meant() {
     fails(&server, 1, &["logs", "afar"], there);
     fails(&server, 2, &["deploy", "afar"], there);
     for (flag, value, why) in [
-        ("--concurrency", "0", "at least 1 is needed"),
+        ("--concurrency", "0", "must be 1 to 1000, or `default`"),
         ("--max-instances", "0", "at least 1 is needed"),
         ("--timeout", "2h", "at most 3600 s (60 min)"),
     ] {
