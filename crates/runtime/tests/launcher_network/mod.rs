@@ -9,11 +9,8 @@ use utsuwa_runtime::spawner::protocol::{Op, Reply};
 use crate::busybox::possible;
 use crate::launcher_world::{End, World, wait};
 
-#[test]
-fn an_instance_has_its_network() {
-    if !possible("an_instance_has_its_network") {
-        return;
-    }
+/// A world with a network, and its id.
+fn networked() -> (String, World) {
     let id = World::id();
     let network = NetConfig {
         id: id.clone(),
@@ -21,7 +18,15 @@ fn an_instance_has_its_network() {
         allow: Vec::new(),
         mtu: None,
     };
-    let mut world = World::with_network(Some(network));
+    (id, World::with_network(Some(network)))
+}
+
+#[test]
+fn an_instance_has_its_network() {
+    if !possible("an_instance_has_its_network") {
+        return;
+    }
+    let (id, mut world) = networked();
     let script = "ip -o addr; ip route; nc -l -p 80 -e echo answered & until nc ::1 80; do kill -0 $! || exit 1; done";
     let mut spec = world.spec(&["sh", "-c", script]);
     spec.process.user = "www".to_owned();
@@ -49,14 +54,7 @@ fn the_housekeeper_sets_the_rules_of_the_network_again() {
     if !possible("the_housekeeper_sets_the_rules_of_the_network_again") {
         return;
     }
-    let id = World::id();
-    let network = NetConfig {
-        id: id.clone(),
-        ingress_ports: vec![80],
-        allow: Vec::new(),
-        mtu: None,
-    };
-    let mut world = World::with_network(Some(network));
+    let (id, mut world) = networked();
     // It answers, so it has set all up.
     let (result, _) = world.housekeeper.ask(Op::RemoveOldLogs, &[]);
     assert_eq!(result, Ok(Reply::Done));
