@@ -23,18 +23,27 @@ fn table(dir: &Path, registry: &Registry, password: &str) -> PathBuf {
     write_private(dir.join("registries.toml"), &text)
 }
 
-#[test]
-fn a_registry_with_a_password_and_an_authority_of_its_own() {
-    const NAME: &str = "private_registry::a_registry_with_a_password_and_an_authority_of_its_own";
-    if !can_run(NAME) {
-        return;
+/// A registry that asks for a password, a directory, and the name of an image that was pushed. `None`: test `name` is skipped.
+fn closed_registry(name: &str) -> Option<(Registry, tempfile::TempDir, String)> {
+    if !can_run(name) {
+        return None;
     }
     let Some(registry) = Registry::start_closed() else {
-        return skip(NAME, "openssl is not installed");
+        skip(name, "openssl is not installed");
+        return None;
     };
     let dir = tempfile::tempdir().unwrap();
     let archive = Layout::default().write(dir.path(), "app");
     let image = registry.push(&archive, "team/app:v1");
+    Some((registry, dir, image))
+}
+
+#[test]
+fn a_registry_with_a_password_and_an_authority_of_its_own() {
+    const NAME: &str = "private_registry::a_registry_with_a_password_and_an_authority_of_its_own";
+    let Some((registry, dir, image)) = closed_registry(NAME) else {
+        return;
+    };
     let file = table(dir.path(), &registry, PASSWORD);
     let shown = file.to_string_lossy().into_owned();
     let config = dir.path().join("config.toml");
@@ -98,15 +107,9 @@ fn program_at_home(dir: &Path, home: &Path) -> PathBuf {
 #[test]
 fn what_docker_login_wrote_opens_a_registry() {
     const NAME: &str = "private_registry::what_docker_login_wrote_opens_a_registry";
-    if !can_run(NAME) {
+    let Some((registry, dir, image)) = closed_registry(NAME) else {
         return;
-    }
-    let Some(registry) = Registry::start_closed() else {
-        return skip(NAME, "openssl is not installed");
     };
-    let dir = tempfile::tempdir().unwrap();
-    let archive = Layout::default().write(dir.path(), "app");
-    let image = registry.push(&archive, "team/app:v1");
     let address = registry.address.to_string();
     let authority = format!("[{address:?}]\nca-file = {:?}\n", registry.ca_file());
     let registries = write_private(dir.path().join("registries.toml"), &authority);
@@ -126,7 +129,10 @@ fn what_docker_login_wrote_opens_a_registry() {
     server.deploy("app", &["--image", &image]);
 
     // A helper isn't asked, and a broken file is no reason not to start: the deploy that needs it says so.
-    let other = registry.push(&archive, "team/other:v1");
+    let other = registry.push(
+        &Layout::default().write(dir.path(), "other"),
+        "team/other:v1",
+    );
     let shown = docker.to_string_lossy().into_owned();
     for (content, words) in [
         (

@@ -281,7 +281,7 @@ mod tests {
     fn from(content: &str) -> Credentials {
         Credentials {
             docker: Some(DockerConfig::parse(
-                Path::new("/home/op/.docker/config.json"),
+                Path::new("/srv/op/.docker/config.json"),
                 content.as_bytes(),
             )),
             ..Credentials::default()
@@ -334,7 +334,7 @@ mod tests {
             let error = credentials
                 .find(&Reference::parse(image).unwrap())
                 .unwrap_err();
-            for word in [helper, "/home/op/.docker/config.json", "docker-config"] {
+            for word in [helper, "/srv/op/.docker/config.json", "docker-config"] {
                 assert!(error.contains(word), "{word}: {error}");
             }
         }
@@ -367,7 +367,7 @@ mod tests {
             assert_eq!(problems.len(), 1, "{problems:?}");
             for said in [&error, &problems[0]] {
                 assert!(
-                    said.contains("/home/op/.docker/config.json") && said.contains(place),
+                    said.contains("/srv/op/.docker/config.json") && said.contains(place),
                     "{place}: {said}"
                 );
                 assert!(!said.contains("c2VjcmV0"), "{said}");

@@ -13,6 +13,8 @@ use super::rules::program;
 use std::collections::BTreeSet;
 
 const FAMILIES: [(&str, &str); 2] = [("ip", "iptables"), ("ip6", "ip6tables")];
+/// How many rules of ours stand where there is such a firewall.
+const EXPECTED: [(&str, usize); 2] = [("FORWARD", 2), ("INPUT", 1)];
 
 /// That the programs for the tables that exist can be run.
 pub(super) fn check() -> Result<(), NetError> {
@@ -45,9 +47,6 @@ pub(super) fn open(tag: &str, uplink: &str) -> Result<(), NetError> {
     }
     Ok(())
 }
-
-/// How many rules of ours stand where there is such a firewall.
-const EXPECTED: [(&str, usize); 2] = [("FORWARD", 2), ("INPUT", 1)];
 
 /// Firewalls of nftables (where iptables' variant for it keeps its rules) in which rules of `tag` are missing.
 pub(super) fn missing(nftables: &mut Netlink, tag: &str) -> Result<Vec<String>, NetError> {

@@ -85,7 +85,7 @@ async fn refused_credentials_say_what_to_do() {
 
 /// A store that read a docker configuration file at its start.
 fn store_with_docker_file(fake: &Fake, content: &str) -> Store {
-    let docker = DockerConfig::parse(Path::new("/home/op/config.json"), content.as_bytes());
+    let docker = DockerConfig::parse(Path::new("/srv/op/config.json"), content.as_bytes());
     Store::new(|settings| {
         settings.registry.insecure = vec![fake.host()];
         settings.registry.credentials.docker = Some(docker);
@@ -144,7 +144,7 @@ async fn a_refusal_names_the_docker_file_that_could_not_be_used() {
             let error = fails(&store.store, &fake, "private/app:v1").await;
             assert_eq!(error.class(), ErrorClass::Unauthorized);
             let text = error.to_string();
-            for word in words.into_iter().chain(["/home/op/config.json"]) {
+            for word in words.into_iter().chain(["/srv/op/config.json"]) {
                 assert!(text.contains(word), "{word}: {text}");
             }
         }
